@@ -1,1 +1,27 @@
-"""hra_diffusion: personalise diffusion models with Householder Reflection Adaptation (HRA, arXiv 2405.17484)."""
+"""hra_diffusion: personalise diffusion models with Householder Reflection Adaptation (HRA, arXiv 2405.17484).
+
+The public names are looked up when they are first used, so that importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from hra_diffusion.adapter import HRAConfig, HRAModel
+
+_HOMES: Final = {
+    "HRAConfig": "hra_diffusion.adapter",
+    "HRAModel": "hra_diffusion.adapter",
+}
+
+__all__ = ["HRAConfig", "HRAModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,93 @@
+"""HRAConfig: what an adapter is, with the field names and meanings of PEFT's adapter_config.json."""
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from hra_diffusion.errors import ConfigError
+
+Bias = Literal["none", "all", "hra_only"]
+
+# What PEFT writes beside the settings, and what it reads as such.
+_PEFT_EXTRAS = {"peft_type": "HRA", "auto_mapping": None}
+_PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HRAConfig:
+    """The settings of one HRA adapter; lists are stored as tuples.
+
+    Args:
+        r: number of reflections a layer (≥ 1). Even, so that training can start at the base model.
+        apply_GS: orthogonalise the columns (λ = ∞ in the paper).
+        target_modules: module names (matched whole, or as the last part of a dotted name), or a regular expression for
+            the whole name, or "all-linear"; by the model's architecture when left out.
+        exclude_modules: names or a regular expression of modules to leave alone.
+        init_weights: start with pairs of equal reflections, at the base model; random columns when False.
+        layers_to_transform: index or indices of the layers to adapt; needs target names, not a regular expression.
+        layers_pattern: name(s) of the module list that those indices count, such as "layers" or "h".
+        bias: which biases train and are saved: "none", "all", or "hra_only" (those of adapted layers).
+        modules_to_save: modules that are trained and saved whole.
+        task_type: PEFT's task name, such as "CAUSAL_LM"; kept for PEFT.
+        inference_mode: load frozen.
+        base_model_name_or_path: the base model the adapter was made for.
+        revision: its revision.
+
+    Raises:
+        ConfigError: a value is out of its range, or two contradict each other.
+    """
+
+    r: int = 8
+    apply_GS: bool = False  # noqa: N815 (PEFT's name)
+    target_modules: str | Sequence[str] | None = None
+    exclude_modules: str | Sequence[str] | None = None
+    init_weights: bool = True
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
+    bias: Bias = "none"
+    modules_to_save: Sequence[str] | None = None
+    task_type: str | None = None
+    inference_mode: bool = False
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"):
+            value = getattr(self, name)
+            if isinstance(value, list | set | frozenset):
+                ordered = value if isinstance(value, list) else sorted(value)
+                object.__setattr__(self, name, tuple(ordered))
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise ConfigError(f"The rank r must be a whole number of at least 1, better an even one; found {self.r!r}.")
+        if self.bias not in get_args(Bias):
+            raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
+        if isinstance(self.target_modules, str):
+            for name in ("layers_to_transform", "layers_pattern"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"{name} needs target_modules to be a list of names; found a string.")
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise ConfigError("layers_pattern says where layers are counted: give layers_to_transform, too.")
+
+    def to_peft(self) -> dict[str, Any]:
+        """Return the content of PEFT's adapter_config.json."""
+        settings = dataclasses.asdict(self) | _PEFT_EXTRAS
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+
+    @classmethod
+    def from_peft(cls, settings: Mapping[str, Any]) -> "HRAConfig":
+        """Read the content of PEFT's adapter_config.json.
+
+        Settings of other PEFT versions are left out with a warning, as PEFT does.
+
+        Raises:
+            ConfigError: it describes another kind of adapter, or a value is out of its range.
+        """
+        if settings.get("peft_type") != "HRA":
+            raise ConfigError(f"This is no HRA adapter: its peft_type is {settings.get('peft_type')!r}.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(settings.keys() - known - _PEFT_IGNORED):
+            warnings.warn(
+                f"Unknown settings in the adapter's configuration are ignored: {', '.join(unknown)}.", stacklevel=2
+            )
+        return cls(**{name: value for name, value in settings.items() if name in known})

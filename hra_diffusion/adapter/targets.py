@@ -1,0 +1,148 @@
+"""Which modules of a model an adapter goes into: PEFT's rules, and the customary choices for known architectures."""
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from torch import nn
+
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.errors import TargetError
+
+UNET_ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
+UNET_FULL: Final = ("proj_in", "proj_out", *UNET_ATTENTION, "ff.net.0.proj", "ff.net.2")
+CLIP_TEXT_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
+CLIP_TEXT_FULL: Final = (*CLIP_TEXT_ATTENTION, "fc1", "fc2")
+
+# The targets of a model whose configuration names none, by transformers' model_type or the class in diffusers.
+_ARCHITECTURES: Final[dict[tuple[str, ...] | str, tuple[str, ...]]] = {
+    UNET_FULL: ("UNet2DConditionModel",),
+    CLIP_TEXT_FULL: ("clip_text_model",),
+    ("q_proj", "v_proj"): (
+        *("bart", "gemma", "gemma2", "gemma3_text", "gpt_neo", "gptj", "llama", "llama4", "mistral", "mixtral"),
+        *("opt", "qwen2", "qwen3", "stablelm"),
+    ),
+    r".*language_model\..*\.(q_proj|v_proj)": ("gemma4",),
+    ("q_proj", "k_proj", "v_proj", "o_proj"): ("nemotron_h",),
+    ("q_proj", "v_proj", "fc1", "fc2"): ("phi",),
+    ("q", "v"): ("mt5", "t5"),
+    ("q", "v", "q_proj", "v_proj"): ("blip-2",),
+    ("query", "value"): ("bert", "electra", "layoutlm", "roberta", "xlm-roberta"),
+    ("query_proj", "value_proj"): ("deberta-v2",),
+    ("query_key_value",): ("RefinedWeb", "RefinedWebModel", "bloom", "chatglm", "falcon", "gpt_neox"),
+    ("c_attn",): ("gpt2", "gpt_bigcode"),
+    ("c_proj", "c_attn"): ("btlm",),
+    ("in_proj",): ("deberta",),
+    ("qkv_proj",): ("codegen",),
+    ("Wqkv",): ("mpt",),
+    ("key", "value", "receptance", "output"): ("rwkv",),
+    ("r_proj", "k_proj", "v_proj", "o_proj", "key", "value"): ("rwkv7",),
+}
+ARCHITECTURE_TARGETS: Final = {name: targets for targets, names in _ARCHITECTURES.items() for name in names}
+
+_CLASSIFIER_HEADS = ("score", "classifier")
+
+
+def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
+    """Names of the modules of `model` that `config` asks to adapt, in the model's order.
+
+    Raises:
+        TargetError: nothing matched, or the configuration names no targets and the architecture is not known.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    targets = _resolve(model, config)
+    found = [name for name in names if _is_target(name, targets, config) and not _is_excluded(name, config)]
+    if not found:
+        raise TargetError(_nothing_matched(targets, names, config))
+    return found
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module maps the last dimension by one weight: nn.Linear, its quantised kin, transformers' Conv1D."""
+    if isinstance(module, nn.Bilinear | nn.modules.linear.NonDynamicallyQuantizableLinear):
+        return False
+    has_sizes = all(isinstance(getattr(module, size, None), int) for size in ("in_features", "out_features"))
+    return has_sizes or type(module).__name__ == "Conv1D"
+
+
+def _resolve(model: nn.Module, config: HRAConfig) -> str | Sequence[str]:
+    if config.target_modules is None:
+        return _architecture_targets(model)
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
+        return _all_linear(model, config)
+    return config.target_modules
+
+
+def _architecture_targets(model: nn.Module) -> str | Sequence[str]:
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    for architecture in (type(model).__name__, model_type):
+        if architecture in ARCHITECTURE_TARGETS:
+            return ARCHITECTURE_TARGETS[architecture]
+    raise TargetError(
+        f"No customary targets are known for {type(model).__name__} (model_type {model_type!r}): set target_modules, "
+        'for example to "all-linear".'
+    )
+
+
+def _all_linear(model: nn.Module, config: HRAConfig) -> list[str]:
+    """Every linear layer but the output layer of a language model or the head of a classifier."""
+    output = None
+    if callable(get_output := getattr(model, "get_output_embeddings", None)):
+        output = get_output()
+    if output is None and config.task_type == "SEQ_CLS":
+        output = next((head for name in _CLASSIFIER_HEADS if (head := getattr(model, name, None)) is not None), None)
+    return [name for name, module in model.named_modules() if name and is_linear(module) and module is not output]
+
+
+def _is_target(name: str, targets: str | Sequence[str], config: HRAConfig) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    if name in targets:
+        return True
+    return _has_suffix(name, targets) and _is_chosen_layer(name, config)
+
+
+def _is_excluded(name: str, config: HRAConfig) -> bool:
+    if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in config.modules_to_save or ()):
+        return True
+    excluded = config.exclude_modules
+    if not excluded:
+        return False
+    if isinstance(excluded, str):
+        return re.fullmatch(excluded, name) is not None
+    return name in excluded or _has_suffix(name, excluded)
+
+
+def _has_suffix(name: str, suffixes: Iterable[str]) -> bool:
+    return name.endswith(tuple(f".{suffix}" for suffix in suffixes))
+
+
+def _is_chosen_layer(name: str, config: HRAConfig) -> bool:
+    chosen = config.layers_to_transform
+    if chosen is None or chosen == ():
+        return True
+    patterns = config.layers_pattern or r"[^.]*"
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
+        # The first number counts: in "layers.1.experts.0.w" the layer is 1.
+        prefix = rf"(?:^|.*?\.){pattern}" if config.layers_pattern else rf".*?\.{pattern}"
+        if match := re.match(rf"{prefix}\.(\d+)\.", name):
+            return int(match[1]) in ((chosen,) if isinstance(chosen, int) else chosen)
+    return False
+
+
+def _nothing_matched(targets: str | Sequence[str], names: Sequence[str], config: HRAConfig) -> str:
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    tails = list(dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names for parts in (1, 2, 3)))
+    nearest = [near for target in wanted for near in difflib.get_close_matches(target, tails, n=3, cutoff=0.5)]
+    examples = list(dict.fromkeys([*nearest, *names[-3:]]))[:8]
+    limits = [
+        f"{limit} {value!r}"
+        for limit in ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
+        if (value := getattr(config, limit))
+    ]
+    within = f" within {' and '.join(limits)}" if limits else ""
+    return (
+        f"target_modules {', '.join(map(repr, sorted(wanted)))} match no module of the model{within}; "
+        f"some of its modules are: {', '.join(examples)}."
+    )

@@ -1,0 +1,1 @@
+"""Files that adapters live in: safetensors and JSON, never pickle."""

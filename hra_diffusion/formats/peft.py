@@ -1,0 +1,147 @@
+"""PEFT's folder layout, both directions: adapter_config.json and adapter_model.safetensors.
+
+Tensors are named `base_model.model.<module>.hra_u` and have shape (d, r), one column a reflection, in the order of the
+product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before the first change of the model.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Final
+
+from huggingface_hub import snapshot_download
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.layers import COLUMNS_SUFFIX
+from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.adapter.targets import find_targets
+from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
+from hra_diffusion.formats.files import read_json, read_tensors, write_together
+
+CONFIG_FILE: Final = "adapter_config.json"
+WEIGHTS_FILE: Final = "adapter_model.safetensors"
+_PREFIX: Final = "base_model.model."
+# transformers 5 dropped this part from CLIPTextModel's module names, and kept it in its projecting sibling.
+_TEXT_PREFIX: Final = "text_model."
+
+
+def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "default") -> None:
+    """Write one adapter of a model into a folder, as PEFT does.
+
+    Raises:
+        ConfigError: there is no such adapter.
+        OutputError: the folder cannot be written; what was there before is untouched.
+    """
+    tensors = adapter_tensors(model, adapter_name)
+    config = json.dumps(model.peft_config[adapter_name].to_peft() | {"inference_mode": True}, indent=2, sort_keys=True)
+    weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: config.encode()})
+
+
+def adapter_tensors(model: HRAModel, adapter_name: str = "default") -> dict[str, Tensor]:
+    """Copy one adapter's columns to the CPU: `<module>.hra_u` → (d, r).
+
+    Raises:
+        ConfigError: there is no such adapter.
+    """
+    if adapter_name not in model.peft_config:
+        raise ConfigError(f"There is no adapter named {adapter_name!r}; known are: {', '.join(model.peft_config)}.")
+    return {
+        f"{name}{COLUMNS_SUFFIX}": layer.hra_u[adapter_name].detach().to("cpu", copy=True).contiguous()
+        for name, layer in model.layers().items()
+        if adapter_name in layer.hra_u
+    }
+
+
+def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
+    """Read and check an adapter folder: its settings, and its columns by `<module>.hra_u`.
+
+    Raises:
+        AdapterFileError: something is missing, damaged, or of another kind of adapter.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise AdapterFileError(f"{folder} is no folder with an adapter ({CONFIG_FILE} and {WEIGHTS_FILE}).")
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists() and (pickled := [path.name for path in folder.glob("*.bin")]):
+        raise AdapterFileError(
+            f"{folder} holds {pickled[0]}, which is pickled and never read: save it as {WEIGHTS_FILE}."
+        )
+    try:
+        config = HRAConfig.from_peft(read_json(folder / CONFIG_FILE))
+    except (ConfigError, TypeError) as error:
+        raise AdapterFileError(f"{folder / CONFIG_FILE}: {error}") from error
+    return config, {name.removeprefix(_PREFIX): tensor for name, tensor in read_tensors(weights).items()}
+
+
+def load_adapter(
+    model: nn.Module,
+    folder: str | Path,
+    adapter_name: str = "default",
+    is_trainable: bool = False,
+    *,
+    subfolder: str | None = None,
+    **hub: Any,
+) -> HRAModel:
+    """Read an adapter folder, or one from the Hugging Face hub, into a model.
+
+    Args:
+        model: any module, or an HRAModel, which gets one more adapter.
+        folder: a folder, or the id of a repository on the hub.
+        adapter_name: what to call the adapter here.
+        is_trainable: whether its columns are to train.
+        subfolder: where in `folder` the adapter is.
+        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
+
+    Raises:
+        AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
+    """
+    config, tensors = read_adapter(_local(folder, subfolder, **hub))
+    config = dataclasses.replace(config, inference_mode=not is_trainable)
+    base = model.model if isinstance(model, HRAModel) else model
+    with model.ejected() if isinstance(model, HRAModel) else nullcontext():
+        tensors = _spelled_for(base, tensors)
+        _check_complete(base, config, tensors)
+    if not isinstance(model, HRAModel):
+        return HRAModel(model, config, adapter_name, state_dict=tensors)
+    model.add_adapter(adapter_name, config, state_dict=tensors)
+    return model
+
+
+def _local(folder: str | Path, subfolder: str | None, **hub: Any) -> Path:
+    """Return the adapter's folder on this machine; a hub repository's two files are fetched into the cache."""
+    within = Path(folder) / (subfolder or "")
+    if within.exists() or not isinstance(folder, str) or folder.count("/") != 1:
+        return within
+    patterns = [f"{subfolder}/{name}" if subfolder else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
+    try:
+        return Path(snapshot_download(folder, allow_patterns=patterns, **hub)) / (subfolder or "")
+    except (OSError, ValueError) as error:
+        raise AdapterFileError(f"{folder!r} is no folder here, and the hub cannot be asked for it: {error}") from error
+
+
+def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the columns' modules with or without `text_model.`, whichever this model knows more of."""
+    known = {f"{name}{COLUMNS_SUFFIX}" for name, _ in model.named_modules()}
+    spellings = (
+        dict(tensors),
+        {key.removeprefix(_TEXT_PREFIX): tensor for key, tensor in tensors.items()},
+        {f"{_TEXT_PREFIX}{key}": tensor for key, tensor in tensors.items()},
+    )
+    return max(spellings, key=lambda spelling: len(known & spelling.keys()))
+
+
+def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:
+    """Refuse a file that lacks modules its own configuration asks for."""
+    try:
+        expected = {f"{name}{COLUMNS_SUFFIX}" for name in find_targets(model, config)}
+    except TargetError:
+        return  # The names in the configuration are spelled for another version of the model; the weights decide.
+    if missing := sorted(expected - set(keys)):
+        raise AdapterFileError(
+            f"The adapter lacks weights that its configuration promises for this model: {', '.join(missing[:8])}."
+        )

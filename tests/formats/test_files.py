@@ -1,0 +1,88 @@
+import json
+import os
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.formats.files import read_json, read_tensors, write_together
+
+
+def safetensors(header: str, data: bytes = b"") -> bytes:
+    encoded = header.encode()
+    return struct.pack("<Q", len(encoded)) + encoded + data
+
+
+ENTRY = '{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+GOOD = save({"a": torch.ones(2)})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (GOOD[:-1], "no intact safetensors"),
+        (GOOD[:5], "no intact safetensors"),
+        (GOOD + b"x", "no intact safetensors"),
+        (b"", "no intact safetensors"),
+        (b"\x80\x04\x95pickle", "pickled files are never read"),
+        (safetensors(f'{{"a":{ENTRY},"a":{ENTRY}}}', b"1234"), "more than once what these are: a"),
+        (safetensors('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"), "dtype"),
+        (safetensors(f'{{"../a":{ENTRY}}}', b"1234"), r"path for a name: '\.\./a'"),
+        (safetensors(f'{{"/a":{ENTRY}}}', b"1234"), "path for a name"),
+        (save({"fine": torch.ones(1), "bad": torch.tensor([float("nan")])}), "not finite, in bad"),
+        (save({"bad": torch.tensor([float("inf")])}), "not finite, in bad"),
+    ],
+)
+def test_a_damaged_or_hostile_file_is_refused_by_what_is_wrong_with_it(tmp_path, content, message):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(AdapterFileError, match=message):
+        read_tensors(path)
+
+
+def test_an_intact_file_is_read(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(GOOD)
+    assert torch.equal(read_tensors(tmp_path / "w.safetensors")["a"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"r": 8, "r": 9}', "more than once what these are: r"),
+        ("[1]", "must hold a JSON object; found a list"),
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        (b"\xff\xfe\x00", "is no JSON"),
+    ],
+)
+def test_json_that_cannot_be_trusted_is_refused(tmp_path, content, message):
+    path = tmp_path / "c.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AdapterFileError, match=message):
+        read_json(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (read_json, read_tensors):
+        with pytest.raises(AdapterFileError, match=r"Cannot read .*gone.*No such file"):
+            read(tmp_path / "gone")
+
+
+def test_files_are_written_together_and_leave_nothing_else_behind(tmp_path):
+    contents = {tmp_path / "sub" / name: name.encode() for name in "ab"}
+    write_together(contents)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "sub").iterdir()} == {"a": b"a", "b": b"b"}
+    write_together({tmp_path / "sub" / "a": b"new"})
+    assert (tmp_path / "sub" / "a").read_bytes() == b"new"
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "sub" / "a").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_place_that_cannot_be_written_is_named_and_what_was_there_is_untouched(tmp_path):
+    (tmp_path / "file").write_text(json.dumps({}))
+    with pytest.raises(OutputError, match="Cannot write .*file"):
+        write_together({tmp_path / "file" / "a": b"", tmp_path / "b": b""})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

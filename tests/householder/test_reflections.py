@@ -1,0 +1,170 @@
+"""Laws of the chain, its compact form and the training kernel, in float64 unless another precision is the point."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hra_diffusion.householder import chain_apply, chain_matrix, factor, paired_columns, random_columns, reflect
+from hra_diffusion.householder.chain import unit_columns
+
+SIZES = [(1, 1), (5, 1), (6, 2), (7, 3), (16, 8), (12, 12), (6, 9)]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def columns(d: int, r: int, seed: int = 0) -> torch.Tensor:
+    lengths = torch.rand(r, generator=seeded(seed + 1), dtype=torch.float64) * 3 + 0.1
+    return torch.randn(d, r, generator=seeded(seed), dtype=torch.float64) * lengths
+
+
+def dense(chain) -> torch.Tensor:
+    U, T = (part.to(chain.T.dtype) for part in chain)
+    return torch.eye(len(U), dtype=T.dtype) - U @ T @ U.mT
+
+
+@pytest.mark.parametrize(("d", "r"), SIZES)
+def test_the_compact_form_is_the_product_of_the_reflections(d, r):
+    U = columns(d, r)
+    assert (dense(factor(U)) - chain_matrix(U)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("d", "r"), SIZES)
+def test_the_chain_is_orthogonal_with_the_determinant_of_its_parity(d, r):
+    H = dense(factor(columns(d, r)))
+    assert (H.mT @ H - torch.eye(d, dtype=H.dtype)).abs().max() < 1e-12
+    assert torch.linalg.det(H).item() == pytest.approx((-1) ** r)
+
+
+def test_the_inverse_undoes_the_chain():
+    chain = factor(columns(9, 4))
+    x = torch.randn(3, 9, generator=seeded(), dtype=torch.float64)
+    assert (chain.inverse().apply(chain.apply(x)) - x).abs().max() < 1e-13
+
+
+def test_the_low_rank_delta_is_the_whole_change_of_the_weight():
+    U, W = columns(9, 4), torch.randn(5, 9, generator=seeded(), dtype=torch.float64)
+    B, A = factor(U).low_rank_delta(W)
+    assert B.shape == (5, 4)
+    assert A.shape == (4, 9)
+    assert (W + B @ A - W @ chain_matrix(U)).abs().max() < 1e-12
+    assert (factor(U).rotate_weight(W) - W @ chain_matrix(U)).abs().max() < 1e-12
+
+
+@settings(max_examples=40, deadline=None)
+@given(d=st.integers(1, 24), r=st.integers(1, 12), n=st.integers(0, 9), seed=st.integers(0, 10**6))
+def test_values_and_gradients_of_the_kernel_equal_the_naive_chain(d, r, n, seed):
+    u = columns(d, r, seed).requires_grad_()
+    x = torch.randn(2, n, d, generator=seeded(seed), dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(2, n, d, generator=seeded(seed + 2), dtype=torch.float64)
+    naive, fast, twin = chain_apply(x, u), reflect(x, u), factor(u).apply(x)
+    assert torch.allclose(fast, naive, rtol=0, atol=1e-10)
+    assert torch.allclose(twin, naive, rtol=0, atol=1e-10)
+    expected = torch.autograd.grad(naive, (x, u), upstream)
+    for output in (fast, twin):
+        for mine, theirs in zip(torch.autograd.grad(output, (x, u), upstream), expected, strict=True):
+            assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
+
+
+def test_a_given_factorisation_is_used_as_it_is():
+    u, x = columns(8, 4), torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
+    assert torch.equal(reflect(x, u, factor(u, x.dtype)), reflect(x, u))
+
+
+def test_factoring_is_batched_over_leading_dimensions():
+    stack = torch.stack([columns(8, 4, seed) for seed in range(3)])
+    for alone, U, T in zip(stack, *factor(stack), strict=True):
+        assert torch.allclose(factor(alone).U, U)
+        assert torch.allclose(factor(alone).T, T)
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_a_zero_column_is_the_identity_and_stays_inert(zero):
+    u = columns(8, 4)
+    u[:, zero] = 0
+    others = u[:, [i for i in range(4) if i != zero]]
+    u.requires_grad_()
+    x = torch.randn(5, 8, generator=seeded(), dtype=torch.float64)
+    y = reflect(x, u)
+    assert torch.allclose(y, chain_apply(x, others))
+    y.square().mean().add(y.sum()).backward()
+    assert u.grad is not None
+    assert u.grad.isfinite().all()
+    assert u.grad[:, zero].eq(0).all()
+
+
+def test_the_gradient_is_orthogonal_to_the_columns():
+    u = columns(12, 6).requires_grad_()
+    reflect(torch.randn(5, 12, generator=seeded(), dtype=torch.float64), u).sin().sum().backward()
+    assert (u.grad * u).sum(dim=0).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-3, 1e15])
+def test_the_length_of_a_column_does_not_matter(scale):
+    u = columns(8, 4).float()
+    x = torch.randn(3, 8, generator=seeded())
+    assert torch.allclose(reflect(x, u * scale), reflect(x, u), atol=1e-5)
+
+
+@pytest.mark.parametrize("r", [2, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_chain_that_a_model_in_low_precision_applies_is_orthogonal(dtype, r):
+    H = dense(factor(columns(96, r).float(), dtype)).double()
+    assert (H.mT @ H - torch.eye(96)).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_follows_float32(dtype):
+    u = columns(32, 8).float()
+    x = torch.randn(6, 32, generator=seeded())
+    low = reflect(x.to(dtype), u)
+    assert low.dtype == dtype
+    assert (low.float() - reflect(x, u)).abs().max() < 0.05
+
+
+def test_autocasting_does_not_reach_the_factorisation():
+    u, x = columns(32, 8).float().requires_grad_(), torch.randn(6, 32, generator=seeded())
+    expected = reflect(x, u)
+    (expected_grad,) = torch.autograd.grad(expected.square().sum() + expected.sum(), u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = reflect(x, u)
+        (grad,) = torch.autograd.grad(inside.square().sum() + inside.sum(), u)
+    assert torch.equal(inside, expected)
+    assert torch.equal(grad, expected_grad)
+
+
+def test_an_even_start_is_the_identity_and_yet_has_a_gradient():
+    u = paired_columns(16, 8, generator=seeded()).double().requires_grad_()
+    x = torch.randn(4, 16, generator=seeded(), dtype=torch.float64)
+    y = reflect(x, u)
+    assert (y - x).abs().max() < 1e-14
+    y.sin().sum().backward()
+    assert u.grad is not None
+    assert (u.grad.norm(dim=0) > 1e-3).all()
+
+
+def test_an_odd_start_is_one_reflection():
+    u = paired_columns(16, 3, generator=seeded())
+    assert u.shape == (16, 3)
+    assert torch.linalg.det(chain_matrix(u.double())).item() == pytest.approx(-1)
+
+
+def test_starts_are_reproducible_have_length_root_d_and_leave_the_global_generator_alone():
+    state = torch.get_rng_state()
+    first, second = (random_columns(64, 5, generator=seeded(3)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert torch.allclose(first.norm(dim=0), torch.full((5,), 8.0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
+    for d, r in [(64, 2), (1024, 8)]:
+        u = torch.nn.Parameter(paired_columns(d, r, generator=seeded()))
+        before = unit_columns(u.detach().clone())
+        optimiser = torch.optim.Adam([u], lr=1e-2)
+        reflect(torch.randn(32, d, generator=seeded()), u).sin().sum().backward()
+        optimiser.step()
+        turned = torch.arccos((before * unit_columns(u.detach())).sum(dim=0).clamp(max=1))
+        assert torch.allclose(turned, torch.full((r,), 1e-2), rtol=0.15)
