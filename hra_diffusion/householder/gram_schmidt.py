@@ -1,0 +1,27 @@
+"""Orthogonal columns: enforced (λ = ∞ in the paper), or encouraged by a penalty.
+
+With orthonormal columns Q the reflections commute and H = I − 2 Q Qᵀ. That is never the identity: ‖H − I‖_F = 2 √r. An
+*anchor* Q₀, Q frozen at its start, takes it there, and the whole is an ordinary chain of 2r reflections:
+
+    H = (I − 2 Q₀ Q₀ᵀ)(I − 2 Q Qᵀ)
+
+Source: arXiv 2405.17484, section 3.3 and its regulariser; the anchor is this project's.
+"""
+
+import torch
+from torch import Tensor
+
+from hra_diffusion.householder.chain import unit_columns
+
+
+def orthonormal_columns(U: Tensor) -> Tensor:
+    """Gram–Schmidt on independent columns U (..., d, r), r ≤ d: an orthonormal basis of each leading span, up to signs."""
+    return torch.linalg.qr(U).Q
+
+
+def orthogonality_penalty(U: Tensor) -> Tensor:
+    """Return ‖I − ÛᵀÛ‖_F for chains U (..., d, r): 0 for orthogonal columns, at most √(r (r − 1)). Zero columns are left out.
+    """
+    unit = unit_columns(U)
+    gram = unit.mT @ unit
+    return torch.linalg.matrix_norm(gram - torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)))
