@@ -1,0 +1,201 @@
+"""What a training run can be told: small frozen dataclasses, one a subject, with diffusers' names for the fields.
+
+A field is a flag (``--learning_rate``) and a key of the TOML file (``learning_rate``) at once, so names are unique over
+all groups. ``None`` means "not said": :func:`hra_diffusion.training.defaults.resolve` fills it in from the model, the
+picture folder or the embedded base. Nothing heavy is imported here, so that ``--help`` answers at once.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from hra_diffusion.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model, which is never changed."""
+
+    pretrained_model_name_or_path: str | None = None
+    """A folder in diffusers' layout, or a name on the Hugging Face hub; the embedded base by default."""
+    revision: str | None = None
+    """Branch, tag or commit of a model on the hub."""
+    variant: str | None = None
+    """Variant of the weight files, for example fp16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The pictures of the subject."""
+
+    instance_data_dir: Path | None = None
+    """Folder with the pictures of the subject; a subject.toml in it may hold the prompts."""
+    instance_prompt: str | None = None
+    """What the pictures show, with a rare word for the subject: "a photo of a sks dog"."""
+    resolution: int | None = None
+    """Side of the training pictures in pixels; the model's own by default."""
+    center_crop: bool = False
+    """Take the middle of pictures that are not square; otherwise both ends and the middle alternate."""
+    random_flip: bool = False
+    """Show pictures mirrored half of the time; not for subjects whose sides differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PriorConfig:
+    """Prior preservation: pictures of the class, seen along, keep the class from turning into the subject."""
+
+    with_prior_preservation: bool = False
+    """Train on pictures of the class too."""
+    class_prompt: str | None = None
+    """The class without the rare word: "a photo of a dog"."""
+    class_data_dir: Path | None = None
+    """Folder with pictures of the class; what is missing there is drawn by the base model. class_images in the output
+    folder by default."""
+    num_class_images: int = 100
+    """How many pictures of the class there are to be."""
+    prior_loss_weight: float = 1.0
+    """Weight of the class pictures' loss."""
+    sample_batch_size: int = 4
+    """How many class pictures are drawn at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Where the reflections go, and how many."""
+
+    rank: int = 8
+    """Reflections a layer; even, so that the adapter starts as the identity."""
+    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers of the denoiser that are adapted: ends of their names, or all-linear."""
+    train_text_encoder: bool = False
+    """Adapt the text encoder too."""
+    text_encoder_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Layers of the text encoder that are adapted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """How fast the reflections turn."""
+
+    learning_rate: float = 0.02
+    """How far one step turns a layer, in radians; it means the same at every rank and width."""
+    text_encoder_lr: float | None = None
+    """The same for the text encoder; learning_rate by default."""
+    lr_scheduler: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = "constant"
+    """How the learning rate runs over the steps."""
+    lr_warmup_steps: int = 0
+    """Steps over which the learning rate grows from zero."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's mean gradient."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's mean squared gradient."""
+    adam_epsilon: float = 1e-8
+    """What AdamW adds to its divisor."""
+    max_grad_norm: float = 1.0
+    """Longer gradients are shortened to this norm."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The run itself."""
+
+    output_dir: Path | None = None
+    """Folder for the adapter, config.toml, log.jsonl and before_after.png; outputs/<picture folder> by default."""
+    max_train_steps: int | None = None
+    """Optimiser steps; goes before num_train_epochs. 400 when neither is given."""
+    num_train_epochs: int | None = None
+    """Passes over the subject's pictures."""
+    train_batch_size: int = 4
+    """Pictures of the subject a step on each device; as many of the class join them with prior preservation."""
+    gradient_accumulation_steps: int = 1
+    """Batches an optimiser step."""
+    gradient_checkpointing: bool = False
+    """Save memory by computing activations twice."""
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    """Precision of the frozen model; the adapter itself always stays in float32."""
+    seed: int = 0
+    """Decides everything that is random in the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """How pictures are drawn: those of the class, and before_after.png."""
+
+    validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
+    """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
+    num_validation_images: int = 2
+    """Seeds a row: seed, seed + 1, …"""
+    num_inference_steps: int = 25
+    """Denoising steps a picture."""
+    guidance_scale: float = 7.5
+    """Strength of classifier-free guidance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamBoothConfig:
+    """A DreamBooth run: a new subject from a few pictures. Checked as a whole when it is made."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    preview: PreviewConfig = field(default_factory=PreviewConfig)
+
+    def __post_init__(self) -> None:
+        """Check every range.
+
+        Raises:
+            ConfigError: a value is out of its range; the message names the flag, the value and the remedy.
+        """
+        for group in fields(self):
+            for name, value in vars(getattr(self, group.name)).items():
+                _check(name, value)
+
+
+_BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...] = (
+    (
+        "at least",
+        operator.ge,
+        {
+            "resolution": 8,
+            "num_class_images": 1,
+            "prior_loss_weight": 0,
+            "sample_batch_size": 1,
+            "rank": 1,
+            "lr_warmup_steps": 0,
+            "max_train_steps": 1,
+            "num_train_epochs": 1,
+            "train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "seed": 0,
+            "num_validation_images": 1,
+            "num_inference_steps": 1,
+            "guidance_scale": 0,
+            "adam_beta1": 0,
+            "adam_beta2": 0,
+        },
+    ),
+    ("greater than", operator.gt, {"learning_rate": 0, "text_encoder_lr": 0, "adam_epsilon": 0, "max_grad_norm": 0}),
+    ("less than", operator.lt, {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**63}),
+)
+
+
+def _check(name: str, value: object) -> None:
+    """Raise ConfigError when ``value`` is not allowed for the field ``name``."""
+    if isinstance(value, (int, float)):
+        if not math.isfinite(value):
+            raise ConfigError(f"--{name} is {value}: give a finite number.")
+        for relation, holds, limits in _BOUNDS:
+            if name in limits and not holds(value, limits[name]):
+                raise ConfigError(f"--{name} is {value}: give a number {relation} {limits[name]}.")
+    elif value == ():
+        raise ConfigError(f"--{name} is empty: name at least one, or leave the flag out for its default.")
+    elif isinstance(value, str) and not value.strip():
+        raise ConfigError(f"--{name} is an empty text: give it a value, or leave the flag out.")

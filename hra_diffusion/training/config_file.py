@@ -1,0 +1,116 @@
+"""Configs as TOML: a table a group, a key a field, so that the file of a run reproduces it.
+
+Reading takes the keys in their tables or without any; each key is checked by name and by type, and an unknown one is
+refused with the nearest match. What a file does not say keeps the value of the config it is read over.
+"""
+
+import difflib
+import sys
+import types
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from hra_diffusion.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Config = TypeVar("Config")
+
+
+def flag_types(config: type | object) -> dict[str, Any]:
+    """Type of every field of a config by name, groups flattened: ``{"rank": int, …}``."""
+    hints = get_type_hints(config if isinstance(config, type) else type(config))
+    return {
+        name: kind
+        for field_name, hint in hints.items()
+        for name, kind in (flag_types(hint) if is_dataclass(hint) else {field_name: hint}).items()
+    }
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """Return the config with some fields changed, each given by its flat name."""
+    changes: dict[str, Any] = {}
+    for field in fields(config):  # pyright: ignore[reportArgumentType]
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            changes[field.name] = with_values(value, values)
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return replace(config, **changes)  # pyright: ignore[reportType]
+
+
+def read_toml(path: Path, default: Config) -> Config:
+    """Read a TOML file over ``default``.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"The config {path} cannot be read ({error.strerror}): check the path after --config."
+        ) from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError(f"The config {path} is not valid TOML ({error}): correct it there.") from error
+    groups = {field.name for field in fields(default)}  # pyright: ignore[reportArgumentType]
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= value if key in groups and isinstance(value, dict) else {key: value}
+    known = flag_types(default)
+    for key in flat.keys() - known.keys():
+        raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known)}.")
+    return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
+
+
+def to_toml(config: object) -> str:
+    """Write the config as TOML text: a table a group; fields that are None are left out."""
+    tables = {
+        group.name: {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(getattr(config, group.name)).items()
+            if value is not None
+        }
+        for group in fields(config)  # pyright: ignore[reportArgumentType]
+    }
+    return tomli_w.dumps(tables)
+
+
+def nearest(name: str, known: Any) -> str:
+    """``; did you mean 'x'?`` with the known name that is nearest, or a list of all where none is near."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"
+
+
+def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
+    """Return the TOML value as the field's type, or ConfigError."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for wanted in kinds:
+        if get_origin(wanted) is Literal and value in get_args(wanted):
+            return value
+        if get_origin(wanted) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        if wanted is Path and isinstance(value, str):
+            return Path(value)
+        if wanted is float and type(value) is int:
+            return float(value)
+        if type(value) is wanted:  # not isinstance: True is no number here
+            return value
+    expected = " or ".join(_in_words(wanted) for wanted in kinds if wanted is not type(None))
+    raise ConfigError(f"The config {path} has {key} = {value!r}: write {expected}.")
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    return {str: "a text", Path: "a path as text", int: "a whole number", float: "a number", bool: "true or false"}[
+        kind
+    ]

@@ -1,0 +1,117 @@
+"""Shared fixtures: a tiny Stable Diffusion with random weights on disk, and small folders of pictures."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+from PIL import Image
+
+VOCABULARY_END = "</w>"
+
+
+def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, seed=0):
+    """Save a StableDiffusionPipeline of some 100,000 random weights: pictures of 32 px, latents of 8×8."""
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=4,
+        )
+        blocks = {"block_out_channels": (8, 8, 16), "in_channels": 3, "out_channels": 3, "latent_channels": 4}
+        if tiny_autoencoder:
+            vae = AutoencoderTiny(
+                encoder_block_out_channels=(8, 8, 8),
+                decoder_block_out_channels=(8, 8, 8),
+                num_encoder_blocks=(1, 1, 1),
+                num_decoder_blocks=(1, 1, 1),
+            )
+        else:
+            vae = AutoencoderKL(
+                **blocks,
+                down_block_types=("DownEncoderBlock2D",) * 3,
+                up_block_types=("UpDecoderBlock2D",) * 3,
+                norm_num_groups=4,
+            )
+        tokenizer = make_tokenizer()
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=tokenizer.model_max_length,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    scheduler = DDIMScheduler(
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=prediction_type == "v_prediction",
+        timestep_spacing="trailing",
+    )
+    pipe = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def make_tokenizer():
+    """A CLIPTokenizer that spells: one token a byte, a byte at a word's end being a token of its own."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + VOCABULARY_END for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=40)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd(tmp_path_factory) -> Path:
+    """A folder with a tiny Stable Diffusion that predicts noise."""
+    return make_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_v(tmp_path_factory) -> Path:
+    """The same with v-prediction and zero terminal SNR."""
+    return make_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction")
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder of four small pictures, of different shapes and formats."""
+    folder = tmp_path / "dog"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, size in {"0.png": (40, 40), "1.jpg": (60, 40), "2.webp": (32, 50), "3.png": (20, 24)}.items():
+        low = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+        low.resize(size, Image.Resampling.BICUBIC).save(folder / name)
+    return folder

@@ -1,0 +1,99 @@
+"""Settings: checked when made, and written to TOML and back without loss."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.config import AdapterConfig, DreamBoothConfig, RunConfig
+from hra_diffusion.training.config_file import flag_types, read_toml, to_toml, with_values
+
+DEFAULT = DreamBoothConfig()
+CHANGES = {
+    "pretrained_model_name_or_path": "some/model",
+    "instance_data_dir": Path("a folder") / "dog",
+    "instance_prompt": 'a "quoted" sks dog \\ ü',
+    "with_prior_preservation": True,
+    "target_modules": ("to_q", "to_out.0"),
+    "learning_rate": 3e-5,
+    "lr_scheduler": "cosine",
+    "max_train_steps": 7,
+    "seed": 2**62,
+}
+
+
+def test_a_flag_name_belongs_to_one_group_only():
+    names = [field.name for group in fields(DEFAULT) for field in fields(getattr(DEFAULT, group.name))]
+    assert len(names) == len(set(names)) == len(flag_types(DreamBoothConfig))
+
+
+def test_every_bound_and_change_here_names_a_field():
+    assert CHANGES.keys() <= flag_types(DreamBoothConfig).keys()
+
+
+@pytest.mark.parametrize("changes", [{}, CHANGES, *({name: value} for name, value in CHANGES.items())])
+def test_a_config_read_back_from_its_toml_is_equal(tmp_path, changes):
+    config = with_values(DEFAULT, changes)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert read_toml(path, DEFAULT) == config
+
+
+def test_keys_need_no_table(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text("rank = 4\n[run]\nseed = 5\n")
+    config = read_toml(path, DEFAULT)
+    assert (config.adapter, config.run) == (AdapterConfig(rank=4), RunConfig(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("learnin_rate = 1.0", "did you mean 'learning_rate'"),
+        ("[adapter]\nrankk = 1", "did you mean 'rank'"),
+        ("[adaptr]\nrank = 1", "unknown key 'adaptr'"),
+        ("rank = 'eight'", "rank = 'eight': write a whole number"),
+        ("rank = true", "write a whole number"),
+        ("learning_rate = '1e-4'", "write a number"),
+        ("train_text_encoder = 1", "write true or false"),
+        ("target_modules = 'to_q'", "write a list of texts"),
+        ("lr_scheduler = 'cosin'", "write one of constant, "),
+        ("rank = 0", "--rank is 0: give a number at least 1"),
+        ("rank = ", "not valid TOML"),
+    ],
+)
+def test_a_toml_file_with_a_mistake_is_refused_by_name(tmp_path, text, complaint):
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint):
+        read_toml(path, DEFAULT)
+
+
+def test_a_missing_toml_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nix\.toml cannot be read"):
+        read_toml(tmp_path / "nix.toml", DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("rank", 0),
+        ("rank", -2),
+        ("resolution", 0),
+        ("train_batch_size", 0),
+        ("max_train_steps", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("prior_loss_weight", -1.0),
+        ("adam_beta2", 1.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("target_modules", ()),
+        ("instance_prompt", " "),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_flag(name, value):
+    with pytest.raises(ConfigError, match=f"--{name} is "):
+        with_values(DEFAULT, {name: value})
