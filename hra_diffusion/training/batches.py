@@ -1,0 +1,79 @@
+"""Which pictures, crops, noises and timesteps a step sees: a pure function of the seed and the step.
+
+A batch has ``batch_size`` examples of each source on each device; every process draws the batch of all devices and
+keeps its own rows, so the number of devices does not change what is drawn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hra_diffusion.training.cache import Latent
+from hra_diffusion.training.families import Family
+from hra_diffusion.training.rng import endless_shuffle, stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A set of pictures that belongs together: a subject, or its class."""
+
+    name: str
+    """Its name in the log."""
+    latents: Sequence[Latent]
+    conditions: Tensor
+    """What the denoiser is told about each picture: its first dimension counts pictures."""
+    weight: float = 1.0
+    """Weight of its mean loss in the sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Inputs of the loss, and which rows belong to which source."""
+
+    inputs: dict[str, Tensor]
+    parts: dict[str, slice]
+    weights: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batches:
+    """The batches of a run by index."""
+
+    sources: Sequence[Source]
+    family: Family
+    batch_size: int
+    seed: int
+    process: int = 0
+    processes: int = 1
+
+    def __getitem__(self, index: int) -> Batch:
+        """Draw batch number ``index``, counted from 0 over all accumulation steps, on the CPU."""
+        drawn = [self._draw(source, index) for source in self.sources]
+        rows = [slice(part * self.batch_size, (part + 1) * self.batch_size) for part in range(len(drawn))]
+        return Batch(
+            inputs={name: torch.cat([inputs[name] for inputs in drawn]) for name in drawn[0]},
+            parts={source.name: row for source, row in zip(self.sources, rows, strict=True)},
+            weights={source.name: source.weight for source in self.sources},
+        )
+
+    def _draw(self, source: Source, index: int) -> dict[str, Tensor]:
+        count = self.batch_size * self.processes
+        picks = endless_shuffle(self.seed, f"order of {source.name}", len(source.latents), index * count, count)
+        rng = stream(self.seed, f"batch of {source.name}", index)
+        encoding_noise, noise = torch.randn((2, count, *source.latents[0].mean.shape[1:]), generator=rng)
+        crops = torch.rand(count, generator=rng)
+        timesteps = self.family.timesteps(count, rng)
+        own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
+        chosen = [source.latents[pick] for pick in picks[own]]
+        latents = [
+            latent.sample(int(crop * len(latent.mean)), eps)
+            for latent, crop, eps in zip(chosen, crops[own], encoding_noise[own], strict=True)
+        ]
+        return {
+            "latents": torch.stack(latents),
+            "noise": noise[own],
+            "timesteps": timesteps[own],
+            "condition": source.conditions[picks[own]],
+        }

@@ -1,0 +1,98 @@
+"""What a step sees: a pure function of seed and step, fair to every picture, the same on any number of processes."""
+
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from hra_diffusion.training.batches import Batches, Source
+from hra_diffusion.training.cache import Latent
+from hra_diffusion.training.rng import endless_shuffle, stream
+
+FAMILY = SimpleNamespace(timesteps=lambda count, rng: torch.randint(1000, (count,), generator=rng))
+
+
+def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0) -> Source:
+    """Pictures whose latents are their number, plus a tenth of their crop's number, without deviation."""
+    latents = [
+        Latent((torch.arange(crops) / 10 + picture).view(-1, 1, 1, 1).expand(-1, 2, 3, 3), torch.zeros(crops, 2, 3, 3))
+        for picture in range(pictures)
+    ]
+    return Source(name=name, latents=latents, conditions=torch.arange(pictures).view(-1, 1), weight=weight)
+
+
+def batches(*sources: Source, **changes) -> Batches:
+    settings = {"sources": sources, "family": FAMILY, "batch_size": 4, "seed": 0}
+    return Batches(**(settings | changes))
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 7])
+def test_each_pass_of_the_shuffle_has_every_item_once(size):
+    picks = endless_shuffle(3, "order", size, 0, 4 * size)
+    passes = [tuple(picks[i : i + size]) for i in range(0, len(picks), size)]
+    assert all(sorted(one) == list(range(size)) for one in passes)
+    assert size < 5 or len(set(passes)) == 4
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 8])
+def test_the_shuffle_does_not_depend_on_how_much_is_taken_at_once(chunk):
+    whole = endless_shuffle(0, "order", 5, 0, 24)
+    assert [pick for start in range(0, 24, chunk) for pick in endless_shuffle(0, "order", 5, start, chunk)] == whole
+
+
+def test_streams_differ_by_seed_name_and_number_and_by_nothing_else():
+    def draw(*name):
+        return torch.randn(8, generator=stream(*name)).tolist()
+
+    names = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    assert len({tuple(draw(*name)) for name in names}) == 4
+    torch.manual_seed(99)
+    assert draw(0, "a", 0) == draw(0, "a", 0)
+
+
+def test_a_batch_depends_on_its_number_alone():
+    one, other = batches(source("instance", 5)), batches(source("instance", 5))
+    for index in (7, 0, 3):
+        other[index + 1]
+        for name, tensor in one[index].inputs.items():
+            assert torch.equal(tensor, other[index].inputs[name]), name
+    assert not torch.equal(one[0].inputs["noise"], one[1].inputs["noise"])
+    assert not torch.equal(one[0].inputs["noise"], batches(source("instance", 5), seed=1)[0].inputs["noise"])
+
+
+def test_every_picture_is_seen_equally_often_with_its_own_condition():
+    seen = Counter()
+    for index in range(5):
+        inputs = batches(source("instance", 5))[index].inputs
+        assert torch.equal(inputs["latents"][:, 0, 0, 0], inputs["condition"][:, 0].float())
+        seen.update(inputs["condition"][:, 0].tolist())
+    assert seen == Counter(dict.fromkeys(range(5), 4))
+
+
+def test_every_crop_is_seen():
+    latents = torch.cat([batches(source("instance", 2, crops=3))[index].inputs["latents"] for index in range(30)])
+    assert {round(x % 1, 1) for x in latents[:, 0, 0, 0].tolist()} == {0.0, 0.1, 0.2}
+
+
+def test_sources_share_a_batch_in_equal_parts():
+    batch = batches(source("instance", 3), source("class", 9, weight=0.5))[0]
+    assert batch.parts == {"instance": slice(0, 4), "class": slice(4, 8)}
+    assert batch.weights == {"instance": 1.0, "class": 0.5}
+    assert {len(tensor) for tensor in batch.inputs.values()} == {8}
+    noise = batch.inputs["noise"]
+    assert not torch.equal(noise[:4], noise[4:])
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_together_see_what_one_would_see(processes):
+    sources = (source("instance", 5), source("class", 7))
+    whole = batches(*sources, batch_size=4)[3]
+    size = 4 // processes
+    shards = [
+        batches(*sources, batch_size=size, process=process, processes=processes)[3] for process in range(processes)
+    ]
+    for name, tensor in whole.inputs.items():
+        for part in whole.parts:
+            together = torch.cat([shard.inputs[name][shard.parts[part]] for shard in shards])
+            assert torch.equal(together, tensor[whole.parts[part]]), (name, part)
