@@ -68,6 +68,7 @@ def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder
         prediction_type=prediction_type,
         rescale_betas_zero_snr=prediction_type == "v_prediction",
         timestep_spacing="trailing",
+        steps_offset=1,
     )
     pipe = StableDiffusionPipeline(
         vae=vae,
@@ -91,6 +92,12 @@ def make_tokenizer():
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + VOCABULARY_END for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=40)
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    """The function that saves a tiny Stable Diffusion: see its arguments."""
+    return make_stable_diffusion
 
 
 @pytest.fixture(scope="session")
