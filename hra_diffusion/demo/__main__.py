@@ -1,0 +1,123 @@
+"""Makes the embedded base, one command a part, each resumable: data, autoencoder, diffusion, export, subjects."""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from tqdm import tqdm
+
+from hra_diffusion.demo import autoencoder, data, diffusion, export, icons, scenes, subjects
+from hra_diffusion.demo.fit import Progress, fit
+from hra_diffusion.demo.tokenizer import train_tokenizer
+
+
+def main() -> None:
+    """Parses the command and runs it."""
+    parser = argparse.ArgumentParser(prog="python -m hra_diffusion.demo", description=__doc__)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/demo"), help="data and checkpoints")
+    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where finished models and subjects go")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in COMMANDS.items():
+        command = commands.add_parser(name, help=run.__doc__)
+        if name == "data":
+            command.add_argument("--count", type=int, default=24_000)
+        if name in ("autoencoder", "diffusion"):
+            command.add_argument("--steps", type=int, default=2_000)
+            command.add_argument("--learning_rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    COMMANDS[options.command](options)
+
+
+def _make_data(options: argparse.Namespace) -> None:
+    """Fetch the icons and render captioned scenes."""
+    data.make_scenes(options.work_dir, options.count)
+
+
+def _train_autoencoder(options: argparse.Namespace) -> None:
+    """Train the autoencoder on the scenes."""
+    folder: Path = options.work_dir
+    pictures, _ = data.load_scenes(folder)
+    vae = autoencoder.build()
+    loss_of = autoencoder.loss_on(vae, pictures)
+    _follow(
+        fit(
+            {"vae": vae},
+            loss_of,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            checkpoint=folder / "autoencoder.safetensors",
+        ),
+        options.steps,
+        folder / "autoencoder.jsonl",
+    )
+    autoencoder.normalise_latents(vae, pictures[:512])
+    vae.save_pretrained(folder / "vae")
+    held_out = data.held_out_scenes(scenes.Painter(icons.load(folder)), 64)
+    print(f"{autoencoder.psnr(vae, held_out):.2f} dB on scenes of things never seen")
+
+
+def _train_diffusion(options: argparse.Namespace) -> None:
+    """Train the tokenizer, the text encoder and the denoiser on the scenes' latents."""
+    folder: Path = options.work_dir
+    pictures, captions = data.load_scenes(folder)
+    tokenizer = train_tokenizer(captions, folder / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    latents = autoencoder.encode_all(vae, pictures, folder / "latents.npy")
+    unet, text_encoder = diffusion.build_unet(), diffusion.build_text_encoder(tokenizer)
+    token_ids = diffusion.tokenize(tokenizer, ["", *captions])
+    loss_of = diffusion.loss_on(unet, text_encoder, latents, token_ids[1:], token_ids[0])
+    _follow(
+        fit(
+            {"unet": unet, "text_encoder": text_encoder},
+            loss_of,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            checkpoint=folder / "diffusion.safetensors",
+            average=0.998,
+        ),
+        options.steps,
+        folder / "diffusion.jsonl",
+    )
+    unet.save_pretrained(folder / "unet")
+    text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Write the trained parts in half precision as a Stable Diffusion folder."""
+    export.export(options.work_dir, options.assets / "emoji-sd")
+
+
+def _make_subjects(options: argparse.Namespace) -> None:
+    """Draw the subjects that the base is personalised on."""
+    icons.prepare(options.work_dir)
+    subjects.make(scenes.Painter(icons.load(options.work_dir)), options.assets / "subjects")
+
+
+def _follow(records: Iterable[Progress], steps: int, log: Path) -> None:
+    """Shows a bar and appends the mean loss of every 25 steps to `log`."""
+    losses: list[float] = []
+    with log.open("a") as file, tqdm(total=steps) as bar:
+        for record in records:
+            losses.append(record.loss)
+            bar.update(record.step - bar.n)
+            if record.step % 25 == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+                print(json.dumps({"step": record.step, "loss": mean, "seconds": record.seconds}), file=file, flush=True)
+
+
+COMMANDS = {
+    "data": _make_data,
+    "autoencoder": _train_autoencoder,
+    "diffusion": _train_diffusion,
+    "export": _export,
+    "subjects": _make_subjects,
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""One training loop for the base model's parts: Muon and AdamW, warm-up and cosine, averaged weights, resumable.
+
+Matrices and convolutions inside the networks follow Muon (orthogonalised momentum), which needs far fewer steps than
+AdamW on these small networks; embeddings, norms, biases and the outer layers follow AdamW.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hra_diffusion.demo.muon import Muon
+
+_ADAMW_ONLY = ("embed", "conv_in", "conv_out", "position", "time_emb")
+
+
+class Progress(NamedTuple):
+    """One step's record: its number, its loss, the learning rate and the seconds trained so far."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    seconds: float
+
+
+def fit(
+    modules: dict[str, nn.Module],
+    loss_of: Callable[[torch.Generator], Tensor],
+    *,
+    steps: int,
+    learning_rate: float,
+    checkpoint: Path,
+    warmup: int = 100,
+    average: float = 0.999,
+    save_every: int = 250,
+    muon: bool = True,
+) -> Iterator[Progress]:
+    """Trains `modules` in place for `steps` steps and leaves them with the averaged weights.
+
+    Continues from `checkpoint` where it exists and writes it every `save_every` steps. `loss_of` draws from the
+    generator it is given, which is seeded by the step, so that a resumed run sees what an uninterrupted one would.
+    """
+    weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
+    averaged = {name: p.detach().clone() for name, p in weights.items()}
+    optimisers = _optimisers(weights, learning_rate, muon)
+    first, seconds = _load(checkpoint, weights, averaged, optimisers)
+    began = time.monotonic() - seconds
+    for step in range(first, steps):
+        rate = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
+        loss = loss_of(torch.Generator().manual_seed(step))
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+                for p in group["params"]:
+                    p.grad = _as_matrix(p.source.grad) if p.ndim == 2 else p.source.grad
+            optimiser.step()
+        for p in weights.values():
+            p.grad = None
+        decay = min(average, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(averaged.values()), [p.detach() for p in weights.values()], 1 - decay)
+        yield Progress(step + 1, loss.item(), rate, time.monotonic() - began)
+        if (step + 1) % save_every == 0 or step + 1 == steps:
+            _save(checkpoint, step + 1, time.monotonic() - began, weights, averaged, optimisers)
+    with torch.no_grad():
+        for name, p in weights.items():
+            p.copy_(averaged[name])
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def _as_matrix(weight: Tensor) -> Tensor:
+    """(out, in, h, w) as (out, h·w·in): the same memory where the weight is channels last."""
+    return weight.permute(0, 2, 3, 1).reshape(len(weight), -1) if weight.ndim == 4 else weight
+
+
+def _optimisers(weights: dict[str, Tensor], rate: float, muon: bool) -> list[torch.optim.Optimizer]:
+    """Muon on matrices (a convolution is its unfolded matrix), AdamW on the rest; both see views of the weights."""
+    matrices, rest = [], []
+    for name, p in weights.items():
+        is_matrix = muon and p.ndim >= 2 and not any(word in name for word in _ADAMW_ONLY)
+        view = nn.Parameter(_as_matrix(p.data) if is_matrix else p.data)
+        view.source = p  # type: ignore[attr-defined]
+        (matrices if is_matrix else rest).append(view)
+    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    if matrices:
+        optimisers.append(Muon(matrices, lr=rate))
+    return optimisers
+
+
+def _save(
+    path: Path,
+    step: int,
+    seconds: float,
+    weights: dict[str, Tensor],
+    averaged: dict[str, Tensor],
+    optimisers: list[torch.optim.Optimizer],
+) -> None:
+    tensors = {f"weights.{n}": p.detach().contiguous() for n, p in weights.items()}
+    tensors |= {f"averaged.{n}": p.contiguous() for n, p in averaged.items()}
+    for index, optimiser in enumerate(optimisers):
+        for number, state in optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{number}.{key}": value.contiguous() for key, value in state.items()}
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata={"step": str(step), "seconds": str(seconds)})
+    partial.replace(path)
+
+
+def _load(
+    path: Path, weights: dict[str, Tensor], averaged: dict[str, Tensor], optimisers: list[torch.optim.Optimizer]
+) -> tuple[int, float]:
+    if not path.exists():
+        return 0, 0.0
+    with safe_open(path, "pt") as file, torch.no_grad():
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimisers]
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            kind, _, name = key.partition(".")
+            if kind == "optimiser":
+                index, number, field = name.split(".")
+                states[int(index)].setdefault(int(number), {})[field] = file.get_tensor(key)
+            else:
+                (weights if kind == "weights" else averaged)[name].copy_(file.get_tensor(key))
+        for optimiser, state in zip(optimisers, states, strict=True):
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        return int(file.metadata()["step"]), float(file.metadata().get("seconds", 0))

@@ -1,0 +1,66 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from hra_diffusion.demo import backgrounds, paint, scenes, world
+
+BLUE_DISC = Image.fromarray(
+    np.dstack([np.full((128, 128, 3), (40, 80, 220), np.uint8), backgrounds.figures("spotted", 128, 1) > 0]).astype(
+        np.uint8
+    )
+    * np.array([1, 1, 1, 255], np.uint8)
+)
+
+
+@pytest.fixture(scope="module")
+def painter():
+    names = [*world.KINDS, *world.HELD_OUT_KINDS]
+    return scenes.Painter({(style, name): BLUE_DISC for style in world.STYLES for name in names})
+
+
+def test_a_scene_is_a_function_of_its_seed(painter):
+    def draw():
+        rng = np.random.default_rng((3, 14))
+        spec, picture = scenes.draw_scene(painter, rng)
+        return spec, scenes.caption(spec, rng), picture.tobytes()
+
+    assert draw() == draw()
+
+
+def test_training_scenes_hold_one_combination_in_ten_out():
+    rng = np.random.default_rng(0)
+    share = np.mean([scenes.draw_spec(rng).held_out for _ in range(4000)])
+    assert 0.07 < share < 0.13
+
+
+def test_no_training_scene_is_held_out(painter):
+    rng = np.random.default_rng(0)
+    assert not any(scenes.draw_scene(painter, rng)[0].held_out for _ in range(100))
+
+
+def test_captions_name_the_thing_with_its_attributes():
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        spec = scenes.draw_spec(rng)
+        words = scenes.caption(spec, rng)
+        assert spec.thing in words
+        assert all(word in words for word in (spec.kind, spec.colour or "", spec.pattern or ""))
+
+
+def test_articles_follow_the_sound():
+    background = scenes.Background(kind="plain", colours=("orange",))
+    assert background.phrases == ("on an orange background",)
+
+
+@pytest.mark.parametrize("colour", world.COLOURS)
+def test_recolouring_turns_the_mean_towards_the_colour_and_keeps_the_outline(colour):
+    painted = np.asarray(paint.recolour(BLUE_DISC, colour), dtype=float)
+    inside = painted[..., 3] > 0
+    assert np.array_equal(painted[..., 3], np.asarray(BLUE_DISC)[..., 3])
+    assert np.abs(painted[inside][:, :3].mean(0) - world.COLOURS[colour]).max() < 40
+
+
+@pytest.mark.parametrize("place", [place.name for place in world.PLACES])
+def test_places_vary_with_the_generator_and_repeat_with_its_seed(place):
+    first, again, other = (backgrounds.place(place, np.random.default_rng(seed)).tobytes() for seed in (0, 0, 1))
+    assert first == again != other
