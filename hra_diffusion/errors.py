@@ -16,6 +16,10 @@ class TargetError(HRAError, ValueError):
     """The target modules match nothing that can be adapted."""
 
 
+class MergeError(HRAError, ValueError):
+    """An adapter cannot be merged into the weights."""
+
+
 class AdapterFileError(HRAError, ValueError):
     """An adapter folder or file is missing, damaged, or made for another model."""
 

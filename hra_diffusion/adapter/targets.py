@@ -58,6 +58,22 @@ def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
     return found
 
 
+def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """Names of the modules that `names` mean, whole or as the last part of a dotted name.
+
+    Raises:
+        TargetError: one of them means no module.
+    """
+    known = [name for name, _ in model.named_modules() if name]
+    for name in names:
+        if name not in known and not any(_has_suffix(other, (name,)) for other in known):
+            near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[-5:]
+            raise TargetError(
+                f"The model has no module {name!r} to train whole; some of its modules: {', '.join(near)}."
+            )
+    return [other for other in known if other in names or _has_suffix(other, names)]
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether a module maps the last dimension by one weight: nn.Linear, its quantised kin, transformers' Conv1D."""
     if isinstance(module, nn.Bilinear | nn.modules.linear.NonDynamicallyQuantizableLinear):

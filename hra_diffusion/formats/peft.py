@@ -4,10 +4,10 @@ Tensors are named `base_model.model.<module>.hra_u` and have shape (d, r), one c
 product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before the first change of the model.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,8 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import HRAConfig
-from hra_diffusion.adapter.layers import COLUMNS_SUFFIX
 from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.adapter.state import COLUMNS, some
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import read_json, read_tensors, write_together
@@ -36,25 +36,12 @@ def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "defau
         ConfigError: there is no such adapter.
         OutputError: the folder cannot be written; what was there before is untouched.
     """
-    tensors = adapter_tensors(model, adapter_name)
-    config = json.dumps(model.peft_config[adapter_name].to_peft() | {"inference_mode": True}, indent=2, sort_keys=True)
+    config, tensors = model.adapter_state_dict(adapter_name)
+    base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
+    settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
     weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: config.encode()})
-
-
-def adapter_tensors(model: HRAModel, adapter_name: str = "default") -> dict[str, Tensor]:
-    """Copy one adapter's columns to the CPU: `<module>.hra_u` → (d, r).
-
-    Raises:
-        ConfigError: there is no such adapter.
-    """
-    if adapter_name not in model.peft_config:
-        raise ConfigError(f"There is no adapter named {adapter_name!r}; known are: {', '.join(model.peft_config)}.")
-    return {
-        f"{name}{COLUMNS_SUFFIX}": layer.hra_u[adapter_name].detach().to("cpu", copy=True).contiguous()
-        for name, layer in model.layers().items()
-        if adapter_name in layer.hra_u
-    }
+    described = json.dumps(settings, indent=2, sort_keys=True).encode()
+    write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: described})
 
 
 def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
@@ -101,7 +88,7 @@ def load_adapter(
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
     config, tensors = read_adapter(_local(folder, subfolder, **hub))
-    config = dataclasses.replace(config, inference_mode=not is_trainable)
+    config = replace(config, inference_mode=not is_trainable)
     base = model.model if isinstance(model, HRAModel) else model
     with model.ejected() if isinstance(model, HRAModel) else nullcontext():
         tensors = _spelled_for(base, tensors)
@@ -125,8 +112,8 @@ def _local(folder: str | Path, subfolder: str | None, **hub: Any) -> Path:
 
 
 def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the columns' modules with or without `text_model.`, whichever this model knows more of."""
-    known = {f"{name}{COLUMNS_SUFFIX}" for name, _ in model.named_modules()}
+    """Rename modules with or without `text_model.`, whichever this model knows more of."""
+    known = {f"{name}{COLUMNS}" for name, _ in model.named_modules()}
     spellings = (
         dict(tensors),
         {key.removeprefix(_TEXT_PREFIX): tensor for key, tensor in tensors.items()},
@@ -138,10 +125,8 @@ def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
 def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:
     """Refuse a file that lacks modules its own configuration asks for."""
     try:
-        expected = {f"{name}{COLUMNS_SUFFIX}" for name in find_targets(model, config)}
+        expected = {f"{name}{COLUMNS}" for name in find_targets(model, config)}
     except TargetError:
         return  # The names in the configuration are spelled for another version of the model; the weights decide.
     if missing := sorted(expected - set(keys)):
-        raise AdapterFileError(
-            f"The adapter lacks weights that its configuration promises for this model: {', '.join(missing[:8])}."
-        )
+        raise AdapterFileError(f"The adapter lacks weights that its configuration promises: {some(missing)}.")

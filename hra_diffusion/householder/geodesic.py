@@ -107,7 +107,7 @@ def _pair_half_turns(angles: Tensor, V: Tensor, half_turns: Tensor) -> None:
     count = int(half_turns.sum())
     if count % 2:
         raise ConfigError(
-            "An adapter with an odd number of reflections has no strength between 0 and 1, and no mean with others: its "
+            "An adapter with an odd number of reflections has no strength but 0 and 1, and no mean with others: its "
             "determinant is −1. Train with an even rank r."
         )
     space = V[:, half_turns]

@@ -15,12 +15,14 @@ from hra_diffusion.householder.chain import unit_columns
 
 
 def orthonormal_columns(U: Tensor) -> Tensor:
-    """Gram–Schmidt on independent columns U (..., d, r), r ≤ d: an orthonormal basis of each leading span, up to signs."""
+    """Apply Gram–Schmidt to independent columns U (..., d, r), r ≤ d: orthonormal, of the same leading spans."""
     return torch.linalg.qr(U).Q
 
 
 def orthogonality_penalty(U: Tensor) -> Tensor:
-    """Return ‖I − ÛᵀÛ‖_F for chains U (..., d, r): 0 for orthogonal columns, at most √(r (r − 1)). Zero columns are left out.
+    """Return ‖I − ÛᵀÛ‖_F for chains U (..., d, r): 0 for orthogonal columns, at most √(r (r − 1)).
+
+    Zero columns are left out.
     """
     unit = unit_columns(U)
     gram = unit.mT @ unit

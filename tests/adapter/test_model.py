@@ -51,8 +51,9 @@ def test_outputs_and_gradients_equal_pefts(net, x):
 
 def test_outputs_and_gradients_equal_the_naive_chain_in_float64(net, x):
     layer = HRALinear(net.double().head)
-    layer.hra_u["a"] = nn.Parameter(torch.randn(12, 6, dtype=torch.float64))
-    layer.active = ["a"]
+    layer.put_adapter("a", torch.randn(12, 6, dtype=torch.float64))
+    layer.hra_u["a"].requires_grad_()
+    layer.mixture = ((("a", 1.0),),)
     x = x.double().requires_grad_()
     inputs = (x, layer.hra_u["a"])
     naive = x @ chain_matrix(layer.hra_u["a"]).mT @ net.head.weight.mT + net.head.bias
@@ -199,7 +200,7 @@ def test_several_active_adapters_are_the_ordered_product(net, x):
     assert not torch.allclose(model(x), both, atol=1e-3)
     model.set_adapter("a")
     assert [name for name, p in model.named_parameters() if p.requires_grad] == [
-        f"model.blocks.{i}.{module}.hra_u.a" for i in range(2) for module in "qv"
+        f"model.blocks.{i}.{module}.hra_u_a" for i in range(2) for module in "qv"
     ]
     model.delete_adapter("a")
     assert model.active_adapters == ["b"]
@@ -213,7 +214,7 @@ def test_an_unknown_adapter_is_answered_with_the_known_ones(net):
             act("yours")
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "../a", "a/b", "nul\0", "update", "training"])
+@pytest.mark.parametrize("name", ["", "a.b", "../a", "a/b", "nul\0", "line\n"])
 def test_names_that_cannot_be_used_are_refused(net, name):
     with pytest.raises(ConfigError, match="cannot name an adapter"):
         HRAModel(net, HRAConfig(target_modules=["q"]), name)

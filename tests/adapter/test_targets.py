@@ -59,13 +59,14 @@ def test_language_models_have_their_customary_targets_and_keep_their_output_laye
 
 
 def test_the_customary_targets_are_pefts():
-    from peft.utils import TRANSFORMERS_MODELS_TO_HRA_TARGET_MODULES_MAPPING as theirs
+    from peft.utils import TRANSFORMERS_MODELS_TO_HRA_TARGET_MODULES_MAPPING
 
+    theirs = dict(TRANSFORMERS_MODELS_TO_HRA_TARGET_MODULES_MAPPING)
     mine = {
         name: targets if isinstance(targets, str) else list(targets) for name, targets in ARCHITECTURE_TARGETS.items()
     }
     assert mine.keys() - theirs.keys() == {"UNet2DConditionModel", "clip_text_model"}
-    assert {name: mine[name] for name in theirs} == dict(theirs)
+    assert {name: mine[name] for name in theirs} == theirs
 
 
 def test_diffusion_models_have_customary_targets(tiny_unet, tiny_clip):

@@ -83,6 +83,6 @@ def test_files_are_written_together_and_leave_nothing_else_behind(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_named_and_what_was_there_is_untouched(tmp_path):
     (tmp_path / "file").write_text(json.dumps({}))
-    with pytest.raises(OutputError, match="Cannot write .*file"):
+    with pytest.raises(OutputError, match=r"Cannot write .*file"):
         write_together({tmp_path / "file" / "a": b"", tmp_path / "b": b""})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -37,7 +37,7 @@ def scatter(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if ".hra_u." in name:
+            if "hra_u" in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator))
 
 
@@ -175,7 +175,7 @@ SPOILT = {
     ),
     "path": (_edit_weights(lambda t: t.update({"../x": torch.ones(1)})), "path for a name"),
     "other type": (_edit_config(peft_type="LORA"), "no HRA adapter: its peft_type is 'LORA'"),
-    "other rank": (_edit_config(r=8), r"does not fit the model: .*\(12, 4\) instead of \(12, 8\)"),
+    "other rank": (_edit_config(r=8), r"does not fit the model; .*\(12, 4\) instead of \(12, 8\)"),
     "bad rank": (_edit_config(r=0), "rank r must be"),
     "pickle": (_pickle, "pickled and never read"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "Cannot read"),

@@ -18,7 +18,9 @@ def columns(d: int, r: int, seed: int = 0) -> torch.Tensor:
 
 
 def rotation(*angles: float) -> torch.Tensor:
-    blocks = [torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64) for a in angles]
+    blocks = [
+        torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]], dtype=torch.float64) for a in angles
+    ]
     return torch.block_diag(*blocks)
 
 
@@ -74,11 +76,13 @@ def test_half_turns_have_a_strength_too():
 
 
 def test_an_odd_number_of_reflections_is_refused():
-    with pytest.raises(ConfigError, match="odd number of reflections .*even rank"):
+    with pytest.raises(ConfigError, match=r"odd number of reflections .*even rank"):
         blend([columns(8, 3)], [0.5])
 
 
-@pytest.mark.parametrize("angles", [(0.3,), (0.3, 0.3), (3.1, -1.0), (0.0, 2.0), (math.pi, 0.5), (math.pi, math.pi), (1, 1, 1)])
+@pytest.mark.parametrize(
+    "angles", [(0.3,), (0.3, 0.3), (3.1, -1.0), (0.0, 2.0), (math.pi, 0.5), (math.pi, math.pi), (1, 1, 1)]
+)
 def test_the_logarithm_is_skew_and_its_exponential_the_matrix(angles):
     basis = orthonormal_columns(columns(2 * len(angles), 2 * len(angles)))
     K = basis @ rotation(*angles) @ basis.mT
@@ -90,7 +94,11 @@ def test_the_logarithm_is_skew_and_its_exponential_the_matrix(angles):
 
 
 def test_every_orthogonal_matrix_is_a_chain():
-    for K in (rotation(0.4, 2.0), torch.diag(torch.tensor([1.0, -1, -1, 1])).double(), orthonormal_columns(columns(5, 5))):
+    for K in (
+        rotation(0.4, 2.0),
+        torch.diag(torch.tensor([1.0, -1, -1, 1])).double(),
+        orthonormal_columns(columns(5, 5)),
+    ):
         assert near(chain_matrix(reflections_of(K)), K)
 
 

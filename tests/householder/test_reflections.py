@@ -68,6 +68,21 @@ def test_values_and_gradients_of_the_kernel_equal_the_naive_chain(d, r, n, seed)
             assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
 
 
+def test_pictures_keep_their_memory_layout_and_their_values():
+    u = columns(6, 4).requires_grad_()
+    picture = torch.randn(2, 6, 3, 5, generator=seeded(), dtype=torch.float64)
+    upstream = torch.randn(2, 6, 3, 5, generator=seeded(1), dtype=torch.float64)
+    expected = None
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for upstream_layout in (torch.contiguous_format, torch.channels_last):
+            x = picture.to(memory_format=layout).requires_grad_()
+            y = reflect(x.flatten(2).mT, u).mT.unflatten(2, (3, 5))
+            assert y.is_contiguous(memory_format=layout)
+            results = [y, *torch.autograd.grad(y, (x, u), upstream.to(memory_format=upstream_layout))]
+            expected = expected or results
+            assert all(torch.allclose(a, b, atol=1e-13) for a, b in zip(results, expected, strict=True))
+
+
 def test_a_given_factorisation_is_used_as_it_is():
     u, x = columns(8, 4), torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
     assert torch.equal(reflect(x, u, factor(u, x.dtype)), reflect(x, u))

@@ -1,0 +1,30 @@
+"""Multiplying adapters into the weights of layers."""
+
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+from hra_diffusion.adapter.blending import Mixture
+from hra_diffusion.adapter.layer import HRALayer
+from hra_diffusion.adapter.state import some
+from hra_diffusion.errors import MergeError
+
+
+def merge_layers(
+    layers: Mapping[str, HRALayer], mixture: Mixture, *, safe_merge: bool = False, progressbar: bool = False
+) -> None:
+    """Put W H for W into every layer that a mixture's adapters are in, all or none.
+
+    Raises:
+        MergeError: a weight is quantised, or (safe_merge) W H is not finite; nothing is changed.
+    """
+    weights = {
+        name: weight
+        for name, layer in tqdm(layers.items(), desc="Merging", disable=not progressbar)
+        if (weight := layer.merged_weight(mixture)) is not None
+    }
+    if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
+        names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
+        raise MergeError(f"Merging {names} makes weights that are not finite, in {some(broken)}.")
+    for name, weight in weights.items():
+        layers[name].merge(weight, mixture)

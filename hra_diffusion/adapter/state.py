@@ -1,0 +1,116 @@
+"""An adapter's tensors by name, and whether a model has a place for each.
+
+    <module>.hra_u              columns (d, r) of an adapted module
+    <module>.base_layer.bias    its bias, where biases train
+    <module>.bias               any other bias
+    <module>.<parameter>        what modules_to_save train whole
+
+These are PEFT's names in a file, but for its prefix `base_model.model`.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+from torch import Tensor, nn
+
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.layer import HRALayer
+from hra_diffusion.adapter.targets import find_named
+from hra_diffusion.errors import AdapterFileError
+
+COLUMNS: Final = ".hra_u"
+_BASE_BIAS: Final = ".base_layer.bias"
+# PEFT writes the biases of modules_to_save three times when it saves all biases.
+_PEFT_ECHOES: Final = (".modules_to_save.bias", ".original_module.bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterState:
+    """An adapter's tensors, sorted by what they are for.
+
+    Attributes:
+        columns: module name → columns (d, r).
+        biases: parameter name in the base model → bias.
+        copies: module name → state dict of its trained copy.
+    """
+
+    columns: dict[str, Tensor]
+    biases: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    copies: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
+
+    def flat(self) -> dict[str, Tensor]:
+        """Name the tensors as in a file, copied to the CPU."""
+        named = {f"{module}{COLUMNS}": tensor for module, tensor in self.columns.items()}
+        for name, bias in self.biases.items():
+            module = name.removesuffix(".bias")
+            named[f"{module}{_BASE_BIAS}" if module in self.columns else name] = bias
+        for module, state in self.copies.items():
+            named |= {f"{module}.{name}": tensor for name, tensor in state.items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
+
+
+def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> AdapterState:
+    """Sort an adapter's tensors, and check that there is a place for each in a model without adapters.
+
+    Raises:
+        AdapterFileError: the model lacks the place, or the shape differs, or part of a trained module is missing.
+    """
+    state = AdapterState({})
+    modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
+    trained = find_named(base, config.modules_to_save or ())
+    strangers: list[str] = []
+    for key, tensor in sorted(state_dict.items()):
+        module = key.removesuffix(COLUMNS)
+        bias = key.replace(_BASE_BIAS, ".bias")
+        owner = next((name for name in trained if key.startswith(f"{name}.")), None)
+        if module != key and module in modules:
+            state.columns[module] = tensor
+        elif config.bias != "none" and key.endswith(_PEFT_ECHOES):
+            continue
+        elif owner is not None:
+            state.copies.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = tensor
+        elif config.bias != "none" and bias.split(".")[-1] == "bias" and bias in parameters:
+            state.biases[bias] = tensor
+        else:
+            strangers.append(key)
+    _refuse(config, "it has weights for places that the model lacks", strangers)
+    misfits = [name for name, bias in state.biases.items() if bias.shape != parameters[name].shape]
+    for name in trained:
+        expected = {key: tensor.shape for key, tensor in modules[name].state_dict().items()}
+        found = {key: tensor.shape for key, tensor in state.copies.get(name, {}).items()}
+        if found != expected:
+            misfits.append(f"{name} has {_shapes(found)} instead of {_shapes(expected)}")
+    _refuse(config, "shapes differ", misfits)
+    return state
+
+
+def check_columns(layers: Mapping[str, HRALayer], config: HRAConfig, columns: Mapping[str, Tensor]) -> None:
+    """Check that columns have the shape of the layers they are for.
+
+    Raises:
+        AdapterFileError: some have another, or are no floating-point numbers.
+    """
+    expected = {name: (layer.unfolded_size, config.r) for name, layer in layers.items()}
+    misfits = [
+        f"{name} has {tuple(columns[name].shape)} instead of {shape}"
+        for name, shape in expected.items()
+        if columns[name].shape != shape or not columns[name].is_floating_point()
+    ]
+    _refuse(config, "shapes differ", misfits)
+
+
+def some(items: Iterable[str]) -> str:
+    """List the first few of many."""
+    items = list(items)
+    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def _refuse(config: HRAConfig, why: str, names: Sequence[str]) -> None:
+    if names:
+        made_for = f", made for {config.base_model_name_or_path}," if config.base_model_name_or_path else ""
+        raise AdapterFileError(f"The adapter{made_for} does not fit the model; {why}: {some(names)}.")
+
+
+def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:
+    return ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items()) or "nothing"

@@ -1,0 +1,230 @@
+"""Strength, means, padding, and the anchored Gram–Schmidt, on a whole model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.householder import chain_matrix
+
+TARGETS = ("q", "v", "out")
+
+
+@pytest.fixture
+def model(net) -> HRAModel:
+    """A model with adapters a (r = 4), b (r = 2) and odd (r = 3), all away from their start; a acts."""
+    model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, init_weights=False), "a")
+    model.add_adapter("b", HRAConfig(r=2, target_modules=["v", "out"], init_weights=False))
+    model.add_adapter("odd", HRAConfig(r=3, target_modules=["q"], init_weights=False))
+    return model.eval()
+
+
+def weights(model: HRAModel) -> list[torch.Tensor]:
+    """The adapted weights W H, by merging."""
+    model.merge_adapter()
+    merged = [layer.base_layer.weight.detach().clone() for layer in model.layers().values()]
+    model.unmerge_adapter()
+    return merged
+
+
+def close(a, b, tolerance: float = 1e-5) -> bool:
+    return all(torch.allclose(each, other, rtol=0, atol=tolerance) for each, other in zip(a, b, strict=True))
+
+
+def test_strength_zero_is_the_base_and_one_the_adapter_bit_by_bit(model, x):
+    adapted = model(x)
+    with model.disable_adapter():
+        base = model(x)
+    model.set_strength(0, "a")
+    assert torch.equal(model(x), base)
+    model.set_strength(0.5, "a")
+    assert not torch.allclose(model(x), adapted, atol=1e-3)
+    assert not torch.allclose(model(x), base, atol=1e-3)
+    model.set_strength(1, "a")
+    assert torch.equal(model(x), adapted)
+
+
+@pytest.mark.parametrize("strength", [-1.5, 0.3, 1.7])
+def test_every_strength_keeps_the_weights_singular_values(model, strength):
+    model.set_strength(strength, "a")
+    for layer, merged in zip(model.layers().values(), weights(model), strict=True):
+        assert close([torch.linalg.svdvals(merged)], [torch.linalg.svdvals(layer.base_layer.weight)])
+
+
+def test_the_unmerged_model_agrees_with_the_merged_one_at_any_strength(model, x):
+    model.set_adapters(["a", "b"], [0.4, 1.3])
+    expected = model(x)
+    model.merge_adapter()
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    model.set_strength(0.9, "b")
+    merged = model(x)
+    model.unmerge_adapter()
+    assert torch.allclose(model(x), merged, atol=1e-5)
+
+
+def test_an_odd_rank_has_strengths_zero_and_one_only(model, x):
+    model.set_adapter("odd")
+    expected = model(x)
+    for strength in (0.5, 2, -1):
+        with pytest.raises(ConfigError, match=r"odd rank 3: .*0 or 1 only"):
+            model.set_strength(strength, "odd")
+    assert torch.equal(model(x), expected)
+    model.set_strength(0, "odd")
+    model.set_strength(1, "odd")
+    with pytest.raises(ConfigError, match="odd number of reflections"):
+        model.set_adapters(["a", "odd"], combine="lie")
+    assert model.active_adapters == ["odd"]
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_that_is_no_number_is_refused(model, strength):
+    with pytest.raises(ConfigError, match="must be a finite number"):
+        model.set_strength(strength, "a")
+
+
+def test_a_strength_for_an_unknown_adapter_is_answered_with_the_known_ones(model):
+    with pytest.raises(ConfigError, match="known are: 'a', 'b', 'odd'"):
+        model.set_strength(0.5)
+
+
+def test_the_lie_mean_has_no_order_and_gives_back_each_adapter(model):
+    model.set_adapter("a")
+    only_a = weights(model)
+    model.set_adapters(["a", "b"], [0.7, 0.4], combine="lie")
+    mean = weights(model)
+    model.set_adapters(["b", "a"], [0.4, 0.7], combine="lie")
+    assert close(weights(model), mean)
+    model.set_adapters(["a", "b"], [1, 0], combine="lie")
+    assert close(weights(model), only_a, 0)
+
+
+def test_a_product_with_strengths_is_the_product_of_the_powers(model):
+    model.set_adapters(["a", "b"], [0.5, 1])
+    layer = model.layers()["blocks.0.v"]
+    half = layer.columns(((("a", 0.5),),))
+    expected = layer.base_layer.weight @ chain_matrix(half) @ chain_matrix(layer.hra_u["b"])
+    assert close([weights(model)[1]], [expected])
+    assert close([chain_matrix(half) @ chain_matrix(half)], [chain_matrix(layer.hra_u["a"])])
+
+
+def test_combinations_are_checked(model):
+    with pytest.raises(ConfigError, match="'product' or 'lie'; found 'sum'"):
+        model.set_adapters(["a", "b"], combine="sum")
+    with pytest.raises(ConfigError, match="2 adapters need as many strengths; found 1"):
+        model.set_adapters(["a", "b"], [1.0])
+
+
+def test_blends_follow_the_columns(model, x):
+    model.set_strength(0.5, "a")
+    before = model(x)
+    with torch.no_grad():
+        model.layers()["blocks.0.q"].hra_u["a"].normal_()
+    assert not torch.allclose(model(x), before, atol=1e-3)
+
+
+def test_gradients_pass_a_weakened_adapter_with_a_warning_that_it_is_not_trained(model, x):
+    model.set_strength(0.5, "a")
+    x = x.requires_grad_()
+    with pytest.warns(UserWarning, match="other than 1 are not trained: a"):
+        model.train()(x).sum().backward()
+    assert x.grad is not None
+
+
+def test_padding_changes_nothing_and_makes_room_for_others(model, x, net):
+    expected = model(x)
+    model.pad_adapter(8, "a")
+    assert torch.allclose(model(x), expected, atol=1e-6)
+    addresses = [layer.hra_u["a"].data_ptr() for layer in model.layers().values() if "a" in layer.hra_u]
+    model.set_adapter("b")
+    alone = model(x)
+    model.set_adapter("a")
+    model.swap_adapter(*model.adapter_state_dict("b"), "a")
+    assert torch.allclose(model(x), alone, atol=1e-6)
+    assert [layer.hra_u["a"].data_ptr() for layer in model.layers().values() if "a" in layer.hra_u] == addresses
+    config, state = model.adapter_state_dict("a")
+    assert config.r == 2
+    assert {tensor.shape[1] for tensor in state.values()} == {2}
+
+
+def test_a_swap_that_does_not_fit_changes_nothing(model, x):
+    expected = model(x)
+    for other in ("b", "odd"):
+        model.set_adapter("a")
+        with pytest.raises(ValueError, match=r"cannot be swapped for '(b|odd)': its rank is 4 of at most"):
+            model.swap_adapter(*model.adapter_state_dict("a"), other)
+    assert torch.equal(model(x), expected)
+    with pytest.raises(ConfigError, match="cannot be padded to 2"):
+        model.pad_adapter(2, "a")
+
+
+def test_swapping_does_not_compile_again(model, x):
+    model.pad_adapter(4, "a")
+    torch._dynamo.reset()
+    compiles = 0
+
+    def backend(graph, _):
+        nonlocal compiles
+        compiles += 1
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(2):
+            assert torch.allclose(compiled(x), model(x), atol=1e-6)
+            model.swap_adapter(*model.adapter_state_dict("b"), "a")
+    assert compiles == 1
+
+
+def test_an_anchored_adapter_starts_at_the_base_trains_and_saves_as_an_ordinary_chain(net, x, tmp_path):
+    base = copy.deepcopy(net)
+    expected = net(x)
+    model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, apply_GS=True))
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    trainable, _ = model.get_nb_trainable_parameters()
+    assert trainable == 2 * 4 * (12 + 12 + 8)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimiser.step()
+    trained = model(x)
+    assert (trained - expected).abs().max() > 1e-3
+    for layer in model.layers().values():
+        columns = layer.chain_columns("default")
+        for half in (columns[:, :4], columns[:, 4:]):
+            assert close([half.mT @ half], [torch.eye(4)])
+    assert model.orthogonality_penalty() == 0
+    model.save_pretrained(tmp_path)
+    again = HRAModel.from_pretrained(base, tmp_path)
+    assert again.peft_config["default"].r == 8
+    assert not again.peft_config["default"].apply_GS
+    assert torch.allclose(again(x), trained, atol=1e-5)
+    model.set_strength(0.5)
+    assert not torch.allclose(model.eval()(x), trained, atol=1e-4)
+
+
+def test_more_orthogonal_columns_than_dimensions_are_refused(net):
+    with pytest.raises(
+        ConfigError, match="At most 8 columns can be orthogonal in a layer of 8 inputs; apply_GS has r = 10"
+    ):
+        HRAModel(net, HRAConfig(r=10, target_modules=TARGETS, apply_GS=True))
+    assert type(net.blocks[0]["q"]) is nn.Linear
+
+
+def test_the_penalty_pulls_a_pair_apart(net):
+    model = HRAModel(net, HRAConfig(r=2, target_modules=["q"]))
+    start = model.orthogonality_penalty()
+    assert start.item() == pytest.approx(2 * 2**0.5)
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-1)
+    with torch.no_grad():
+        for layer in model.layers().values():
+            layer.hra_u["default"].add_(torch.randn(12, 2) * 0.1)
+    for _ in range(20):
+        optimiser.zero_grad()
+        model.orthogonality_penalty().backward()
+        optimiser.step()
+    assert model.orthogonality_penalty() < start / 2

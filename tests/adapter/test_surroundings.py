@@ -1,0 +1,189 @@
+"""Adapted models live where models live: quantised, offloaded, compiled, in pipelines, in threads."""
+
+import threading
+import warnings
+
+import accelerate
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import nn
+
+from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_ATTENTION, UNET_FULL
+from hra_diffusion.errors import MergeError
+from hra_diffusion.householder import chain_apply
+
+TARGETS = ("q", "v", "out")
+
+
+@pytest.fixture
+def model(net) -> HRAModel:
+    return HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, init_weights=False)).eval()
+
+
+def test_a_quantised_layer_is_only_called(net, x):
+    from torch.ao.quantization import quantize_dynamic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that this moves to torchao
+        quantised = quantize_dynamic(net, {nn.Linear})
+    base = quantised.blocks[0]["q"]
+    model = HRAModel(quantised, HRAConfig(r=4, target_modules=["q"], init_weights=False))
+    layer = quantised.blocks[0]["q"]
+    assert layer.base_layer is base
+    assert torch.equal(layer(x), base(chain_apply(x, layer.hra_u["default"]))) or torch.allclose(
+        layer(x), base(chain_apply(x, layer.hra_u["default"])), atol=0.05
+    )
+    with pytest.raises(MergeError, match="it is quantised"):
+        model.merge_adapter()
+    assert model.merged_adapters == []
+
+
+def test_an_offloaded_model_brings_its_columns_along(model, x):
+    with torch.no_grad():
+        expected = model(x)
+        accelerate.cpu_offload(model.model, execution_device=torch.device("cpu"))
+        assert all(columns.is_meta for layer in model.layers().values() for columns in layer.hra_u.values())
+        assert torch.allclose(model(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_it_compiles_without_a_graph_break_and_trains(model, x, inner):
+    torch._dynamo.reset()
+    expected = model(x)
+    (expected_grad,) = torch.autograd.grad(expected.sin().sum(), model.layers()["blocks.0.q"].hra_u["default"])
+    compiled = torch.compile(model.model if inner else model, backend="aot_eager", fullgraph=True)
+    output = compiled(x)
+    assert torch.allclose(output, expected, atol=1e-5)
+    (grad,) = torch.autograd.grad(output.sin().sum(), model.layers()["blocks.0.q"].hra_u["default"])
+    assert torch.allclose(grad, expected_grad, atol=1e-5)
+
+
+def test_it_compiles_at_any_strength(model, x):
+    torch._dynamo.reset()
+    model.set_strength(0.5)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model, x):
+    ahead = model(x)
+    assert all(layer.factored is None for layer in model.layers().values())
+    for hook in model._hooks:
+        hook.remove()
+    assert torch.allclose(model(x), ahead, atol=1e-6)
+
+
+def test_a_failed_pass_forgets_what_was_factored(model, x):
+    with pytest.raises(RuntimeError):
+        model(x[..., :3])
+    assert all(layer.factored is None for layer in model.layers().values())
+
+
+def test_columns_changed_behind_torchs_back_are_seen_by_the_next_pass(model, x):
+    before = model(x)
+    for layer in model.layers().values():
+        layer.hra_u["default"].data.normal_()
+    assert not torch.allclose(model(x), before, atol=1e-3)
+
+
+def test_threads_share_a_model(model, x):
+    with torch.no_grad():
+        expected = model(x)
+        results: list[torch.Tensor] = []
+        threads = [threading.Thread(target=lambda: results.append(model(x))) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 8
+    assert all(torch.allclose(result, expected, atol=1e-6) for result in results)
+
+
+def draw(pipe) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe("a dog", num_inference_steps=2, generator=generator, output_type="pt").images
+
+
+def test_the_snippet_on_pefts_page_makes_a_pipeline_that_draws_moves_and_saves_its_base(tiny_sd, tmp_path):
+    base = draw(StableDiffusionPipeline.from_pretrained(tiny_sd))
+
+    config_te = HRAConfig(
+        r=8, target_modules=["k_proj", "q_proj", "v_proj", "out_proj", "fc1", "fc2"], init_weights=True
+    )
+    config_unet = HRAConfig(
+        r=8,
+        target_modules=["proj_in", "proj_out", "to_k", "to_q", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"],
+        init_weights=True,
+    )
+    model = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    model.text_encoder = HRAModel(model.text_encoder, config_te, "default")
+    model.unet = HRAModel(model.unet, config_unet, "default")
+
+    assert torch.allclose(draw(model), base, atol=1e-3)
+    for layer in (*model.unet.layers().values(), *model.text_encoder.layers().values()):
+        layer.overwrite_adapter("default", torch.randn(layer.hra_u["default"].shape))
+    adapted = draw(model)
+    assert not torch.allclose(adapted, base, atol=1e-2)
+
+    model.save_pretrained(tmp_path / "base")
+    again = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
+    assert type(again.unet).__name__ == "UNet2DConditionModel"
+    assert torch.allclose(draw(again), base, atol=1e-6)
+    assert torch.equal(draw(model), adapted)
+
+    model.unet.save_pretrained(tmp_path / "unet")
+    model.text_encoder.save_pretrained(tmp_path / "text_encoder")
+    again.unet = HRAModel.from_pretrained(again.unet, tmp_path / "unet")
+    again.text_encoder = HRAModel.from_pretrained(again.text_encoder, tmp_path / "text_encoder")
+    assert torch.allclose(draw(again), adapted, atol=1e-5)
+
+    half = model.to(torch.bfloat16)
+    assert half.unet.dtype == torch.bfloat16
+    assert {columns.dtype for layer in half.unet.layers().values() for columns in layer.hra_u.values()} == {
+        torch.float32
+    }
+    assert draw(half).isfinite().all()
+
+
+def test_an_adapted_component_saves_its_base_though_the_pipeline_holds_the_bare_one(tiny_sd, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    expected = draw(pipe)
+    HRAModel(pipe.unet, HRAConfig(target_modules=UNET_ATTENTION, init_weights=False))
+    pipe.save_pretrained(tmp_path)
+    assert torch.allclose(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-6)
+
+
+def test_a_merged_component_saves_its_merged_weights(tiny_sd, tmp_path):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    pipe.unet = HRAModel(pipe.unet, HRAConfig(target_modules=UNET_FULL, init_weights=False))
+    pipe.text_encoder = HRAModel(pipe.text_encoder, HRAConfig(target_modules=CLIP_TEXT_FULL, init_weights=False))
+    expected = draw(pipe)
+    for component in (pipe.unet, pipe.text_encoder):
+        component.merge_adapter()
+    pipe.save_pretrained(tmp_path)
+    assert torch.allclose(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-4)
+
+
+def test_it_passes_for_one_of_its_models_class(tiny_unet):
+    from diffusers import UNet2DConditionModel
+
+    model = HRAModel(tiny_unet, HRAConfig(target_modules=UNET_ATTENTION))
+    assert isinstance(model, UNet2DConditionModel)
+    assert isinstance(model, HRAModel)
+    assert type(model) is HRAModel
+
+
+def test_gradient_checkpointing_of_diffusers_trains_the_adapter(tiny_unet):
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
+    model = HRAModel(tiny_unet, HRAConfig(r=4, target_modules=UNET_FULL, init_weights=False)).train()
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model(*inputs).sample.square().mean().backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.enable_gradient_checkpointing()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))
