@@ -93,11 +93,15 @@ class HRALayer(Wrapper):
     def chain_columns(self, name: str) -> Tensor:
         """Columns (d, k) of one adapter's chain; for an anchored one, k = 2 r."""
         columns = self.hra_u[name]
-        if name not in self._orthonormal:
+        if not self.is_orthonormal(name):
             return columns
         own = orthonormal_columns(columns)
         anchor = self.hra_anchor.get(name)
         return own if anchor is None else torch.cat([anchor, own], dim=1)
+
+    def is_orthonormal(self, name: str) -> bool:
+        """Whether Gram–Schmidt is applied to an adapter's columns."""
+        return name in self._orthonormal
 
     def columns(self, mixture: Mixture | None = None) -> Tensor | None:
         """Columns (d, Σk) of a mixture of adapters, or of the acting one; None when none of its adapters is here."""
@@ -190,7 +194,9 @@ class HRALayer(Wrapper):
     def unmerge(self) -> None:
         """Put the original parameter back: bit by bit what it was."""
         if self._unmerged_weight:
-            self.base_layer.weight = self._unmerged_weight.pop()
+            original, present = self._unmerged_weight.pop(), self.base_layer.weight
+            original.data = original.data.to(present.device, present.dtype)  # The model may have moved meanwhile.
+            self.base_layer.weight = original
         self.merged = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HRALayer":
@@ -198,8 +204,6 @@ class HRALayer(Wrapper):
             moved = fn(columns)
             return columns.to(moved.device) if moved.dtype.itemsize < torch.float32.itemsize else moved
 
-        for original in self._unmerged_weight:
-            original.data = fn(original.data)
         if recurse:
             self.base_layer._apply(fn)
         return super()._apply(keep_precision, recurse=False)

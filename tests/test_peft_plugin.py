@@ -1,0 +1,196 @@
+"""With the plug-in on, PEFT's HRA layers keep PEFT's values and gain what they lacked."""
+
+import copy
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import HRAConfig, get_peft_model
+from peft.tuners.hra.layer import HRALinear
+from torch import nn
+
+from hra_diffusion import peft_plugin
+from hra_diffusion.householder import chain_matrix
+from hra_diffusion.householder.geodesic import blend
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, padding=1)
+        self.act = nn.ReLU()
+        self.lin = nn.Linear(6, 5)
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.tanh(self.lin(self.act(self.conv(x)).mean(dim=(2, 3)))))
+
+
+@pytest.fixture
+def plugin():
+    peft_plugin.enable()
+    yield peft_plugin
+    peft_plugin.disable()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 3, 7, 7, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def model(request):
+    """A PEFT model with adapters of 4 and 2 reflections, away from their start."""
+    torch.manual_seed(0)
+    settings = {"target_modules": ["conv", "lin"], "init_weights": False, **getattr(request, "param", {})}
+    model = get_peft_model(Net(), HRAConfig(r=4, **settings))
+    model.add_adapter("other", HRAConfig(r=2, **settings))
+    return model
+
+
+def gradients(model, x):
+    model.zero_grad()
+    model(x).square().sum().backward()
+    return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("model", [{}, {"apply_GS": True}], indirect=True)
+def test_values_gradients_and_merged_weights_are_pefts(model, x):
+    theirs, their_gradients = model(x), gradients(model, x)
+    their_weights = copy.deepcopy(model).merge_and_unload().lin.weight
+    peft_plugin.enable()
+    try:
+        assert torch.allclose(model(x), theirs, rtol=0, atol=1e-5)
+        for mine, expected in zip(gradients(model, x), their_gradients, strict=True):
+            assert torch.allclose(mine, expected, rtol=0, atol=1e-4)
+        assert torch.allclose(copy.deepcopy(model).merge_and_unload().lin.weight, their_weights, atol=1e-5)
+    finally:
+        peft_plugin.disable()
+    assert torch.equal(model(x), theirs)
+
+
+def test_enabling_twice_and_disabling_gives_peft_its_own_methods_back():
+    before = dict(vars(HRALinear))
+    peft_plugin.enable()
+    peft_plugin.enable()
+    assert HRALinear.forward is not before["forward"]
+    peft_plugin.disable()
+    peft_plugin.disable()
+    assert dict(vars(HRALinear)) == before
+
+
+def test_several_active_adapters_are_pefts_product(model, x):
+    model.base_model.set_adapter(["other", "default"])
+    theirs = model(x)
+    peft_plugin.enable()
+    try:
+        assert torch.allclose(model(x), theirs, rtol=0, atol=1e-5)
+    finally:
+        peft_plugin.disable()
+
+
+def test_unmerging_is_bit_exact(plugin, model, x):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expected = model(x)
+    for _ in range(20):
+        model.merge_adapter()
+        assert torch.allclose(model(x), expected, atol=1e-5)
+        model.unmerge_adapter()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.state_dict().keys() == before.keys()
+
+
+def test_what_peft_merged_is_unmerged_by_peft(model, x):
+    expected = model(x)
+    model.merge_adapter()
+    peft_plugin.enable()
+    try:
+        model.unmerge_adapter()
+        assert torch.allclose(model(x), expected, atol=1e-4)
+    finally:
+        peft_plugin.disable()
+
+
+def test_a_merged_model_can_be_disabled(plugin, model, x):
+    with model.disable_adapter():
+        base = model(x)
+    model.merge_adapter()
+    with model.disable_adapter():
+        assert torch.allclose(model(x), base, atol=1e-6)
+
+
+def test_scaling_moves_along_the_geodesic(plugin, model, x):
+    layer = model.base_model.model.lin
+    columns = layer.hra_u["default"].detach()
+    layer.set_scale("default", 0.5)
+    layer.scale_layer(0.5)
+    h = torch.randn(3, 6)
+    expected = h @ (layer.weight @ chain_matrix(blend([columns], [0.25]))).mT + layer.bias
+    assert torch.allclose(layer(h), expected, atol=1e-5)
+    layer.unscale_layer(0.5)
+    assert torch.allclose(
+        layer(h), h @ (layer.weight @ chain_matrix(blend([columns], [0.5]))).mT + layer.bias, atol=1e-5
+    )
+    layer.unscale_layer()
+    assert torch.allclose(layer(h), h @ (layer.weight @ chain_matrix(columns)).mT + layer.bias, atol=1e-5)
+
+
+def test_a_deleted_adapters_scale_is_forgotten(plugin, model, x):
+    model.base_model.set_adapter("other")
+    for layer in (model.base_model.model.lin, model.base_model.model.conv):
+        layer.set_scale("other", 0.3)
+    model.delete_adapter("other")
+    model.add_adapter("other", HRAConfig(r=2, target_modules=["lin"], init_weights=False))
+    model.set_adapter("other")
+    layer, h = model.base_model.model.lin, torch.randn(3, 6)
+    expected = h @ (layer.weight @ chain_matrix(layer.hra_u["other"])).mT + layer.bias
+    assert torch.allclose(layer(h), expected, atol=1e-5)
+
+
+def test_what_peft_cannot_do_works(plugin):
+    layer = get_peft_model(nn.Sequential(nn.Linear(6, 5)), HRAConfig(r=4, target_modules=["0"])).base_model.model[0]
+    with torch.no_grad():
+        layer.hra_u["default"][:, 1] = 0
+    assert layer(torch.ones(2, 6)).isfinite().all()
+
+
+def test_copies_are_independent(plugin, model, x):
+    expected = model(x)
+    twin = copy.deepcopy(model)
+    twin.base_model.model.lin.set_scale("default", 0.0)
+    assert torch.equal(model(x), expected)
+    assert not torch.allclose(twin(x), expected, atol=1e-4)
+
+
+def test_diffusers_sets_the_strength_of_pefts_adapters(plugin):
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
+    base = unet(*inputs).sample
+    unet.add_adapter(HRAConfig(r=4, target_modules=["to_q", "to_v", "conv1"], init_weights=False))
+    full = unet(*inputs).sample
+    unet.set_adapters(["default"], [0.0])
+    assert torch.allclose(unet(*inputs).sample, base, atol=1e-6)
+    unet.set_adapters(["default"], [0.5])
+    half = unet(*inputs).sample
+    assert not torch.allclose(half, base, atol=1e-3)
+    assert not torch.allclose(half, full, atol=1e-3)
+    unet.set_adapters(["default"], [1.0])
+    assert torch.allclose(unet(*inputs).sample, full, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_keep_their_dtype(plugin, model, x, dtype):
+    model = model.to(dtype)
+    assert model(x.to(dtype)).dtype == dtype
+    layer = model.base_model.model.lin
+    assert layer(torch.ones(2, 6)).dtype == torch.float32
