@@ -63,7 +63,7 @@ def random_crops(pictures: np.ndarray, generator: torch.Generator) -> Tensor:
 
 def to_tensor(pictures: np.ndarray) -> Tensor:
     """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in −1 … 1, channels last in memory."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()

@@ -39,7 +39,6 @@ def fit(
     warmup: int = 100,
     average: float = 0.999,
     save_every: int = 250,
-    muon: bool = True,
 ) -> Iterator[Progress]:
     """Trains `modules` in place for `steps` steps and leaves them with the averaged weights.
 
@@ -48,7 +47,9 @@ def fit(
     """
     weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
     averaged = {name: p.detach().clone() for name, p in weights.items()}
-    optimisers = _optimisers(weights, learning_rate, muon)
+    views = {name: nn.Parameter(_matrix(p.data) if _is_matrix(name, p) else p.data) for name, p in weights.items()}
+    assert all(view.data_ptr() == weights[name].data_ptr() for name, view in views.items()), "use channels-last modules"
+    optimisers = _optimisers(views, learning_rate)
     first, seconds = _load(checkpoint, weights, averaged, optimisers)
     began = time.monotonic() - seconds
     for step in range(first, steps):
@@ -56,14 +57,14 @@ def fit(
         loss = loss_of(torch.Generator().manual_seed(step))
         loss.backward()
         nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        for name, p in weights.items():
+            assert p.grad is not None
+            views[name].grad = _matrix(p.grad) if _is_matrix(name, p) else p.grad
+            p.grad = None
         for optimiser in optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = rate
-                for p in group["params"]:
-                    p.grad = _as_matrix(p.source.grad) if p.ndim == 2 else p.source.grad
             optimiser.step()
-        for p in weights.values():
-            p.grad = None
         decay = min(average, (step + 1) / (step + 10))
         torch._foreach_lerp_(list(averaged.values()), [p.detach() for p in weights.values()], 1 - decay)
         yield Progress(step + 1, loss.item(), rate, time.monotonic() - began)
@@ -78,23 +79,20 @@ def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def _as_matrix(weight: Tensor) -> Tensor:
-    """(out, in, h, w) as (out, h·w·in): the same memory where the weight is channels last."""
+def _is_matrix(name: str, weight: Tensor) -> bool:
+    return weight.ndim >= 2 and not any(word in name for word in _ADAMW_ONLY)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A convolution (out, in, h, w) as (out, h·w·in): the same memory where the weight is channels last."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1) if weight.ndim == 4 else weight
 
 
-def _optimisers(weights: dict[str, Tensor], rate: float, muon: bool) -> list[torch.optim.Optimizer]:
-    """Muon on matrices (a convolution is its unfolded matrix), AdamW on the rest; both see views of the weights."""
-    matrices, rest = [], []
-    for name, p in weights.items():
-        is_matrix = muon and p.ndim >= 2 and not any(word in name for word in _ADAMW_ONLY)
-        view = nn.Parameter(_as_matrix(p.data) if is_matrix else p.data)
-        view.source = p  # type: ignore[attr-defined]
-        (matrices if is_matrix else rest).append(view)
-    optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
-    if matrices:
-        optimisers.append(Muon(matrices, lr=rate))
-    return optimisers
+def _optimisers(views: dict[str, nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
+    """AdamW on most, Muon on what `_is_matrix`."""
+    matrices = [view for name, view in views.items() if _is_matrix(name, view)]
+    rest = [view for name, view in views.items() if not _is_matrix(name, view)]
+    return [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0), Muon(matrices, lr=rate)]
 
 
 def _save(
