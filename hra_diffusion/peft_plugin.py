@@ -46,7 +46,7 @@ def disable() -> None:
 
 
 class _Twin(HRALayer):
-    """This project's layer for one of PEFT's, beside it on the same base layer; the columns are PEFT's."""
+    """A layer of this project beside one of PEFT's, on the same base layer; the columns are PEFT's."""
 
     def __init__(self, layer: PeftLayer) -> None:
         super().__init__(layer.base_layer)

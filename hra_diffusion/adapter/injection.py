@@ -101,6 +101,14 @@ class Injection:
                 columns = orthonormal_columns(columns.float())
             layer.overwrite_adapter(adapter, columns)
 
+    def pad(self, adapter: str, rank: int) -> None:
+        """Make an adapter's chains plain, and fill them up to `rank` columns with identities."""
+        for layer in self.layers.values():
+            if adapter in layer.hra_u:
+                columns = layer.chain_columns(adapter)
+                layer.drop_adapter(adapter)
+                layer.put_adapter(adapter, nn.functional.pad(columns, (0, rank - columns.shape[1])))
+
     def drop(self, adapter: str) -> None:
         """Take an adapter out; modules that no adapter is left in are put back."""
         self.biases.pop(adapter).act(False)
@@ -140,7 +148,7 @@ class Injection:
             biases.act(acting.enabled and name in acting.names)
 
     def remove(self, *, keep_trained: bool) -> None:
-        """Take all adapters out, but leave weights as they are, and trained copies and biases if they are to be kept."""
+        """Take all adapters out, but leave weights as they are; so, too, trained parts if they are to be kept."""
         for biases in self.biases.values():
             biases.act(keep_trained and biases.acting)
         for name, wrapper in {**self.layers, **self.copies}.items():
@@ -149,13 +157,12 @@ class Injection:
         self.layers, self.copies, self.biases = {}, {}, {}
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
-        """Return an adapter's tensors: anchored chains in ordinary form, and without padding."""
-        columns: dict[str, Tensor] = {}
-        for name, layer in self.layers.items():
-            if adapter in layer.hra_anchor:
-                columns[name] = layer.chain_columns(adapter)
-            elif adapter in layer.hra_u:
-                columns[name] = layer.hra_u[adapter][:, : config.r]
+        """Return an adapter's tensors as those of a plain chain of `config.r` columns."""
+        columns = {
+            name: layer.chain_columns(adapter)[:, : config.r]
+            for name, layer in self.layers.items()
+            if adapter in layer.hra_u
+        }
         copies = {n: each.copies[adapter].state_dict() for n, each in self.copies.items() if adapter in each.copies}
         return AdapterState(columns, self.biases[adapter].trained(), copies)
 

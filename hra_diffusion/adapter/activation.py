@@ -1,0 +1,231 @@
+"""Which adapters of a model act, how strongly, and whether through the weights."""
+
+import math
+import warnings
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from hra_diffusion.adapter.blending import Acting, Mixture, factor_together
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.injection import Injection
+from hra_diffusion.adapter.layer import HRALayer
+from hra_diffusion.adapter.merging import merge_layers
+from hra_diffusion.adapter.proxy import ModelProxy
+from hra_diffusion.errors import ConfigError
+
+
+class AdaptedModel(ModelProxy):
+    """A model with adapters in it, of which some act: one, the product of several, or their mean.
+
+    Attributes:
+        peft_config: the settings of each adapter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.peft_config: dict[str, HRAConfig] = {}
+        self._injection = Injection(model)
+        self._acting = Acting()
+        self._merged: Mixture = ()
+        self._hooks = [
+            model.register_forward_pre_hook(self._before_pass),
+            model.register_forward_hook(self._after_pass, always_call=True),
+        ]
+
+    def layers(self) -> dict[str, HRALayer]:
+        """Return the adapted layers by their names in the model."""
+        return dict(self._injection.layers)
+
+    def set_adapter(self, adapter_name: str | Sequence[str], inference_mode: bool = False) -> None:
+        """Let one adapter act, or the ordered product of several, H = H_first ⋯ H_last; the others rest, frozen.
+
+        Args:
+            adapter_name: one or several names.
+            inference_mode: freeze the acting ones, too.
+
+        Raises:
+            ConfigError: there is no such adapter.
+        """
+        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        self._check_known(*names)
+        self._unmerge_to_change()
+        self._act(names=names, as_mean=False, inference_mode=inference_mode)
+
+    def set_adapters(
+        self,
+        adapter_names: Sequence[str],
+        strengths: Sequence[float] | None = None,
+        combine: Literal["product", "lie"] = "product",
+    ) -> None:
+        """Let several adapters act together, each with its strength.
+
+        Args:
+            adapter_names: which; for a product, in its order.
+            strengths: one real number each; as they are, when left out.
+            combine: "product" for H_first ⋯ H_last; "lie" for exp(Σ sᵢ log Hᵢ), which has no order.
+
+        Raises:
+            ConfigError: there is no such adapter, or a strength cannot be had; nothing is changed.
+        """
+        if combine not in ("product", "lie"):
+            raise ConfigError(f"combine must be 'product' or 'lie'; found {combine!r}.")
+        if strengths is not None and len(strengths) != len(adapter_names):
+            raise ConfigError(f"{len(adapter_names)} adapters need as many strengths; found {len(strengths)}.")
+        self._check_known(*adapter_names)
+        chosen = dict(zip(adapter_names, strengths or (), strict=strengths is not None))
+        self._check_strengths(chosen)
+        self._unmerge_to_change()
+        self._act(names=tuple(adapter_names), strengths={**self.strengths, **chosen}, as_mean=combine == "lie")
+
+    def set_strength(self, strength: float, adapter_name: str = "default") -> None:
+        """Move an adapter along its geodesic: 0 is the base model, 1 the adapter, and any real number is orthogonal.
+
+        At strengths other than 1, gradients pass through the adapter but do not reach it.
+
+        Raises:
+            ConfigError: there is no such adapter, the strength is not finite, or the rank is odd and the strength is
+                neither 0 nor 1; nothing is changed.
+        """
+        self._check_known(adapter_name)
+        self._check_strengths({adapter_name: strength})
+        self._act(strengths={**self.strengths, adapter_name: strength})
+        if adapter_name in self.merged_adapters:
+            self._merge(tuple(tuple((name, self.strengths[name]) for name, _ in blend) for blend in self._merged))
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that act, in the order of their product."""
+        return list(self._acting.names)
+
+    @property
+    def strengths(self) -> dict[str, float]:
+        """Strengths of all adapters, acting or not."""
+        return dict(self._acting.strengths)
+
+    @property
+    def active_adapter(self) -> str | list[str]:
+        """The adapter that acts, or the list of them when there are several or none."""
+        return self.active_adapters[0] if len(self.active_adapters) == 1 else self.active_adapters
+
+    def enable_adapter_layers(self) -> None:
+        """Let the active adapters act."""
+        self._act(enabled=True)
+
+    def disable_adapter_layers(self) -> None:
+        """Act as the base model until `enable_adapter_layers`; merged adapters are unmerged."""
+        self.unmerge_adapter()
+        self._act(enabled=False)
+
+    @contextmanager
+    def disable_adapter(self) -> Generator[None]:
+        """Act as the base model within a `with` block."""
+        acting, merged = self._acting, self._merged
+        self.disable_adapter_layers()
+        try:
+            yield
+        finally:
+            self._act(enabled=acting.enabled)
+            self._merge(merged)
+
+    @property
+    def merged_adapters(self) -> list[str]:
+        """Names of the adapters that are merged into the weights at present."""
+        return list(dict.fromkeys(name for blend in self._merged for name, _ in blend))
+
+    def merge_adapter(self, adapter_names: Sequence[str] | None = None, safe_merge: bool = False) -> None:
+        """Multiply adapters into the weights, so that a pass costs what the base model's does.
+
+        The original weights are kept aside and `unmerge_adapter` puts them back, bit by bit. What is merged already
+        stays, and comes first in the product.
+
+        Args:
+            adapter_names: which, in the order of their product; what acts at present when left out.
+            safe_merge: check first that every merged weight is finite.
+
+        Raises:
+            ConfigError: there is no such adapter.
+            MergeError: a weight is quantised, or (safe_merge) would not be finite; nothing is changed.
+        """
+        self._merge(self._to_merge(adapter_names), safe_merge=safe_merge)
+
+    def unmerge_adapter(self) -> None:
+        """Put the original weights back."""
+        for layer in self.layers().values():
+            layer.unmerge()
+        self._merged = ()
+
+    @contextmanager
+    def ejected(self) -> Generator[nn.Module]:
+        """Give the model without its adapters within a `with` block, for whatever must see the base model alone."""
+        enabled = self._acting.enabled
+        self._act(enabled=False)
+        try:
+            with self._injection.ejected() as base:
+                yield base
+        finally:
+            self._act(enabled=enabled)
+
+    def _act(self, **changes: Any) -> None:
+        """Change which adapters act and how, all or nothing, and let those train that do."""
+        before, acting = self._acting, replace(self._acting, **changes)
+        try:
+            self._injection.act(acting)
+        except ConfigError:
+            self._injection.act(before)
+            raise
+        self._acting = acting
+        self.model.requires_grad_(False)
+        for name in acting.names:
+            if not acting.inference_mode and not self.peft_config[name].inference_mode:
+                for parameter in self._injection.trained_parameters(name):
+                    parameter.requires_grad_(True)
+
+    def _to_merge(self, adapter_names: Sequence[str] | None) -> Mixture:
+        self._check_known(*adapter_names or ())
+        wanted = self._acting.mixture if adapter_names is None else self._acting.product(adapter_names)
+        if any(blend in self._merged for blend in wanted):
+            warnings.warn("Some of the adapters are merged already; the others are merged now.", stacklevel=3)
+        return self._merged + tuple(blend for blend in wanted if blend not in self._merged)
+
+    def _merge(self, mixture: Mixture, **options: bool) -> None:
+        merge_layers(self._injection.layers, mixture, **options)
+        self._merged = mixture
+
+    def _before_pass(self, *_: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        factor_together(self._injection.layers.values())
+        weak = [name for name in self._acting.names if self._acting.strengths[name] != 1]
+        if weak and self.model.training and torch.is_grad_enabled() and not self._acting.inference_mode:
+            warnings.warn(f"Adapters at a strength other than 1 are not trained: {', '.join(weak)}.", stacklevel=2)
+
+    def _after_pass(self, *_: Any) -> None:
+        for layer in self._injection.layers.values():
+            layer.factored = None
+
+    def _unmerge_to_change(self) -> None:
+        if self._merged:
+            warnings.warn("Adapters are merged into the model: they are unmerged, to let others act.", stacklevel=3)
+            self.unmerge_adapter()
+
+    def _check_known(self, *adapter_names: str) -> None:
+        for name in adapter_names:
+            if name not in self.peft_config:
+                known = ", ".join(map(repr, self.peft_config)) or "none"
+                raise ConfigError(f"There is no adapter named {name!r} here; known are: {known}.")
+
+    def _check_strengths(self, strengths: Mapping[str, float]) -> None:
+        for name, strength in strengths.items():
+            if not math.isfinite(strength):
+                raise ConfigError(f"The strength of {name!r} must be a finite number; found {strength}.")
+            config = self.peft_config[name]
+            if config.r % 2 and not config.apply_GS and strength not in (0, 1):
+                raise ConfigError(
+                    f"The adapter {name!r} has the odd rank {config.r}: its determinant is −1, and its strength can be "
+                    f"0 or 1 only; found {strength}. Train with an even rank."
+                )
