@@ -9,7 +9,7 @@ import sys
 import types
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -20,10 +20,13 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Config = TypeVar("Config")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
-def flag_types(config: type | object) -> dict[str, Any]:
+def flag_types(config: "type[DataclassInstance] | DataclassInstance") -> dict[str, Any]:
     """Type of every field of a config by name, groups flattened: ``{"rank": int, …}``."""
     hints = get_type_hints(config if isinstance(config, type) else type(config))
     return {
@@ -36,13 +39,13 @@ def flag_types(config: type | object) -> dict[str, Any]:
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """Return the config with some fields changed, each given by its flat name."""
     changes: dict[str, Any] = {}
-    for field in fields(config):  # pyright: ignore[reportArgumentType]
+    for field in fields(config):
         value = getattr(config, field.name)
-        if is_dataclass(value):
+        if is_dataclass(value) and not isinstance(value, type):
             changes[field.name] = with_values(value, values)
         elif field.name in values:
             changes[field.name] = values[field.name]
-    return replace(config, **changes)  # pyright: ignore[reportType]
+    return replace(config, **changes)
 
 
 def read_toml(path: Path, default: Config) -> Config:
@@ -59,7 +62,7 @@ def read_toml(path: Path, default: Config) -> Config:
         ) from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"The config {path} is not valid TOML ({error}): correct it there.") from error
-    groups = {field.name for field in fields(default)}  # pyright: ignore[reportArgumentType]
+    groups = {field.name for field in fields(default)}
     flat: dict[str, Any] = {}
     for key, value in table.items():
         flat |= value if key in groups and isinstance(value, dict) else {key: value}
@@ -69,7 +72,7 @@ def read_toml(path: Path, default: Config) -> Config:
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
 
 
-def to_toml(config: object) -> str:
+def to_toml(config: "DataclassInstance") -> str:
     """Write the config as TOML text: a table a group; fields that are None are left out."""
     tables = {
         group.name: {
@@ -77,7 +80,7 @@ def to_toml(config: object) -> str:
             for name, value in vars(getattr(config, group.name)).items()
             if value is not None
         }
-        for group in fields(config)  # pyright: ignore[reportArgumentType]
+        for group in fields(config)
     }
     return tomli_w.dumps(tables)
 

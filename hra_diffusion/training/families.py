@@ -132,5 +132,6 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
     family = FAMILIES[kind]
     pipe = load_pipeline(name, revision=model.revision, variant=model.variant, **family.load_options)
     for component in (pipe.unet, pipe.text_encoder):
-        component.to(dtype)
+        if component.dtype != dtype:
+            component.to(dtype)
     return family(pipe)

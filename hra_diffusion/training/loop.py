@@ -1,0 +1,81 @@
+"""The training loop: a generator of step records. It knows no screen, no file and no subject.
+
+Whoever iterates decides what happens with a record (a progress bar, a log line, a preview) and when to stop.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hra_diffusion.training.batches import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What one optimiser step was like."""
+
+    step: int
+    """Steps done, this one included."""
+    loss: float
+    """Weighted sum of the sources' losses."""
+    losses: dict[str, float]
+    """Mean loss of each source."""
+    gradient_norm: float
+    """Before clipping."""
+    learning_rates: dict[str, float]
+    """By component, in radians."""
+
+
+def train(
+    accelerator: Accelerator,
+    loss_of: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+    batch_at: Callable[[int], Batch],
+    *,
+    steps: int,
+    max_grad_norm: float,
+) -> Iterator[StepRecord]:
+    """Train for a number of optimiser steps, ``accelerator.gradient_accumulation_steps`` batches each.
+
+    Args:
+        accelerator: has prepared ``loss_of`` and ``optimizer``.
+        loss_of: maps a batch's inputs to one loss an example.
+        optimizer: over the trainable parameters of ``loss_of``.
+        lr_scheduler: stepped once an optimiser step.
+        batch_at: the batch of an index, counted over all accumulation steps.
+        steps: how many optimiser steps.
+        max_grad_norm: longer gradients are shortened to it.
+    """
+    trainable = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
+    accumulation = accelerator.gradient_accumulation_steps
+    for step in range(steps):
+        losses: dict[str, float] = {}
+        for index in range(step * accumulation, (step + 1) * accumulation):
+            batch = batch_at(index)
+            with accelerator.accumulate(loss_of):
+                inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
+                means = _means(loss_of(**inputs), batch)
+                accelerator.backward(sum(batch.weights[name] * mean for name, mean in means.items()))
+                if accelerator.sync_gradients:
+                    norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad()
+            for name, mean in means.items():
+                losses[name] = losses.get(name, 0.0) + accelerator.reduce(mean.detach(), "mean").item() / accumulation
+        rates = {group["component"]: group["lr"] / group["lr_per_radian"] for group in optimizer.param_groups}
+        lr_scheduler.step()
+        yield StepRecord(
+            step=step + 1,
+            loss=sum(batch.weights[name] * loss for name, loss in losses.items()),
+            losses=losses,
+            gradient_norm=float(norm),
+            learning_rates=rates,
+        )
+
+
+def _means(per_example: Tensor, batch: Batch) -> dict[str, Tensor]:
+    return {name: per_example[rows].mean() for name, rows in batch.parts.items()}

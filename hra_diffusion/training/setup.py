@@ -1,0 +1,108 @@
+"""What every run does before its loop: find the device, put adapters in, connect model, optimiser and batches."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines import adapted_components
+from hra_diffusion.training.batches import Batches, Source
+from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig
+from hra_diffusion.training.families import Family
+from hra_diffusion.training.loop import StepRecord, train
+from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.optimisers import build_optimizer
+from hra_diffusion.training.rng import stream
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precision of the frozen model for each value of --mixed_precision."""
+
+
+def make_accelerator(run: RunConfig) -> Accelerator:
+    """Accelerate's view of the devices.
+
+    Raises:
+        ConfigError: this device cannot compute in the wanted precision.
+    """
+    try:
+        accelerator = Accelerator(
+            mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
+        )
+    except ValueError as error:
+        raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
+    if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
+    return accelerator
+
+
+def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig) -> None:
+    """Put fresh adapters into the pipeline's components that train, and freeze everything else.
+
+    Raises:
+        TargetError: the target modules match nothing.
+    """
+    pipe = family.pipe
+    targets = {family.denoiser_name: adapter.target_modules}
+    if adapter.train_text_encoder:
+        targets["text_encoder"] = adapter.text_encoder_target_modules
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            component.requires_grad_(False)
+    for name, modules in targets.items():
+        config = HRAConfig(
+            r=adapter.rank,
+            target_modules="all-linear" if modules == ("all-linear",) else modules,
+            base_model_name_or_path=model.pretrained_model_name_or_path,
+            revision=model.revision,
+        )
+        start = stream(run.seed, f"start of {name}")
+        setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
+    if run.gradient_checkpointing:
+        getattr(pipe, family.denoiser_name).enable_gradient_checkpointing()
+        if adapter.train_text_encoder:
+            pipe.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            pipe.text_encoder.train()  # transformers checkpoints in training mode only
+
+
+def train_on(
+    sources: list[Source],
+    family: Family,
+    accelerator: Accelerator,
+    optimiser: OptimiserConfig,
+    run: RunConfig,
+    steps: int,
+) -> Iterator[StepRecord]:
+    """Train the adapters that are in the pipeline on some sources of pictures."""
+    components = adapted_components(family.pipe)
+    optimizer = build_optimizer(components, _learning_rates(components, optimiser), optimiser)
+    lr_scheduler = get_scheduler(
+        optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
+    )
+    loss = DenoisingLoss(family.denoiser("text_encoder" in components), family)
+    loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
+    batches = Batches(
+        sources=sources,
+        family=family,
+        batch_size=run.train_batch_size,
+        seed=run.seed,
+        process=accelerator.process_index,
+        processes=accelerator.num_processes,
+    )
+    return train(
+        accelerator,
+        loss,
+        prepared_optimizer,
+        lr_scheduler,
+        batches.__getitem__,
+        steps=steps,
+        max_grad_norm=optimiser.max_grad_norm,
+    )
+
+
+def _learning_rates(components: Mapping[str, object], optimiser: OptimiserConfig) -> dict[str, float]:
+    text_encoders = optimiser.text_encoder_lr or optimiser.learning_rate
+    return {name: text_encoders if name.startswith("text_encoder") else optimiser.learning_rate for name in components}
