@@ -114,11 +114,37 @@ def tiny_sd_v(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """A folder of four small pictures, of different shapes and formats."""
-    folder = tmp_path / "dog"
+    """A folder named dog with four small pictures of different shapes and formats."""
+    return save_pictures(tmp_path / "dog")
+
+
+def save_pictures(folder: Path) -> Path:
+    """Make the folder with the pictures."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, size in {"0.png": (40, 40), "1.jpg": (60, 40), "2.webp": (32, 50), "3.png": (20, 24)}.items():
         low = Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8))
         low.resize(size, Image.Resampling.BICUBIC).save(folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tiny_sd, tmp_path_factory) -> Path:
+    """The output folder of a short run on the tiny model, UNet and text encoder, with prior preservation."""
+    from hra_diffusion.cli.main import main
+
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = {
+        "pretrained_model_name_or_path": tiny_sd,
+        "instance_data_dir": save_pictures(folder / "dog"),
+        "output_dir": folder / "run",
+        "num_class_images": 3,
+        "max_train_steps": 6,
+        "learning_rate": 1.0,
+        "num_inference_steps": 2,
+        "num_validation_images": 1,
+        "seed": 5,
+    }
+    flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+    assert main(["train", *flags, "--train_text_encoder", "--with_prior_preservation"]) == 0
+    return folder / "run"

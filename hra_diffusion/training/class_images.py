@@ -1,0 +1,84 @@
+"""Pictures of the class for prior preservation: one's own, and drawn by the base model where some are missing.
+
+A drawn picture's name holds a digest of everything it depends on, so it is used again when nothing changed and never
+when something did, and an interrupted run goes on where it stopped.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hra_diffusion.pipelines import hra_disabled
+from hra_diffusion.training.checkpoint import write_file
+from hra_diffusion.training.dataset import picture_files, read_pictures
+from hra_diffusion.training.rng import stream
+
+_DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{5}\.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassImages:
+    """The class pictures of a run: ``count`` of them in ``folder``.
+
+    The rest says how missing ones are drawn: with which pipeline (as its base model) and prompt, at which size in
+    pixels, in how many steps, and how many at once. Picture i depends on the seed and i alone.
+    """
+
+    folder: Path
+    count: int
+    pipe: Any
+    prompt: str
+    resolution: int
+    steps: int
+    guidance_scale: float
+    seed: int
+    batch_size: int
+
+    @cached_property
+    def files(self) -> list[Path]:
+        """The pictures, whether they are drawn yet or not; one's own (all that no run has drawn) come first."""
+        present = picture_files(self.folder) if self.folder.is_dir() else []
+        own = [path for path in present if not _DRAWN.fullmatch(path.name)][: self.count]
+        digest = self._digest()
+        return own + [self.folder / f"class-{digest}-{index:05}.png" for index in range(self.count - len(own))]
+
+    def draw_missing(self) -> Iterator[int]:
+        """Draw what is missing; yields how many pictures there are after each batch."""
+        missing = [path for path in self.files if not path.exists()]
+        for start in range(0, len(missing), self.batch_size):
+            batch = missing[start : start + self.batch_size]
+            with hra_disabled(self.pipe):
+                images = self.pipe(
+                    [self.prompt] * len(batch),
+                    height=self.resolution,
+                    width=self.resolution,
+                    num_inference_steps=self.steps,
+                    guidance_scale=self.guidance_scale,
+                    generator=[stream(self.seed, "class picture", int(path.stem[-5:])) for path in batch],
+                ).images
+            for path, image in zip(batch, images, strict=True):
+                write_file(path, image.save)
+            yield self.count - len(missing) + start + len(batch)
+
+    def read(self) -> list[Image.Image]:
+        """Decode the pictures that are there.
+
+        Raises:
+            ImageError: not one can be read.
+        """
+        return read_pictures((path for path in self.files if path.exists()), self.folder)
+
+    def _digest(self) -> str:
+        *_, weight = (weight for name, weight in self.pipe.unet.named_parameters() if "hra_u" not in name)
+        drawing = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed)
+        digest = hashlib.blake2b(repr((drawing, self.pipe.scheduler.config)).encode(), digest_size=6)
+        digest.update(
+            weight.detach().float().cpu().numpy().tobytes()
+        )  # one weight tells models apart: training changes all
+        return digest.hexdigest()

@@ -1,0 +1,182 @@
+"""DreamBooth: a rare word comes to mean a subject, learned from a few pictures (Ruiz et al., arXiv 2208.12242).
+
+    loss = E‖prediction − target‖² on the subject's pictures + λ · the same on pictures of its class,
+
+the second term being prior preservation: it keeps the class's word from turning into the subject.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines import adapted_components
+from hra_diffusion.training.batches import Source
+from hra_diffusion.training.cache import encode
+from hra_diffusion.training.checkpoint import Log, check_writable, save_adapter, write_file
+from hra_diffusion.training.class_images import ClassImages
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.dataset import picture_files, read_pictures, square_crops, to_tensor
+from hra_diffusion.training.defaults import resolve
+from hra_diffusion.training.families import load
+from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.portrait import Portrait
+from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, train_on
+
+DEFAULT_STEPS = 400
+
+
+class DreamBooth:
+    """A run, from its settings to its results. Making it checks everything and writes nothing.
+
+    >>> run = DreamBooth(config)
+    >>> for _ in run.draw_class_images(): ...
+    >>> for record in run.steps(): ...
+    >>> run.save()
+    >>> for _ in run.draw_before_after(): ...
+
+    Attributes:
+        config: the settings with everything filled in, as saved to config.toml.
+        folder: where the results go: adapter/, config.toml, log.jsonl, before_after.png.
+        pipe: the diffusers pipeline, with the adapter in it.
+        total_steps: optimiser steps of the run.
+        class_images: the pictures of the class, or None without prior preservation.
+        portrait: the before-and-after pictures.
+    """
+
+    def __init__(self, config: DreamBoothConfig) -> None:
+        """Check the settings, read the subject's pictures, load the model and put the adapter in.
+
+        Raises:
+            HRAError: something is wrong with the settings, the pictures, the model or the output folder.
+        """
+        config = resolve(config)
+        self.folder = config.run.output_dir or Path()
+        check_writable(self.folder)
+        pictures = config.data.instance_data_dir or Path()
+        self._pictures = read_pictures(picture_files(pictures), pictures)
+        if config.prior.class_data_dir:
+            picture_files(config.prior.class_data_dir)
+        self.accelerator = make_accelerator(config.run)
+        self.family = load(config.model, DTYPES[config.run.mixed_precision])
+        self.pipe = self.family.pipe.to(self.accelerator.device)
+        self._resolution = self._checked_resolution(config.data.resolution)
+        self.total_steps = self._number_of_steps(config)
+        self.config = with_values(config, {"resolution": self._resolution, "max_train_steps": self.total_steps})
+        add_adapters(self.family, config.adapter, config.model, config.run)
+        self.class_images = self._class_images()
+        self.portrait = self._portrait()
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process shows and writes things; the first of several does."""
+        return self.accelerator.is_main_process
+
+    def draw_class_images(self) -> Iterator[int]:
+        """Draw missing pictures of the class; yields how many there are."""
+        with self.accelerator.main_process_first(), self.accelerator.autocast():
+            if self.class_images:
+                yield from self.class_images.draw_missing()
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Train; every record is in log.jsonl when it is yielded."""
+        data, prior = self.config.data, self.config.prior
+        sources = [self._source("instance", self._pictures, data.instance_prompt or "")]
+        if self.class_images:
+            pictures = self.class_images.read()
+            sources.append(self._source("class", pictures, prior.class_prompt or "", prior.prior_loss_weight))
+        records = train_on(
+            sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
+        )
+        if not self.is_main:
+            yield from records
+            return
+        write_file(self.folder / "config.toml", lambda path: path.write_text(to_toml(self.config), encoding="utf-8"))
+        with Log(self.folder / "log.jsonl") as log:
+            for record in records:
+                log.write(record)
+                yield record
+
+    def save(self) -> Path:
+        """Save the adapter; returns its folder."""
+        folder = self.folder / "adapter"
+        self.accelerator.wait_for_everyone()
+        if self.is_main:
+            save_adapter(adapted_components(self.pipe), folder)
+        return folder
+
+    def draw_before_after(self) -> Iterator[int]:
+        """Draw before_after.png; yields how many of its pictures are done."""
+        if self.is_main:
+            with self.accelerator.autocast():
+                yield from self.portrait.draw(self.pipe)
+            write_file(self.folder / "before_after.png", self.portrait.sheet().save)
+
+    def _checked_resolution(self, wanted: int | None) -> int:
+        step = self.family.resolution_step
+        if wanted is not None and wanted % step:
+            raise ConfigError(
+                f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
+                f"use {max(step, wanted // step * step)}."
+            )
+        return wanted or self.family.resolution
+
+    def _number_of_steps(self, config: DreamBoothConfig) -> int:
+        run = config.run
+        if run.max_train_steps or not run.num_train_epochs:
+            return run.max_train_steps or DEFAULT_STEPS
+        a_step = run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
+        return math.ceil(run.num_train_epochs * len(self._pictures) / a_step)
+
+    def _source(self, name: str, pictures: Sequence[Image.Image], prompt: str, weight: float = 1.0) -> Source:
+        latents = encode(self.pipe.vae, map(self._variants, pictures))
+        condition = self.family.condition([prompt], self.config.adapter.train_text_encoder)
+        conditions = condition.expand(len(latents), *condition.shape[1:])
+        return Source(name=name, latents=latents, conditions=conditions, weight=weight)
+
+    def _variants(self, picture: Image.Image) -> list[Tensor]:
+        """Make what a step may see of a picture: its crops, and their mirror images if wanted."""
+        data = self.config.data
+        crops = square_crops(picture, self._resolution, center_crop=data.center_crop)
+        mirrored = [ImageOps.mirror(crop) for crop in crops] if data.random_flip else []
+        return [to_tensor(crop) for crop in crops + mirrored]
+
+    def _class_images(self) -> ClassImages | None:
+        prior, preview = self.config.prior, self.config.preview
+        if not prior.with_prior_preservation:
+            return None
+        return ClassImages(
+            folder=prior.class_data_dir or self.folder / "class_images",
+            count=prior.num_class_images,
+            pipe=self.pipe,
+            prompt=prior.class_prompt or "",
+            resolution=self._resolution,
+            steps=preview.num_inference_steps,
+            guidance_scale=preview.guidance_scale,
+            seed=self.config.run.seed,
+            batch_size=prior.sample_batch_size,
+        )
+
+    def _portrait(self) -> Portrait:
+        preview, seed = self.config.preview, self.config.run.seed
+        names = {
+            "{instance_prompt}": self.config.data.instance_prompt,
+            "{class_prompt}": self.config.prior.class_prompt,
+        }
+        prompts: list[str] = []
+        for prompt in preview.validation_prompts:
+            if all(told or name not in prompt for name, told in names.items()):
+                for name, told in names.items():
+                    prompt = prompt.replace(name, told or "")
+                prompts.append(prompt)
+        return Portrait(
+            prompts=prompts,
+            seeds=range(seed, seed + preview.num_validation_images),
+            resolution=self._resolution,
+            steps=preview.num_inference_steps,
+            guidance_scale=preview.guidance_scale,
+        )

@@ -1,0 +1,94 @@
+"""Class pictures: drawn at training size, each by its number; reused, completed, and never mixed up with stale ones."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hra_diffusion.pipelines import load_hra_weights, load_pipeline
+from hra_diffusion.training.class_images import ClassImages
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_sd):
+    return load_pipeline(str(tiny_sd))
+
+
+@pytest.fixture
+def images(pipe, tmp_path):
+    return ClassImages(
+        folder=tmp_path / "class",
+        count=5,
+        pipe=pipe,
+        prompt="a photo of a dog",
+        resolution=24,
+        steps=2,
+        guidance_scale=3.0,
+        seed=0,
+        batch_size=2,
+    )
+
+
+def contents(images):
+    return {path.name: path.read_bytes() for path in sorted(images.folder.iterdir())}
+
+
+def test_they_are_drawn_in_batches_at_training_size(images):
+    assert list(images.draw_missing()) == [2, 4, 5]
+    assert [image.size for image in images.read()] == [(24, 24)] * 5
+    assert len({image.tobytes() for image in images.read()}) == 5
+
+
+def test_only_missing_ones_are_drawn_again_and_come_out_the_same(images):
+    list(images.draw_missing())
+    before = contents(images)
+    images.files[2].unlink()
+    assert list(images.draw_missing()) == [5]
+    after = contents(images)
+    redrawn = images.files[2].name
+    assert {name: before[name] for name in before if name != redrawn}.items() <= after.items()
+    pixels = [np.asarray(Image.open(io.BytesIO(each[redrawn]))).astype(int) for each in (before, after)]
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1  # in a batch of another size, rounding differs
+    assert list(images.draw_missing()) == []
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(images):
+    next(images.draw_missing())
+    assert list(replace(images).draw_missing()) == [4, 5]
+
+
+@pytest.mark.parametrize("change", [{"prompt": "a cat"}, {"seed": 1}, {"resolution": 32}, {"guidance_scale": 4.0}])
+def test_pictures_made_otherwise_are_not_reused(images, change):
+    list(images.draw_missing())
+    before = contents(images)
+    other = replace(images, **change)
+    assert list(other.draw_missing())[-1] == 5
+    assert not set(other.files) & set(images.files)
+    assert before.items() <= contents(images).items()
+
+
+def test_another_models_pictures_are_not_reused(images, make_model, tmp_path):
+    other = load_pipeline(str(make_model(tmp_path / "other", seed=1)))
+    assert not set(replace(images, pipe=other).files) & set(images.files)
+
+
+def test_ones_own_pictures_come_first_and_are_completed(images):
+    images.folder.mkdir()
+    for name in ("me.png", "you.jpg"):
+        Image.new("RGB", (50, 30), "red").save(images.folder / name)
+    assert list(images.draw_missing()) == [4, 5]
+    assert [path.name for path in images.files[:2]] == ["me.png", "you.jpg"]
+    assert len(images.read()) == 5
+    assert list(replace(images, count=1).draw_missing()) == []
+    assert len(replace(images, count=1).read()) == 1
+
+
+def test_the_base_model_draws_them_whatever_the_adapter(images, tiny_sd, trained):
+    list(images.draw_missing())
+    pipe = load_pipeline(str(tiny_sd))
+    load_hra_weights(pipe, trained)
+    adapted = replace(images, pipe=pipe, folder=images.folder.with_name("again"))
+    list(adapted.draw_missing())
+    assert contents(adapted) == contents(images)

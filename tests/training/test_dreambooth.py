@@ -1,0 +1,238 @@
+"""A run as a whole, on a tiny model: it learns, it repeats to the bit, and it changes nothing but the adapter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from hra_diffusion.errors import ConfigError, HRAError, ImageError, ModelError, OutputError, TargetError
+from hra_diffusion.pipelines import adapted_components, hra_disabled
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+
+PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
+WEIGHTS = ("adapter/unet/adapter_model.safetensors", "adapter/text_encoder/adapter_model.safetensors", "log.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """Forget accelerate's state, which a process has once, so that each run may set its own precision."""
+    yield
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def config(tiny_sd, pictures, tmp_path):
+    values = {
+        "pretrained_model_name_or_path": str(tiny_sd),
+        "instance_data_dir": pictures,
+        "output_dir": tmp_path / "run",
+        "with_prior_preservation": True,
+        "num_class_images": 3,
+        "train_text_encoder": True,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "num_inference_steps": 2,
+        "num_validation_images": 1,
+    }
+    return with_values(DreamBoothConfig(), values)
+
+
+def train(config: DreamBoothConfig) -> DreamBooth:
+    run = DreamBooth(config)
+    list(run.draw_class_images())
+    list(run.steps())
+    run.save()
+    return run
+
+
+def bytes_of(folder: Path) -> list[bytes]:
+    return [(folder / name).read_bytes() for name in WEIGHTS]
+
+
+def test_a_run_learns_its_pictures(config):
+    changes = {"max_train_steps": 60, "learning_rate": 0.5, "train_batch_size": 4, "with_prior_preservation": False}
+    run = DreamBooth(with_values(config, changes))
+    losses = [record.loss for record in run.steps()]
+    start, end = sum(losses[:15]), sum(losses[-15:])
+    assert end < 0.97 * start
+
+
+def test_equal_settings_give_equal_files_to_the_bit(config, tmp_path):
+    train(config)
+    torch.manual_seed(123)
+    train(with_values(config, {"output_dir": tmp_path / "again"}))
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
+    train(with_values(config, {"output_dir": tmp_path / "other", "seed": 1}))
+    assert all(
+        one != other for one, other in zip(bytes_of(tmp_path / "run"), bytes_of(tmp_path / "other"), strict=True)
+    )
+
+
+def test_the_saved_config_reproduces_the_run(config, tmp_path):
+    train(config)
+    saved = read_toml(tmp_path / "run" / "config.toml", DreamBoothConfig())
+    assert saved.data.instance_prompt == "a photo of a sks dog"
+    train(with_values(saved, {"output_dir": tmp_path / "again"}))
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
+
+
+def test_looking_at_pictures_on_the_way_does_not_change_the_training(config, tmp_path):
+    train(config)
+    run = DreamBooth(with_values(config, {"output_dir": tmp_path / "watched"}))
+    list(run.draw_class_images())
+    for _ in run.steps():
+        list(run.draw_before_after())
+    run.save()
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "watched")
+
+
+def test_checkpointing_changes_memory_not_results(config, tmp_path):
+    train(config)
+    train(with_values(config, {"output_dir": tmp_path / "checkpointed", "gradient_checkpointing": True}))
+    for name in WEIGHTS[:2]:
+        one, other = (load_file(tmp_path / folder / name) for folder in ("run", "checkpointed"))
+        assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
+
+
+def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
+    run = DreamBooth(config)
+    before = {name: weight.clone() for name, weight in run.pipe.unet.named_parameters() if "hra_u" not in name}
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), run.family.condition(["a dog"], True))
+
+    @torch.no_grad()
+    def predict():
+        return run.family.denoiser(True)(*inputs)
+
+    with hra_disabled(run.pipe):
+        base = predict()
+    assert torch.allclose(predict(), base, atol=1e-5)
+    list(run.draw_class_images())
+    list(run.steps())
+    assert not torch.allclose(predict(), base, atol=1e-5)
+    with hra_disabled(run.pipe):
+        assert torch.equal(predict(), base)
+    after = dict(run.pipe.unet.named_parameters())
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_both_components_learn_and_are_saved_for_their_base(config, tmp_path):
+    run = DreamBooth(config)
+    start = {
+        name: {k: v.clone() for k, v in part.state_dict().items()}
+        for name, part in adapted_components(run.pipe).items()
+    }
+    list(run.draw_class_images())
+    list(run.steps())
+    assert run.save() == tmp_path / "run" / "adapter"
+    for name, part in adapted_components(run.pipe).items():
+        moved = [key for key, value in part.state_dict().items() if not torch.equal(value, start[name][key])]
+        assert moved
+        assert all("hra_u" in key for key in moved)
+    assert sorted(path.name for path in (tmp_path / "run" / "adapter").iterdir()) == ["text_encoder", "unet"]
+
+
+def test_in_half_precision_the_adapter_stays_in_float32(config, tmp_path):
+    run = train(with_values(config, {"mixed_precision": "bf16"}))
+    list(run.draw_before_after())
+    assert run.pipe.unet.dtype == torch.bfloat16
+    assert {weight.dtype for weight in load_file(tmp_path / "run" / WEIGHTS[0]).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_epochs_count_passes_over_the_subjects_pictures(config, epochs):
+    run = DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3}))
+    assert run.total_steps == -(-4 * epochs // 3)
+
+
+def test_the_portrait_has_a_row_a_prompt_and_leaves_out_what_has_no_class(config):
+    prompts = ("{instance_prompt} in snow", "{class_prompt}", "a tree")
+    changes = {"validation_prompts": prompts, "instance_prompt": "a sks dog", "with_prior_preservation": False}
+    assert DreamBooth(with_values(config, changes)).portrait.prompts == ["a sks dog in snow", "a tree"]
+    changes |= {"class_prompt": "a dog"}
+    assert DreamBooth(with_values(config, changes)).portrait.prompts == ["a sks dog in snow", "a dog", "a tree"]
+
+
+def test_a_subjects_own_file_holds_its_prompts(config, pictures):
+    (pictures / "subject.toml").write_text(
+        'instance_prompt = "a render of a sks cat"\nclass_prompt = "a render of a cat"'
+    )
+    resolved = DreamBooth(config).config
+    assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == (
+        "a render of a sks cat",
+        "a render of a cat",
+    )
+    resolved = DreamBooth(with_values(config, {"instance_prompt": "mine"})).config
+    assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == ("mine", "a render of a cat")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "complaint"),
+    [
+        ({"instance_data_dir": Path("nix")}, ImageError, "picture folder nix.*--instance_data_dir"),
+        ({"class_data_dir": Path("nix")}, ImageError, "picture folder nix"),
+        ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
+        ({"target_modules": ("to_z",)}, TargetError, "to_z"),
+        ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),
+        ({"resolution": 30}, ConfigError, "--resolution is 30.* steps of 4 pixels: use 28"),
+        ({"mixed_precision": "fp16"}, ConfigError, "choose bf16 or no"),
+        ({"instance_prompt": "a sks dog"}, ConfigError, "--class_prompt is missing"),
+        ({"class_prompt": "a dog"}, ConfigError, "--instance_prompt is missing"),
+        ({"output_dir": Path(__file__) / "run"}, OutputError, "--output_dir"),
+    ],
+)
+def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes, error, complaint):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=complaint) as raised:
+        DreamBooth(with_values(config, changes))
+    assert isinstance(raised.value, HRAError)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_odd_rank_is_warned_about(config):
+    with pytest.warns(UserWarning, match="rank r = 3 is odd"):
+        DreamBooth(with_values(config, {"rank": 3}))
+
+
+def test_a_run_that_stops_early_leaves_no_half_written_file(config, tmp_path):
+    run = DreamBooth(config)
+    list(run.draw_class_images())
+    steps = run.steps()
+    next(steps)
+    steps.close()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["class_images", "config.toml", "log.jsonl"]
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 1
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="no photographs here")
+def test_large_photographs_train(config, tmp_path):
+    run = train(with_values(config, {"instance_data_dir": PHOTOGRAPHS}))
+    assert run.config.data.instance_prompt == "a photo of a sks dog"
+    list(run.draw_before_after())
+    assert (tmp_path / "run" / "before_after.png").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_adapter_of_one(config, tmp_path):
+    train(config)
+    flags = [
+        "--config",
+        str(tmp_path / "run" / "config.toml"),
+        "--output_dir",
+        str(tmp_path / "two"),
+        "--train_batch_size",
+        "1",
+    ]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = Path(__file__).resolve().parents[2] / "train_dreambooth_hra.py"
+    subprocess.run([*launch, script, *flags], check=True, timeout=120, env={**os.environ, "ACCELERATE_USE_CPU": "1"})
+    for name in WEIGHTS[:2]:
+        one, two = (load_file(tmp_path / folder / name) for folder in ("run", "two"))
+        assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
