@@ -1,0 +1,64 @@
+"""Entry point: choose the sub-command, and turn errors into one sentence and an exit code.
+
+0: done. 2: something the user gave is wrong. 130: interrupted.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+
+from hra_diffusion.cli.arguments import nearest
+from hra_diffusion.errors import HRAError
+
+COMMANDS = {
+    "train": "teach a model a subject from a few pictures (DreamBooth)",
+    "generate": "draw pictures with an adapter",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a sub-command and return its exit code."""
+    name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print("usage: hra-diffusion COMMAND [OPTIONS]\n")
+        print("\n".join(f"  {command:<{width}}  {does}" for command, does in COMMANDS.items()))
+        print("\nhra-diffusion COMMAND --help lists the options of a command.")
+        return 0
+    if name not in COMMANDS:
+        print(f"hra-diffusion: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    return run(importlib.import_module(f"hra_diffusion.cli.{name}").main, arguments)
+
+
+def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
+    """Run a command's function; errors become messages on stderr."""
+    _quiet_libraries()
+    try:
+        command(arguments)
+    except HRAError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("\nInterrupted: files that were complete are kept.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet_libraries() -> None:
+    """Let only messages through that the user can act on; the environment still decides where it says otherwise."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

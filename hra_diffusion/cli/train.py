@@ -1,0 +1,87 @@
+"""``hra-diffusion train``: DreamBooth with a progress bar. train_dreambooth_hra.py is the same."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from hra_diffusion.cli.arguments import flag_value, parse
+from hra_diffusion.training.config import (
+    AdapterConfig,
+    DataConfig,
+    DreamBoothConfig,
+    ModelConfig,
+    OptimiserConfig,
+    PreviewConfig,
+    PriorConfig,
+    RunConfig,
+)
+from hra_diffusion.training.config_file import flag_types, read_toml
+from hra_diffusion.training.defaults import embedded_defaults
+
+CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags win over it."
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, save the adapter and draw before_after.png."""
+    config = parse_config(arguments)
+    from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
+
+    run = DreamBooth(config)
+    if run.class_images:
+        _finish(run.draw_class_images(), "class pictures", len(run.class_images.files))
+    with tqdm(run.steps(), "training", run.total_steps, unit="step", disable=not run.is_main) as records:
+        for record in records:
+            records.set_postfix(loss=f"{record.loss:.4f}")
+    run.save()
+    _finish(run.draw_before_after(), "before and after", run.portrait.total)
+    if run.is_main:
+        print(f"{run.folder}: adapter, config.toml, log.jsonl, before_after.png")
+
+
+def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
+    """Read settings from the command line: flags over the file of --config over the defaults.
+
+    Where no model is named, the embedded base is used and the defaults are those that fit it.
+
+    Raises:
+        ConfigError: a flag or key is unknown, or a value out of its range.
+    """
+    path = flag_value(arguments, "config")
+    told = read_toml(Path(path), DreamBoothConfig()) if path else DreamBoothConfig()
+    named = flag_value(arguments, "pretrained_model_name_or_path") or told.model.pretrained_model_name_or_path
+    default = DreamBoothConfig() if named else embedded_defaults()
+    if path:
+        default = read_toml(Path(path), default)
+
+    def build(
+        config: Annotated[Path | None, tyro.conf.arg(help=CONFIG_HELP)] = None,
+        model: ModelConfig = default.model,
+        data: DataConfig = default.data,
+        prior: PriorConfig = default.prior,
+        adapter: AdapterConfig = default.adapter,
+        optimiser: OptimiserConfig = default.optimiser,
+        run: RunConfig = default.run,
+        preview: PreviewConfig = default.preview,
+    ) -> DreamBoothConfig:
+        """Teach a diffusion model a subject from a few pictures (DreamBooth with HRA).
+
+        Without arguments: the embedded base and one of the subjects that come with it.
+        """
+        return DreamBoothConfig(
+            model=model, data=data, prior=prior, adapter=adapter, optimiser=optimiser, run=run, preview=preview
+        )
+
+    return parse(build, arguments, prog="hra-diffusion train", flags=["config", *flag_types(DreamBoothConfig)])
+
+
+def _finish(progress: Iterable[int], what: str, total: int) -> None:
+    """Show a bar for something that yields how much of it is done; none when there is nothing to do."""
+    bar: Any = None
+    for done in progress:
+        bar = bar or tqdm(desc=what, total=total, unit="picture")
+        bar.update(done - bar.n)
+    if bar:
+        bar.close()

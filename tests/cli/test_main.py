@@ -1,0 +1,171 @@
+"""The command line: help at once, one sentence and exit code 2 for bad input, the same results as from Python."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from hra_diffusion.cli.main import main
+from hra_diffusion.cli.train import parse_config
+from hra_diffusion.pipelines import draw, hra_disabled, load_hra_weights, load_pipeline
+from hra_diffusion.training.config_file import to_toml
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def python(*arguments, cwd=PROJECT) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, timeout=120
+    )
+
+
+def refusal(capsys, *arguments) -> str:
+    """What a command that must be refused prints: one line on stderr, nothing on stdout."""
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_help_lists_every_setting_without_loading_torch():
+    code = (
+        "import sys; from hra_diffusion.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
+    )
+    shown = python("-c", code + "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))").stdout
+    assert shown.rstrip().endswith("[]")
+    for flag in ("--pretrained_model_name_or_path", "--with_prior_preservation", "--rank", "--seed", "--config"):
+        assert flag in shown
+
+
+def test_the_script_is_the_command_and_exits_with_2_on_bad_input(tmp_path):
+    script = python(str(PROJECT / "train_dreambooth_hra.py"), "--rank", "0", cwd=tmp_path)
+    command = python("-m", "hra_diffusion.cli.main", "train", "--rank", "0", cwd=tmp_path)
+    assert (script.returncode, command.returncode) == (2, 2)
+    assert script.stderr == command.stderr == "Error: --rank is 0: give a number at least 1.\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_both_spellings_of_a_flag_are_one():
+    assert parse_config(["--max-train-steps", "7", "--no-with-prior-preservation"]) == parse_config(
+        ["--max_train_steps=7", "--no_with_prior_preservation"]
+    )
+    assert parse_config(["--target_modules", "a", "b.c", "--rank", "2"]).adapter.target_modules == ("a", "b.c")
+
+
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('pretrained_model_name_or_path = "m"\nrank = 4\nseed = 3\n')
+    config = parse_config(["--config", str(path), "--seed", "9"])
+    assert (config.adapter.rank, config.run.seed, config.run.train_batch_size) == (4, 9, 4)
+
+
+def test_a_written_config_says_what_the_flags_said(tmp_path):
+    flags = ["--pretrained_model_name_or_path", "m", "--rank", "2", "--instance_prompt", "a sks dog", "--random_flip"]
+    config = parse_config(flags)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    assert parse_config([f"--config={tmp_path / 'config.toml'}"]) == config
+
+
+def test_settings_for_the_embedded_base_hold_only_where_no_model_is_named():
+    embedded, other = parse_config([]), parse_config(["--pretrained_model_name_or_path", "some/model"])
+    assert Path(embedded.model.pretrained_model_name_or_path).parts[-2:] == ("assets", "emoji-sd")
+    assert embedded.prior.with_prior_preservation
+    assert embedded.adapter.train_text_encoder
+    assert other.data.instance_data_dir is None
+    assert not other.prior.with_prior_preservation
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["train", "--learnin_rate", "1"], "Unknown flag --learnin_rate: did you mean 'learning_rate'"),
+        (["train", "--max-train-step", "1"], "did you mean 'max_train_steps'"),
+        (["train", "--with_prior_preservation", "True"], "Unexpected argument 'True'"),
+        (["train", "--rank", "-2"], "--rank is -2"),
+        (["train", "--config", "nix.toml"], "nix.toml cannot be read"),
+        (["train", "--pretrained_model_name_or_path", "m", "--instance_data_dir", "nix"], "no picture folder nix"),
+        (["generate", "--adapter", "nix", "--prompt", "a dog"], "no adapter in nix"),
+        (["generate", "--adapter", "nix", "--promt", "a dog", "--prompt", "x"], "did you mean 'prompt'"),
+        (["generate", "--adapter", "nix", "--prompt", "a dog", "--num_images", "0"], "--num_images is 0"),
+        (["trian"], "unknown command 'trian': did you mean 'train'"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(capsys, tmp_path, monkeypatch, arguments, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert complaint in refusal(capsys, *arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--rank", "eight"], ["train", "--lr_scheduler", "cosin"], ["generate"]]
+)
+def test_values_that_cannot_be_read_are_named_and_exit_with_2(capsys, arguments):
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert arguments[1] in capsys.readouterr().err if arguments[1:] else "--prompt"
+
+
+def test_a_run_leaves_adapter_config_log_and_portrait(trained):
+    assert {path.name for path in trained.iterdir()} == {
+        "adapter",
+        "before_after.png",
+        "class_images",
+        "config.toml",
+        "log.jsonl",
+    }
+    records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(record["losses"].keys() == {"instance", "class"} for record in records)
+
+
+def test_generate_draws_what_python_draws(capsys, trained, tiny_sd, tmp_path):
+    prompt, flags = "a photo of a sks dog", ["--num_images", "2", "--seed", "5", "--output_dir", str(tmp_path)]
+    assert main(["generate", "--adapter", str(trained), "--prompt", prompt, *flags]) == 0
+    paths = capsys.readouterr().out.split()
+    assert [Path(path).name for path in paths] == ["a-photo-of-a-sks-dog-5.png", "a-photo-of-a-sks-dog-6.png"]
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
+    load_hra_weights(pipe, trained)
+    for seed, path in zip((5, 6), paths, strict=True):
+        theirs = draw(pipe, prompt, seed, num_inference_steps=2)
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(theirs))
+
+
+def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):
+    sheet = np.asarray(Image.open(trained / "before_after.png"))
+    pipe = load_pipeline(str(tiny_sd))
+    load_hra_weights(pipe, trained)
+    prompt, options = "a photo of a sks dog", {"num_inference_steps": 2}
+    with hra_disabled(pipe):
+        without = np.asarray(draw(pipe, prompt, 5, **options))
+    adapted = np.asarray(draw(pipe, prompt, 5, **options))
+    assert not np.array_equal(without, adapted)
+    assert contains(sheet, without)
+    assert contains(sheet, adapted)
+
+
+def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
+    height, width = picture.shape[:2]
+    corners = np.argwhere((sheet == picture[0, 0]).all(-1))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+
+
+def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd, tmp_path, capsys):
+    flags = [
+        "--pretrained_model_name_or_path",
+        str(tiny_sd),
+        "--num_inference_steps",
+        "1",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert main(["generate", "--adapter", str(trained / "adapter"), "--prompt", "Ein Hund!", *flags]) == 0
+    assert capsys.readouterr().out.strip().endswith("ein-hund-0.png")
