@@ -78,6 +78,7 @@ def _train_diffusion(options: argparse.Namespace) -> None:
             learning_rate=options.learning_rate,
             checkpoint=folder / "diffusion.safetensors",
             average=0.998,
+            save_every=100,
         ),
         options.steps,
         folder / "diffusion.jsonl",

@@ -12,7 +12,9 @@ _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """Learns the merges from `captions`, writes CLIP's files to `folder` and loads them."""
+    """Learns the merges from `captions` and writes CLIP's files to `folder`, unless they are there; loads them."""
+    if (folder / "merges.txt").exists():
+        return CLIPTokenizer.from_pretrained(folder)
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))
     bpe.normalizer = normalizers.Lowercase()
     split = pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True)
