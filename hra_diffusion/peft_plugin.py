@@ -48,9 +48,11 @@ def disable() -> None:
 class _Twin(HRALayer):
     """A layer of this project beside one of PEFT's, on the same base layer; the columns are PEFT's."""
 
-    def __init__(self, layer: PeftLayer) -> None:
+    layer: Any
+
+    def __init__(self, layer: Any) -> None:
         super().__init__(layer.base_layer)
-        self.__dict__["layer"] = layer  # not as a submodule: the twin is none of PEFT's model either
+        object.__setattr__(self, "layer", layer)  # beside the modules: the twin is no part of PEFT's model either
         self.strengths: dict[str, float] = {}
 
     @property
@@ -72,7 +74,7 @@ class _ConvTwin(_Twin, HRAConv2d):
     pass
 
 
-def _twin(layer: PeftLayer) -> _Twin:
+def _twin(layer: Any) -> _Twin:
     twin = layer.__dict__.get("_hra_twin")
     if twin is None or twin.base_layer is not layer.base_layer:
         twin = (_LinearTwin if isinstance(layer, PeftLinear) else _ConvTwin)(layer)
@@ -80,7 +82,7 @@ def _twin(layer: PeftLayer) -> _Twin:
     return twin
 
 
-def _forward(self: PeftLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     dtype, twin = x.dtype, _twin(self)
     if self.disable_adapters and self.merged:
         self.unmerge()
@@ -92,20 +94,20 @@ def _forward(self: PeftLayer, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 @torch.no_grad()
-def _merge(self: PeftLayer, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+def _merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
     twin = _twin(self)
     for name in check_adapters_to_merge(self, adapter_names):
         if name not in self.hra_u:
             continue
         mixture = twin.product([*self.merged_adapters, name])
-        weight = twin.merged_weight(mixture)
-        if safe_merge and not weight.isfinite().all():
-            raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
-        twin.merge(weight, mixture)
+        if (weight := twin.merged_weight(mixture)) is not None:
+            if safe_merge and not weight.isfinite().all():
+                raise ValueError(f"NaNs detected in the merged weights. The adapter {name} seems to be broken")
+            twin.merge(weight, mixture)
         self.merged_adapters.append(name)
 
 
-def _unmerge(self: PeftLayer) -> None:
+def _unmerge(self: Any) -> None:
     twin = _twin(self)
     if self.merged and not twin.merged:
         _originals[type(self), "unmerge"](self)  # merged by PEFT, before this was enabled
@@ -116,25 +118,25 @@ def _unmerge(self: PeftLayer) -> None:
         warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
 
 
-def _set_scale(self: PeftLayer, adapter: str, scale: float) -> None:
+def _set_scale(self: Any, adapter: str, scale: float) -> None:
     """Set an adapter's strength along its geodesic."""
     if adapter in self.hra_u:
         _twin(self).strengths[adapter] = scale
 
 
-def _scale_layer(self: PeftLayer, scale: float) -> None:
+def _scale_layer(self: Any, scale: float) -> None:
     """Multiply the strength of the active adapters."""
     for name in self.active_adapters:
         self.set_scale(name, _twin(self).strengths.get(name, 1.0) * scale)
 
 
-def _unscale_layer(self: PeftLayer, scale: float | None = None) -> None:
+def _unscale_layer(self: Any, scale: float | None = None) -> None:
     """Divide the strength of the active adapters, or set it to one."""
     for name in self.active_adapters:
         self.set_scale(name, 1.0 if scale is None else _twin(self).strengths.get(name, 1.0) / scale)
 
 
-def _delete_adapter(self: PeftLayer, adapter_name: str) -> None:
+def _delete_adapter(self: Any, adapter_name: str) -> None:
     _twin(self).strengths.pop(adapter_name, None)
     super(PeftLayer, self).delete_adapter(adapter_name)
 

@@ -58,8 +58,9 @@ class HRAConfig:
             if isinstance(value, list | set | frozenset):
                 ordered = value if isinstance(value, list) else sorted(value)
                 object.__setattr__(self, name, tuple(ordered))
-        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ConfigError(f"The rank r must be a whole number of at least 1, better an even one; found {self.r!r}.")
+        r: Any = self.r
+        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+            raise ConfigError(f"The rank r must be a whole number of at least 1, better an even one; found {r!r}.")
         if self.bias not in get_args(Bias):
             raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
         if isinstance(self.target_modules, str):

@@ -178,7 +178,7 @@ class HRALayer(Wrapper):
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise MergeError(
                 f"Cannot merge into the weight of a {type(self.base_layer).__name__} ({type(weight).__name__}): it is "
-                "quantised. Use the adapter unmerged, or merge it before quantising the model."
+                "quantised or sharded. Use the adapter unmerged, or merge it before quantising or sharding the model."
             )
         with full_precision(weight.device):
             return self.fold_weight(factor(columns).rotate_weight(self.unfold_weight(weight)))
@@ -219,8 +219,9 @@ class HRALayer(Wrapper):
     def expected_dtype(self) -> torch.dtype:
         """What the layer will probably compute in."""
         weight = getattr(self.base_layer, "weight", None)
-        is_float = isinstance(weight, Tensor) and weight.is_floating_point()
-        return compute_dtype(weight if is_float else next(iter(self.hra_u.values())))
+        if isinstance(weight, Tensor) and weight.is_floating_point():
+            return compute_dtype(weight)
+        return compute_dtype(next(iter(self.hra_u.values())))
 
     def factored_as(self, dtype: torch.dtype) -> CompactWY | None:
         """Return what was factored ahead, if it was for this dtype."""

@@ -13,7 +13,10 @@ from hra_diffusion.householder.reflect import reflect
 class HRALinear(HRALayer):
     """A linear layer, of any kind that can be called with (*, d), behind a chain of reflections."""
 
-    turns_input = True
+    @property
+    def turns_input(self) -> bool:
+        """Always."""
+        return True
 
     @property
     def unfolded_size(self) -> int:

@@ -33,10 +33,11 @@ class ModelProxy(nn.Module):
         Arguments that are None, or that its save_pretrained does not have, are left out.
         """
         with self.ejected() as base:
-            known = inspect.signature(type(base).save_pretrained).parameters
+            save: Any = getattr(type(base), "save_pretrained")  # noqa: B009 (not the guard on the instance)
+            known = inspect.signature(save).parameters
             open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
             kept = {k: v for k, v in kwargs.items() if v is not None and (open_ended or k in known)}
-            return type(base).save_pretrained(base, *args, **kept)
+            return save(base, *args, **kept)
 
     def leave(self) -> None:
         """Give the model its own save_pretrained back."""

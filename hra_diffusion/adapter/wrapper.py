@@ -8,6 +8,8 @@ from torch import nn
 class Wrapper(nn.Module):
     """A module in the place of another, which it holds: `base_layer`, the very object, so that it can be put back."""
 
+    base_layer: Any
+
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__()
         self.base_layer = base_layer

@@ -80,23 +80,40 @@ def load_adapter(
         model: any module, or an HRAModel, which gets one more adapter.
         folder: a folder, or the id of a repository on the hub.
         adapter_name: what to call the adapter here.
-        is_trainable: whether its columns are to train.
+        is_trainable: whether it is to train.
         subfolder: where in `folder` the adapter is.
         hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
 
     Raises:
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
-    config, tensors = read_adapter(_local(folder, subfolder, **hub))
+    config, tensors = _read_for(model, _local(folder, subfolder, **hub))
     config = replace(config, inference_mode=not is_trainable)
-    base = model.model if isinstance(model, HRAModel) else model
-    with model.ejected() if isinstance(model, HRAModel) else nullcontext():
-        tensors = _spelled_for(base, tensors)
-        _check_complete(base, config, tensors)
     if not isinstance(model, HRAModel):
         return HRAModel(model, config, adapter_name, state_dict=tensors)
     model.add_adapter(adapter_name, config, state_dict=tensors)
     return model
+
+
+def swap_adapter(
+    model: HRAModel, folder: str | Path, adapter_name: str = "default", *, subfolder: str | None = None, **hub: Any
+) -> None:
+    """Read an adapter folder over an adapter of a model, in place: see `HRAModel.swap_adapter`.
+
+    Raises:
+        AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
+    """
+    config, tensors = _read_for(model, _local(folder, subfolder, **hub))
+    model.swap_adapter(replace(config, inference_mode=True), tensors, adapter_name)
+
+
+def _read_for(model: nn.Module, folder: Path) -> tuple[HRAConfig, dict[str, Tensor]]:
+    """Read an adapter folder, and check that it is whole for this model."""
+    config, tensors = read_adapter(folder)
+    with model.ejected() if isinstance(model, HRAModel) else nullcontext(model) as base:
+        tensors = _spelled_for(base, tensors)
+        _check_complete(base, config, tensors)
+    return config, tensors
 
 
 def _local(folder: str | Path, subfolder: str | None, **hub: Any) -> Path:

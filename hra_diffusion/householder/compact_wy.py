@@ -14,7 +14,7 @@ Source: Schreiber and Van Loan, "A Storage-Efficient WY Representation for Produ
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
     return CompactWY(columns, torch.linalg.solve_triangular(inverse, eye.expand_as(inverse), upper=True))
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[None]:
+def full_precision(device: torch.device) -> AbstractContextManager[Any, Any]:
     """Switch autocasting off: a T computed in half precision would leave the orthogonal group."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)

@@ -35,7 +35,7 @@ def test_a_quantised_layer_is_only_called(net, x):
     assert torch.equal(layer(x), base(chain_apply(x, layer.hra_u["default"]))) or torch.allclose(
         layer(x), base(chain_apply(x, layer.hra_u["default"])), atol=0.05
     )
-    with pytest.raises(MergeError, match="it is quantised"):
+    with pytest.raises(MergeError, match="it is quantised or sharded"):
         model.merge_adapter()
     assert model.merged_adapters == []
 

@@ -13,7 +13,7 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_ATTENTION
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.peft import load_adapter, read_adapter
+from hra_diffusion.formats.peft import load_adapter, read_adapter, swap_adapter
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 CASES = {
@@ -116,6 +116,37 @@ def test_a_second_adapter_is_loaded_beside_the_first(net, tmp_path):
     assert load_adapter(model, tmp_path, "second") is model
     assert list(model.peft_config) == ["first", "second"]
     assert model.active_adapters == ["first"]
+
+
+@pytest.mark.parametrize("r", [2, 4])
+def test_pefts_gram_schmidt_keeps_its_meaning(net, tmp_path, r):
+    base = copy.deepcopy(net)
+    settings = {"r": r, "target_modules": ["q", "v", "out"], "apply_GS": True, "init_weights": False}
+    theirs = get_peft_model(net, PeftHRAConfig(**settings))
+    theirs.save_pretrained(tmp_path / "theirs")
+    x = torch.randn(3, 12)
+    mine = HRAModel.from_pretrained(base, tmp_path / "theirs", is_trainable=True)
+    assert torch.allclose(mine(x), theirs(x), rtol=0, atol=1e-5)
+    for model in (mine, theirs):
+        model(x).square().sum().backward()
+    for name, layer in mine.layers().items():
+        expected = theirs.get_submodule(f"base_model.model.{name}").hra_u["default"].grad
+        assert torch.allclose(layer.hra_u["default"].grad, expected, rtol=0, atol=1e-4)
+    mine.save_pretrained(tmp_path / "ours")
+    assert not json.loads((tmp_path / "ours" / "adapter_config.json").read_text())["apply_GS"]
+    again = PeftModel.from_pretrained(mine.unload(), tmp_path / "ours")
+    assert torch.allclose(again(x), theirs(x), rtol=0, atol=1e-5)
+
+
+def test_an_adapter_is_swapped_from_a_folder_in_place(net, tmp_path):
+    x = torch.randn(3, 12)
+    narrow = adapted(copy.deepcopy(net), ["q"], r=2)
+    narrow.save_pretrained(tmp_path)
+    model = adapted(net, ["q", "v"], r=4)
+    address = model.layers()["blocks.0.q"].hra_u["default"].data_ptr()
+    swap_adapter(model, tmp_path)
+    assert torch.allclose(model(x), narrow(x), atol=1e-6)
+    assert model.layers()["blocks.0.q"].hra_u["default"].data_ptr() == address
 
 
 def test_an_adapter_is_read_from_the_hubs_cache(net, tmp_path):
