@@ -1,5 +1,6 @@
 """``hra-diffusion train``: DreamBooth with a progress bar. train_dreambooth_hra.py is the same."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,8 @@ def main(arguments: Sequence[str]) -> None:
     from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
 
     run = DreamBooth(config)
+    if run.is_main:
+        print(run.summary, file=sys.stderr)
     if run.class_images:
         _finish(run.draw_class_images(), "class pictures", len(run.class_images.files))
     with tqdm(run.steps(), "training", run.total_steps, unit="step", disable=not run.is_main) as records:

@@ -67,7 +67,7 @@ def read_toml(path: Path, default: Config) -> Config:
     for key, value in table.items():
         flat |= value if key in groups and isinstance(value, dict) else {key: value}
     known = flag_types(default)
-    for key in flat.keys() - known.keys():
+    for key in sorted(flat.keys() - known.keys()):
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known)}.")
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
 

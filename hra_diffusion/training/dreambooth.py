@@ -76,6 +76,16 @@ class DreamBooth:
         """Whether this process shows and writes things; the first of several does."""
         return self.accelerator.is_main_process
 
+    @property
+    def summary(self) -> str:
+        """What will be trained, in one line."""
+        parts = adapted_components(self.pipe)
+        count = sum(component.get_nb_trainable_parameters()[0] for component in parts.values())
+        return (
+            f'"{self.config.data.instance_prompt}" from {len(self._pictures)} pictures of {self._resolution} px: '
+            f"{count:,} parameters in {' and '.join(parts)}, {self.total_steps} steps"
+        )
+
     def draw_class_images(self) -> Iterator[int]:
         """Draw missing pictures of the class; yields how many there are."""
         with self.accelerator.main_process_first(), self.accelerator.autocast():

@@ -47,7 +47,7 @@ class Portrait:
 
     def sheet(self) -> Image.Image:
         """Put the pictures on one labelled sheet."""
-        columns = [f"{mode}, seed {seed}" for seed in self.seeds for mode in ("without", "with adapter")]
+        columns = [f"{mode} adapter\nseed {seed}" for seed in self.seeds for mode in ("without", "with")]
         return contact_sheet(self.rows, self.prompts, columns)
 
     def _picture(self, pipe: Any, prompt: str, seed: int) -> Image.Image:
@@ -70,19 +70,18 @@ def contact_sheet(
     Args:
         rows: pictures of one size, each row as long as ``column_labels``.
         row_labels: one a row; long ones are wrapped.
-        column_labels: one a column; longer ones than a picture is wide are wrapped.
+        column_labels: one a column; they may have several lines.
     """
     width, height = rows[0][0].size
     font = ImageFont.load_default(size=max(11, width // 16))
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     labels = ["\n".join(textwrap.wrap(label, LABEL_CHARACTERS)) for label in row_labels]
-    headers = ["\n".join(textwrap.wrap(label, max(4, int(width / font.getlength("n"))))) for label in column_labels]
     left = round(max(measure.multiline_textbbox((0, 0), label, font)[2] for label in labels)) + 2 * GAP
-    top = round(max(measure.multiline_textbbox((0, 0), header, font)[3] for header in headers)) + 2 * GAP
-    size = (left + len(headers) * (width + GAP), top + len(rows) * (height + GAP))
+    top = round(max(measure.multiline_textbbox((0, 0), header, font)[3] for header in column_labels)) + 2 * GAP
+    size = (left + len(column_labels) * (width + GAP), top + len(rows) * (height + GAP))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for column, header in enumerate(headers):
+    for column, header in enumerate(column_labels):
         middle = left + column * (width + GAP) + width / 2
         draw.multiline_text((middle, top / 2), header, "black", font, anchor="mm", align="center")
     for row, (label, pictures) in enumerate(zip(labels, rows, strict=True)):

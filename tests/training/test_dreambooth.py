@@ -196,6 +196,18 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_the_summary_counts_what_trains(config):
+    run = DreamBooth(with_values(config, {"rank": 2}))
+    block = [16, 16, 16, 16] + [
+        16,
+        32,
+        32,
+        16,
+    ]  # q, k, v, out of self-attention, then of cross-attention to 32 channels
+    widths = 3 * sum(block) + 8 * 32 + 2 * 4 * 32  # one block down, two up; the middle; two layers of the text encoder
+    assert f"from 4 pictures of 32 px: {2 * widths:,} parameters in" in run.summary
+
+
 def test_an_odd_rank_is_warned_about(config):
     with pytest.warns(UserWarning, match="rank r = 3 is odd"):
         DreamBooth(with_values(config, {"rank": 3}))
