@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-from tqdm import tqdm
-
 from hra_diffusion.adapter.blending import Mixture
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.state import some
@@ -18,11 +16,12 @@ def merge_layers(
     Raises:
         MergeError: a weight is quantised, or (safe_merge) W H is not finite; nothing is changed.
     """
-    weights = {
-        name: weight
-        for name, layer in tqdm(layers.items(), desc="Merging", disable=not progressbar)
-        if (weight := layer.merged_weight(mixture)) is not None
-    }
+    steps = layers.items()
+    if progressbar:
+        from tqdm import tqdm
+
+        steps = tqdm(steps, desc="Merging")
+    weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixture)) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
         raise MergeError(f"Merging {names} makes weights that are not finite, in {some(broken)}.")

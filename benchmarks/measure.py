@@ -1,0 +1,75 @@
+"""Measuring side by side: interleaved rounds, medians, peak memory in a process of its own, and a table of ratios."""
+
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Time one call, to the end of what it started on the device."""
+    synchronise()
+    began = time.perf_counter()
+    action()
+    synchronise()
+    return time.perf_counter() - began
+
+
+def synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def interleaved(actions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Median of each action's own timing over rounds that call every action in turn; a round before is not counted."""
+    timings: dict[str, list[float]] = {name: [] for name in actions}
+    for number in range(rounds + 1):
+        for name, action in actions.items():
+            taken = action()
+            if number:
+                timings[name].append(taken)
+    return {name: statistics.median(taken) for name, taken in timings.items()}
+
+
+def peak_gigabytes(arguments: Sequence[str]) -> float:
+    """Peak memory of this script run with other arguments; it is to print the number itself, with `own_peak`."""
+    command = [sys.executable, sys.argv[0], *arguments]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
+
+
+def own_peak() -> float:
+    """Peak memory of this process, in GB; of the device, where there is one."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def describe_machine() -> str:
+    versions = [f"{name} {_version(name)}" for name in ("torch", "diffusers", "transformers", "peft", "lycoris-lora")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return f"{device}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {', '.join(versions)}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "–"
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print rows as a Markdown table; numbers with three significant digits."""
+    cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in [columns, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    print(f"\n### {title}\n", *lines, sep="\n", flush=True)
