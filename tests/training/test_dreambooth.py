@@ -198,13 +198,9 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
 
 def test_the_summary_counts_what_trains(config):
     run = DreamBooth(with_values(config, {"rank": 2}))
-    block = [16, 16, 16, 16] + [
-        16,
-        32,
-        32,
-        16,
-    ]  # q, k, v, out of self-attention, then of cross-attention to 32 channels
-    widths = 3 * sum(block) + 8 * 32 + 2 * 4 * 32  # one block down, two up; the middle; two layers of the text encoder
+    # q, k, v, out of self-attention and of cross-attention to 32 channels, in one block down and two up; the same in
+    # the middle, which is 32 wide; the text encoder's two layers.
+    widths = 3 * (4 * 16 + 16 + 32 + 32 + 16) + 8 * 32 + 2 * 4 * 32
     assert f"from 4 pictures of 32 px: {2 * widths:,} parameters in" in run.summary
 
 
@@ -244,7 +240,11 @@ def test_two_processes_give_the_adapter_of_one(config, tmp_path):
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script = Path(__file__).resolve().parents[2] / "train_dreambooth_hra.py"
-    subprocess.run([*launch, script, *flags], check=True, timeout=120, env={**os.environ, "ACCELERATE_USE_CPU": "1"})
+    with subprocess.Popen([*launch, script, *flags], env={**os.environ, "ACCELERATE_USE_CPU": "1"}) as processes:
+        try:
+            assert processes.wait(timeout=500) == 0
+        finally:
+            processes.terminate()  # the launcher ends its processes, too
     for name in WEIGHTS[:2]:
         one, two = (load_file(tmp_path / folder / name) for folder in ("run", "two"))
         assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
