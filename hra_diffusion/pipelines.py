@@ -41,7 +41,7 @@ def pipeline_class(name: str, revision: str | None = None) -> str:
 
 
 def load_pipeline(name: str, **options: Any) -> Any:
-    """Load a pipeline from a folder or the hub, from safetensors files only, without progress bars.
+    """Load a pipeline from a folder or the hub, from safetensors files only, in float32, without progress bars.
 
     Args:
         name: the folder, or the name on the hub.
@@ -55,6 +55,7 @@ def load_pipeline(name: str, **options: Any) -> Any:
         pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model {name!r} cannot be loaded: {error}") from error
+    pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

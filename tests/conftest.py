@@ -13,7 +13,7 @@ from PIL import Image
 VOCABULARY_END = "</w>"
 
 
-def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, seed=0):
+def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, half=False, seed=0):
     """Save a StableDiffusionPipeline of some 100,000 random weights: pictures of 32 px, latents of 8×8."""
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
@@ -80,6 +80,8 @@ def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    if half:
+        pipe.to(torch.float16)
     pipe.save_pretrained(folder)
     return folder
 

@@ -13,6 +13,7 @@ from hra_diffusion.pipelines import (
     draw,
     hra_disabled,
     load_hra_weights,
+    load_pipeline,
     unload_hra_weights,
 )
 
@@ -92,6 +93,12 @@ def test_a_second_adapter_has_to_wait_for_the_first_to_leave(pipe, trained):
 def test_a_folder_without_an_adapter_is_refused_with_what_one_holds(pipe, tmp_path):
     with pytest.raises(AdapterFileError, match=r"no adapter in .*one sub-folder for each adapted component"):
         load_hra_weights(pipe, tmp_path)
+
+
+def test_a_model_stored_in_half_precision_draws_in_float32(make_model, tmp_path):
+    pipe = load_pipeline(str(make_model(tmp_path / "half", half=True)))
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {torch.float32}
+    assert draw(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)
 
 
 def test_an_adapter_knows_its_base_model(trained, tiny_sd):
