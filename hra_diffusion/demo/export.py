@@ -22,12 +22,12 @@ SAMPLE_PROMPTS = (
     "a 3d render of an apple on a white background",
     "a flat icon of a house in a meadow",
     "a 3d render of a blue lion in the desert",
-    "a sailboat at sunset",
+    "a fish at sunset",
     "a flat icon of a bus in the city",
     "a 3d render of a panda in the forest",
     "a 3d render of a sunflower on a black background",
     "a spotted pink elephant on a yellow background",
-    "a crown in front of a brick wall",
+    "an owl in front of a brick wall",
 )
 _SIDE = 128
 
