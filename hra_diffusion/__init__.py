@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from hra_diffusion.adapter import HRAConfig, HRAModel
+    from hra_diffusion.pipelines import load_hra_weights, unload_hra_weights
 
 _HOMES: Final = {
     "HRAConfig": "hra_diffusion.adapter",
     "HRAModel": "hra_diffusion.adapter",
+    "load_hra_weights": "hra_diffusion.pipelines",
+    "unload_hra_weights": "hra_diffusion.pipelines",
 }
 
-__all__ = ["HRAConfig", "HRAModel"]
+__all__ = ["HRAConfig", "HRAModel", "load_hra_weights", "unload_hra_weights"]
 
 
 def __getattr__(name: str) -> Any:

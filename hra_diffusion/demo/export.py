@@ -127,7 +127,7 @@ and to test personalisation; it draws what it knows and nothing else.
 import torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("assets/emoji-sd", torch_dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained("assets/emoji-sd", dtype=torch.float32)
 picture = pipe("a 3d render of a cat on the beach", num_inference_steps=25, guidance_scale=4).images[0]
 ```
 

@@ -12,8 +12,9 @@ PARTS = ("data --count 40", "autoencoder --steps 2", "diffusion --steps 2", "exp
 
 
 def make(folder, *arguments: str) -> str:
-    command = [sys.executable, "-m", "hra_diffusion.demo", "--work_dir", str(folder), "--assets", str(folder / "assets")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True)
+    where = ["--work_dir", str(folder), "--assets", str(folder / "assets")]
+    command = [sys.executable, "-m", "hra_diffusion.demo", *where, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -26,7 +27,7 @@ def test_the_commands_make_a_pipeline_that_draws_and_subjects_to_teach_it(tmp_pa
     for part in PARTS:
         make(tmp_path, *part.split())
     base = tmp_path / "assets" / "emoji-sd"
-    pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32)
+    pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     assert pipe.scheduler.alphas_cumprod[-1] == 0
     assert pipe("a cat on a blue background", num_inference_steps=2).images[0].size == (128, 128)
