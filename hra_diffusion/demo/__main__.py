@@ -105,7 +105,7 @@ def _follow(records: Iterable[Progress], steps: int, log: Path) -> None:
         for record in records:
             losses.append(record.loss)
             bar.update(record.step - bar.n)
-            if record.step % 25 == 0:
+            if record.step % 25 == 0 or record.step == steps:
                 mean = sum(losses) / len(losses)
                 losses.clear()
                 bar.set_postfix(loss=f"{mean:.4f}")
