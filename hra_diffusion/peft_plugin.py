@@ -17,7 +17,7 @@ import torch
 from peft.tuners.hra.layer import HRAConv2d as PeftConv2d
 from peft.tuners.hra.layer import HRALayer as PeftLayer
 from peft.tuners.hra.layer import HRALinear as PeftLinear
-from peft.tuners.tuners_utils import check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from hra_diffusion.adapter import HRAConv2d, HRALayer, HRALinear
@@ -59,6 +59,12 @@ class _Twin(HRALayer):
     def hra_u(self) -> dict[str, nn.Parameter]:
         return dict(self.layer.hra_u.items())
 
+    def has(self, name: str) -> bool:
+        return name in self.layer.hra_u
+
+    def own_columns(self, name: str) -> nn.Parameter:
+        return self.layer.hra_u[name]
+
     def is_orthonormal(self, name: str) -> bool:
         return self.layer.hra_apply_GS[name]
 
@@ -78,7 +84,7 @@ def _twin(layer: Any) -> _Twin:
     twin = layer.__dict__.get("_hra_twin")
     if twin is None or twin.base_layer is not layer.base_layer:
         twin = (_LinearTwin if isinstance(layer, PeftLinear) else _ConvTwin)(layer)
-        layer.__dict__["_hra_twin"] = twin
+        object.__setattr__(layer, "_hra_twin", twin)
     return twin
 
 
@@ -138,7 +144,7 @@ def _unscale_layer(self: Any, scale: float | None = None) -> None:
 
 def _delete_adapter(self: Any, adapter_name: str) -> None:
     _twin(self).strengths.pop(adapter_name, None)
-    super(PeftLayer, self).delete_adapter(adapter_name)
+    BaseTunerLayer.delete_adapter(self, adapter_name)
 
 
 _LAYER_METHODS: dict[str, Callable[..., Any]] = {"forward": _forward, "merge": _merge, "unmerge": _unmerge}

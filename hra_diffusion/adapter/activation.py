@@ -206,7 +206,7 @@ class AdaptedModel(ModelProxy):
 
     def _after_pass(self, *_: Any) -> None:
         for layer in self._injection.layers.values():
-            layer.factored = None
+            layer.ready = None
 
     def _unmerge_to_change(self) -> None:
         if self._merged:

@@ -88,5 +88,5 @@ def factor_together(layers: Iterable[HRALayer]) -> None:
     for group in alike.values():
         with full_precision(group[0][1].device):
             stacked = factor(torch.stack([columns for _, columns in group]), group[0][0].expected_dtype)
-        for (layer, _), U, T in zip(group, stacked.U, stacked.T, strict=True):
-            layer.factored = CompactWY(U, T)
+        for (layer, columns), U, T in zip(group, stacked.U, stacked.T, strict=True):
+            layer.ready = columns, CompactWY(U, T)

@@ -141,7 +141,7 @@ class Injection:
         """
         for layer in self.layers.values():
             layer.mixture, layer.enabled = acting.mixture, acting.enabled
-        blend_together((layer, blend) for layer in self.layers.values() for blend in layer.stale_blends())
+        blend_together((layer, blend) for layer in self.layers.values() for blend in layer.stale(layer.blends()))
         for wrapper in self.copies.values():
             wrapper.acting = next((name for name in acting.names if name in wrapper.copies and acting.enabled), None)
         for name, biases in self.biases.items():

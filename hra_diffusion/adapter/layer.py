@@ -6,7 +6,7 @@ The base layer is only called: it may be quantised, offloaded, hooked or compile
 by convolutions with a spatial kernel, where H acts on the unfolded patches of x rather than on x.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 import torch
@@ -17,6 +17,7 @@ from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
+from hra_diffusion.householder.kernel import reflect
 
 _COLUMNS, _ANCHOR = "hra_u_", "hra_anchor_"
 
@@ -31,7 +32,7 @@ class HRALayer(Wrapper):
         mixture: which adapters act, how strongly, and combined how.
         enabled: whether they act at all.
         merged: what the base layer's weight contains at present; nothing when empty.
-        factored: the acting chain, when it was factored ahead for the current pass of the whole model.
+        ready: the acting columns and their chain, when it was factored ahead for the current pass of the whole model.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
@@ -39,7 +40,7 @@ class HRALayer(Wrapper):
         self.mixture: Mixture = ()
         self.enabled = True
         self.merged: Mixture = ()
-        self.factored: CompactWY | None = None
+        self.ready: tuple[Tensor, CompactWY] | None = None
         self._orthonormal: set[str] = set()
         self._blended: dict[Blend, tuple[object, Tensor]] = {}
         self._unmerged_weight: list[nn.Parameter] = []
@@ -90,9 +91,17 @@ class HRALayer(Wrapper):
             self._parameters.pop(prefix + name, None)
         self._orthonormal.discard(name)
 
+    def has(self, name: str) -> bool:
+        """Whether an adapter is here."""
+        return _COLUMNS + name in self._parameters
+
+    def own_columns(self, name: str) -> nn.Parameter:
+        """The trainable columns (d, r) of an adapter that is here."""
+        return getattr(self, _COLUMNS + name)
+
     def chain_columns(self, name: str) -> Tensor:
         """Columns (d, k) of one adapter's chain; for an anchored one, k = 2 r."""
-        columns = self.hra_u[name]
+        columns = self.own_columns(name)
         if not self.is_orthonormal(name):
             return columns
         own = orthonormal_columns(columns)
@@ -107,20 +116,19 @@ class HRALayer(Wrapper):
         """Columns (d, Σk) of a mixture of adapters, or of the acting one; None when none of its adapters is here."""
         blends = self.blends(mixture)
         if not torch.compiler.is_compiling():  # There, what HRAModel blended ahead is taken as it is.
-            blend_together((self, blend) for blend in self.stale_blends(mixture))
+            blend_together((self, blend) for blend in self.stale(blends))
         parts = [self.chain_columns(blend[0][0]) if _is_plain(blend) else self._blended[blend][1] for blend in blends]
         return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
 
     def blends(self, mixture: Mixture | None = None) -> list[Blend]:
         """List the blends of a mixture, or of the acting one, without adapters that are not here or have strength 0."""
-        here = self.hra_u
         mixture = self.mixture if mixture is None else mixture
-        present = (tuple(part for part in blend if part[0] in here and part[1] != 0) for blend in mixture)
+        present = (tuple(part for part in blend if part[1] != 0 and self.has(part[0])) for blend in mixture)
         return [blend for blend in present if blend]
 
-    def stale_blends(self, mixture: Mixture | None = None) -> list[Blend]:
-        """List the blends of a mixture, or of the acting one, that are yet to be computed from the present columns."""
-        needed = (blend for blend in self.blends(mixture) if not _is_plain(blend))
+    def stale(self, blends: Iterable[Blend]) -> list[Blend]:
+        """List the blends that are yet to be computed from the present columns."""
+        needed = (blend for blend in blends if not _is_plain(blend))
         return [blend for blend in needed if self._blended.get(blend, (None,))[0] != self._state_of(blend)]
 
     def keep_blended(self, blend: Blend, columns: Tensor) -> None:
@@ -223,14 +231,17 @@ class HRALayer(Wrapper):
             return compute_dtype(weight)
         return compute_dtype(next(iter(self.hra_u.values())))
 
-    def factored_as(self, dtype: torch.dtype) -> CompactWY | None:
-        """Return what was factored ahead, if it was for this dtype."""
-        factored = self.factored
-        return factored if factored is not None and factored.U.dtype == dtype else None
-
     def acting_columns(self) -> Tensor | None:
         """Columns that the forward pass has to apply now."""
         return self.columns() if self.enabled and not self.merged else None
+
+    def reflected(self, x: Tensor) -> Tensor:
+        """H x for each row of x (*, d), with what acts now; x itself when nothing does."""
+        columns, factored = self.ready or (self.acting_columns(), None)
+        if columns is None:
+            return x
+        x = x.to(compute_dtype(x))
+        return reflect(x, columns.to(x.device), factored if factored and factored.U.dtype == x.dtype else None)
 
     def extra_repr(self) -> str:
         """Name the adapters and their ranks."""

@@ -7,7 +7,6 @@ from hra_diffusion.adapter.layer import HRALayer, compute_dtype
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
-from hra_diffusion.householder.reflect import reflect
 
 
 class HRALinear(HRALayer):
@@ -34,11 +33,7 @@ class HRALinear(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """base_layer(H x) for x (*, d), in the precision the base layer computes in."""
-        columns = self.acting_columns()
-        if columns is not None:
-            x = x.to(compute_dtype(x))
-            x = reflect(x, columns.to(x.device), self.factored_as(x.dtype))
-        return self.base_layer(x, *args, **kwargs)
+        return self.base_layer(self.reflected(x), *args, **kwargs)
 
 
 class HRAConv2d(HRALayer):
@@ -69,13 +64,13 @@ class HRAConv2d(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
+        if self.turns_input:
+            rows = self.reflected(x.flatten(-2).mT)
+            return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
         columns = self.acting_columns()
         if columns is None:
             return self.base_layer(x, *args, **kwargs)
         x = x.to(compute_dtype(x))
-        if self.turns_input:
-            rows = reflect(x.flatten(-2).mT, columns.to(x.device), self.factored_as(x.dtype))
-            return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
         with full_precision(x.device):
             U, T = factor(columns.to(x.device), x.dtype)
             B, _ = CompactWY(U, T).low_rank_delta(self.unfold_weight(self.base_layer.weight))

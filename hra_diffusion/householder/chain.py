@@ -3,7 +3,7 @@
     H = H₁ H₂ ⋯ H_r,   Hᵢ = I − 2 ûᵢ ûᵢᵀ,   û = u / ‖u‖
 
 U is a (d, r) matrix whose columns are u₁ … u_r; H is orthogonal and depends on their directions alone. A zero column
-stands for the identity. Here is the readable twin of `compact_wy` and `reflect`: it forms H, they never do.
+stands for the identity. Here is the readable twin of `compact_wy` and `kernel`: it forms H, they never do.
 
 Source: Yuan, Liu, Xu, "Bridging The Gap between Low-rank and Orthogonal Adaptation via Householder Reflection
 Adaptation", NeurIPS 2024, arXiv 2405.17484, section 3.1.
@@ -14,9 +14,8 @@ from torch import Tensor
 
 
 def column_norms(U: Tensor) -> Tensor:
-    """Lengths of the columns of U (..., d, r), as (..., 1, r); 1 for a zero column, so that it can divide."""
-    norms = torch.linalg.vector_norm(U, dim=-2, keepdim=True)
-    return torch.where(norms > 0, norms, torch.ones_like(norms))
+    """Lengths of the columns of U (..., d, r), as (..., 1, r); never quite zero, so that they can divide."""
+    return torch.linalg.vector_norm(U, dim=-2, keepdim=True).clamp_min(torch.finfo(U.dtype).tiny)
 
 
 def unit_columns(U: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
         dtype: what the returned columns are rounded to, and T is made for; U's own (at least float32) when left out.
     """
     wide = torch.promote_types(torch.promote_types(U.dtype, torch.float32), dtype or torch.float32)
-    columns = unit_columns(U.to(wide)).to(dtype or wide)
+    columns = unit_columns(U.to(wide)).to(dtype or wide).mT.contiguous().mT  # each column in one piece
     gram = columns.to(wide).mT @ columns.to(wide)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     halves = torch.where(diagonal > 0, diagonal / 2, 0.5)
@@ -67,6 +67,6 @@ def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any, Any]:
     """Switch autocasting off: a T computed in half precision would leave the orthogonal group."""
-    if torch.amp.is_autocast_available(device.type):
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -70,7 +70,7 @@ def test_it_compiles_at_any_strength(model, x):
 
 def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model, x):
     ahead = model(x)
-    assert all(layer.factored is None for layer in model.layers().values())
+    assert all(layer.ready is None for layer in model.layers().values())
     for hook in model._hooks:
         hook.remove()
     assert torch.allclose(model(x), ahead, atol=1e-6)
@@ -79,7 +79,7 @@ def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model,
 def test_a_failed_pass_forgets_what_was_factored(model, x):
     with pytest.raises(RuntimeError):
         model(x[..., :3])
-    assert all(layer.factored is None for layer in model.layers().values())
+    assert all(layer.ready is None for layer in model.layers().values())
 
 
 def test_columns_changed_behind_torchs_back_are_seen_by_the_next_pass(model, x):

@@ -1,0 +1,93 @@
+"""The training kernel: y = H x row by row, with its gradient written by hand.
+
+With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ,
+
+    Y = X − U s
+    q = −Tᵀ Uᵀ Ȳ                                    what reaches z
+    X̄ = Ȳ + U q                                     which is Hᵀ Ȳ
+    Ū = X qᵀ − Ȳ sᵀ − U (S + Sᵀ),  S = striu(q sᵀ)  the last term is the way through T
+    ū = (Ū − û (û · Ū)) / ‖u‖                      through the normalisation: orthogonal to u
+
+Autograd would reach the same numbers through a dozen saved tensors a layer. Here x and the slim s (r × n) are kept, y
+is not, and T is a constant of the graph: it may be factored for all layers at once, and once for many calls.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from hra_diffusion.householder.chain import column_norms
+from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
+
+
+def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None) -> Tensor:
+    """Apply the chain with columns u (d, r) to the rows of x (*, d); differentiable once in both.
+
+    Args:
+        x: the rows. The result has their shape and dtype.
+        u: the trainable columns, float32 or float64.
+        factored: `factor(u, x.dtype)`, when the caller already has it.
+    """
+    with full_precision(x.device):
+        if factored is None:
+            with torch.no_grad():
+                factored = factor(u, x.dtype)
+        return _Reflect.apply(x, u, *factored)
+
+
+class _Reflect(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, u: Tensor, U: Tensor, T: Tensor) -> Tensor:
+        X = _on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
+        s = (T @ _product(U.mT, X).to(T.dtype)).to(x.dtype)
+        ctx.save_for_backward(x, u, U, T, s)
+        return _add(X, U, s, alpha=-1).mT.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        x, u, U, T, s = ctx.saved_tensors
+        with full_precision(grad.device):
+            X, G = (_on_its_side(each, pictures=s.dim() == 3) for each in (x, grad))
+            q = -(T.mT @ _product(U.mT, G).to(T.dtype)).to(grad.dtype)
+            grad_x = _add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
+            grad_u = _columns_gradient(u, U, X, s, G, q) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_u, None, None
+
+
+def _columns_gradient(u: Tensor, U: Tensor, X: Tensor, s: Tensor, G: Tensor, q: Tensor) -> Tensor:
+    direct = (_correlate(q, X) - _correlate(s, G)).mT.to(u.dtype)
+    S = torch.triu(_correlate(q, s), diagonal=1).to(u.dtype)
+    grad_unit = torch.addmm(direct, U.to(u.dtype), S + S.mT, alpha=-1)
+    norms = column_norms(u)
+    unit = u / norms
+    radial = torch.linalg.vecdot(unit, grad_unit, dim=0)
+    return torch.addcmul(grad_unit, unit, radial, value=-1) / norms
+
+
+# Here x, s and q lie on their side: (d, n), or (batch, d, n) for pictures, whose channels come first and are not to be
+# moved. The slim factor of each product is then the one on the left, where matrix libraries are several times faster.
+
+
+def _on_its_side(x: Tensor, pictures: bool) -> Tensor:
+    return x.mT if pictures else x.reshape(-1, x.shape[-1]).mT
+
+
+def _product(A: Tensor, X: Tensor) -> Tensor:
+    """A X."""
+    return A @ X if X.dim() == 2 else torch.bmm(A.expand(len(X), -1, -1), X)
+
+
+def _add(X: Tensor, U: Tensor, s: Tensor, alpha: int = 1) -> Tensor:
+    """X + alpha U s, laid out in memory as X is."""
+    if X.dim() == 2:
+        return torch.addmm(X.mT, s.mT, U.mT, alpha=alpha).mT
+    return torch.baddbmm(X, U.expand(len(X), -1, -1), s, alpha=alpha)
+
+
+def _correlate(s: Tensor, X: Tensor) -> Tensor:
+    """S Xᵀ, summed over the batch."""
+    return s @ X.mT if X.dim() == 2 else torch.bmm(s, X.mT).sum(dim=0)
