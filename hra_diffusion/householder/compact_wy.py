@@ -39,8 +39,8 @@ class CompactWY(NamedTuple):
 
     def low_rank_delta(self, W: Tensor) -> tuple[Tensor, Tensor]:
         """Factors B (out, r) and A (r, d) of W H − W = B A, for a weight W (out, d): the exact LoRA of the chain."""
-        U = self.U.to(self.T.dtype)
-        return -(W.to(self.T.dtype) @ U) @ self.T, U.mT
+        A = self.U.mT.to(self.T.dtype)
+        return -(self.T.mT @ (A @ W.mT.to(self.T.dtype))).mT, A
 
     def rotate_weight(self, W: Tensor) -> Tensor:
         """Return the adapted weight W H (out, d), computed in T's precision and rounded to W's."""
