@@ -5,7 +5,7 @@ is not zero. An odd r has det H = −1 and cannot start at the identity.
 
 *Length of the columns*: H depends on directions only, but an optimiser's step is measured against ‖u‖. With ‖u‖ = √d an
 Adam step of size lr moves each of the d entries by about lr and so turns the column by about lr *radians*, whatever d
-and r are; the gradient being orthogonal to u, n steps stretch it to only √(1 + n lr²) of its length.
+and r are; the gradient being orthogonal to u, n steps stretch it to about √(1 + n lr²) of its length only.
 
 Source: arXiv 2405.17484, section 3.3 for the pairs; the length is this project's.
 """
