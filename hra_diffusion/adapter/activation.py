@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -78,7 +78,8 @@ class AdaptedModel(ModelProxy):
             raise ConfigError(f"{len(adapter_names)} adapters need as many strengths; found {len(strengths)}.")
         self._check_known(*adapter_names)
         chosen = dict(zip(adapter_names, strengths or (), strict=strengths is not None))
-        self._check_strengths(chosen)
+        for name, strength in chosen.items():
+            self._check_strength(name, strength, self.peft_config[name])
         self._unmerge_to_change()
         self._act(names=tuple(adapter_names), strengths={**self.strengths, **chosen}, as_mean=combine == "lie")
 
@@ -92,7 +93,7 @@ class AdaptedModel(ModelProxy):
                 neither 0 nor 1; nothing is changed.
         """
         self._check_known(adapter_name)
-        self._check_strengths({adapter_name: strength})
+        self._check_strength(adapter_name, strength, self.peft_config[adapter_name])
         self._act(strengths={**self.strengths, adapter_name: strength})
         if adapter_name in self.merged_adapters:
             self._merge(tuple(tuple((name, self.strengths[name]) for name, _ in blend) for blend in self._merged))
@@ -219,13 +220,12 @@ class AdaptedModel(ModelProxy):
                 known = ", ".join(map(repr, self.peft_config)) or "none"
                 raise ConfigError(f"There is no adapter named {name!r} here; known are: {known}.")
 
-    def _check_strengths(self, strengths: Mapping[str, float]) -> None:
-        for name, strength in strengths.items():
-            if not math.isfinite(strength):
-                raise ConfigError(f"The strength of {name!r} must be a finite number; found {strength}.")
-            config = self.peft_config[name]
-            if config.r % 2 and not config.apply_GS and strength not in (0, 1):
-                raise ConfigError(
-                    f"The adapter {name!r} has the odd rank {config.r}: its determinant is −1, and its strength can be "
-                    f"0 or 1 only; found {strength}. Train with an even rank."
-                )
+    def _check_strength(self, adapter_name: str, strength: float, config: HRAConfig) -> None:
+        """Check that an adapter of these settings can have a strength."""
+        if not math.isfinite(strength):
+            raise ConfigError(f"The strength of {adapter_name!r} must be a finite number; found {strength}.")
+        if config.r % 2 and not config.apply_GS and strength not in (0, 1):
+            raise ConfigError(
+                f"The adapter {adapter_name!r} has the odd rank {config.r}: its determinant is −1, its strength can "
+                f"be 0 or 1 only; found {strength}. Train with an even rank."
+            )

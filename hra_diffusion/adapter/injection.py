@@ -11,7 +11,7 @@ from hra_diffusion.adapter.blending import Acting, blend_together
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.adapter.state import AdapterState, check_columns, some, sort_state
+from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, some, sort_state
 from hra_diffusion.adapter.targets import find_named, find_targets
 from hra_diffusion.adapter.trained_parts import TrainedBiases, TrainedCopy
 from hra_diffusion.errors import AdapterFileError, ConfigError
@@ -58,11 +58,12 @@ class Injection:
             layers = {name: self.layers.get(name) or wrap(name, base.get_submodule(name)) for name in names}
             copies = {name: copy.deepcopy(base.get_submodule(name)) for name in trained}
             _check_apart({**self.layers, **layers}, {**self.copies, **copies})
-            biases = TrainedBiases(_biases(base, config, names))
+            biases = TrainedBiases(_biases(base, config, names, trained))
         if state is None:
             starts = {name: start_columns(layer, config, on_meta, generator) for name, layer in layers.items()}
         else:
             check_columns(layers, config, state.columns)
+            check_biases(biases.parameters, config, state.biases)
             starts = {name: (state.columns[name], None) for name in names}
             for name, module in copies.items():
                 module.load_state_dict(state.copies[name])
@@ -205,10 +206,11 @@ def _check_apart(layers: Iterable[str], copies: Iterable[str]) -> None:
             raise ConfigError(f"{clash[0]!r} cannot be adapted while an adapter trains {copied!r} whole.")
 
 
-def _biases(base: nn.Module, config: HRAConfig, adapted: Iterable[str]) -> dict[str, nn.Parameter]:
-    """Biases that an adapter trains, by name."""
-    found = {name: parameter for name, parameter in base.named_parameters() if name.split(".")[-1] == "bias"}
-    if config.bias == "all":
-        return found
-    wanted = {f"{name}.bias" for name in adapted} if config.bias == "hra_only" else set[str]()
-    return {name: parameter for name, parameter in found.items() if name in wanted}
+def _biases(
+    base: nn.Module, config: HRAConfig, adapted: Iterable[str], trained: Iterable[str]
+) -> dict[str, nn.Parameter]:
+    """Biases that an adapter trains where they are, by name: not those of modules that it trains whole."""
+    within = tuple(f"{name}." for name in trained)
+    found = {name: p for name, p in base.named_parameters() if name.split(".")[-1] == "bias"}
+    wanted = {"all": found.keys(), "hra_only": {f"{name}.bias" for name in adapted}, "none": set[str]()}[config.bias]
+    return {name: p for name, p in found.items() if name in wanted and not name.startswith(within)}

@@ -201,6 +201,11 @@ class HRAModel(AdaptedModel):
             AdapterFileError: the tensors do not fit; nothing is changed.
         """
         self._check_known(adapter_name)
+        self._check_strength(adapter_name, self.strengths[adapter_name], config)
+        if config.r % 2 and self._acting.as_mean:
+            raise ConfigError(
+                f"An adapter of the odd rank {config.r} cannot take part in a mean: let a product act first."
+            )
         self._injection.swap(adapter_name, config, state_dict)
         self.peft_config[adapter_name] = replace(config, apply_GS=False)
         self._act()

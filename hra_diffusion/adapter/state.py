@@ -75,7 +75,7 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
         else:
             strangers.append(key)
     _refuse(config, "it has weights for places that the model lacks", strangers)
-    misfits = [name for name, bias in state.biases.items() if bias.shape != parameters[name].shape]
+    misfits: list[str] = []
     for name in trained:
         expected = {key: tensor.shape for key, tensor in modules[name].state_dict().items()}
         found = {key: tensor.shape for key, tensor in state.copies.get(name, {}).items()}
@@ -98,6 +98,18 @@ def check_columns(layers: Mapping[str, HRALayer], config: HRAConfig, columns: Ma
         if columns[name].shape != shape or not columns[name].is_floating_point()
     ]
     _refuse(config, "shapes differ", misfits)
+
+
+def check_biases(parameters: Mapping[str, Tensor], config: HRAConfig, biases: Mapping[str, Tensor]) -> None:
+    """Check that biases are those that an adapter trains.
+
+    Raises:
+        AdapterFileError: some are missing, too many, or have another shape.
+    """
+    expected = {name: parameter.shape for name, parameter in parameters.items()}
+    found = {name: bias.shape for name, bias in biases.items()}
+    misfits = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    _refuse(config, "biases are missing, too many or of another shape", sorted(misfits))
 
 
 def some(items: Iterable[str]) -> str:

@@ -161,6 +161,20 @@ def test_a_swap_that_does_not_fit_changes_nothing(model, x):
         model.pad_adapter(2, "a")
 
 
+def test_an_odd_adapter_is_not_swapped_in_at_a_strength_it_cannot_have(model, x):
+    model.pad_adapter(4, "a")
+    model.set_strength(0.5, "a")
+    expected = model(x)
+    with pytest.raises(ConfigError, match="odd rank 3"):
+        model.swap_adapter(*model.adapter_state_dict("odd"), "a")
+    assert torch.equal(model(x), expected)
+    model.set_adapters(["a", "b"], [1, 1], combine="lie")
+    expected = model(x)
+    with pytest.raises(ConfigError, match="cannot take part in a mean"):
+        model.swap_adapter(*model.adapter_state_dict("odd"), "a")
+    assert torch.equal(model(x), expected)
+
+
 def test_swapping_does_not_compile_again(model, x):
     model.pad_adapter(4, "a")
     torch._dynamo.reset()

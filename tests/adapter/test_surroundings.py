@@ -40,6 +40,18 @@ def test_a_quantised_layer_is_only_called(net, x):
     assert model.merged_adapters == []
 
 
+def test_torchaos_int8_layers_train_and_are_not_merged(net, x):
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(net, quantization.Int8WeightOnlyConfig())
+    expected = net(x)
+    model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS))
+    assert torch.allclose(model(x), expected, atol=1e-5)
+    model(x).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    with pytest.raises(MergeError, match="it is quantised or sharded"):
+        model.merge_adapter()
+
+
 def test_an_offloaded_model_brings_its_columns_along(model, x):
     with torch.no_grad():
         expected = model(x)

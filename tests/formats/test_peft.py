@@ -229,6 +229,29 @@ def test_loading_is_all_or_nothing(net, tmp_path, spoilt, has_adapter):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("bias", ["all", "hra_only"])
+def test_biases_beside_modules_trained_whole_go_to_peft_and_back(net, tmp_path, bias):
+    base, x = copy.deepcopy(net), torch.randn(3, 12)
+    settings = {"r": 2, "target_modules": ["q", "v"], "bias": bias, "modules_to_save": ["head"]}
+    theirs = get_peft_model(copy.deepcopy(net), PeftHRAConfig(**settings))
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape) * 0.1)
+    theirs.save_pretrained(tmp_path / "theirs")
+    mine = HRAModel.from_pretrained(net, tmp_path / "theirs")
+    assert torch.allclose(mine(x), theirs(x), atol=1e-5)
+    mine.save_pretrained(tmp_path / "ours")
+    again = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "ours")
+    assert torch.allclose(again(x), theirs(x), atol=1e-5)
+    path = tmp_path / "ours" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors["base_model.model.blocks.0.q.base_layer.bias"]
+    save_file(tensors, path)
+    with pytest.raises(AdapterFileError, match=r"biases are missing, too many or of another shape: blocks\.0\.q\.bias"):
+        load_adapter(base, tmp_path / "ours")
+
+
 def test_an_adapter_of_another_base_says_which_it_was_made_for(net, tmp_path):
     mine = HRAModel(net, HRAConfig(target_modules=["q"], base_model_name_or_path="some/base"))
     mine.save_pretrained(tmp_path)
