@@ -150,3 +150,51 @@ def trained(tiny_sd, tmp_path_factory) -> Path:
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
     assert main(["train", *flags, "--train_text_encoder", "--with_prior_preservation"]) == 0
     return folder / "run"
+
+
+def make_clip(folder, *, attributes=None, seed=0):
+    """Save a CLIPModel of random weights that looks at 32 px; with `attributes`, as a judge that knows them."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from hra_diffusion.metrics.vocabulary import FILE, Vocabulary
+
+    tokenizer = make_tokenizer()
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        **layers,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**layers, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if attributes:
+        vocabulary = Vocabulary(
+            attributes=attributes,
+            contexts=dict(list(attributes["background"].items())[:4]),
+            unrelated=["a bus", "a dog on the beach", "a house", "a fish"],
+        )
+        (folder / FILE).write_text(vocabulary.to_json())
+    return folder
+
+
+BACKGROUNDS = {"red": "on a red background", "beach": "on the beach", "snow": "in the snow", "night": "at night"}
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tmp_path_factory) -> Path:
+    """A folder with a tiny CLIP."""
+    return make_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
+
+
+@pytest.fixture(scope="session")
+def tiny_judge(tmp_path_factory) -> Path:
+    """A folder with a tiny CLIP that knows four backgrounds by name, though it has learned nothing."""
+    return make_clip(tmp_path_factory.mktemp("models") / "tiny-judge", attributes={"background": BACKGROUNDS})

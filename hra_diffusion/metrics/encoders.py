@@ -1,0 +1,137 @@
+"""Pictures and words as unit vectors: the embedded judge, CLIP (Radford et al. 2021) and DINO (Caron et al. 2021).
+
+All are loaded by transformers from safetensors, in float32; weights that are only there as pickles are refused.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.metrics.bootstrap import FloatArray
+
+CLIP = "openai/clip-vit-large-patch14"
+DINO = "facebook/dino-vits16"
+"""What DreamBooth's authors measured with."""
+
+_REVISIONS = {DINO: "refs/pr/1"}  # where the safetensors are; its main branch has a pickle
+_BATCH = 32
+
+
+class Encoder:
+    """Pictures → unit vectors.
+
+    Attributes:
+        name: the last part of the model's name or folder, for tables.
+    """
+
+    def __init__(self, name: str, model: Any, processor: Any) -> None:
+        """Take a loaded model and its image processor."""
+        self.name = Path(name).name
+        self.model = model.eval().requires_grad_(False)
+        self._processor = processor
+
+    def images(self, pictures: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB pictures of any sizes; shape (pictures, width), rows of length 1."""
+
+        def encode(batch: Sequence[Image.Image]) -> Tensor:
+            pixels = self._processor(images=list(batch), return_tensors="pt").pixel_values
+            return self._picture_features(pixels.to(self.model.device))
+
+        return _unit_rows(encode, pictures)
+
+    def _picture_features(self, pixels: Tensor) -> Tensor:
+        """The class token of the last layer, as DINO's authors use it."""
+        return self.model(pixel_values=pixels).last_hidden_state[:, 0]
+
+
+class Clip(Encoder):
+    """Pictures and words → unit vectors of one space."""
+
+    def __init__(self, name: str, model: CLIPModel, processor: Any, tokenizer: Any) -> None:
+        """Take a loaded model, its image processor and its tokenizer."""
+        super().__init__(name, model, processor)
+        self._tokenizer = tokenizer
+
+    def texts(self, texts: Sequence[str]) -> FloatArray:
+        """Encode texts, cut to the model's length; shape (texts, width), rows of length 1."""
+        length = self.model.config.text_config.max_position_embeddings
+
+        def encode(batch: Sequence[str]) -> Tensor:
+            tokens = self._tokenizer(
+                list(batch), padding=True, truncation=True, max_length=length, return_tensors="pt"
+            ).to(self.model.device)
+            return pooled(self.model.get_text_features(tokens.input_ids, tokens.attention_mask))
+
+        return _unit_rows(encode, texts)
+
+    def _picture_features(self, pixels: Tensor) -> Tensor:
+        return pooled(self.model.get_image_features(pixels))
+
+
+def load_clip(name: str, *, device: torch.device | str = "cpu", local_files_only: bool = False) -> Clip:
+    """Load a CLIP from a folder or the hub.
+
+    Args:
+        name: the folder, or the name on the hub.
+        device: where it computes.
+        local_files_only: take from the hub only what was fetched before.
+
+    Raises:
+        ModelError: it cannot be had, is incomplete, or is no CLIP.
+    """
+    model, processor, tokenizer = _load(name, local_files_only, CLIPModel, AutoImageProcessor, AutoTokenizer)
+    return Clip(name, model.to(device), processor, tokenizer)
+
+
+def load_dino(name: str = DINO, *, device: torch.device | str = "cpu", local_files_only: bool = False) -> Encoder:
+    """Load a DINO, DINOv2 or other vision transformer from a folder or the hub; as :func:`load_clip`."""
+    model, processor = _load(name, local_files_only, AutoModel, AutoImageProcessor)
+    return Encoder(name, model.to(device), processor)
+
+
+def pooled(features: Any) -> Tensor:
+    """CLIP's features; transformers 5 wraps them."""
+    return features if isinstance(features, Tensor) else features.pooler_output
+
+
+def _load(name: str, local_files_only: bool, model_class: Any, *helper_classes: Any) -> tuple[Any, ...]:
+    source = {"revision": _REVISIONS.get(name, "main"), "local_files_only": local_files_only}
+    try:
+        model, info = model_class.from_pretrained(
+            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **source
+        )
+        helpers = [helper.from_pretrained(name, **source) for helper in helper_classes]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ModelError(
+            f"{name!r} cannot be loaded for measuring ({_first_line(error)}). A folder needs config.json, "
+            "model.safetensors, preprocessor_config.json and, of a CLIP, the tokenizer's files; a model of the hub "
+            "needs a network, or to have been fetched before."
+        ) from error
+    # A pooler is never used here, and DINO has none; transformers fills whatever else is missing with random numbers.
+    if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
+        raise ModelError(
+            f"{name!r} is no {model_class.__name__}, or incomplete: it lacks {', '.join(missing[:4])}"
+            f"{' and more' if missing[4:] else ''}."
+        )
+    return model, *helpers
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].rstrip(".")
+
+
+def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]) -> FloatArray:
+    """Encode in batches; float64, so that equal pictures have a cosine of one."""
+    with torch.inference_mode():
+        rows = torch.cat(
+            [encode(inputs[start : start + _BATCH]).double().cpu() for start in range(0, len(inputs), _BATCH)]
+        )
+    return np.asarray(rows / rows.norm(dim=1, keepdim=True))

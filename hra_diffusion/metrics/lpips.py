@@ -1,0 +1,63 @@
+"""Pairwise perceptual distance, LPIPS (Zhang et al., arXiv 1801.03924), through torchmetrics and torchvision."""
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from huggingface_hub import constants
+from PIL import Image
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.metrics.bootstrap import FloatArray
+
+SMALLEST = 64
+"""Side in pixels below which the network has nothing left to see."""
+
+
+class Lpips:
+    """The mean LPIPS between pictures of a prompt, with AlexNet."""
+
+    name = "LPIPS"
+
+    def __init__(self, metric: Any) -> None:
+        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalising and taking the mean."""
+        self._metric = metric
+
+    def spread(self, pictures: Sequence[Sequence[Image.Image]]) -> FloatArray:
+        """Mean distance over all pairs of pictures of each prompt: (prompts, seeds ≥ 2) → (prompts,)."""
+        return np.array([self._mean_over_pairs(of_prompt) for of_prompt in pictures])
+
+    def _mean_over_pairs(self, pictures: Sequence[Image.Image]) -> float:
+        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]
+        first, second = zip(*itertools.combinations(tensors, 2), strict=True)
+        with torch.inference_mode():
+            return float(self._metric(torch.stack(first), torch.stack(second)))
+
+
+def load_lpips(*, local_files_only: bool = False) -> Lpips:
+    """Load LPIPS; its network's weights (233 MB) are fetched by torchvision.
+
+    Args:
+        local_files_only: only if they have been fetched before; so too while the hub is offline.
+
+    Raises:
+        ModelError: a package is missing or does not work here, or the weights cannot be had.
+    """
+    try:
+        from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # pyright: ignore
+        from torchvision.models import AlexNet_Weights  # pyright: ignore
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch fails anyhow
+        raise ModelError(
+            f"LPIPS needs torchmetrics and a torchvision that fits torch ({error}): "
+            "install the extra hra-diffusion[metrics]."
+        ) from error
+    weights = Path(torch.hub.get_dir(), "checkpoints", Path(AlexNet_Weights.DEFAULT.url).name)
+    if (local_files_only or constants.HF_HUB_OFFLINE) and not weights.is_file():
+        raise ModelError(f"LPIPS needs AlexNet's weights, which are not at {weights}.")
+    try:
+        return Lpips(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
+    except (OSError, RuntimeError) as error:
+        raise ModelError(f"LPIPS needs AlexNet's weights, which cannot be fetched: {error}.") from error

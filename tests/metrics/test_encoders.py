@@ -1,0 +1,141 @@
+"""Real models of random weights through transformers: unit vectors, safetensors only, refusals that say what to do."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.metrics.encoders import CLIP, load_clip, load_dino
+from hra_diffusion.metrics.instruments import judge_beside, load_instruments, load_judge
+from hra_diffusion.metrics.lpips import load_lpips
+from hra_diffusion.metrics.vocabulary import FILE, classify, read_vocabulary
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    sizes = [(32, 32), (40, 60), (64, 33)]
+    return [Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8)) for width, height in sizes]
+
+
+@pytest.fixture(scope="module")
+def tiny_dino(tmp_path_factory):
+    """As facebook/dino-vits16 is stored: a ViT without a pooler."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-dino"
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_vectors_have_length_one_and_equal_pictures_equal_vectors(tiny_clip, tiny_dino, images):
+    for encoder in (load_clip(str(tiny_clip)), load_dino(str(tiny_dino))):
+        vectors = encoder.images([*images, images[0]])
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-12)
+        np.testing.assert_allclose(vectors[0] @ vectors[-1], 1, atol=1e-6)
+        assert vectors[0] @ vectors[1] < 1 - 1e-4
+
+
+def test_vectors_are_those_of_the_model_itself(tiny_clip, images):
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    model = CLIPModel.from_pretrained(tiny_clip).eval()
+    pixels = AutoImageProcessor.from_pretrained(tiny_clip)(images=images, return_tensors="pt").pixel_values
+    words = AutoTokenizer.from_pretrained(tiny_clip)(["a cat", "a blue dog"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model(pixel_values=pixels, **words)
+    clip = load_clip(str(tiny_clip))
+    np.testing.assert_allclose(clip.images(images), wanted.image_embeds, atol=1e-6)
+    np.testing.assert_allclose(clip.texts(["a cat", "a blue dog"]), wanted.text_embeds, atol=1e-6)
+
+
+def test_many_pictures_and_long_texts_are_taken_in_batches_and_cut(tiny_clip, images):
+    clip = load_clip(str(tiny_clip))
+    np.testing.assert_allclose(clip.images(images * 12)[-3:], clip.images(images), atol=1e-6)
+    assert clip.texts(["word " * 500]).shape == (1, 16)
+
+
+def test_a_model_stored_in_half_precision_computes_in_float32(tiny_clip, tmp_path, images):
+    shutil.copytree(tiny_clip, tmp_path / "half")
+    tensors = load_file(tiny_clip / "model.safetensors")
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "half" / "model.safetensors")
+    clip = load_clip(str(tmp_path / "half"))
+    assert clip.model.dtype == torch.float32
+    np.testing.assert_allclose(clip.images(images), load_clip(str(tiny_clip)).images(images), atol=1e-2)
+
+
+def test_a_label_is_the_one_whose_caption_is_nearest(tiny_clip):
+    clip = load_clip(str(tiny_clip))
+    captions = {"red": "on a red background", "beach": "on the beach", "night": "at night"}
+    as_pictures = clip.texts([captions["night"], captions["red"]])
+    assert classify(clip, as_pictures, captions) == ["night", "red"]
+
+
+def test_the_judge_of_a_base_lies_beside_it(tmp_path, tiny_judge):
+    assert judge_beside(tmp_path / "emoji-sd") == tmp_path.resolve() / "emoji-clip"
+    assert judge_beside("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
+    shutil.copytree(tiny_judge, tmp_path / "emoji-clip")
+    instruments = load_instruments(str(tmp_path / "emoji-sd"))
+    assert instruments.clip.name == "emoji-clip"
+    assert instruments.vocabulary == read_vocabulary(tiny_judge)
+    assert [note.split()[0] for note in instruments.notes] == ["DINO", "Diversity"]
+
+
+def test_a_missing_judge_names_what_makes_it(tmp_path):
+    with pytest.raises(ModelError, match=r"no judge in .*emoji-clip.*python -m hra_diffusion\.demo judge.*--clip"):
+        load_instruments(str(tmp_path / "emoji-sd"))
+
+
+def test_a_judge_without_weights_or_with_a_damaged_vocabulary_is_refused(tmp_path, tiny_judge):
+    shutil.copytree(tiny_judge, tmp_path / "judge")
+    (tmp_path / "judge" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"cannot be loaded.*model\.safetensors"):
+        load_judge(tmp_path / "judge")
+    (tmp_path / "judge" / FILE).write_text('{"labels": {}}')
+    with pytest.raises(ModelError, match=r"judge\.json must hold attributes, contexts and unrelated"):
+        load_judge(tmp_path / "judge")
+
+
+def test_pickled_weights_are_never_read(tmp_path, tiny_clip):
+    shutil.copytree(tiny_clip, tmp_path / "pickled")
+    torch.save(load_file(tiny_clip / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"pickled.*model\.safetensors"):
+        load_clip(str(tmp_path / "pickled"))
+
+
+def test_a_model_of_another_kind_is_refused_not_filled_with_random_numbers(tmp_path, tiny_clip, tiny_dino):
+    with pytest.raises(ModelError):
+        load_clip(str(tiny_dino))
+    shutil.copytree(tiny_clip, tmp_path / "partial")
+    tensors = load_file(tiny_clip / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"incomplete: it lacks visual_projection\.weight"):
+        load_clip(str(tmp_path / "partial"))
+
+
+def test_what_was_named_must_be_there_and_what_is_tried_gives_way_to_a_note(tiny_clip, tiny_dino):
+    with pytest.raises(ModelError, match=f"{CLIP}.*network"):
+        load_instruments("some/model")
+    with pytest.raises(ModelError, match=r"some/dino.*network"):
+        load_instruments("some/model", clip=str(tiny_clip), dino="some/dino")
+    instruments = load_instruments("some/model", clip=str(tiny_clip))
+    assert instruments.dino is None
+    assert instruments.lpips is None
+    assert "facebook/dino-vits16 is not measured" in instruments.notes[0]
+    assert "distance in tiny-clip between pictures of a prompt, not LPIPS" in instruments.notes[1]
+    assert load_instruments("some/model", clip=str(tiny_clip), dino=str(tiny_dino)).dino is not None
+
+
+def test_lpips_says_what_it_lacks():
+    with pytest.raises(ModelError, match="LPIPS needs"):
+        load_lpips(local_files_only=True)
