@@ -16,6 +16,7 @@ from hra_diffusion.errors import HRAError
 COMMANDS = {
     "train": "teach a model a subject from a few pictures (DreamBooth)",
     "generate": "draw pictures with an adapter",
+    "evaluate": "measure an adapter",
 }
 
 

@@ -1,0 +1,200 @@
+"""``hra-diffusion evaluate``: measures an adapter, and leaves the numbers and the pictures they were taken from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+from hra_diffusion.errors import ConfigError, HRAError
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.defaults import find_model
+
+if TYPE_CHECKING:
+    from hra_diffusion.metrics.report import Report
+
+HELD_OUT = "held_out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Measure an adapter."""
+
+    adapter: tyro.conf.Positional[Path]
+    """The output folder of a run, or an adapter's folder."""
+    pretrained_model_name_or_path: str | None = None
+    """The base model; the one the adapter was trained on by default."""
+    instance_prompt: str | None = None
+    """What the subject is called; the training run's by default."""
+    class_prompt: str | None = None
+    """What its class is called; the training run's by default."""
+    reference_dir: Path | None = None
+    """Real pictures of the subject; held_out in its picture folder by default, else that folder itself."""
+    clip: str | None = None
+    """A CLIP by folder or name; by default the embedded judge for emoji-sd, else CLIP ViT-L/14."""
+    dino: str | None = None
+    """A DINO by folder or name; by default none for emoji-sd, else DINO ViT-S/16 where it can be had."""
+    num_contexts: int = 8
+    """In how many contexts the subject is drawn; half as many prompts of its class and of other things join them."""
+    num_images: int = 4
+    """Seeds a prompt: seed, seed + 1, …"""
+    seed: int = 0
+    """The first seed."""
+    num_inference_steps: int | None = None
+    """Denoising steps; the training run's previews' by default."""
+    guidance_scale: float | None = None
+    """Strength of classifier-free guidance; the training run's previews' by default."""
+    resolution: int | None = None
+    """Side of the pictures in pixels; the training resolution by default."""
+    batch_size: int = 4
+    """Pictures drawn at once; with 1 they are, to the bit, what generate draws."""
+    output_dir: Path | None = None
+    """Folder for metrics.json, metrics.md and metrics.png; the adapter's by default."""
+
+
+_LEAST = {"num_contexts": 1, "num_images": 1, "seed": 0, "num_inference_steps": 1, "guidance_scale": 0, "batch_size": 1}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measure, write the results and print the table."""
+
+    def build(settings: EvaluateConfig) -> EvaluateConfig:
+        """Measure an adapter; settings that are left out are those of the run that made it."""
+        return settings
+
+    flags = [field.name for field in fields(EvaluateConfig)]
+    config = parse(build, arguments, prog="hra-diffusion evaluate", flags=flags)
+    print(evaluate(config).to_markdown())
+
+
+def evaluate_run(folder: Path, pipe: Any) -> str:
+    """Measure a run that has just ended, briefly: 32 pictures, nothing fetched. Never raises for what is missing.
+
+    Args:
+        folder: its output folder.
+        pipe: its pipeline, with the adapter in it.
+
+    Returns:
+        The table, or why there is none.
+    """
+    config = EvaluateConfig(adapter=folder, num_contexts=4, num_images=2)
+    try:
+        return evaluate(config, pipe, local_files_only=True).to_markdown()
+    except HRAError as error:
+        return f"Not measured: {error}"
+
+
+def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool = False) -> "Report":
+    """Draw, measure and write the results.
+
+    Args:
+        config: what to measure.
+        pipe: a pipeline with the adapter in it; loaded by default.
+        local_files_only: fetch no model that measures.
+
+    Raises:
+        HRAError: a setting, the adapter, a model or the pictures cannot be used, or the results not be written.
+    """
+    from accelerate import PartialState  # these import torch and more: not for --help
+    from tqdm import tqdm
+
+    from hra_diffusion.metrics.drawing import Drawings, make_plan
+    from hra_diffusion.metrics.evaluation import evaluate as measure
+    from hra_diffusion.metrics.instruments import load_instruments
+    from hra_diffusion.pipelines import load_hra_weights, load_pipeline
+    from hra_diffusion.training.checkpoint import check_writable
+    from hra_diffusion.training.dataset import picture_files, read_pictures
+
+    _check(config)
+    home, run = _run_of(config.adapter)
+    output = config.output_dir or home
+    check_writable(output)
+    config = _filled_in(config, run)
+    assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
+    references = read_pictures(picture_files(config.reference_dir), config.reference_dir)
+    model = find_model(config.pretrained_model_name_or_path)
+    device = pipe.device if pipe else PartialState().device or "cpu"
+    instruments = load_instruments(
+        model, clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
+    )
+    if pipe is None:
+        pipe = load_pipeline(model).to(device)
+        load_hra_weights(pipe, config.adapter)
+    plan = make_plan(
+        config.instance_prompt,
+        config.class_prompt,
+        instruments.vocabulary,
+        contexts=config.num_contexts,
+        seeds=range(config.seed, config.seed + config.num_images),
+        resolution=_checked_resolution(config.resolution, pipe),
+        num_inference_steps=config.num_inference_steps or run.preview.num_inference_steps,
+        guidance_scale=run.preview.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        batch_size=config.batch_size,
+    )
+    drawings = Drawings(plan=plan)
+    with tqdm(desc="measuring", total=drawings.total, unit="picture") as bar:
+        for done in drawings.draw(pipe):
+            bar.update(done - bar.n)
+    if run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve():
+        instruments.notes.append(
+            f"The real pictures are those that were trained on: put others into {config.reference_dir / HELD_OUT}."
+        )
+    about = {"base": model, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
+    report = replace(measure(drawings, references, instruments), about=about)
+    report.write(output)
+    return report
+
+
+def _check(config: EvaluateConfig) -> None:
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"--{name} is {value}: give a number at least {least}.")
+
+
+def _run_of(folder: Path) -> tuple[Path, DreamBoothConfig]:
+    """Find the settings of the run that made an adapter, in its folder or the one above, and that folder."""
+    for place in (folder, folder.absolute().parent):
+        if (place / "config.toml").is_file():
+            return place, read_toml(place / "config.toml", DreamBoothConfig())
+    return folder, DreamBoothConfig()
+
+
+def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
+    """Take from the run what the command does not say.
+
+    Raises:
+        ConfigError: neither says it.
+    """
+    from hra_diffusion.pipelines import base_model
+
+    pictures = run.data.instance_data_dir
+    if pictures and not pictures.is_dir():
+        pictures = Path(find_model(str(pictures)))
+    if pictures and (pictures / HELD_OUT).is_dir():
+        pictures = pictures / HELD_OUT
+    from_run = {
+        "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
+        "instance_prompt": run.data.instance_prompt,
+        "class_prompt": run.prior.class_prompt,
+        "resolution": run.data.resolution,
+        "reference_dir": pictures,
+    }
+    filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
+    for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
+        if getattr(filled, name) is None:
+            raise ConfigError(f"The adapter {config.adapter} came without its run's config.toml: add --{name}.")
+    return filled
+
+
+def _checked_resolution(wanted: int | None, pipe: Any) -> int:
+    step = pipe.vae_scale_factor
+    if wanted is not None and (wanted < step or wanted % step):
+        raise ConfigError(
+            f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
+            f"use {max(step, wanted // step * step)}."
+        )
+    return wanted or pipe.unet.config.sample_size * step

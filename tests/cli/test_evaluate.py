@@ -1,0 +1,137 @@
+"""``hra-diffusion evaluate``: from a run's folder alone to a table; bad input in one sentence."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hra_diffusion.cli.evaluate import evaluate_run
+from hra_diffusion.cli.main import main
+from hra_diffusion.pipelines import load_hra_weights, load_pipeline
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import read_toml, to_toml, with_values
+
+
+@pytest.fixture(scope="module")
+def emoji_run(tiny_sd, tiny_judge, trained, tmp_path_factory):
+    """A run on a base called emoji-sd with its judge beside it, of a subject with held-out pictures."""
+    folder = tmp_path_factory.mktemp("emoji")
+    shutil.copytree(tiny_sd, folder / "emoji-sd")
+    shutil.copytree(tiny_judge, folder / "emoji-clip")
+    shutil.copytree(trained, folder / "run")
+    config = read_toml(trained / "config.toml", DreamBoothConfig())
+    shutil.copytree(config.data.instance_data_dir, folder / "dog")
+    shutil.copytree(config.data.instance_data_dir, folder / "dog" / "held_out")
+    told = {"pretrained_model_name_or_path": str(folder / "emoji-sd"), "instance_data_dir": folder / "dog"}
+    (folder / "run" / "config.toml").write_text(to_toml(with_values(config, told)))
+    return folder / "run"
+
+
+PROJECT = Path(__file__).resolve().parents[2]
+FAST = ("--num_contexts", "2", "--num_images", "2")
+
+
+def refusal(capsys, *arguments) -> str:
+    """What a command that must be refused says last, after the bars of what it loaded."""
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    *_, said = captured.err.splitlines()
+    assert said.startswith("Error: ")
+    return said
+
+
+def test_a_run_s_folder_is_enough(emoji_run, capsys):
+    assert main(["evaluate", str(emoji_run), *FAST]) == 0
+    table = capsys.readouterr().out
+    assert table.strip() == (emoji_run / "metrics.md").read_text().strip()
+    for row in (
+        "subject fidelity, CLIP-I (emoji-clip)",
+        "way from base to real",
+        "background accuracy",
+        "drift, class",
+    ):
+        assert row in table
+    record = json.loads((emoji_run / "metrics.json").read_text())
+    assert record["reference_dir"].endswith("held_out")
+    assert record["plan"]["instance_prompt"] == "a photo of a sks dog"
+    assert record["plan"]["num_inference_steps"] == 2  # the run's previews'
+    with Image.open(emoji_run / "metrics.png") as sheet:
+        assert sheet.size > (100, 100)
+
+
+def test_an_adapter_s_folder_finds_its_run_and_results_go_where_they_are_wanted(emoji_run, tmp_path):
+    for number, where in enumerate((emoji_run, emoji_run / "adapter")):
+        assert main(["evaluate", str(where), *FAST, "--output_dir", str(tmp_path / str(number))]) == 0
+    first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "01")
+    assert first["measures"] == second["measures"]
+
+
+def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run, tiny_clip, tmp_path):
+    shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
+    told = ["--instance_prompt", "a sks dog", "--reference_dir", str(emoji_run.parent / "dog")]
+    flags = [*FAST, "--clip", str(tiny_clip), "--num_inference_steps", "1"]
+    assert main(["evaluate", str(tmp_path / "bare"), *told, *flags]) == 0
+    record = json.loads((tmp_path / "bare" / "metrics.json").read_text())
+    assert record["plan"]["class_prompt"] is None
+    assert not any("class" in measure["name"] for measure in record["measures"])
+
+
+def test_pictures_that_were_trained_on_are_named_as_such(emoji_run, tmp_path):
+    shutil.copytree(emoji_run, tmp_path / "run")
+    shutil.copytree(emoji_run.parent / "dog", tmp_path / "dog", ignore=shutil.ignore_patterns("held_out"))
+    config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
+    text = to_toml(with_values(config, {"instance_data_dir": tmp_path / "dog"}))
+    (tmp_path / "run" / "config.toml").write_text(text)
+    assert main(["evaluate", str(tmp_path / "run"), *FAST]) == 0
+    assert "are those that were trained on" in (tmp_path / "run" / "metrics.md").read_text()
+
+
+def test_a_run_that_has_just_ended_is_measured_with_its_own_pipeline(emoji_run, tiny_sd):
+    pipe = load_pipeline(str(tiny_sd))
+    load_hra_weights(pipe, emoji_run)
+    table = evaluate_run(emoji_run, pipe)
+    assert table == (emoji_run / "metrics.md").read_text()
+    assert len(json.loads((emoji_run / "metrics.json").read_text())["plan"]["seeds"]) == 2
+
+
+def test_a_run_that_cannot_be_measured_ends_well_and_says_why(trained, adapted_pipe):
+    assert evaluate_run(trained, adapted_pipe).startswith("Not measured: 'openai/clip-vit-large-patch14' cannot")
+    assert not (trained / "metrics.json").exists()
+
+
+@pytest.fixture
+def adapted_pipe(tiny_sd, trained):
+    pipe = load_pipeline(str(tiny_sd))
+    load_hra_weights(pipe, trained)
+    return pipe
+
+
+def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
+    assert "no adapter in nix" in refusal(capsys, "nix")
+    assert "--num_images is 0" in refusal(capsys, emoji_run, "--num_images", 0)
+    assert "--resolution is 30, but" in refusal(capsys, emoji_run, "--resolution", 30)
+    assert "no picture folder nix" in refusal(capsys, emoji_run, "--reference_dir", "nix")
+    assert "did you mean 'num_images'" in refusal(capsys, emoji_run, "--num_image", 2)
+    assert "'nix' cannot be loaded" in refusal(capsys, emoji_run, "--clip", "nix")
+    assert "cannot be written" in refusal(capsys, emoji_run, "--output_dir", emoji_run / "config.toml" / "x")
+    shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
+    assert "add --instance_prompt" in refusal(capsys, tmp_path / "bare")
+    shutil.copytree(emoji_run, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
+    base = ("--pretrained_model_name_or_path", tmp_path / "emoji-sd")
+    assert "no judge in" in refusal(capsys, tmp_path / "run", *base)
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_help_lists_the_settings_without_loading_torch():
+    code = "import sys; from hra_diffusion.cli.main import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: "
+    code += "pass\nprint(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True).stdout
+    assert shown.rstrip().endswith("[]")
+    for flag in ("--clip", "--dino", "--reference_dir", "--num_contexts", "--seed"):
+        assert flag in shown
