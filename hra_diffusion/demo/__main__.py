@@ -1,4 +1,7 @@
-"""Makes the embedded base, one command a part, each resumable: data, autoencoder, diffusion, export, subjects."""
+"""Makes the embedded base and its judge, one command a part, each resumable.
+
+In order: data, autoencoder, diffusion, export, subjects, judge, score.
+"""
 
 import argparse
 import json
@@ -7,11 +10,15 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
+from safetensors import safe_open
 from tqdm import tqdm
 
-from hra_diffusion.demo import autoencoder, data, diffusion, export, icons, scenes, subjects
+from hra_diffusion.demo import autoencoder, data, diffusion, export, icons, judge, judge_card, scenes, score, subjects
 from hra_diffusion.demo.fit import Progress, fit
 from hra_diffusion.demo.tokenizer import train_tokenizer
+from hra_diffusion.metrics.encoders import Clip
+from hra_diffusion.metrics.instruments import load_judge
+from hra_diffusion.pipelines import load_pipeline
 
 
 def main() -> None:
@@ -24,7 +31,9 @@ def main() -> None:
         command = commands.add_parser(name, help=run.__doc__)
         if name == "data":
             command.add_argument("--count", type=int, default=24_000)
-        if name in ("autoencoder", "diffusion"):
+        if name == "score":
+            command.add_argument("--count", type=int, default=200, help="prompts")
+        if name in ("autoencoder", "diffusion", "judge"):
             command.add_argument("--steps", type=int, default=2_000)
             command.add_argument("--learning_rate", type=float, default=2e-3)
     options = parser.parse_args()
@@ -98,6 +107,45 @@ def _make_subjects(options: argparse.Namespace) -> None:
     subjects.make(scenes.Painter(icons.load(options.work_dir)), options.assets / "subjects")
 
 
+def _train_judge(options: argparse.Namespace) -> None:
+    """Train the judge on scenes composed as it goes and write it with its card."""
+    folder: Path = options.work_dir
+    icons.prepare(folder)
+    painter = scenes.Painter(icons.load(folder))
+    tokenizer = train_tokenizer(data.load_scenes(folder)[1], folder / "tokenizer")
+    clip = judge.build(tokenizer)
+    records = fit(
+        {"judge": clip},
+        judge.loss_on(clip, tokenizer, judge.Composer(painter)),
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        checkpoint=folder / "judge.safetensors",
+    )
+    _follow(records, options.steps, folder / "judge.jsonl")
+    with safe_open(folder / "judge.safetensors", "pt") as checkpoint:
+        minutes = float(checkpoint.metadata()["seconds"]) / 60
+    trained = f"{options.steps} steps of {judge.BATCH} pictures, {minutes:.0f} minutes on two CPU cores"
+    loaded = Clip("emoji-clip", clip, judge.image_processor(), tokenizer)
+    card = judge_card.card(loaded, judge.vocabulary(), painter, options.assets / "subjects", trained)
+    judge.export(clip, tokenizer, card, options.assets / "emoji-clip")
+
+
+def _score(options: argparse.Namespace) -> None:
+    """Measure how often the base draws what is asked for, by the judge, and write it beside the base."""
+    folder: Path = options.work_dir
+    icons.prepare(folder)
+    unseen = score.unseen_scenes(scenes.Painter(icons.load(folder)), options.count)
+    base = options.assets / "emoji-sd"
+    clip, vocabulary = load_judge(options.assets / "emoji-clip")
+    pipe = load_pipeline(str(base))
+    drawn = list(tqdm(score.draw(pipe, unseen), "pictures", len(unseen)))
+    pictures = {"base": drawn, "real": [scene.picture for scene in unseen]}
+    specs = [scene.spec for scene in unseen]
+    scores = {mode: score.accuracy(clip, vocabulary, shown, specs) for mode, shown in pictures.items()}
+    rows = {row: {mode: scores[mode][row] for mode in scores} for row in scores["real"]}
+    print(score.write_report(base, base.name, unseen, drawn, rows))
+
+
 def _follow(records: Iterable[Progress], steps: int, log: Path) -> None:
     """Shows a bar and appends the mean loss of every 25 steps to `log`."""
     losses: list[float] = []
@@ -118,6 +166,8 @@ COMMANDS = {
     "diffusion": _train_diffusion,
     "export": _export,
     "subjects": _make_subjects,
+    "judge": _train_judge,
+    "score": _score,
 }
 
 if __name__ == "__main__":
