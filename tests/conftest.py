@@ -1,4 +1,4 @@
-"""Shared fixtures: a tiny Stable Diffusion with random weights on disk, and small folders of pictures."""
+"""Shared fixtures: small models of the kinds that are adapted, a tiny Stable Diffusion on disk, folders of pictures."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 VOCABULARY_END = "</w>"
 
 
 def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, half=False, seed=0):
     """Save a StableDiffusionPipeline of some 100,000 random weights: pictures of 32 px, latents of 8×8."""
-    import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -198,3 +199,68 @@ def tiny_clip(tmp_path_factory) -> Path:
 def tiny_judge(tmp_path_factory) -> Path:
     """A folder with a tiny CLIP that knows four backgrounds by name, though it has learned nothing."""
     return make_clip(tmp_path_factory.mktemp("models") / "tiny-judge", attributes={"background": BACKGROUNDS})
+
+
+class Net(nn.Module):
+    """Two named blocks of linear layers around a normalisation, and an output layer."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"q": nn.Linear(width, width), "v": nn.Linear(width, 8, bias=False), "out": nn.Linear(8, width)}
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block["out"](torch.tanh(block["q"](x).narrow(-1, 0, 8) * block["v"](x)))
+        return self.head(self.norm(x))
+
+
+@pytest.fixture
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net()
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 5, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tiny_unet():
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+@pytest.fixture
+def tiny_clip():
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=8,
+        )
+    )

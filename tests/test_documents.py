@@ -12,7 +12,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 INSTALL = re.compile(r"^python3 -m venv \.venv && (?:\.venv/bin/pip install [^&]+ && )+")
-# Enough to see that a command works; the default run has a test of its own.
+# Enough to see that a command works; benchmarks/default_run.py takes the whole way.
 SHORT = ["--max_train_steps", "2", "--num_class_images", "2", "--num_inference_steps", "2"]
 
 

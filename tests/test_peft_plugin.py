@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from peft import HRAConfig, get_peft_model
 from peft.tuners.hra.layer import HRALinear
 from torch import nn
@@ -162,18 +161,8 @@ def test_copies_are_independent(plugin, model, x):
     assert not torch.allclose(twin(x), expected, atol=1e-4)
 
 
-def test_diffusers_sets_the_strength_of_pefts_adapters(plugin):
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-        norm_num_groups=4,
-    )
+def test_diffusers_sets_the_strength_of_pefts_adapters(plugin, tiny_unet):
+    unet = tiny_unet
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 16))
     base = unet(*inputs).sample
     unet.add_adapter(HRAConfig(r=4, target_modules=["to_q", "to_v", "conv1"], init_weights=False))

@@ -67,8 +67,9 @@ def generate(config: GenerateConfig) -> list[Path]:
     """
     from accelerate import PartialState  # these import torch and diffusers: not for --help
 
+    from hra_diffusion.formats.files import write_file
     from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
-    from hra_diffusion.training.checkpoint import check_writable, write_file
+    from hra_diffusion.training.checkpoint import check_writable
 
     check_writable(config.output_dir)
     model = config.pretrained_model_name_or_path or base_model(config.adapter)

@@ -12,6 +12,8 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from hra_diffusion.formats.files import write_file
+
 CROP = 64
 _BATCH = 16
 _KL_WEIGHT = 1e-3
@@ -84,7 +86,7 @@ def encode_all(vae: AutoencoderKL, pictures: np.ndarray, path: Path) -> Tensor:
         return torch.from_numpy(np.load(path))
     batches = (to_tensor(pictures[start : start + 32]) for start in range(0, len(pictures), 32))
     latents = torch.cat([vae.encode(batch).latent_dist.mean.half() for batch in batches])
-    np.save(path, latents.numpy())
+    write_file(path, lambda place: np.save(place, latents.numpy()))
     return latents
 
 

@@ -47,7 +47,8 @@ def export(folder: Path, target: Path) -> None:
     )
     held_out = data.held_out_scenes(scenes.Painter(icons.load(folder)), 64)
     decibels = autoencoder.psnr(vae.to(memory_format=torch.channels_last), held_out)
-    sample_grid(pipe).save(_made(target) / "samples.png", optimize=True)
+    target.mkdir(parents=True, exist_ok=True)
+    sample_grid(pipe).save(target / "samples.png", optimize=True)
     pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
     logs = {part: _read_log(folder / f"{part}.jsonl") for part in ("autoencoder", "diffusion")}
     _curves(logs).save(target / "curves.png", optimize=True)
@@ -68,11 +69,6 @@ def sample_grid(pipe: StableDiffusionPipeline, columns: int = 4) -> Image.Image:
         grid.paste(picture, (x + (width - _SIDE) // 2, y + 4))
         draw.text((x + width // 2, y + _SIDE + 8), prompt, fill="black", font_size=8, anchor="ma")
     return grid
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:

@@ -1,7 +1,8 @@
 """One training loop for the base model's parts: Muon and AdamW, warm-up and cosine, averaged weights, resumable.
 
-Matrices and convolutions inside the networks follow Muon (orthogonalised momentum), which needs far fewer steps than
-AdamW on these small networks; embeddings, norms, biases and the outer layers follow AdamW.
+Matrices and convolutions inside the networks follow Muon (orthogonalised momentum); embeddings, norms, biases and the
+outer layers follow AdamW. Muon was chosen on one short look: after 50 steps of the autoencoder its loss was 0.52, that of
+AdamW alone 0.55. They have not been compared over a whole training.
 """
 
 import math
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hra_diffusion.demo.muon import Muon
+from hra_diffusion.formats.files import write_file
 
 _ADAMW_ONLY = ("embed", "conv_in", "conv_out", "position", "time_emb")
 
@@ -108,9 +110,8 @@ def _save(
     for index, optimiser in enumerate(optimisers):
         for number, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{number}.{key}": value.contiguous() for key, value in state.items()}
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata={"step": str(step), "seconds": str(seconds)})
-    partial.replace(path)
+    metadata = {"step": str(step), "seconds": str(seconds)}
+    write_file(path, lambda place: save_file(tensors, place, metadata=metadata))
 
 
 def _load(

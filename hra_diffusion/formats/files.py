@@ -5,8 +5,8 @@ import os
 import secrets
 import struct
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,13 +34,55 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for path, hidden in temporary.items():
             hidden.replace(path)
         for folder in {path.parent for path in contents}:
-            _sync_folder(folder)
+            sync(folder)
     except OSError as error:
         raise OutputError(f"Cannot write {', '.join(map(str, contents))}: {error.strerror or error}.") from error
     finally:
         for hidden in temporary.values():
             with suppress(OSError):
                 hidden.unlink()
+
+
+@contextmanager
+def writing(path: Path) -> Generator[None]:
+    """Turn what the system says about a full or unwritable disk into an OutputError that names the result."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(
+            f"Cannot write {path} ({error.strerror or error}); what was there before is intact."
+        ) from error
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` produce a file under a temporary name with the same ending, then put it in place.
+
+    Raises:
+        OutputError: the file cannot be written; what was there before is intact.
+    """
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on the disk; folders only where the system can."""
+    if path.is_dir() and os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -96,13 +138,3 @@ def _parse_object(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise AdapterFileError(f"{path} must hold a JSON object; found a {type(parsed).__name__}.")
     return parsed
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

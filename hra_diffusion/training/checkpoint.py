@@ -1,16 +1,16 @@
-"""Writing results so that a half-written one is never seen: a temporary name, fsync, then rename."""
+"""A run's results on disk: the adapter, whole or not at all, and the log."""
 
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import OutputError
+from hra_diffusion.formats.files import sync, writing
 from hra_diffusion.training.loop import StepRecord
 
 
@@ -31,37 +31,6 @@ def check_writable(folder: Path) -> None:
         ) from error
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turn what the system says about a full or unwritable disk into an OutputError that names the result."""
-    try:
-        yield
-    except OutputError:
-        raise
-    except OSError as error:
-        raise OutputError(
-            f"Cannot write {path} ({error.strerror or error}); what was there before is intact."
-        ) from error
-
-
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` produce a file under a temporary name with the same ending, then put it in place.
-
-    Raises:
-        OutputError: the file cannot be written; what was there before is intact.
-    """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(temporary)
-            _sync(temporary)
-            temporary.replace(path)
-            _sync(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
 def save_adapter(components: Mapping[str, Any], folder: Path) -> None:
     """Save adapted components, ``<folder>/<name>/`` each, all of them or none; a folder that was there is replaced.
 
@@ -69,16 +38,16 @@ def save_adapter(components: Mapping[str, Any], folder: Path) -> None:
         OutputError: the folder cannot be written; what was there before is intact.
     """
     new, old = (folder.with_name(f".{os.getpid()}-{kind}-{folder.name}") for kind in ("new", "old"))
-    with _writing(folder):
+    with writing(folder):
         try:
             for name, component in components.items():
                 component.save_pretrained(new / name)
             for path in (*new.rglob("*"), new):
-                _sync(path)
+                sync(path)
             if folder.exists():
                 folder.rename(old)
             new.rename(folder)
-            _sync(folder.parent)
+            sync(folder.parent)
         finally:
             if old.exists() and not folder.exists():
                 old.rename(folder)
@@ -104,11 +73,3 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

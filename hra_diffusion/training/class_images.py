@@ -14,8 +14,8 @@ from typing import Any
 
 from PIL import Image
 
+from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import hra_disabled
-from hra_diffusion.training.checkpoint import write_file
 from hra_diffusion.training.dataset import picture_files, read_pictures
 from hra_diffusion.training.rng import stream
 

@@ -13,10 +13,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.cache import encode
-from hra_diffusion.training.checkpoint import Log, check_writable, save_adapter, write_file
+from hra_diffusion.training.checkpoint import Log, check_writable, save_adapter
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
