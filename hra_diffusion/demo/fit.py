@@ -1,8 +1,8 @@
 """One training loop for the base model's parts: Muon and AdamW, warm-up and cosine, averaged weights, resumable.
 
 Matrices and convolutions inside the networks follow Muon (orthogonalised momentum); embeddings, norms, biases and the
-outer layers follow AdamW. Muon was chosen on one short look: after 50 steps of the autoencoder its loss was 0.52, that of
-AdamW alone 0.55. They have not been compared over a whole training.
+outer layers follow AdamW. Muon was chosen on one short look: after 50 steps of the autoencoder its loss was 0.52, and
+that of AdamW alone 0.55. They have not been compared over a whole training.
 """
 
 import math
