@@ -190,7 +190,7 @@ BACKGROUNDS = {"red": "on a red background", "beach": "on the beach", "snow": "i
 
 
 @pytest.fixture(scope="session")
-def tiny_clip(tmp_path_factory) -> Path:
+def clip_folder(tmp_path_factory) -> Path:
     """A folder with a tiny CLIP."""
     return make_clip(tmp_path_factory.mktemp("models") / "tiny-clip")
 

@@ -71,10 +71,10 @@ def test_an_adapter_s_folder_finds_its_run_and_results_go_where_they_are_wanted(
     assert first["measures"] == second["measures"]
 
 
-def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run, tiny_clip, tmp_path):
+def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run, clip_folder, tmp_path):
     shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
     told = ["--instance_prompt", "a sks dog", "--reference_dir", str(emoji_run.parent / "dog")]
-    flags = [*FAST, "--clip", str(tiny_clip), "--num_inference_steps", "1"]
+    flags = [*FAST, "--clip", str(clip_folder), "--num_inference_steps", "1"]
     assert main(["evaluate", str(tmp_path / "bare"), *told, *flags]) == 0
     record = json.loads((tmp_path / "bare" / "metrics.json").read_text())
     assert record["plan"]["class_prompt"] is None

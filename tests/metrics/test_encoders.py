@@ -36,44 +36,44 @@ def tiny_dino(tmp_path_factory):
     return folder
 
 
-def test_vectors_have_length_one_and_equal_pictures_equal_vectors(tiny_clip, tiny_dino, images):
-    for encoder in (load_clip(str(tiny_clip)), load_dino(str(tiny_dino))):
+def test_vectors_have_length_one_and_equal_pictures_equal_vectors(clip_folder, tiny_dino, images):
+    for encoder in (load_clip(str(clip_folder)), load_dino(str(tiny_dino))):
         vectors = encoder.images([*images, images[0]])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-12)
         np.testing.assert_allclose(vectors[0] @ vectors[-1], 1, atol=1e-6)
         assert vectors[0] @ vectors[1] < 1 - 1e-4
 
 
-def test_vectors_are_those_of_the_model_itself(tiny_clip, images):
+def test_vectors_are_those_of_the_model_itself(clip_folder, images):
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-    model = CLIPModel.from_pretrained(tiny_clip).eval()
-    pixels = AutoImageProcessor.from_pretrained(tiny_clip)(images=images, return_tensors="pt").pixel_values
-    words = AutoTokenizer.from_pretrained(tiny_clip)(["a cat", "a blue dog"], padding=True, return_tensors="pt")
+    model = CLIPModel.from_pretrained(clip_folder).eval()
+    pixels = AutoImageProcessor.from_pretrained(clip_folder)(images=images, return_tensors="pt").pixel_values
+    words = AutoTokenizer.from_pretrained(clip_folder)(["a cat", "a blue dog"], padding=True, return_tensors="pt")
     with torch.no_grad():
         wanted = model(pixel_values=pixels, **words)
-    clip = load_clip(str(tiny_clip))
+    clip = load_clip(str(clip_folder))
     np.testing.assert_allclose(clip.images(images), wanted.image_embeds, atol=1e-6)
     np.testing.assert_allclose(clip.texts(["a cat", "a blue dog"]), wanted.text_embeds, atol=1e-6)
 
 
-def test_many_pictures_and_long_texts_are_taken_in_batches_and_cut(tiny_clip, images):
-    clip = load_clip(str(tiny_clip))
+def test_many_pictures_and_long_texts_are_taken_in_batches_and_cut(clip_folder, images):
+    clip = load_clip(str(clip_folder))
     np.testing.assert_allclose(clip.images(images * 12)[-3:], clip.images(images), atol=1e-6)
     assert clip.texts(["word " * 500]).shape == (1, 16)
 
 
-def test_a_model_stored_in_half_precision_computes_in_float32(tiny_clip, tmp_path, images):
-    shutil.copytree(tiny_clip, tmp_path / "half")
-    tensors = load_file(tiny_clip / "model.safetensors")
+def test_a_model_stored_in_half_precision_computes_in_float32(clip_folder, tmp_path, images):
+    shutil.copytree(clip_folder, tmp_path / "half")
+    tensors = load_file(clip_folder / "model.safetensors")
     save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "half" / "model.safetensors")
     clip = load_clip(str(tmp_path / "half"))
     assert clip.model.dtype == torch.float32
-    np.testing.assert_allclose(clip.images(images), load_clip(str(tiny_clip)).images(images), atol=1e-2)
+    np.testing.assert_allclose(clip.images(images), load_clip(str(clip_folder)).images(images), atol=1e-2)
 
 
-def test_a_label_is_the_one_whose_caption_is_nearest(tiny_clip):
-    clip = load_clip(str(tiny_clip))
+def test_a_label_is_the_one_whose_caption_is_nearest(clip_folder):
+    clip = load_clip(str(clip_folder))
     captions = {"red": "on a red background", "beach": "on the beach", "night": "at night"}
     as_pictures = clip.texts([captions["night"], captions["red"]])
     assert classify(clip, as_pictures, captions) == ["night", "red"]
@@ -104,36 +104,36 @@ def test_a_judge_without_weights_or_with_a_damaged_vocabulary_is_refused(tmp_pat
         load_judge(tmp_path / "judge")
 
 
-def test_pickled_weights_are_never_read(tmp_path, tiny_clip):
-    shutil.copytree(tiny_clip, tmp_path / "pickled")
-    torch.save(load_file(tiny_clip / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
+def test_pickled_weights_are_never_read(tmp_path, clip_folder):
+    shutil.copytree(clip_folder, tmp_path / "pickled")
+    torch.save(load_file(clip_folder / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "pickled" / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"pickled.*model\.safetensors"):
         load_clip(str(tmp_path / "pickled"))
 
 
-def test_a_model_of_another_kind_is_refused_not_filled_with_random_numbers(tmp_path, tiny_clip, tiny_dino):
+def test_a_model_of_another_kind_is_refused_not_filled_with_random_numbers(tmp_path, clip_folder, tiny_dino):
     with pytest.raises(ModelError):
         load_clip(str(tiny_dino))
-    shutil.copytree(tiny_clip, tmp_path / "partial")
-    tensors = load_file(tiny_clip / "model.safetensors")
+    shutil.copytree(clip_folder, tmp_path / "partial")
+    tensors = load_file(clip_folder / "model.safetensors")
     del tensors["visual_projection.weight"]
     save_file(tensors, tmp_path / "partial" / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match=r"incomplete: it lacks visual_projection\.weight"):
         load_clip(str(tmp_path / "partial"))
 
 
-def test_what_was_named_must_be_there_and_what_is_tried_gives_way_to_a_note(tiny_clip, tiny_dino):
+def test_what_was_named_must_be_there_and_what_is_tried_gives_way_to_a_note(clip_folder, tiny_dino):
     with pytest.raises(ModelError, match=f"{CLIP}.*network"):
         load_instruments("some/model")
     with pytest.raises(ModelError, match=r"some/dino.*network"):
-        load_instruments("some/model", clip=str(tiny_clip), dino="some/dino")
-    instruments = load_instruments("some/model", clip=str(tiny_clip))
+        load_instruments("some/model", clip=str(clip_folder), dino="some/dino")
+    instruments = load_instruments("some/model", clip=str(clip_folder))
     assert instruments.dino is None
     assert instruments.lpips is None
     assert "facebook/dino-vits16 is not measured" in instruments.notes[0]
     assert "distance in tiny-clip between pictures of a prompt, not LPIPS" in instruments.notes[1]
-    assert load_instruments("some/model", clip=str(tiny_clip), dino=str(tiny_dino)).dino is not None
+    assert load_instruments("some/model", clip=str(clip_folder), dino=str(tiny_dino)).dino is not None
 
 
 def test_lpips_says_what_it_lacks():
