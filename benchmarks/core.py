@@ -1,9 +1,9 @@
 """The core against its peers, in one run: `python benchmarks/core.py`.
 
-    --only unet-256 …    some of the cases (see CASES), or "growth" or "operations"
-    --rounds 7           counted rounds
+    --only unet-256-float32 …    some of the cases (see CASES), or "growth" or "operations"
+    --rounds 7                   counted rounds
     --rank 8
-    --smoke              everything at a size that means nothing, to see that it runs
+    --smoke                      everything at a size that means nothing, to see that it runs
 
 With the package lycoris-lora installed, its diag-OFT takes part, too.
 
@@ -135,6 +135,10 @@ class _Embedded(nn.Module):
         return self.decoder(inputs_embeds=embedded, use_cache=False).last_hidden_state
 
 
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 # What PEFT forms here is d × d a reflection: more than 24 GB with the feed-forward layers, or at higher resolution.
 INSTALLED = (LYCORIS,) if importlib.util.find_spec("lycoris") else ()
@@ -142,7 +146,7 @@ EVERYONE = (FROZEN, OURS, LORA, "PEFT HRA", "PEFT OFT", "PEFT BOFT", *INSTALLED)
 LIGHT = (FROZEN, OURS, LORA, "PEFT OFT", *INSTALLED)
 CASES = {
     **{
-        f"unet-{pixels}{'-full' * full}{'-batch-4' * (batch > 1)}-{str(dtype).removeprefix('torch.')}": Case(
+        f"unet-{pixels}{'-full' * full}{'-batch-4' * (batch > 1)}-{_short(dtype)}": Case(
             *unet(pixels, batch, dtype),
             targets=UNET_FULL if full else UNET_ATTENTION,
             contenders=EVERYONE if (pixels, batch, full) == (256, 1, False) else LIGHT,
@@ -152,7 +156,11 @@ CASES = {
         for batch in (1, 4)
         for full in (False, True)
     },
-    **{f"decoder-{tokens}": Case(*decoder(tokens, torch.bfloat16), ATTENTION, EVERYONE) for tokens in (512, 2048)},
+    **{
+        f"decoder-{tokens}-{_short(dtype)}": Case(*decoder(tokens, dtype), ATTENTION, EVERYONE)
+        for dtype in (torch.bfloat16, torch.float32)
+        for tokens in (512, 2048)
+    },
 }
 SMOKE_UNET = {
     "sample_size": 8,
@@ -279,7 +287,7 @@ def main() -> None:
             widths, ranks, rows = ((8,), (2, 4), 8) if options.smoke else ((320, 1280, 5120), (2, 8, 32, 128), 1024)
             growth(options.rounds, widths, ranks, rows)
         elif name == "operations":
-            operations(cases["unet-smoke" if options.smoke else "unet-256-full-bfloat16"], options.rounds, options.rank)
+            operations(cases["unet-smoke" if options.smoke else "unet-256-full-float32"], options.rounds, options.rank)
         else:
             compare(name, cases[name], options.rounds, options.rank, arguments)
 
