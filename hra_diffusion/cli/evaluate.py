@@ -10,7 +10,7 @@ import tyro
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.training.dataset import picture_files, read_pictures
 
     _check(config)
-    home, run = _run_of(config.adapter)
+    home, run = read_run(config.adapter)
     output = config.output_dir or home
     check_writable(output)
     config = _filled_in(config, run)
@@ -153,14 +153,6 @@ def _check(config: EvaluateConfig) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise ConfigError(f"--{name} is {value}: give a number at least {least}.")
-
-
-def _run_of(folder: Path) -> tuple[Path, DreamBoothConfig]:
-    """Find the settings of the run that made an adapter, in its folder or the one above, and that folder."""
-    for place in (folder, folder.absolute().parent):
-        if (place / "config.toml").is_file():
-            return place, read_toml(place / "config.toml", DreamBoothConfig())
-    return folder, DreamBoothConfig()
 
 
 def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:

@@ -8,8 +8,7 @@ from typing import Any
 
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
 
@@ -87,13 +86,13 @@ def generate(config: GenerateConfig) -> list[Path]:
 
 def _options(config: GenerateConfig) -> dict[str, Any]:
     """Collect what the pipeline is told: the command's settings over those of the adapter's training run."""
-    options: dict[str, Any] = {}
-    for folder in (config.adapter, config.adapter.absolute().parent):
-        if (folder / "config.toml").is_file():
-            run = read_toml(folder / "config.toml", DreamBoothConfig())
-            options |= {name: getattr(run.preview, name) for name in ("num_inference_steps", "guidance_scale")}
-            options |= dict.fromkeys(("height", "width"), run.data.resolution)
-            break
+    _, run = read_run(config.adapter)
+    options = {
+        "num_inference_steps": run.preview.num_inference_steps,
+        "guidance_scale": run.preview.guidance_scale,
+        "height": run.data.resolution,
+        "width": run.data.resolution,
+    }
     told = {name: getattr(config, name) for name in _DRAWING}
     return options | {name: value for name, value in told.items() if value is not None}
 

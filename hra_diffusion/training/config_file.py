@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.config import DreamBoothConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,6 +71,21 @@ def read_toml(path: Path, default: Config) -> Config:
     for key in sorted(flat.keys() - known.keys()):
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known)}.")
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
+
+
+def read_run(folder: Path) -> tuple[Path, DreamBoothConfig]:
+    """Find the run that made an adapter, by its config.toml in the adapter's folder or the one above.
+
+    Returns:
+        The run's folder and settings; the given folder and the defaults, where there is no run.
+
+    Raises:
+        ConfigError: its config.toml is damaged.
+    """
+    for place in (folder, folder.absolute().parent):
+        if (place / "config.toml").is_file():
+            return place, read_toml(place / "config.toml", DreamBoothConfig())
+    return folder, DreamBoothConfig()
 
 
 def to_toml(config: "DataclassInstance") -> str:
