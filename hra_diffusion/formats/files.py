@@ -1,8 +1,11 @@
 """Reading and writing files so that nothing half-written is ever seen and nothing hostile is ever run."""
 
+import errno
 import json
 import os
+import re
 import secrets
+import shutil
 import struct
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
@@ -36,7 +39,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         for folder in {path.parent for path in contents}:
             sync(folder)
     except OSError as error:
-        raise OutputError(f"Cannot write {', '.join(map(str, contents))}: {error.strerror or error}.") from error
+        raise _unwritable(", ".join(map(str, contents)), next(iter(contents)), error) from error
     finally:
         for hidden in temporary.values():
             with suppress(OSError):
@@ -51,9 +54,7 @@ def writing(path: Path) -> Generator[None]:
     except OutputError:
         raise
     except OSError as error:
-        raise OutputError(
-            f"Cannot write {path} ({error.strerror or error}); what was there before is intact."
-        ) from error
+        raise _unwritable(str(path), path, error) from error
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
@@ -72,6 +73,54 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing(folder: Path) -> Generator[Path]:
+    """Yield a new, hidden folder to fill; it takes the place of ``folder`` at the end of the ``with`` block.
+
+    When the block raises, or the new folder cannot be brought to the disk, what was there before stays.
+
+    Raises:
+        OutputError: something cannot be written.
+    """
+    new, old = (folder.with_name(f".{os.getpid()}-{kind}-{folder.name}") for kind in ("new", "old"))
+    with writing(folder):
+        try:
+            new.mkdir(parents=True)
+            yield new
+            for path in (*new.rglob("*"), new):
+                sync(path)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+            sync(folder.parent)
+        finally:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            for leftover in (new, old):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder so that it is never seen in part: it is hidden first."""
+    hidden = folder.with_name(f".{os.getpid()}-new-{folder.name}")
+    folder.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed process left half-done in a folder, and put back what it was about to replace."""
+    for path in folder.glob(".*") if folder.is_dir() else ():
+        if not (leftover := re.fullmatch(r"\.\d+-(?:(new|old)-)?(.+)", path.name)):
+            continue
+        kind, name = leftover.groups()
+        if kind == "old" and not (folder / name).exists():
+            path.rename(folder / name)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
@@ -121,6 +170,30 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if broken:
         raise AdapterFileError(f"{path} holds numbers that are not finite, in {', '.join(broken[:8])}.")
     return tensors
+
+
+def existing_part(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists."""
+    return next(part for part in (path, *path.absolute().parents) if part.exists())
+
+
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk of {place}, which has {free:,.1f} MB left"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make {place} writable"),
+    errno.EFBIG: "Let files be larger, which the system limits (ulimit -f)",
+}
+
+
+def _unwritable(names: str, path: Path, error: OSError) -> OutputError:
+    """Say what could not be written, why, and what to do."""
+    place = existing_part(path)
+    remedy = _REMEDIES.get(error.errno or 0, "Look after {place}").format(
+        place=place, free=shutil.disk_usage(place).free / 1e6
+    )
+    return OutputError(
+        f"Cannot write {names} ({error.strerror or error}); what was there before is intact. "
+        f"{remedy}, or write elsewhere."
+    )
 
 
 def _parse_object(data: bytes, path: Path) -> dict[str, Any]:

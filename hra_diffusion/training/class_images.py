@@ -43,10 +43,15 @@ class ClassImages:
     @cached_property
     def files(self) -> list[Path]:
         """The pictures, whether they are drawn yet or not; one's own (all that no run has drawn) come first."""
-        present = picture_files(self.folder) if self.folder.is_dir() else []
-        own = [path for path in present if not _DRAWN.fullmatch(path.name)][: self.count]
+        missing = range(self.count - len(self.own))
         digest = self._digest()
-        return own + [self.folder / f"class-{digest}-{index:05}.png" for index in range(self.count - len(own))]
+        return self.own + [self.folder / f"class-{digest}-{index:05}.png" for index in missing]
+
+    @cached_property
+    def own(self) -> list[Path]:
+        """Those of the pictures that no run has drawn."""
+        present = picture_files(self.folder) if self.folder.is_dir() else []
+        return [path for path in present if not _DRAWN.fullmatch(path.name)][: self.count]
 
     def draw_missing(self) -> Iterator[int]:
         """Draw what is missing; yields how many pictures there are after each batch."""

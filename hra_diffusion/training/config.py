@@ -120,6 +120,12 @@ class RunConfig:
     """Precision of the frozen model; the adapter itself always stays in float32."""
     seed: int = 0
     """Decides everything that is random in the run."""
+    checkpointing_steps: int = 100
+    """Steps between checkpoints; there is one at the end in any case."""
+    checkpoints_total_limit: int | None = None
+    """How many checkpoints are kept, the newest; all by default."""
+    resume_from_checkpoint: str | None = None
+    """latest, or the path of a checkpoint, to go on from there; latest starts anew where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +180,8 @@ _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...
             "num_train_epochs": 1,
             "train_batch_size": 1,
             "gradient_accumulation_steps": 1,
+            "checkpointing_steps": 1,
+            "checkpoints_total_limit": 1,
             "seed": 0,
             "num_validation_images": 1,
             "num_inference_steps": 1,

@@ -7,7 +7,9 @@ the second term being prior preservation: it keeps the class's word from turning
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -17,7 +19,7 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.cache import encode
-from hra_diffusion.training.checkpoint import Log, check_writable, save_adapter
+from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, save_adapter
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
@@ -26,7 +28,9 @@ from hra_diffusion.training.defaults import resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.portrait import Portrait
-from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, train_on
+from hra_diffusion.training.recording import Recording
+from hra_diffusion.training.same_run import check_same_run, identity
+from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 
 DEFAULT_STEPS = 400
 
@@ -47,6 +51,7 @@ class DreamBooth:
         total_steps: optimiser steps of the run.
         class_images: the pictures of the class, or None without prior preservation.
         portrait: the before-and-after pictures.
+        resumes_from: the checkpoint that it goes on from, if any.
     """
 
     def __init__(self, config: DreamBoothConfig) -> None:
@@ -71,6 +76,8 @@ class DreamBooth:
         add_adapters(self.family, config.adapter, config.model, config.run)
         self.class_images = self._class_images()
         self.portrait = self._portrait()
+        self._identity = self._make_identity()
+        self.resumes_from = self._checkpoint()
 
     @property
     def is_main(self) -> bool:
@@ -94,23 +101,36 @@ class DreamBooth:
                 yield from self.class_images.draw_missing()
 
     def steps(self) -> Iterator[StepRecord]:
-        """Train; every record is in log.jsonl when it is yielded."""
+        """Train; every record is in log.jsonl, and its checkpoint saved, when it is yielded."""
+        if self.is_main:
+            settings = to_toml(with_values(self.config, {"resume_from_checkpoint": None}))
+            write_file(self.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
+        yield from self.recording.steps(self.total_steps)
+
+    @cached_property
+    def recording(self) -> Recording:
+        """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
         data, prior = self.config.data, self.config.prior
         sources = [self._source("instance", self._pictures, data.instance_prompt or "")]
         if self.class_images:
             pictures = self.class_images.read()
             sources.append(self._source("class", pictures, prior.class_prompt or "", prior.prior_loss_weight))
-        records = train_on(
-            sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
+        recording = Recording(
+            folder=self.folder,
+            trainer=make_trainer(
+                sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
+            ),
+            components=adapted_components(self.pipe),
+            identity=self._identity,
+            config=self.config.run,
         )
-        if not self.is_main:
-            yield from records
-            return
-        write_file(self.folder / "config.toml", lambda path: path.write_text(to_toml(self.config), encoding="utf-8"))
-        with Log(self.folder / "log.jsonl") as log:
-            for record in records:
-                log.write(record)
-                yield record
+        if self.resumes_from:
+            recording.go_back(self.resumes_from)
+        return recording
+
+    def save_checkpoint(self) -> Path:
+        """Save a checkpoint of the last step that :meth:`steps` yielded; returns its folder."""
+        return self.recording.save()
 
     def save(self) -> Path:
         """Save the adapter; returns its folder."""
@@ -155,6 +175,20 @@ class DreamBooth:
         crops = square_crops(picture, self._resolution, center_crop=data.center_crop)
         mirrored = [ImageOps.mirror(crop) for crop in crops] if data.random_flip else []
         return [to_tensor(crop) for crop in crops + mirrored]
+
+    def _make_identity(self) -> dict[str, Any]:
+        pictures = {"instance": picture_files(self.config.data.instance_data_dir or Path())}
+        if self.class_images:
+            pictures["class"] = self.class_images.own
+        return identity(self.config, pictures, self.pipe, self.accelerator.num_processes)
+
+    def _checkpoint(self) -> Path | None:
+        """Find the checkpoint to go on from, and make sure that it is one of this run."""
+        wanted = self.config.run.resume_from_checkpoint
+        found = find_checkpoint(wanted, self.folder) if wanted else None
+        if found:
+            check_same_run(found, self._identity, self.total_steps)
+        return found
 
     def _class_images(self) -> ClassImages | None:
         prior, preview = self.config.prior, self.config.preview

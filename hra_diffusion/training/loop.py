@@ -38,8 +38,9 @@ def train(
     *,
     steps: int,
     max_grad_norm: float,
+    start: int = 0,
 ) -> Iterator[StepRecord]:
-    """Train for a number of optimiser steps, ``accelerator.gradient_accumulation_steps`` batches each.
+    """Train up to a number of optimiser steps, ``accelerator.gradient_accumulation_steps`` batches each.
 
     Args:
         accelerator: has prepared ``loss_of`` and ``optimizer``.
@@ -47,12 +48,13 @@ def train(
         optimizer: over the trainable parameters of ``loss_of``.
         lr_scheduler: stepped once an optimiser step.
         batch_at: the batch of an index, counted over all accumulation steps.
-        steps: how many optimiser steps.
+        steps: how many optimiser steps the run has.
         max_grad_norm: longer gradients are shortened to it.
+        start: how many of the steps are done already.
     """
     trainable = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
     accumulation = accelerator.gradient_accumulation_steps
-    for step in range(steps):
+    for step in range(start, steps):
         losses: dict[str, float] = {}
         for index in range(step * accumulation, (step + 1) * accumulation):
             batch = batch_at(index)

@@ -1,6 +1,6 @@
 """What every run does before its loop: find the device, put adapters in, connect model, optimiser and batches."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from accelerate import Accelerator
@@ -13,10 +13,10 @@ from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig
 from hra_diffusion.training.families import Family
-from hra_diffusion.training.loop import StepRecord, train
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.optimisers import build_optimizer
 from hra_diffusion.training.rng import stream
+from hra_diffusion.training.trainer import Trainer
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen model for each value of --mixed_precision."""
@@ -68,15 +68,15 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             pipe.text_encoder.train()  # transformers checkpoints in training mode only
 
 
-def train_on(
+def make_trainer(
     sources: list[Source],
     family: Family,
     accelerator: Accelerator,
     optimiser: OptimiserConfig,
     run: RunConfig,
     steps: int,
-) -> Iterator[StepRecord]:
-    """Train the adapters that are in the pipeline on some sources of pictures."""
+) -> Trainer:
+    """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures."""
     components = adapted_components(family.pipe)
     optimizer = build_optimizer(components, _learning_rates(components, optimiser), optimiser)
     lr_scheduler = get_scheduler(
@@ -92,13 +92,12 @@ def train_on(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return train(
-        accelerator,
-        loss,
-        prepared_optimizer,
-        lr_scheduler,
-        batches.__getitem__,
-        steps=steps,
+    return Trainer(
+        accelerator=accelerator,
+        loss=loss,
+        optimizer=prepared_optimizer,
+        lr_scheduler=lr_scheduler,
+        batch_at=batches.__getitem__,
         max_grad_norm=optimiser.max_grad_norm,
     )
 

@@ -118,6 +118,7 @@ def test_a_run_leaves_adapter_config_log_and_portrait(trained):
     assert {path.name for path in trained.iterdir()} == {
         "adapter",
         "before_after.png",
+        "checkpoint-6",
         "class_images",
         "config.toml",
         "log.jsonl",

@@ -10,7 +10,8 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.training.checkpoint import Log, check_writable, save_adapter
+from hra_diffusion.training.checkpoint import check_writable, save_adapter
+from hra_diffusion.training.log import Log
 from hra_diffusion.training.loop import StepRecord
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError, ModelError, OutputError, TargetError
@@ -18,31 +17,6 @@ from hra_diffusion.training.dreambooth import DreamBooth
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 WEIGHTS = ("adapter/unet/adapter_model.safetensors", "adapter/text_encoder/adapter_model.safetensors", "log.jsonl")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """Forget accelerate's state, which a process has once, so that each run may set its own precision."""
-    yield
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
-
-
-@pytest.fixture
-def config(tiny_sd, pictures, tmp_path):
-    values = {
-        "pretrained_model_name_or_path": str(tiny_sd),
-        "instance_data_dir": pictures,
-        "output_dir": tmp_path / "run",
-        "with_prior_preservation": True,
-        "num_class_images": 3,
-        "train_text_encoder": True,
-        "max_train_steps": 4,
-        "train_batch_size": 2,
-        "num_inference_steps": 2,
-        "num_validation_images": 1,
-    }
-    return with_values(DreamBoothConfig(), values)
 
 
 def train(config: DreamBoothConfig) -> DreamBooth:

@@ -1,0 +1,83 @@
+"""What a run leaves on the disk while it goes on: its log, and checkpoints to go on from."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion.formats.files import tidy
+from hra_diffusion.training.checkpoint import (
+    LOG,
+    Checkpoint,
+    Saveable,
+    checkpoints,
+    load_checkpoint,
+    remove_superfluous,
+    save_checkpoint,
+)
+from hra_diffusion.training.config import RunConfig
+from hra_diffusion.training.log import Log
+from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class Recording:
+    """A trainer whose steps are written down in a folder."""
+
+    folder: Path
+    trainer: Trainer
+    components: Mapping[str, Saveable]
+    """The adapted parts of the pipeline."""
+    identity: Mapping[str, Any]
+    """What makes it this run and no other."""
+    config: RunConfig
+    saved: Path | None = None
+    """The last checkpoint that was saved or gone back to."""
+    log: bytes = b""
+    """Lines of the steps that were done when it was gone back to."""
+
+    def go_back(self, path: Path) -> None:
+        """Take over a checkpoint of this run.
+
+        Raises:
+            AdapterFileError: it is damaged.
+        """
+        checkpoint = load_checkpoint(path)
+        self.trainer.load(checkpoint.state)
+        self.log, self.saved = checkpoint.log, path
+
+    def steps(self, total: int) -> Iterator[StepRecord]:
+        """Train until ``total`` steps are done; each is in the log, and its checkpoint saved, when it is yielded."""
+        if not self.trainer.accelerator.is_main_process:
+            yield from self.trainer.steps(total)
+            return
+        tidy(self.folder)
+        if not self.trainer.done and (old := checkpoints(self.folder)):
+            logger.warning(
+                "%s is of an earlier run, which --resume_from_checkpoint latest goes on with; this one starts anew, "
+                "and its first checkpoint replaces those of other settings.",
+                old[-1],
+            )
+        with Log(self.folder / LOG, self.log) as log:
+            for record in self.trainer.steps(total):
+                log.write(record)
+                if record.step % self.config.checkpointing_steps == 0 or record.step == total:
+                    self.save()
+                yield record
+
+    def save(self) -> Path:
+        """Save a checkpoint of the last step, unless there is one; returns its path.
+
+        Raises:
+            OutputError: it cannot be written; earlier ones are intact.
+        """
+        if self.saved is None or self.saved.name != f"checkpoint-{self.trainer.done}":
+            log = (self.folder / LOG).read_bytes()
+            checkpoint = Checkpoint(step=self.trainer.done, identity=self.identity, state=self.trainer.state(), log=log)
+            self.saved = save_checkpoint(self.folder, checkpoint, self.components)
+            remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit)
+        return self.saved

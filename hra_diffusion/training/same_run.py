@@ -1,0 +1,108 @@
+"""Would going on from a checkpoint give the run that began it? What decides is compared: settings, pictures, model.
+
+Pictures and the model count by content, so that folders may move. Settings that change what is shown, saved or how
+long the run is, but no step of it, are free.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hra_diffusion.adapter.state import some
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.checkpoint import read_progress
+from hra_diffusion.training.config import DreamBoothConfig
+
+FREE = frozenset(
+    {
+        "pretrained_model_name_or_path",
+        "revision",
+        "variant",
+        "instance_data_dir",
+        "class_data_dir",
+        "sample_batch_size",
+        "output_dir",
+        "max_train_steps",
+        "num_train_epochs",
+        "train_batch_size",  # counts over all devices
+        "gradient_checkpointing",
+        "checkpointing_steps",
+        "checkpoints_total_limit",
+        "resume_from_checkpoint",
+        "validation_prompts",
+        "num_validation_images",
+    }
+)
+"""Settings that a resumed run may change."""
+
+
+def identity(
+    config: DreamBoothConfig, pictures: Mapping[str, Iterable[Path]], pipe: Any, processes: int
+) -> dict[str, Any]:
+    """Collect what makes a run this one and no other, as JSON has it.
+
+    Args:
+        config: its settings, with everything filled in.
+        pictures: the files that are trained on, by what they are for.
+        pipe: its pipeline; frozen weights tell the model.
+        processes: how many take part.
+    """
+    settings = {name: value for group in vars(config).values() for name, value in vars(group).items()}
+    return {
+        "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - FREE)}
+        | {"train_batch_size on all devices": config.run.train_batch_size * processes},
+        "pictures": {f"{what} {path.name}": _digest(path) for what, paths in pictures.items() for path in paths},
+        "model": _model_digest(pipe),
+    }
+
+
+def check_same_run(checkpoint: Path, now: Mapping[str, Any], total_steps: int) -> None:
+    """Compare the identity in a checkpoint with this run's, which has a number of steps.
+
+    Raises:
+        ConfigError: they differ, and the message names what does; or the checkpoint is of a later step.
+        AdapterFileError: the checkpoint is damaged.
+    """
+    done, then = read_progress(checkpoint)
+    before, here = then["settings"], now["settings"]
+    differences = [
+        f"--{name} was {before[name]} and is {here[name]}"
+        for name in sorted(before.keys() & here.keys())
+        if before[name] != here[name]
+    ]
+    if changed := sorted({name for name, _ in then["pictures"].items() ^ now["pictures"].items()}):
+        differences.append(f"other pictures or captions: {some(changed)}")
+    if then["model"] != now["model"]:
+        differences.append("another base model")
+    if differences:
+        raise ConfigError(
+            f"{checkpoint} belongs to another run ({'; '.join(differences)}): go on with what it was made with, "
+            "or start anew without --resume_from_checkpoint."
+        )
+    if done > total_steps:
+        raise ConfigError(f"{checkpoint} has done {done} steps: set --max_train_steps, now {total_steps}, at least so.")
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def _model_digest(pipe: Any) -> str:
+    """Digest the last frozen weight of each component: training a model changes all of its weights."""
+    digest = hashlib.blake2b(digest_size=8)
+    for _, component in sorted(pipe.components.items()):
+        if isinstance(component, nn.Module):
+            *_, weight = (weight for weight in component.parameters() if not weight.requires_grad)
+            digest.update(weight.detach().float().cpu().numpy().tobytes())
+    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
+    digest.update(repr(sorted(scheduler.items())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,82 @@
+"""What changes while a run goes on, and nothing else: saved and loaded, the run goes on as if it had never stopped."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.training.batches import Batch
+from hra_diffusion.training.loop import StepRecord, train
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """A run between two of its steps."""
+
+    accelerator: Accelerator
+    """Has prepared ``loss`` and ``optimizer``."""
+    loss: nn.Module
+    """Maps a batch's inputs to one loss an example; holds everything that trains."""
+    optimizer: Any
+    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    batch_at: Callable[[int], Batch]
+    """The batch of an index: see :func:`hra_diffusion.training.loop.train`."""
+    max_grad_norm: float
+    done: int = 0
+    """Steps done."""
+
+    def steps(self, total: int) -> Iterator[StepRecord]:
+        """Train until ``total`` steps are done."""
+        records = train(
+            self.accelerator,
+            self.loss,
+            self.optimizer,
+            self.lr_scheduler,
+            self.batch_at,
+            start=self.done,
+            steps=total,
+            max_grad_norm=self.max_grad_norm,
+        )
+        for record in records:
+            self.done = record.step
+            yield record
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What trains, by name."""
+        module = self.accelerator.unwrap_model(self.loss)
+        return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next steps depend on, but for the batches, which are functions of their number."""
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {"step": self.done, "weights": self.weights, **parts}
+
+    @torch.no_grad()
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state` returned, of a run with the same settings.
+
+        Raises:
+            AdapterFileError: it has other weights.
+        """
+        own, found = self.weights, state["weights"]
+        if _shapes(own) != _shapes(found):
+            odd = sorted({name for name, _ in _shapes(own).items() ^ _shapes(found).items()})
+            raise AdapterFileError(f"The checkpoint trains other weights than this run: {', '.join(odd[:4])}, …")
+        for name, weight in own.items():
+            weight.copy_(found[name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        self.done = state["step"]
+
+    def _parts(self) -> dict[str, Any]:
+        parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler}
+        return {name: part for name, part in parts.items() if part is not None}
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -1,0 +1,166 @@
+"""Checkpoints: a run that stops and goes on is the run that never stopped, and nothing else is taken for it."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from hra_diffusion.errors import AdapterFileError, ConfigError
+from hra_diffusion.training.checkpoint import checkpoints
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import flag_types, with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.same_run import FREE
+
+
+@pytest.fixture
+def config(config):
+    """Five steps of two small batches, with a learning rate that changes at every step."""
+    values = {
+        "with_prior_preservation": False,
+        "train_text_encoder": False,
+        "max_train_steps": 5,
+        "checkpointing_steps": 2,
+        "train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "lr_scheduler": "cosine",
+        "lr_warmup_steps": 2,
+        "random_flip": True,
+    }
+    return with_values(config, values)
+
+
+def train(config: DreamBoothConfig, stop_after: int | None = None, **changes) -> Path:
+    """Run to the end, or save after some step and stop; returns the run's folder."""
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    run = DreamBooth(with_values(config, changes))
+    for record in run.steps():
+        if record.step == stop_after:
+            run.save_checkpoint()
+            return run.folder
+    run.save()
+    return run.folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in checkpoints(folder)]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp_path, stop_after):
+    whole = train(config)
+    stopped = train(config, stop_after, output_dir=tmp_path / "stopped")
+    torch.manual_seed(stop_after)
+    train(config, output_dir=stopped, resume_from_checkpoint="latest")
+    for part in ("adapter", "checkpoint-5"):
+        assert contents(stopped / part) == contents(whole / part)
+    assert {"log.jsonl", "training_state.safetensors"} <= contents(whole / "checkpoint-5").keys()
+    for name in ("log.jsonl", "checkpoint-4/training_state.safetensors"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+    assert names(whole) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+
+
+def test_the_number_of_steps_may_grow(config, tmp_path):
+    whole = train(config, lr_scheduler="constant")
+    longer = train(config, lr_scheduler="constant", max_train_steps=3, output_dir=tmp_path / "longer")
+    train(config, lr_scheduler="constant", output_dir=longer, resume_from_checkpoint="latest")
+    assert contents(longer / "adapter") == contents(whole / "adapter")
+    assert contents(longer / "checkpoint-5") == contents(whole / "checkpoint-5")
+
+
+def test_a_run_that_was_done_is_saved_again_as_it_was(config):
+    folder = train(config, checkpointing_steps=5)
+    before = contents(folder)
+    (folder / "adapter" / "unet" / "adapter_model.safetensors").unlink()
+    train(config, checkpointing_steps=5, resume_from_checkpoint="latest")
+    assert contents(folder) == before
+
+
+def test_a_checkpoint_may_be_named_by_path_by_name_or_by_its_run(config, tmp_path):
+    folder = train(config, max_train_steps=4)
+    for wanted, name in ((folder / "checkpoint-2", "checkpoint-2"), ("checkpoint-2",) * 2, (folder, "checkpoint-4")):
+        assert DreamBooth(with_values(config, {"resume_from_checkpoint": str(wanted)})).resumes_from == folder / name
+    with pytest.raises(AdapterFileError, match="no checkpoint checkpoint-3"):
+        DreamBooth(with_values(config, {"resume_from_checkpoint": "checkpoint-3"}))
+
+
+def test_latest_starts_anew_where_there_is_none_and_says_so(config, caplog):
+    with caplog.at_level(logging.WARNING):
+        folder = train(config, resume_from_checkpoint="latest", max_train_steps=1)
+    assert "no checkpoint" in caplog.text
+    assert "starting anew" in caplog.text
+    assert names(folder) == ["checkpoint-1"]
+
+
+def test_the_newest_checkpoints_are_kept(config):
+    assert names(train(config, checkpointing_steps=1, checkpoints_total_limit=2)) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_another_runs_checkpoints_are_announced_and_replaced(config, caplog):
+    train(config, checkpointing_steps=1)
+    with caplog.at_level(logging.WARNING):
+        folder = train(config, seed=1, max_train_steps=2)
+    assert "checkpoint-5 is of an earlier run" in caplog.text
+    assert names(folder) == ["checkpoint-2"]
+    assert names(train(config, seed=1, max_train_steps=4)) == ["checkpoint-2", "checkpoint-4"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"learning_rate": 0.5}, "another run .--learning_rate was 0.02 and is 0.5"),
+        ({"rank": 2, "seed": 1}, "--rank was 8 and is 2; --seed was 0 and is 1"),
+        ({"instance_prompt": "a sks cat"}, "--instance_prompt was a photo of a sks dog and is a sks cat"),
+        ({"target_modules": ("to_q",)}, "--target_modules was "),
+        ({"train_batch_size": 2}, "train_batch_size on all devices was 1 and is 2"),
+        ({"max_train_steps": 1}, "has done 2 steps: set --max_train_steps, now 1"),
+    ],
+)
+def test_going_on_with_other_settings_is_refused_by_name(config, changes, complaint):
+    train(config, max_train_steps=2)
+    with pytest.raises(ConfigError, match=complaint):
+        DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **changes}))
+
+
+def test_going_on_with_other_pictures_or_another_model_is_refused(config, pictures, make_model, tmp_path):
+    train(config, max_train_steps=2)
+    resuming = with_values(config, {"resume_from_checkpoint": "latest"})
+    Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
+    Image.new("RGB", (40, 40), "red").save(pictures / "9.png")
+    with pytest.raises(ConfigError, match=r"other pictures or captions: instance 0\.png, instance 9\.png"):
+        DreamBooth(resuming)
+    other = str(make_model(tmp_path / "other", seed=1))
+    with pytest.raises(ConfigError, match="another base model"):
+        DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other}))
+
+
+def test_folders_may_move(config, pictures, tiny_sd, tmp_path):
+    train(config, max_train_steps=2)
+    moved = {
+        "instance_data_dir": pictures.rename(tmp_path / "cat"),
+        "output_dir": (tmp_path / "run").rename(tmp_path / "moved"),
+        "instance_prompt": "a photo of a sks dog",
+        "class_prompt": "a photo of a dog",
+    }
+    run = DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **moved}))
+    assert [record.step for record in run.steps()] == [3, 4, 5]
+
+
+@pytest.mark.parametrize("name", ["training_state.safetensors", "training_state.json"])
+def test_a_damaged_checkpoint_is_refused_by_name(config, name):
+    path = train(config, max_train_steps=2) / "checkpoint-2" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AdapterFileError, match=name):
+        list(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})).steps())
+
+
+def test_every_free_setting_is_one():
+    assert flag_types(DreamBoothConfig).keys() >= FREE
