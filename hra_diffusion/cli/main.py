@@ -1,6 +1,6 @@
 """Entry point: choose the sub-command, and turn errors into one sentence and an exit code.
 
-0: done. 2: something the user gave is wrong. 130: interrupted.
+0: done. 2: something the user gave is wrong. 130, 143: stopped by SIGINT, SIGTERM.
 """
 
 import importlib
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 from hra_diffusion.cli.arguments import nearest
+from hra_diffusion.cli.stopping import Stopped
 from hra_diffusion.errors import HRAError
 
 COMMANDS = {
@@ -46,6 +47,9 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Stopped as stopped:
+        print(f"\n{stopped}", file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted: files that were complete are kept.", file=sys.stderr)
         return 130

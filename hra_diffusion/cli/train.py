@@ -1,14 +1,16 @@
 """``hra-diffusion train``: DreamBooth with a progress bar. train_dreambooth_hra.py is the same."""
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from tqdm import tqdm
 
 from hra_diffusion.cli.arguments import flag_value, parse
+from hra_diffusion.cli.stopping import Stopped, stop_wish
 from hra_diffusion.training.config import (
     AdapterConfig,
     DataConfig,
@@ -22,6 +24,9 @@ from hra_diffusion.training.config import (
 from hra_diffusion.training.config_file import flag_types, read_toml
 from hra_diffusion.training.defaults import embedded_defaults
 
+if TYPE_CHECKING:
+    from hra_diffusion.training.dreambooth import DreamBooth
+
 CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags win over it."
 
 
@@ -33,15 +38,38 @@ def main(arguments: Sequence[str]) -> None:
     run = DreamBooth(config)
     if run.is_main:
         print(run.summary, file=sys.stderr)
+        if run.resumes_from:
+            print(f"Going on from {run.resumes_from}", file=sys.stderr)
     if run.class_images:
         _finish(run.draw_class_images(), "class pictures", len(run.class_images.files))
-    with tqdm(run.steps(), "training", run.total_steps, unit="step", disable=not run.is_main) as records:
-        for record in records:
-            records.set_postfix(loss=f"{record.loss:.4f}")
+    _train(run)
     run.save()
     _finish(run.draw_before_after(), "before and after", run.portrait.total)
     if run.is_main:
         print(f"{run.folder}: adapter, config.toml, log.jsonl, before_after.png")
+
+
+def _train(run: "DreamBooth") -> None:
+    """Take all steps, with a progress bar; a signal makes the last of them a checkpoint.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    start = run.recording.trainer.done  # encodes the pictures: until then a signal may stop everything
+    with (
+        stop_wish(patient=run.accelerator.num_processes > 1) as wish,
+        tqdm(desc="training", total=run.total_steps, initial=start, unit="step", disable=not run.is_main) as bar,
+    ):
+        for record in run.steps():
+            bar.update()
+            bar.set_postfix(loss=f"{record.loss:.4f}")
+            if run.any_process(wish.number is not None):
+                checkpoint = run.save_checkpoint()
+                raise Stopped(
+                    f"Stopped after step {record.step}, which {checkpoint} holds: go on from there with "
+                    "--resume_from_checkpoint latest.",
+                    wish.number or signal.SIGTERM,
+                )
 
 
 def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:

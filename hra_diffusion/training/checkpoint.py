@@ -87,8 +87,8 @@ def save_adapter(components: Mapping[str, Saveable], folder: Path) -> None:
             component.save_pretrained(new / name)
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, components: Mapping[str, Saveable]) -> Path:
-    """Write ``checkpoint-<step>`` into a run's folder; returns its path.
+def save_checkpoint(path: Path, checkpoint: Checkpoint, components: Mapping[str, Saveable]) -> None:
+    """Write ``checkpoint-<step>`` in a run's folder.
 
     Raises:
         OutputError: it cannot be written; earlier ones are intact.
@@ -96,18 +96,16 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, components: Mapping[st
     described, tensors = flatten(checkpoint.state)
     rest = {"step": checkpoint.step, "identity": checkpoint.identity, "state": described}
     contents = {TENSORS: save(tensors), REST: json.dumps(rest).encode(), LOG: checkpoint.log}
-    path = folder / f"checkpoint-{checkpoint.step}"
     try:
         with replacing(path) as new:
             save_adapter(components, new / "adapter")
             write_together({new / name: content for name, content in contents.items()})
     except OutputError as error:
         needed = sum(map(len, contents.values())) / 1e6
-        earlier = [old.name for old in checkpoints(folder) if old != path]
+        earlier = [old.name for old in checkpoints(path.parent) if old != path]
         kept = f"Go on from {earlier[-1]} with --resume_from_checkpoint latest" if earlier else "There was none before"
         room = f"; of {', '.join(earlier[:-1])} none is needed for that" if earlier[1:] else ""
         raise OutputError(f"{error} A checkpoint takes {needed:.1f} MB and its adapter. {kept}{room}.") from error
-    return path
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

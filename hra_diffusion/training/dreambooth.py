@@ -129,8 +129,14 @@ class DreamBooth:
         return recording
 
     def save_checkpoint(self) -> Path:
-        """Save a checkpoint of the last step that :meth:`steps` yielded; returns its folder."""
+        """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""
         return self.recording.save()
+
+    def any_process(self, wish: bool) -> bool:
+        """Whether any process has this wish; all of them must ask together."""
+        if wish:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
 
     def save(self) -> Path:
         """Save the adapter; returns its folder."""

@@ -70,14 +70,17 @@ class Recording:
                 yield record
 
     def save(self) -> Path:
-        """Save a checkpoint of the last step, unless there is one; returns its path.
+        """Save a checkpoint of the last step, unless there is one; returns its path. The main process alone writes.
 
         Raises:
             OutputError: it cannot be written; earlier ones are intact.
         """
-        if self.saved is None or self.saved.name != f"checkpoint-{self.trainer.done}":
+        step = self.trainer.done
+        path = self.folder / f"checkpoint-{step}"
+        if path != self.saved and self.trainer.accelerator.is_main_process:
             log = (self.folder / LOG).read_bytes()
-            checkpoint = Checkpoint(step=self.trainer.done, identity=self.identity, state=self.trainer.state(), log=log)
-            self.saved = save_checkpoint(self.folder, checkpoint, self.components)
+            checkpoint = Checkpoint(step=step, identity=self.identity, state=self.trainer.state(), log=log)
+            save_checkpoint(path, checkpoint, self.components)
             remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit)
-        return self.saved
+            self.saved = path
+        return path
