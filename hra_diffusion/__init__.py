@@ -8,16 +8,42 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from hra_diffusion.adapter import HRAConfig, HRAModel
-    from hra_diffusion.pipelines import load_hra_weights, unload_hra_weights
+    from hra_diffusion.pipelines import (
+        fuse_hra,
+        list_hra_adapters,
+        load_hra_weights,
+        save_hra_weights,
+        set_hra_adapters,
+        unfuse_hra,
+        unload_hra_weights,
+        using_hra_adapters,
+    )
 
 _HOMES: Final = {
     "HRAConfig": "hra_diffusion.adapter",
     "HRAModel": "hra_diffusion.adapter",
+    "fuse_hra": "hra_diffusion.pipelines",
+    "list_hra_adapters": "hra_diffusion.pipelines",
     "load_hra_weights": "hra_diffusion.pipelines",
+    "save_hra_weights": "hra_diffusion.pipelines",
+    "set_hra_adapters": "hra_diffusion.pipelines",
+    "unfuse_hra": "hra_diffusion.pipelines",
     "unload_hra_weights": "hra_diffusion.pipelines",
+    "using_hra_adapters": "hra_diffusion.pipelines",
 }
 
-__all__ = ["HRAConfig", "HRAModel", "load_hra_weights", "unload_hra_weights"]
+__all__ = [
+    "HRAConfig",
+    "HRAModel",
+    "fuse_hra",
+    "list_hra_adapters",
+    "load_hra_weights",
+    "save_hra_weights",
+    "set_hra_adapters",
+    "unfuse_hra",
+    "unload_hra_weights",
+    "using_hra_adapters",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal
@@ -125,13 +125,23 @@ class AdaptedModel(ModelProxy):
     @contextmanager
     def disable_adapter(self) -> Generator[None]:
         """Act as the base model within a `with` block."""
-        acting, merged = self._acting, self._merged
+        restore = self.restorer()
         self.disable_adapter_layers()
         try:
             yield
         finally:
-            self._act(enabled=acting.enabled)
+            restore()
+
+    def restorer(self) -> Callable[[], None]:
+        """Return what puts back, once called, what acts and what is merged now. No adapter may leave until then."""
+        acting, merged = self._acting, self._merged
+
+        def restore() -> None:
+            self.unmerge_adapter()
+            self._act(**vars(acting))
             self._merge(merged)
+
+        return restore
 
     @property
     def merged_adapters(self) -> list[str]:

@@ -183,6 +183,8 @@ class HRALayer(Wrapper):
         if columns is None:
             return None
         weight = self._unmerged_weight[0] if self._unmerged_weight else self.base_layer.weight
+        if weight.is_meta and not columns.is_meta:
+            raise MergeError("Cannot merge into weights that are offloaded: merge first, then offload the model.")
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise MergeError(
                 f"Cannot merge into the weight of a {type(self.base_layer).__name__} ({type(weight).__name__}): it is "

@@ -11,7 +11,7 @@ from hra_diffusion.errors import MergeError
 def merge_layers(
     layers: Mapping[str, HRALayer], mixture: Mixture, *, safe_merge: bool = False, progressbar: bool = False
 ) -> None:
-    """Put W H for W into every layer that a mixture's adapters are in, all or none.
+    """Put W H for W into every layer that a mixture's adapters are in, all or none; the others get their own W back.
 
     Raises:
         MergeError: a weight is quantised, or (safe_merge) W H is not finite; nothing is changed.
@@ -25,5 +25,8 @@ def merge_layers(
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
         raise MergeError(f"Merging {names} makes weights that are not finite, in {some(broken)}.")
-    for name, weight in weights.items():
-        layers[name].merge(weight, mixture)
+    for name, layer in layers.items():
+        if name in weights:
+            layer.merge(weights[name], mixture)
+        else:
+            layer.unmerge()

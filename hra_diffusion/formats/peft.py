@@ -6,12 +6,11 @@ product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before th
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from huggingface_hub import snapshot_download
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -21,9 +20,11 @@ from hra_diffusion.adapter.state import COLUMNS, some
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import read_json, read_tensors, write_together
+from hra_diffusion.formats.hub import local_folder
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
+FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 _PREFIX: Final = "base_model.model."
 # transformers 5 dropped this part from CLIPTextModel's module names, and kept it in its projecting sibling.
 _TEXT_PREFIX: Final = "text_model."
@@ -36,12 +37,20 @@ def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "defau
         ConfigError: there is no such adapter.
         OutputError: the folder cannot be written; what was there before is untouched.
     """
+    write_together({Path(folder) / name: data for name, data in adapter_files(model, adapter_name).items()})
+
+
+def adapter_files(model: HRAModel, adapter_name: str = "default") -> dict[str, bytes]:
+    """Return the files that hold one adapter of a model, by name.
+
+    Raises:
+        ConfigError: there is no such adapter.
+    """
     config, tensors = model.adapter_state_dict(adapter_name)
     base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
     settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
     weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
-    described = json.dumps(settings, indent=2, sort_keys=True).encode()
-    write_together({Path(folder) / WEIGHTS_FILE: weights, Path(folder) / CONFIG_FILE: described})
+    return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(settings, indent=2, sort_keys=True).encode()}
 
 
 def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
@@ -87,8 +96,7 @@ def load_adapter(
     Raises:
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
-    config, tensors = _read_for(model, _local(folder, subfolder, **hub))
-    config = replace(config, inference_mode=not is_trainable)
+    config, tensors = read_for(model, local_folder(folder, subfolder, FILES, **hub), is_trainable)
     if not isinstance(model, HRAModel):
         return HRAModel(model, config, adapter_name, state_dict=tensors)
     model.add_adapter(adapter_name, config, state_dict=tensors)
@@ -103,29 +111,31 @@ def swap_adapter(
     Raises:
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
-    config, tensors = _read_for(model, _local(folder, subfolder, **hub))
-    model.swap_adapter(replace(config, inference_mode=True), tensors, adapter_name)
+    model.swap_adapter(*read_for(model, local_folder(folder, subfolder, FILES, **hub)), adapter_name)
 
 
-def _read_for(model: nn.Module, folder: Path) -> tuple[HRAConfig, dict[str, Tensor]]:
-    """Read an adapter folder, and check that it is whole for this model."""
+def read_for(model: nn.Module, folder: str | Path, is_trainable: bool = False) -> tuple[HRAConfig, dict[str, Tensor]]:
+    """Read an adapter folder, and check that it is whole for this model.
+
+    Raises:
+        AdapterFileError: the files are missing, damaged, or incomplete.
+    """
     config, tensors = read_adapter(folder)
-    with model.ejected() if isinstance(model, HRAModel) else nullcontext(model) as base:
+    with _base_of(model) as base:
         tensors = _spelled_for(base, tensors)
         _check_complete(base, config, tensors)
-    return config, tensors
+    return replace(config, inference_mode=not is_trainable), tensors
 
 
-def _local(folder: str | Path, subfolder: str | None, **hub: Any) -> Path:
-    """Return the adapter's folder on this machine; a hub repository's two files are fetched into the cache."""
-    within = Path(folder) / (subfolder or "")
-    if within.exists() or not isinstance(folder, str) or folder.count("/") != 1:
-        return within
-    patterns = [f"{subfolder}/{name}" if subfolder else name for name in (CONFIG_FILE, WEIGHTS_FILE)]
-    try:
-        return Path(snapshot_download(folder, allow_patterns=patterns, **hub)) / (subfolder or "")
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{folder!r} is no folder here, and the hub cannot be asked for it: {error}") from error
+def fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a model has all the modules that an adapter's columns are for."""
+    with _base_of(model) as base:
+        known = {f"{name}{COLUMNS}" for name, _ in base.named_modules()}
+        return all(key in known for key in _spelled_for(base, tensors) if key.endswith(COLUMNS))
+
+
+def _base_of(model: nn.Module) -> AbstractContextManager[nn.Module]:
+    return model.ejected() if isinstance(model, HRAModel) else nullcontext(model)
 
 
 def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -65,6 +65,26 @@ def test_the_unmerged_model_agrees_with_the_merged_one_at_any_strength(model, x)
     assert torch.allclose(model(x), merged, atol=1e-5)
 
 
+def test_a_merged_adapter_whose_strength_becomes_zero_is_the_base(model, x):
+    with model.disable_adapter():
+        base = model(x)
+    model.merge_adapter()
+    model.set_strength(0, "a")
+    assert torch.equal(model(x), base)
+
+
+def test_what_acted_and_what_was_merged_is_put_back(model, x):
+    model.set_adapters(["a", "b"], [0.5, 1.2], combine="lie")
+    model.merge_adapter()
+    expected, restore = model(x), model.restorer()
+    model.unmerge_adapter()
+    model.set_adapters(["b"], [0.1])
+    assert not torch.allclose(model(x), expected, atol=1e-3)
+    restore()
+    assert torch.equal(model(x), expected)
+    assert model.merged_adapters == ["a", "b"]
+
+
 def test_an_odd_rank_has_strengths_zero_and_one_only(model, x):
     model.set_adapter("odd")
     expected = model(x)

@@ -1,0 +1,38 @@
+"""HRA in diffusers pipelines, of any kind with a denoiser (UNet or transformer) and text encoders.
+
+>>> pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True)
+>>> load_hra_weights(pipe, "tiger")
+>>> pipe("a photo of a sks tiger").images[0]
+"""
+
+from hra_diffusion.pipelines.acting import (
+    LoadedAdapter,
+    fuse_hra,
+    hra_disabled,
+    list_hra_adapters,
+    set_hra_adapters,
+    unfuse_hra,
+    using_hra_adapters,
+)
+from hra_diffusion.pipelines.components import adapted_components
+from hra_diffusion.pipelines.folders import base_model, save_hra_weights
+from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
+from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
+
+__all__ = [
+    "LoadedAdapter",
+    "adapted_components",
+    "base_model",
+    "draw",
+    "fuse_hra",
+    "hra_disabled",
+    "list_hra_adapters",
+    "load_hra_weights",
+    "load_pipeline",
+    "pipeline_class",
+    "save_hra_weights",
+    "set_hra_adapters",
+    "unfuse_hra",
+    "unload_hra_weights",
+    "using_hra_adapters",
+]

@@ -1,0 +1,71 @@
+"""The parts of a pipeline that hold adapters, and how these get at their tensors while a pipeline offloads them."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from hra_diffusion.adapter import HRAModel
+from hra_diffusion.errors import ConfigError
+
+_locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+_making_locks = threading.Lock()
+
+
+def adapted_components(pipe: Any) -> dict[str, HRAModel]:
+    """Return the components of a pipeline that hold HRA adapters, by name."""
+    found = {name: getattr(each, "_orig_mod", each) for name, each in models(pipe).items()}
+    return {name: each for name, each in found.items() if isinstance(each, HRAModel)}
+
+
+def models(pipe: Any) -> dict[str, nn.Module]:
+    """Return the components of a pipeline that are models, by name."""
+    return {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
+
+
+def holders(pipe: Any, *adapter_names: str) -> dict[str, HRAModel]:
+    """Return the components that hold one of the adapters, by name.
+
+    Raises:
+        ConfigError: no component holds an adapter of such a name.
+    """
+    components = adapted_components(pipe)
+    known = list(dict.fromkeys(name for component in components.values() for name in component.peft_config))
+    for name in adapter_names:
+        if name not in known:
+            there = ", ".join(map(repr, known)) or "none"
+            raise ConfigError(f"The pipeline has no HRA adapter named {name!r}; known are: {there}.")
+    return {n: each for n, each in components.items() if any(name in each.peft_config for name in adapter_names)}
+
+
+def lock_of(pipe: Any) -> Any:
+    """Return the lock of a pipeline's models, which pipelines that share them share, too."""
+    model = next(iter(models(pipe).values()))
+    with _making_locks:
+        return _locks.setdefault(getattr(model, "model", model), threading.RLock())
+
+
+@contextmanager
+def offloading_suspended(pipe: Any) -> Iterator[None]:
+    """Have all tensors of a pipeline at hand within a ``with`` block, whether or not it offloads models or layers."""
+    offload = _offloading(pipe)
+    if offload is None:
+        yield
+        return
+    pipe.remove_all_hooks()
+    try:
+        yield
+    finally:
+        offload(device=pipe._offload_device)
+
+
+def _offloading(pipe: Any) -> Any:
+    """Return the pipeline's method that switched offloading on, if any."""
+    if getattr(pipe, "_all_hooks", None):
+        return pipe.enable_model_cpu_offload
+    if getattr(pipe, "_offload_device", None) and any(hasattr(each, "_hf_hook") for each in models(pipe).values()):
+        return pipe.enable_sequential_cpu_offload
+    return None

@@ -1,0 +1,87 @@
+"""Where an adapter's files are: one sub-folder for each component that it adapts.
+
+    tiger/
+    ├── unet/          adapter_config.json, adapter_model.safetensors
+    └── text_encoder/  the same
+
+A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
+from hra_diffusion.formats.files import read_json, write_together
+from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE, adapter_files
+from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
+
+_PLACES = ("", "*/", "adapter/*/")
+
+
+def component_folders(source: str | Path, subfolder: str | None = None, **hub: Any) -> dict[str, Path]:
+    """Find the folders with an adapter's files, by component; "" where PEFT's files lie in the folder itself.
+
+    Args:
+        source: the adapter's folder, the output folder of the run that made it, or the id of a repository on the hub.
+        subfolder: where in it the adapter is.
+        hub: what `huggingface_hub.snapshot_download` takes.
+
+    Raises:
+        AdapterFileError: there is none.
+    """
+    folder = local_folder(source, subfolder, [place + name for place in _PLACES for name in FILES], **hub)
+    for place in (folder, folder / "adapter"):
+        found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{CONFIG_FILE}"))}
+        if found and place.name not in found:
+            return found
+    if (folder / CONFIG_FILE).exists():
+        return {"": folder}
+    raise AdapterFileError(
+        f"There is no adapter in {folder}: its folder holds one sub-folder for each adapted component (unet, "
+        f"text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
+    )
+
+
+def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> str | None:
+    """Return the name of the base model an adapter was made for, if it says so.
+
+    Raises:
+        AdapterFileError: there is no adapter.
+    """
+    for part in component_folders(source, subfolder, **hub).values():
+        if name := read_json(part / CONFIG_FILE).get("base_model_name_or_path"):
+            return name
+    return None
+
+
+def save_hra_weights(pipe: Any, folder: str | Path, adapter_name: str | None = None) -> Path:
+    """Write an adapter into a folder, one sub-folder a component, all of them or none; returns the folder.
+
+    Args:
+        pipe: a pipeline with the adapter in it.
+        folder: where to; it is made if need be.
+        adapter_name: which adapter; the only one there is when left out.
+
+    Raises:
+        ConfigError: there is no such adapter, or several to choose from.
+        OutputError: the folder cannot be written, or holds an adapter of other components, which would mix with it.
+    """
+    folder = Path(folder)
+    if adapter_name is None:
+        names = {name for component in adapted_components(pipe).values() for name in component.peft_config}
+        if len(names) != 1:
+            raise ConfigError(f"Say which adapter to save; there are: {', '.join(sorted(names)) or 'none'}.")
+        (adapter_name,) = names
+    components = holders(pipe, adapter_name)
+    strangers = sorted({path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")} - components.keys())
+    if strangers:
+        raise OutputError(f"{folder} holds an adapter of {', '.join(strangers)} already: save into another folder.")
+    with offloading_suspended(pipe):
+        contents = {
+            folder / component / name: data
+            for component, model in components.items()
+            for name, data in adapter_files(model, adapter_name).items()
+        }
+    write_together(contents)
+    return folder

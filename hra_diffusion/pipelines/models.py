@@ -1,0 +1,57 @@
+"""Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same picture."""
+
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from safetensors import SafetensorError
+
+from hra_diffusion.errors import ModelError
+
+
+def pipeline_class(name: str, revision: str | None = None) -> str:
+    """Return the name of the pipeline class that a model folder or a model on the hub is for.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    try:
+        return DiffusionPipeline.load_config(name, revision=revision)["_class_name"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name!r} is no model folder and no model of the hub that can be reached: a model folder holds "
+            "model_index.json beside unet, text_encoder, tokenizer, vae and scheduler."
+        ) from error
+
+
+def load_pipeline(name: str, **options: Any) -> Any:
+    """Load a pipeline from a folder or the hub, from safetensors files only, in float32, without progress bars.
+
+    Args:
+        name: the folder, or the name on the hub.
+        options: passed on to ``DiffusionPipeline.from_pretrained``.
+
+    Raises:
+        ModelError: it is no model, or an incomplete or damaged one.
+    """
+    pipeline_class(name, options.get("revision"))
+    try:
+        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"The model {name!r} cannot be loaded: {error}") from error
+    pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
+    """Draw one picture. Previews and the command line call this too: the same seed gives the same picture.
+
+    Args:
+        pipe: a text-to-image pipeline.
+        prompt: what to draw.
+        seed: of a CPU generator, so that it means the same on every device.
+        options: passed on to the pipeline.
+    """
+    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0]

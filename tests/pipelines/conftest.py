@@ -1,0 +1,170 @@
+"""Pipelines of several kinds, and adapters for them that were never trained but turn everything a little."""
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_FULL
+
+PROMPT = "a sks dog"
+UNET_EVERYTHING = (*UNET_FULL, "conv1", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "conv_out")
+"""Targets with convolutions of every kind that a UNet has."""
+
+
+def turned(model, targets, *, rank: int, seed: int, angle: float = 0.1) -> HRAModel:
+    """A model with an adapter whose pairs of reflections are `angle` radians apart, or so."""
+    generator = torch.Generator().manual_seed(seed)
+    model = HRAModel(model, HRAConfig(r=rank, target_modules=targets), generator=generator)
+    with torch.no_grad():
+        for layer in model.layers().values():
+            columns = layer.hra_u["default"]
+            columns += angle * torch.randn(columns.shape, generator=generator)
+    return model
+
+
+def write_adapter(pipe, folder, *, unet=UNET_FULL, text_encoders=CLIP_TEXT_FULL, rank=4, seed=0, base="some/base"):
+    """Write an adapter for a pipeline's components; None leaves a kind of them out."""
+    for name in ("unet", "text_encoder", "text_encoder_2"):
+        targets = unet if name == "unet" else text_encoders
+        component = getattr(pipe, name, None)
+        if component is not None and targets:
+            model = turned(component, targets, rank=rank, seed=seed)
+            model.peft_config["default"] = HRAConfig(r=rank, target_modules=targets, base_model_name_or_path=base)
+            model.save_pretrained(folder / name)
+            model.unload()
+    return folder
+
+
+def draw(pipe, **options) -> torch.Tensor:
+    """A picture, (channels, height, width) in 0 … 1."""
+    pipe.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": 2, **options}
+    return pipe(PROMPT, generator=torch.Generator().manual_seed(0), output_type="pt", **options).images[0].float()
+
+
+def load_kind(kind, folder, **options):
+    pipe = kind.from_pretrained(folder, use_safetensors=True, **options)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """The function that draws: see its arguments."""
+    return draw
+
+
+@pytest.fixture(scope="session")
+def load():
+    """The function that loads a kind of pipeline from a folder."""
+    return load_kind
+
+
+@pytest.fixture(scope="session")
+def make_adapter():
+    """The function that writes an adapter: see its arguments."""
+    return write_adapter
+
+
+@pytest.fixture
+def pipe(tiny_sd):
+    return load_kind(StableDiffusionPipeline, tiny_sd)
+
+
+@pytest.fixture(scope="session")
+def adapters(tiny_sd, tmp_path_factory):
+    """Adapters a and b of rank 4, and low of rank 2, for the tiny Stable Diffusion; b leaves the text encoder alone."""
+    pipe, folder = load_kind(StableDiffusionPipeline, tiny_sd), tmp_path_factory.mktemp("adapters")
+    base = str(tiny_sd)
+    write_adapter(pipe, folder / "a", seed=1, base=base)
+    write_adapter(pipe, folder / "b", seed=2, text_encoders=None, base=base)
+    write_adapter(pipe, folder / "low", seed=3, rank=2, base=base)
+    write_adapter(pipe, folder / "conv", unet=UNET_EVERYTHING, seed=4, base=base)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(tiny_sd, tmp_path_factory):
+    """A folder with a tiny Stable Diffusion XL: two text encoders, added conditions, linear projections."""
+    sd = load_kind(StableDiffusionPipeline, tiny_sd)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        text = {**sd.text_encoder.config.to_dict(), "projection_dim": 16}
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=64,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 16,
+        )
+        pipe = StableDiffusionXLPipeline(
+            vae=AutoencoderKL.from_config(sd.vae.config),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+            tokenizer=sd.tokenizer,
+            tokenizer_2=sd.tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler.from_config(sd.scheduler.config),
+        )
+    folder = tmp_path_factory.mktemp("models") / "tiny-xl"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def xl_adapter(tiny_xl, tmp_path_factory):
+    """An adapter of all three components of the tiny Stable Diffusion XL."""
+    pipe = load_kind(StableDiffusionXLPipeline, tiny_xl)
+    return write_adapter(pipe, tmp_path_factory.mktemp("adapters") / "xl", base=str(tiny_xl))
+
+
+def _control(folder):
+    sd = load_kind(StableDiffusionPipeline, folder)
+    controlnet = ControlNetModel.from_unet(sd.unet, conditioning_embedding_out_channels=(8, 8, 8))
+    return StableDiffusionControlNetPipeline(**sd.components, controlnet=controlnet, requires_safety_checker=False)
+
+
+def _picture() -> Image.Image:
+    return Image.effect_noise((32, 32), 60).convert("RGB")
+
+
+KINDS = {
+    "text to image": (lambda folder: load_kind(StableDiffusionPipeline, folder), dict),
+    "image to image": (
+        lambda folder: load_kind(StableDiffusionImg2ImgPipeline, folder),
+        lambda: {"image": _picture(), "strength": 0.9, "num_inference_steps": 3},
+    ),
+    "inpainting": (
+        lambda folder: load_kind(StableDiffusionInpaintPipeline, folder),
+        lambda: {"image": _picture(), "mask_image": _picture(), "height": 32, "width": 32, "strength": 1.0},
+    ),
+    "control": (_control, lambda: {"image": _picture()}),
+}
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    """A function that loads a pipeline from a Stable Diffusion folder, and options to call it with."""
+    make, options = KINDS[request.param]
+    return make, options()

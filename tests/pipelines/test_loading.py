@@ -1,0 +1,239 @@
+"""Adapters in pipelines: in and out without a trace, all components or none."""
+
+import shutil
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from hra_diffusion import list_hra_adapters, save_hra_weights, set_hra_adapters
+from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
+from hra_diffusion.formats.peft import CONFIG_FILE, WEIGHTS_FILE
+from hra_diffusion.pipelines import (
+    adapted_components,
+    base_model,
+    draw,
+    hra_disabled,
+    load_hra_weights,
+    load_pipeline,
+    unload_hra_weights,
+)
+
+PROMPT = "a photo of a sks dog"
+OPTIONS = {"num_inference_steps": 2, "output_type": "np"}
+
+
+def same(one, other) -> bool:
+    return bool((one == other).all())
+
+
+def close(one, other, tolerance: float = 1e-5) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_an_adapter_changes_the_picture_and_unloading_gives_the_base_back(pipe, trained):
+    components, before = dict(pipe.components), draw(pipe, PROMPT, 0, **OPTIONS)
+    load_hra_weights(pipe, trained / "adapter")
+    assert list(adapted_components(pipe)) == ["text_encoder", "unet"]
+    assert not same(draw(pipe, PROMPT, 0, **OPTIONS), before)
+    unload_hra_weights(pipe)
+    assert all(pipe.components[name] is component for name, component in components.items())
+    assert same(draw(pipe, PROMPT, 0, **OPTIONS), before)
+
+
+def test_disabled_the_pipeline_is_its_base_within_the_block_only(pipe, trained):
+    before = draw(pipe, PROMPT, 0, **OPTIONS)
+    load_hra_weights(pipe, trained)
+    adapted = draw(pipe, PROMPT, 0, **OPTIONS)
+    with hra_disabled(pipe):
+        assert same(draw(pipe, PROMPT, 0, **OPTIONS), before)
+    assert same(draw(pipe, PROMPT, 0, **OPTIONS), adapted)
+
+
+def test_the_same_seed_gives_the_same_picture_whatever_was_drawn_before(pipe):
+    first = draw(pipe, PROMPT, 7, **OPTIONS)
+    torch.rand(5)
+    draw(pipe, PROMPT, 8, **OPTIONS)
+    assert same(draw(pipe, PROMPT, 7, **OPTIONS), first)
+    assert not same(draw(pipe, PROMPT, 8, **OPTIONS), first)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other model"])
+def test_a_damaged_component_leaves_the_pipeline_as_it_was(pipe, trained, tmp_path, damage):
+    copy = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    weights = copy / "unet" / "adapter_model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-9])
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        shutil.copy(copy / "text_encoder" / weights.name, weights)
+    components = dict(pipe.components)
+    with pytest.raises(AdapterFileError):
+        load_hra_weights(pipe, copy)
+    assert all(pipe.components[name] is component for name, component in components.items())
+    assert not [name for name, _ in pipe.text_encoder.named_parameters() if "hra" in name]
+
+
+def test_an_adapter_for_a_component_the_pipeline_lacks_is_refused(pipe, trained, tmp_path):
+    copy = shutil.copytree(trained / "adapter", tmp_path / "adapter")
+    (copy / "unet").rename(copy / "transformer")
+    with pytest.raises(AdapterFileError, match="the StableDiffusionPipeline has no transformer"):
+        load_hra_weights(pipe, copy)
+    assert adapted_components(pipe) == {}
+
+
+def test_every_kind_of_pipeline_takes_an_adapter_and_gives_it_back(tiny_sd, adapters, kind, picture):
+    make, options = kind
+    pipe = make(tiny_sd)
+    components, base = dict(pipe.components), picture(pipe, **options)
+    load_hra_weights(pipe, adapters / "a")
+    assert not close(picture(pipe, **options), base, 1e-3)
+    unload_hra_weights(pipe)
+    assert all(pipe.components[name] is component for name, component in components.items())
+    assert torch.equal(picture(pipe, **options), base)
+
+
+def test_stable_diffusion_xl_takes_an_adapter_of_all_three_components(tiny_xl, xl_adapter, tmp_path, picture, load):
+    pipe = load(StableDiffusionXLPipeline, tiny_xl)
+    base = picture(pipe)
+    load_hra_weights(pipe, xl_adapter)
+    assert list_hra_adapters(pipe)["default"].components == ("text_encoder", "text_encoder_2", "unet")
+    adapted = picture(pipe)
+    assert not close(adapted, base, 1e-3)
+    save_hra_weights(pipe, tmp_path / "again")
+    unload_hra_weights(pipe)
+    load_hra_weights(pipe, tmp_path / "again")
+    assert close(picture(pipe), adapted)
+
+
+def test_an_adapter_of_stable_diffusion_xl_is_refused_by_1_with_the_name_of_its_base(pipe, xl_adapter, tiny_xl):
+    with pytest.raises(AdapterFileError, match=f"made for {tiny_xl}, does not fit|has no text_encoder_2"):
+        load_hra_weights(pipe, xl_adapter)
+    assert adapted_components(pipe) == {}
+
+
+def test_the_newest_adapter_acts_alone_and_the_others_come_back_when_it_leaves(pipe, adapters, picture):
+    load_hra_weights(pipe, adapters / "a", "a")
+    only_a = picture(pipe)
+    load_hra_weights(pipe, adapters / "b", "b")
+    both = list_hra_adapters(pipe)
+    assert [(name, adapter.active) for name, adapter in both.items()] == [("a", False), ("b", True)]
+    assert both["b"].components == ("unet",)
+    text_encoder = pipe.text_encoder
+    unload_hra_weights(pipe, "b")
+    assert torch.equal(picture(pipe), only_a)
+    assert pipe.text_encoder is text_encoder
+    with pytest.raises(ConfigError, match="no HRA adapter named 'b'; known are: 'a'"):
+        unload_hra_weights(pipe, "b")
+
+
+@pytest.mark.parametrize("name", ["a", "../a", "a/b", "a\0", "a.b", ""])
+def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, picture):
+    load_hra_weights(pipe, adapters / "a", "a")
+    before = picture(pipe)
+    with pytest.raises(ConfigError, match=r"named 'a' already|cannot name an adapter"):
+        load_hra_weights(pipe, adapters / "b", name)
+    assert list(list_hra_adapters(pipe)) == ["a"]
+    assert torch.equal(picture(pipe), before)
+
+
+def test_a_damaged_second_adapter_leaves_the_first_acting_as_it_did(pipe, adapters, tmp_path, picture):
+    load_hra_weights(pipe, adapters / "a", "a")
+    set_hra_adapters(pipe, "a", 0.6)
+    before = picture(pipe)
+    copy = shutil.copytree(adapters / "low", tmp_path / "low")
+    (copy / "unet" / "adapter_model.safetensors").write_bytes(b"PK")
+    with pytest.raises(AdapterFileError, match="no intact safetensors"):
+        load_hra_weights(pipe, copy, "low")
+    assert torch.equal(picture(pipe), before)
+    assert list(list_hra_adapters(pipe)) == ["a"]
+
+
+def test_swapping_writes_over_the_columns_of_an_adapter_in_place(pipe, adapters, picture):
+    load_hra_weights(pipe, adapters / "low", "low")
+    expected = picture(pipe)
+    unload_hra_weights(pipe)
+    load_hra_weights(pipe, adapters / "a", max_rank=6)
+    layers = adapted_components(pipe)["unet"].layers()
+    addresses = [layer.hra_u["default"].data_ptr() for layer in layers.values()]
+    a = picture(pipe)
+    load_hra_weights(pipe, adapters / "low", hotswap=True)
+    assert close(picture(pipe), expected)
+    load_hra_weights(pipe, adapters / "b", hotswap=True)  # it has no text encoder: that goes back to the base
+    b = picture(pipe)
+    load_hra_weights(pipe, adapters / "a", hotswap=True)
+    assert close(picture(pipe), a)
+    assert [layer.hra_u["default"].data_ptr() for layer in layers.values()] == addresses
+    unload_hra_weights(pipe)
+    load_hra_weights(pipe, adapters / "b")
+    assert close(picture(pipe), b)
+
+
+def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, picture):
+    load_hra_weights(pipe, adapters / "low")
+    before = picture(pipe)
+    with pytest.raises(AdapterFileError, match="its rank is 4 of at most 2"):
+        load_hra_weights(pipe, adapters / "a", hotswap=True)
+    copy = shutil.copytree(adapters / "low", tmp_path / "low")
+    (copy / "unet" / "adapter_model.safetensors").unlink()
+    shutil.copytree(adapters / "low" / "text_encoder", copy / "text_encoder", dirs_exist_ok=True)
+    with pytest.raises(AdapterFileError, match="Cannot read"):
+        load_hra_weights(pipe, copy, hotswap=True)
+    assert torch.equal(picture(pipe), before)
+    with pytest.raises(ConfigError, match="no HRA adapter named 'other'"):
+        load_hra_weights(pipe, adapters / "low", "other", hotswap=True)
+
+
+def test_files_of_peft_in_the_folder_itself_are_those_of_the_component_they_fit(pipe, adapters):
+    for component in ("unet", "text_encoder"):
+        load_hra_weights(pipe, adapters / "a" / component)
+        assert list_hra_adapters(pipe)["default"].components == (component,)
+        unload_hra_weights(pipe)
+
+
+def test_an_adapter_comes_from_a_repository_of_the_hub(pipe, adapters, tmp_path, picture):
+    """The layout of huggingface_hub's cache, offline, as it is after a download."""
+    commit, repository = "0" * 40, tmp_path / "models--someone--cats"
+    shutil.copytree(adapters / "a", repository / "snapshots" / commit / "tabby")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text(commit)
+    load_hra_weights(pipe, adapters / "a", "local")
+    expected = picture(pipe)
+    load_hra_weights(pipe, "someone/cats", subfolder="tabby", revision="v1", cache_dir=tmp_path)
+    assert torch.equal(picture(pipe), expected)
+    with pytest.raises(AdapterFileError, match="'someone/dogs' is no folder here, and the hub cannot be asked"):
+        load_hra_weights(pipe, "someone/dogs", "dogs", cache_dir=tmp_path)
+
+
+def test_saving_writes_all_components_or_nothing_and_never_mixes_two_adapters(pipe, adapters, tmp_path):
+    load_hra_weights(pipe, adapters / "a", "a")
+    load_hra_weights(pipe, adapters / "b", "b")
+    with pytest.raises(ConfigError, match="Say which adapter to save; there are: a, b"):
+        save_hra_weights(pipe, tmp_path)
+    save_hra_weights(pipe, tmp_path, "a")
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path.relative_to(tmp_path).as_posix() for path in files} == {
+        f"{component}/{name}" for component in ("unet", "text_encoder") for name in (CONFIG_FILE, WEIGHTS_FILE)
+    }
+    with pytest.raises(OutputError, match="holds an adapter of text_encoder already"):
+        save_hra_weights(pipe, tmp_path, "b")
+    assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="Cannot write"):
+        save_hra_weights(pipe, tmp_path / "file", "a")
+
+
+def test_a_folder_without_an_adapter_is_refused_with_what_one_holds(pipe, tmp_path):
+    with pytest.raises(AdapterFileError, match=r"no adapter in .*one sub-folder for each adapted component"):
+        load_hra_weights(pipe, tmp_path)
+
+
+def test_a_model_stored_in_half_precision_draws_in_float32(make_model, tmp_path):
+    pipe = load_pipeline(str(make_model(tmp_path / "half", half=True)))
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {torch.float32}
+    assert draw(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)
+
+
+def test_an_adapter_knows_its_base_model(trained, tiny_sd):
+    assert base_model(trained) == base_model(trained / "adapter") == str(tiny_sd)

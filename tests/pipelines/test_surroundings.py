@@ -1,0 +1,140 @@
+"""What diffusers does to pipelines goes on working with adapters in them, whether it was done before or after."""
+
+import warnings
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+from torch import nn
+
+from hra_diffusion import fuse_hra, load_hra_weights, save_hra_weights, set_hra_adapters, unload_hra_weights
+from hra_diffusion.errors import AdapterFileError
+
+CPU = torch.device("cpu")
+OFFLOADS = {
+    "model": lambda pipe: pipe.enable_model_cpu_offload(device=CPU),
+    "groups": lambda pipe: pipe.enable_group_offload(CPU, offload_type="leaf_level"),
+}
+
+
+@pytest.fixture
+def expected(pipe, adapters, picture):
+    """Pictures of the adapter, at half its strength, and of the base."""
+    load_hra_weights(pipe, adapters / "a")
+    whole = picture(pipe)
+    set_hra_adapters(pipe, "default", 0.5)
+    half = picture(pipe)
+    unload_hra_weights(pipe)
+    return whole, half, picture(pipe)
+
+
+def close(one, other, tolerance: float = 1e-5) -> bool:
+    return torch.allclose(one, other, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("first", [True, False])
+def test_offloading_before_or_after(pipe, adapters, expected, picture, offload, first, tmp_path):
+    whole, half, base = expected
+    if first:
+        OFFLOADS[offload](pipe)
+    load_hra_weights(pipe, adapters / "a")
+    if not first:
+        OFFLOADS[offload](pipe)
+    assert close(picture(pipe), whole)
+    set_hra_adapters(pipe, "default", 0.5)
+    assert close(picture(pipe), half)
+    save_hra_weights(pipe, tmp_path)
+    fuse_hra(pipe)
+    assert close(picture(pipe), half, 1e-4)
+    unload_hra_weights(pipe)
+    assert close(picture(pipe), base)
+    load_hra_weights(pipe, tmp_path)
+    assert close(picture(pipe), whole)
+
+
+def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
+    pipe, adapters, expected, picture, tmp_path
+):
+    """Accelerate cannot run such a pipeline with the CPU for a device: its hooks are removed to see the pictures."""
+    whole, half, base = expected
+
+    def offloaded() -> bool:
+        return {parameter.device.type for parameter in pipe.unet.parameters()} == {"meta"}
+
+    pipe.enable_sequential_cpu_offload(device=CPU)
+    load_hra_weights(pipe, adapters / "a")
+    set_hra_adapters(pipe, "default", 0.5)
+    save_hra_weights(pipe, tmp_path)
+    assert offloaded()
+    fuse_hra(pipe)
+    assert offloaded()
+    pipe.remove_all_hooks()
+    assert close(picture(pipe), half, 1e-4)
+    pipe.enable_sequential_cpu_offload(device=CPU)
+    unload_hra_weights(pipe)
+    assert offloaded()
+    pipe.remove_all_hooks()
+    assert close(picture(pipe), base)
+    load_hra_weights(pipe, tmp_path)
+    assert close(picture(pipe), whole)
+
+
+def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, picture):
+    load_hra_weights(pipe, adapters / "a")
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.vae.enable_slicing()
+    pipe.enable_attention_slicing()
+    assert close(picture(pipe.to("cpu")), expected[0], 1e-4)
+    half = picture(pipe.to(torch.bfloat16))
+    assert half.isfinite().all()
+    assert close(half, expected[0], 0.15)
+
+
+@pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
+def test_compiling(pipe, adapters, expected, picture, how):
+    torch._dynamo.reset()
+    load_hra_weights(pipe, adapters / "a", max_rank=4)
+    if how == "whole":
+        pipe.unet = torch.compile(pipe.unet, backend="aot_eager")
+    elif how == "in place":
+        pipe.unet.compile(backend="aot_eager")
+    else:
+        pipe.unet.compile_repeated_blocks(backend="aot_eager")
+    whole, half, _ = expected
+    assert close(picture(pipe), whole, 1e-4)
+    set_hra_adapters(pipe, "default", 0.5)
+    assert close(picture(pipe), half, 1e-4)
+
+
+def test_a_compiled_base_is_refused_with_the_order_that_works(pipe, adapters):
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    with pytest.raises(AdapterFileError, match="load the adapter first, then compile it"):
+        load_hra_weights(pipe, adapters / "a")
+
+
+def test_a_quantised_pipeline(pipe, adapters, picture):
+    from torch.ao.quantization import quantize_dynamic
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces that this moves to torchao
+        quantize_dynamic(pipe.text_encoder, {nn.Linear}, inplace=True)
+    base = picture(pipe)
+    load_hra_weights(pipe, adapters / "a")
+    assert not close(picture(pipe), base, 1e-3)
+    unload_hra_weights(pipe)
+    assert torch.equal(picture(pipe), base)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_saved_pipeline_is_a_base_without_adapter_keys(pipe, adapters, expected, picture, tmp_path, fused):
+    load_hra_weights(pipe, adapters / "a")
+    if fused:
+        fuse_hra(pipe)
+    pipe.save_pretrained(tmp_path)
+    for path in tmp_path.rglob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            assert not [key for key in file.offset_keys() if "hra" in key or "base_layer" in key]
+    again = StableDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
+    assert close(picture(again), expected[0] if fused else expected[2], 1e-4)
