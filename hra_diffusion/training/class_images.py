@@ -12,11 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import hra_disabled
-from hra_diffusion.training.dataset import picture_files, read_pictures
+from hra_diffusion.training.dataset import Photo, check_pictures, picture_files
 from hra_diffusion.training.rng import stream
 
 _DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{5}\.png")
@@ -71,13 +69,13 @@ class ClassImages:
                 write_file(path, image.save)
             yield self.count - len(missing) + start + len(batch)
 
-    def read(self) -> list[Image.Image]:
-        """Decode the pictures that are there.
+    def read(self) -> list[Photo]:
+        """Check the pictures that are there.
 
         Raises:
             ImageError: not one can be read.
         """
-        return read_pictures((path for path in self.files if path.exists()), self.folder)
+        return check_pictures((path for path in self.files if path.exists()), self.folder)
 
     def _digest(self) -> str:
         *_, weight = (weight for name, weight in self.pipe.unet.named_parameters() if "hra_u" not in name)

@@ -41,6 +41,8 @@ class DataConfig:
     """Take the middle of pictures that are not square; otherwise both ends and the middle alternate."""
     random_flip: bool = False
     """Show pictures mirrored half of the time; not for subjects whose sides differ."""
+    background_color: str = "white"
+    """What is seen through transparent pictures: a name, or "#rrggbb"."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
@@ -23,10 +23,18 @@ from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, s
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
-from hra_diffusion.training.dataset import picture_files, read_pictures, square_crops, to_tensor
+from hra_diffusion.training.dataset import (
+    Photo,
+    check_pictures,
+    picture_files,
+    report_duplicates,
+    square_crops,
+    to_tensor,
+)
 from hra_diffusion.training.defaults import resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.portrait import Portrait
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
@@ -64,7 +72,9 @@ class DreamBooth:
         self.folder = config.run.output_dir or Path()
         check_writable(self.folder)
         pictures = config.data.instance_data_dir or Path()
-        self._pictures = read_pictures(picture_files(pictures), pictures)
+        self._background = parse_colour(config.data.background_color)
+        self._pictures = check_pictures(picture_files(pictures), pictures)
+        report_duplicates(self._pictures)
         if config.prior.class_data_dir:
             picture_files(config.prior.class_data_dir)
         self.accelerator = make_accelerator(config.run)
@@ -169,16 +179,16 @@ class DreamBooth:
         a_step = run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
         return math.ceil(run.num_train_epochs * len(self._pictures) / a_step)
 
-    def _source(self, name: str, pictures: Sequence[Image.Image], prompt: str, weight: float = 1.0) -> Source:
+    def _source(self, name: str, pictures: Sequence[Photo], prompt: str, weight: float = 1.0) -> Source:
         latents = encode(self.pipe.vae, map(self._variants, pictures))
         condition = self.family.condition([prompt], self.config.adapter.train_text_encoder)
         conditions = condition.expand(len(latents), *condition.shape[1:])
         return Source(name=name, latents=latents, conditions=conditions, weight=weight)
 
-    def _variants(self, picture: Image.Image) -> list[Tensor]:
+    def _variants(self, photo: Photo) -> list[Tensor]:
         """Make what a step may see of a picture: its crops, and their mirror images if wanted."""
         data = self.config.data
-        crops = square_crops(picture, self._resolution, center_crop=data.center_crop)
+        crops = square_crops(photo.read(self._background), self._resolution, center_crop=data.center_crop)
         mirrored = [ImageOps.mirror(crop) for crop in crops] if data.random_flip else []
         return [to_tensor(crop) for crop in crops + mirrored]
 

@@ -38,7 +38,7 @@ def contents(images):
 def test_they_are_drawn_in_batches_at_training_size(images):
     assert list(images.draw_missing()) == [2, 4, 5]
     assert [image.size for image in images.read()] == [(24, 24)] * 5
-    assert len({image.tobytes() for image in images.read()}) == 5
+    assert len({image.read().tobytes() for image in images.read()}) == 5
 
 
 def test_only_missing_ones_are_drawn_again_and_come_out_the_same(images):

@@ -1,15 +1,24 @@
-"""Pictures: decoded right, whatever the format says about orientation, depth and transparency, or refused by name."""
+"""Folders of pictures: what is in them, what is named in a warning, and what training sees of each picture."""
 
 import logging
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from hra_diffusion.errors import ImageError
-from hra_diffusion.training import dataset
-from hra_diffusion.training.dataset import picture_files, read_picture, read_pictures, square_crops, to_tensor
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.training import pictures as pictures_module
+from hra_diffusion.training.dataset import (
+    check_pictures,
+    picture_files,
+    read_pictures,
+    report_duplicates,
+    square_crops,
+    to_tensor,
+)
+from hra_diffusion.training.pictures import parse_colour, read_picture
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 
@@ -38,69 +47,11 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
     assert np.array_equal(np.asarray(read_picture(tmp_path / "a.png")), QUARTERS)
 
 
-def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
-    grey = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    decoded = np.asarray(read_picture(tmp_path / "a.png")).astype(float)
-    assert np.abs(decoded - grey[..., None] / 257).max() <= 0.5
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P"])
-def test_transparency_shows_the_background(tmp_path, mode):
-    layer = Image.new("RGBA", (4, 2), (0, 0, 0, 255))
-    layer.paste((0, 0, 0, 0), (0, 0, 2, 2))
-    if mode == "P":
-        palette = layer.convert("RGB").convert("P")
-        palette.putdata([1, 1, 0, 0] * 2)
-        palette.putpalette([0, 0, 0, 9, 9, 9])
-        palette.save(tmp_path / "a.png", transparency=1)
-    elif mode == "PA":
-        layer.quantize(4).save(tmp_path / "a.png")
-    else:
-        layer.convert(mode).save(tmp_path / "a.png")
-    decoded = np.asarray(read_picture(tmp_path / "a.png", background=(200, 100, 50)))
-    assert (decoded[:, :2] == (200, 100, 50)).all()
-    assert (decoded[:, 2:] == 0).all()
-
-
-@pytest.mark.parametrize("file", ["a.png", "a.bmp", "a.gif", "a.webp", "a.avif", "a.jpg", "cmyk.jpg", "cmyk.tiff"])
-def test_every_format_decodes_to_the_same_colours(tmp_path, file):
-    picture = Image.fromarray(QUARTERS)
-    if file.endswith("gif"):
-        picture = picture.quantize(4)
-    (picture.convert("CMYK") if file.startswith("cmyk") else picture).save(tmp_path / file)
-    decoded = read_picture(tmp_path / file)
-    assert decoded.mode == "RGB"
-    middles = np.asarray(decoded).astype(int)[8::16, 12::24]
-    assert np.abs(middles - FOUR_COLOURS).max() <= 5
-
-
-def damage(path: Path, kind: str) -> Path:
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path, "JPEG")
-    data = path.read_bytes()
-    path.write_bytes(
-        {"truncated": data[: len(data) // 2], "text": b"not a picture", "empty": b"", "head": data[:30]}[kind]
-    )
-    return path
-
-
-@pytest.mark.parametrize("kind", ["truncated", "text", "empty", "head"])
-def test_a_damaged_file_is_refused_by_name(tmp_path, kind):
-    with pytest.raises(ImageError, match=r"bad\.jpg"):
-        read_picture(damage(tmp_path / "bad.jpg", kind))
-
-
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset, "MAX_PIXELS", 100)
+    monkeypatch.setattr(pictures_module, "MAX_PIXELS", 100)
     Image.new("RGB", (11, 10)).save(tmp_path / "big.png")
     with pytest.raises(ImageError, match=r"big\.png has 11×10 pixels.*scale it down"):
         read_picture(tmp_path / "big.png")
-
-
-def test_formats_that_are_no_pictures_are_never_tried(tmp_path):
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
-    with pytest.raises(ImageError, match=r"a\.eps"):
-        read_picture(tmp_path / "a.eps")
 
 
 def test_a_stray_file_is_named_in_a_warning_and_the_rest_goes_on(pictures, caplog):
@@ -113,6 +64,45 @@ def test_a_stray_file_is_named_in_a_warning_and_the_rest_goes_on(pictures, caplo
     assert "Left out 1 of 5 files" in caplog.text
     assert "notes.txt" in caplog.text
     assert ".DS_Store" not in caplog.text
+
+
+def test_a_link_that_leads_nowhere_is_named(pictures, caplog):
+    (pictures / "lost.jpg").symlink_to(pictures / "nix.jpg")
+    check_pictures(picture_files(pictures), pictures)
+    assert "Left out 1 of 5 files" in caplog.text
+    assert "lost.jpg" in caplog.text
+
+
+def test_pictures_that_move_are_named_and_the_first_frame_is_used(pictures, caplog):
+    red, blue = (Image.new("RGB", (40, 30), colour) for colour in ("red", "blue"))
+    red.save(pictures / "moving.webp", save_all=True, append_images=[blue], lossless=True)
+    photos = check_pictures(picture_files(pictures), pictures)
+    assert len(photos) == 5
+    assert photos[-1].read().getcolors() == [(1200, (255, 0, 0))]
+    assert "the first frame is used: moving.webp." in caplog.text
+
+
+def test_pictures_saved_twice_are_reported_and_no_others(pictures, caplog):
+    report_duplicates(check_pictures(picture_files(pictures), pictures))
+    assert not caplog.text
+    noise = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
+    picture = Image.fromarray(noise).resize((96, 96), Image.Resampling.BICUBIC)
+    picture.save(pictures / "4.png")
+    picture.resize((80, 80)).save(pictures / "copy.jpg")
+    report_duplicates(check_pictures(picture_files(pictures), pictures))
+    assert re.search(r"look the same.*4\.png and \S*copy\.jpg\.$", caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "colour"), [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("#12345678", (18, 52, 86))]
+)
+def test_colours_have_names(name, colour):
+    assert parse_colour(name) == colour
+
+
+def test_an_unknown_colour_is_refused():
+    with pytest.raises(ConfigError, match="--background_color is 'blak': give a name"):
+        parse_colour("blak")
 
 
 def test_a_folder_without_a_picture_is_an_error(tmp_path):
