@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         if run.resumes_from:
             print(f"Going on from {run.resumes_from}", file=sys.stderr)
     if run.class_images:
-        _finish(run.draw_class_images(), "class pictures", len(run.class_images.files))
+        _finish(run.draw_class_images(), "class pictures", sum(len(images.files) for images in run.class_images))
     _train(run)
     run.save()
     _finish(run.draw_before_after(), "before and after", run.portrait.total)

@@ -29,12 +29,13 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The pictures of the subject."""
+    """The pictures of the subject, or of several."""
 
     instance_data_dir: Path | None = None
-    """Folder with the pictures of the subject; a subject.toml in it may hold the prompts."""
+    """Folder with the pictures of the subject, or with such a folder for each of several subjects; a subject.toml
+    beside the pictures may hold the prompts, a text file beside a picture or a metadata.jsonl its caption."""
     instance_prompt: str | None = None
-    """What the pictures show, with a rare word for the subject: "a photo of a sks dog"."""
+    """What pictures without a caption show, with a rare word for the subject: "a photo of a sks dog"."""
     resolution: int | None = None
     """Side of the training pictures in pixels; the model's own by default."""
     center_crop: bool = False
@@ -54,10 +55,10 @@ class PriorConfig:
     class_prompt: str | None = None
     """The class without the rare word: "a photo of a dog"."""
     class_data_dir: Path | None = None
-    """Folder with pictures of the class; what is missing there is drawn by the base model. class_images in the output
-    folder by default."""
+    """Folder with pictures of the class; what is missing there is drawn by the base model. With several classes, a
+    folder for each. class_images in the output folder by default."""
     num_class_images: int = 100
-    """How many pictures of the class there are to be."""
+    """How many pictures of each class there are to be."""
     prior_loss_weight: float = 1.0
     """Weight of the class pictures' loss."""
     sample_batch_size: int = 4

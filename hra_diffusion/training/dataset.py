@@ -18,16 +18,17 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.training import captions
 from hra_diffusion.training.pictures import WHITE, Colour, read_layers, read_picture
 
 logger = logging.getLogger(__name__)
 
-NOT_PICTURES = (".toml",)
-"""Files that belong into a picture folder without being pictures."""
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
+"""By these, pictures are told from other files where none is opened."""
 
 SAME = 12
-"""Perceptual hashes of 256 bits that differ in no more are of one picture, saved twice. Measured: photographs saved anew
-at half the size differ by up to 6, pictures of one subject by 26 and more."""
+"""Perceptual hashes of 256 bits that differ in no more are of one picture, saved twice. Measured: pictures saved
+anew at half the size differ by up to 6, different ones of one subject by 26 and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +50,23 @@ class Photo:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """Files of a folder that should be pictures, in the order of their names; not hidden ones, not sub-folders.
+    """Files of a folder that should be pictures, by name; hidden ones, sub-folders and captions are none.
 
     Raises:
         ImageError: there is no such folder.
     """
     if not folder.is_dir():
         raise ImageError(f"There is no picture folder {folder}: check the path.")
-    return sorted(
+    files = sorted(
         path
         for path in folder.iterdir()
         if (path.is_file() or not path.exists())  # a link that leads nowhere is named later
         and not path.name.startswith(".")
-        and path.suffix.lower() not in NOT_PICTURES
+        and path.suffix.lower() != ".toml"
+        and path.name not in captions.TABLES
     )
+    with_caption = {path.stem for path in files if path.suffix.lower() not in captions.ENDINGS}
+    return [path for path in files if path.suffix.lower() not in captions.ENDINGS or path.stem not in with_caption]
 
 
 def check_pictures(paths: Iterable[Path], folder: Path) -> list[Photo]:
@@ -87,7 +91,7 @@ def check_pictures(paths: Iterable[Path], folder: Path) -> list[Photo]:
                 path=path,
                 size=layers.colours.size,
                 has_alpha=layers.alpha is not None,
-                digest=hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(),
+                digest=file_digest(path),
                 look=imagehash.phash(layers.colours, hash_size=16),
             )
         )
@@ -101,6 +105,11 @@ def check_pictures(paths: Iterable[Path], folder: Path) -> list[Photo]:
     if animated:
         logger.warning("Of pictures that move, the first frame is used: %s.", ", ".join(animated))
     return photos
+
+
+def file_digest(path: Path) -> str:
+    """Digest a file's bytes."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def read_pictures(paths: Iterable[Path], folder: Path) -> list[Image.Image]:

@@ -23,14 +23,7 @@ from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, s
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
-from hra_diffusion.training.dataset import (
-    Photo,
-    check_pictures,
-    picture_files,
-    report_duplicates,
-    square_crops,
-    to_tensor,
-)
+from hra_diffusion.training.dataset import Photo, file_digest, picture_files, report_duplicates, square_crops, to_tensor
 from hra_diffusion.training.defaults import resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop import StepRecord
@@ -39,6 +32,7 @@ from hra_diffusion.training.portrait import Portrait
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
+from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 
 DEFAULT_STEPS = 400
 
@@ -57,7 +51,9 @@ class DreamBooth:
         folder: where the results go: adapter/, config.toml, log.jsonl, before_after.png.
         pipe: the diffusers pipeline, with the adapter in it.
         total_steps: optimiser steps of the run.
-        class_images: the pictures of the class, or None without prior preservation.
+        subjects: who is to be learned.
+        examples: their pictures, each with its caption.
+        class_images: the pictures of each class; empty without prior preservation.
         portrait: the before-and-after pictures.
         resumes_from: the checkpoint that it goes on from, if any.
     """
@@ -68,13 +64,13 @@ class DreamBooth:
         Raises:
             HRAError: something is wrong with the settings, the pictures, the model or the output folder.
         """
-        config = resolve(config)
+        self.subjects = find_subjects(config)
+        config = resolve(config, self.subjects)
         self.folder = config.run.output_dir or Path()
         check_writable(self.folder)
-        pictures = config.data.instance_data_dir or Path()
         self._background = parse_colour(config.data.background_color)
-        self._pictures = check_pictures(picture_files(pictures), pictures)
-        report_duplicates(self._pictures)
+        self.examples = [example for subject in self.subjects for example in read_examples(subject)]
+        report_duplicates([example.photo for example in self.examples])
         if config.prior.class_data_dir:
             picture_files(config.prior.class_data_dir)
         self.accelerator = make_accelerator(config.run)
@@ -99,16 +95,20 @@ class DreamBooth:
         """What will be trained, in one line."""
         parts = adapted_components(self.pipe)
         count = sum(component.get_nb_trainable_parameters()[0] for component in parts.values())
+        prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
         return (
-            f'"{self.config.data.instance_prompt}" from {len(self._pictures)} pictures of {self._resolution} px: '
+            f"{prompts} from {len(self.examples)} pictures of {self._resolution} px: "
             f"{count:,} parameters in {' and '.join(parts)}, {self.total_steps} steps"
         )
 
     def draw_class_images(self) -> Iterator[int]:
         """Draw missing pictures of the class; yields how many there are."""
         with self.accelerator.main_process_first(), self.accelerator.autocast():
-            if self.class_images:
-                yield from self.class_images.draw_missing()
+            before = 0
+            for images in self.class_images:
+                for done in images.draw_missing():
+                    yield before + done
+                before += len(images.files)
 
     def steps(self) -> Iterator[StepRecord]:
         """Train; every record is in log.jsonl, and its checkpoint saved, when it is yielded."""
@@ -120,11 +120,14 @@ class DreamBooth:
     @cached_property
     def recording(self) -> Recording:
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
-        data, prior = self.config.data, self.config.prior
-        sources = [self._source("instance", self._pictures, data.instance_prompt or "")]
+        sources = [self._source("instance", self.examples)]
         if self.class_images:
-            pictures = self.class_images.read()
-            sources.append(self._source("class", pictures, prior.class_prompt or "", prior.prior_loss_weight))
+            of_class = [
+                example
+                for images in self.class_images
+                for example in captioned(images.read(), images.folder, images.prompt)
+            ]
+            sources.append(self._source("class", of_class, self.config.prior.prior_loss_weight))
         recording = Recording(
             folder=self.folder,
             trainer=make_trainer(
@@ -177,13 +180,20 @@ class DreamBooth:
         if run.max_train_steps or not run.num_train_epochs:
             return run.max_train_steps or DEFAULT_STEPS
         a_step = run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
-        return math.ceil(run.num_train_epochs * len(self._pictures) / a_step)
+        a_pass = sum(example.repeats for example in self.examples)
+        return math.ceil(run.num_train_epochs * a_pass / a_step)
 
-    def _source(self, name: str, pictures: Sequence[Photo], prompt: str, weight: float = 1.0) -> Source:
-        latents = encode(self.pipe.vae, map(self._variants, pictures))
-        condition = self.family.condition([prompt], self.config.adapter.train_text_encoder)
-        conditions = condition.expand(len(latents), *condition.shape[1:])
-        return Source(name=name, latents=latents, conditions=conditions, weight=weight)
+    def _source(self, name: str, examples: Sequence[Example], weight: float = 1.0) -> Source:
+        latents = encode(self.pipe.vae, (self._variants(example.photo) for example in examples))
+        captions = list(dict.fromkeys(example.caption for example in examples))
+        conditions = self.family.condition(captions, self.config.adapter.train_text_encoder)
+        order = [at for at, example in enumerate(examples) for _ in range(example.repeats)]
+        return Source(
+            name=name,
+            latents=[latents[at] for at in order],
+            conditions=conditions[[captions.index(examples[at].caption) for at in order]],
+            weight=weight,
+        )
 
     def _variants(self, photo: Photo) -> list[Tensor]:
         """Make what a step may see of a picture: its crops, and their mirror images if wanted."""
@@ -193,9 +203,10 @@ class DreamBooth:
         return [to_tensor(crop) for crop in crops + mirrored]
 
     def _make_identity(self) -> dict[str, Any]:
-        pictures = {"instance": picture_files(self.config.data.instance_data_dir or Path())}
-        if self.class_images:
-            pictures["class"] = self.class_images.own
+        root = self.config.data.instance_data_dir or Path()
+        pictures = {f"instance {example.photo.path.relative_to(root)}": example.digest for example in self.examples}
+        for images in self.class_images:
+            pictures |= {f"class {images.prompt} {path.name}": file_digest(path) for path in images.own}
         return identity(self.config, pictures, self.pipe, self.accelerator.num_processes)
 
     def _checkpoint(self) -> Path | None:
@@ -206,36 +217,38 @@ class DreamBooth:
             check_same_run(found, self._identity, self.total_steps)
         return found
 
-    def _class_images(self) -> ClassImages | None:
+    def _class_images(self) -> list[ClassImages]:
+        """Name the pictures of each class, which several subjects may share."""
         prior, preview = self.config.prior, self.config.preview
         if not prior.with_prior_preservation:
-            return None
-        return ClassImages(
-            folder=prior.class_data_dir or self.folder / "class_images",
-            count=prior.num_class_images,
-            pipe=self.pipe,
-            prompt=prior.class_prompt or "",
-            resolution=self._resolution,
-            steps=preview.num_inference_steps,
-            guidance_scale=preview.guidance_scale,
-            seed=self.config.run.seed,
-            batch_size=prior.sample_batch_size,
-        )
+            return []
+        root = prior.class_data_dir or self.folder / "class_images"
+        names = {subject.class_prompt or "": subject.folder.name for subject in reversed(self.subjects)}
+        return [
+            ClassImages(
+                folder=root / name if len(names) > 1 else root,
+                count=prior.num_class_images,
+                pipe=self.pipe,
+                prompt=prompt,
+                resolution=self._resolution,
+                steps=preview.num_inference_steps,
+                guidance_scale=preview.guidance_scale,
+                seed=self.config.run.seed,
+                batch_size=prior.sample_batch_size,
+            )
+            for prompt, name in names.items()
+        ]
 
     def _portrait(self) -> Portrait:
         preview, seed = self.config.preview, self.config.run.seed
-        names = {
-            "{instance_prompt}": self.config.data.instance_prompt,
-            "{class_prompt}": self.config.prior.class_prompt,
-        }
-        prompts: list[str] = []
-        for prompt in preview.validation_prompts:
-            if all(told or name not in prompt for name, told in names.items()):
-                for name, told in names.items():
-                    prompt = prompt.replace(name, told or "")
-                prompts.append(prompt)
+        prompts = [
+            template.replace("{instance_prompt}", subject.prompt).replace("{class_prompt}", subject.class_prompt or "")
+            for template in preview.validation_prompts
+            for subject in self.subjects
+            if subject.class_prompt or "{class_prompt}" not in template
+        ]
         return Portrait(
-            prompts=prompts,
+            prompts=list(dict.fromkeys(prompts)),
             seeds=range(seed, seed + preview.num_validation_images),
             resolution=self._resolution,
             steps=preview.num_inference_steps,

@@ -5,7 +5,7 @@ long the run is, but no step of it, are free.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,12 @@ FREE = frozenset(
 """Settings that a resumed run may change."""
 
 
-def identity(
-    config: DreamBoothConfig, pictures: Mapping[str, Iterable[Path]], pipe: Any, processes: int
-) -> dict[str, Any]:
+def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, processes: int) -> dict[str, Any]:
     """Collect what makes a run this one and no other, as JSON has it.
 
     Args:
         config: its settings, with everything filled in.
-        pictures: the files that are trained on, by what they are for.
+        pictures: a digest of each picture that is trained on and of its caption, by name.
         pipe: its pipeline; frozen weights tell the model.
         processes: how many take part.
     """
@@ -54,7 +52,7 @@ def identity(
     return {
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - FREE)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
-        "pictures": {f"{what} {path.name}": _digest(path) for what, paths in pictures.items() for path in paths},
+        "pictures": dict(pictures),
         "model": _model_digest(pipe),
     }
 
@@ -90,10 +88,6 @@ def _as_json(value: object) -> object:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _model_digest(pipe: Any) -> str:

@@ -1,6 +1,7 @@
 """A run as a whole, on a tiny model: it learns, it repeats to the bit, and it changes nothing but the adapter."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -145,6 +146,31 @@ def test_a_subjects_own_file_holds_its_prompts(config, pictures):
     )
     resolved = DreamBooth(with_values(config, {"instance_prompt": "mine"})).config
     assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == ("mine", "a render of a cat")
+
+
+def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, pictures, tmp_path):
+    both = tmp_path / "both"
+    for name, count in (("cat", 4), ("10_sks dog", 2)):
+        shutil.copytree(pictures, both / name)
+        for path in sorted((both / name).iterdir())[count:]:
+            path.unlink()
+    (both / "cat" / "0.txt").write_text("a ohwx cat on grass")
+    run = train(with_values(config, {"instance_data_dir": both, "max_train_steps": None, "num_train_epochs": 1}))
+    assert run.total_steps == (4 + 10 * 2) / 2
+    assert run.portrait.prompts == [
+        "sks dog",
+        "a photo of a ohwx cat",
+        "sks dog on a beach",
+        "a photo of a ohwx cat on a beach",
+        "dog",
+        "a photo of a cat",
+    ]
+    drawn = [len(list((tmp_path / "run" / "class_images" / name).iterdir())) for name in ("cat", "10_sks dog")]
+    assert drawn == [3, 3]
+    assert "from 6 pictures" in run.summary
+    saved = read_toml(tmp_path / "run" / "config.toml", DreamBoothConfig())
+    train(with_values(saved, {"output_dir": tmp_path / "again"}))
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Who is to be learned: one subject a folder of pictures, with a prompt that names it by a rare word.
+
+A folder of pictures is one subject; a folder of such folders is several. Its prompts come from the flags, else from a
+``subject.toml`` in the folder (instance_prompt, class_prompt), else from the folder's name:
+
+    dog6          "a photo of a sks dog", of the class "a photo of a dog"; a second subject without prompts is "ohwx"
+    10_sks dog    "sks dog", of the class "dog", each picture ten times a pass: kohya's way of writing it
+"""
+
+import hashlib
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.training.captions import read_captions
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import tomllib
+from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, picture_files
+
+logger = logging.getLogger(__name__)
+
+RARE_WORDS = ("sks", "ohwx", "zwx", "bnha")
+"""Words that mean little to a model, for subjects whose prompts are not told."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A subject, or a class of them."""
+
+    folder: Path
+    prompt: str
+    """With its rare word."""
+    class_prompt: str | None
+    """Without it."""
+    repeats: int = 1
+    """How often a pass over the pictures shows each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A picture and what it shows."""
+
+    photo: Photo
+    caption: str
+    repeats: int = 1
+
+    @property
+    def digest(self) -> str:
+        """Digest everything that training sees of it."""
+        return hashlib.blake2b(
+            repr((self.photo.digest, self.caption, self.repeats)).encode(), digest_size=8
+        ).hexdigest()
+
+
+def find_subjects(config: DreamBoothConfig) -> list[Subject]:
+    """Find the subjects of a run.
+
+    Raises:
+        ImageError: there is no folder with pictures.
+        ConfigError: a prompt is missing and cannot be derived.
+    """
+    root = config.data.instance_data_dir
+    if root is None or not root.is_dir():
+        raise ImageError(f"There is no picture folder {root or '(none was named)'}: name one with --instance_data_dir.")
+    folders = subject_folders(root)
+    told = {"instance_prompt": config.data.instance_prompt, "class_prompt": config.prior.class_prompt}
+    described = [_subject_file(folder) | {name: text for name, text in told.items() if text} for folder in folders]
+    names = [*(folder.name for folder in folders), *(str(about.get("instance_prompt")) for about in described)]
+    taken = re.findall(r"[^\W_]+", " ".join(names))
+    rare_words = iter([word for word in RARE_WORDS if word not in taken])
+    subjects = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
+    for subject in subjects:
+        if config.prior.with_prior_preservation and not subject.class_prompt:
+            raise ConfigError(
+                f"--class_prompt is missing for {subject.folder}, which prior preservation needs: give the instance "
+                "prompt without its rare word, or pass --no_with_prior_preservation."
+            )
+    return subjects
+
+
+def subject_folders(root: Path) -> list[Path]:
+    """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any."""
+    if _has_pictures(root):
+        return [root]
+    inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return [folder for folder in inside if _has_pictures(folder)] or [root]
+
+
+def read_examples(subject: Subject) -> list[Example]:
+    """Check the subject's pictures and find their captions.
+
+    Raises:
+        ImageError: not one picture can be read.
+        ConfigError: a caption file cannot be read.
+    """
+    photos = check_pictures(picture_files(subject.folder), subject.folder)
+    return captioned(photos, subject.folder, subject.prompt, subject.repeats)
+
+
+def captioned(photos: Sequence[Photo], folder: Path, prompt: str, repeats: int = 1) -> list[Example]:
+    """Give each picture of a folder its caption there, or the prompt.
+
+    Raises:
+        ConfigError: a caption file cannot be read.
+    """
+    captions = read_captions([photo.path for photo in photos], folder)
+    return [Example(photo=photo, caption=captions.get(photo.path, prompt), repeats=repeats) for photo in photos]
+
+
+def _subject(folder: Path, about: dict[str, Any], rare_words: Iterator[str]) -> Subject:
+    """Make a subject of what is told about it, or of its folder's name where nothing is."""
+    name = folder.resolve().name
+    repeats, phrase = re.fullmatch(r"(?:(\d+)_)?(.+)", name).groups()
+    noun = " ".join(re.findall(r"[^\W\d_]+", name))
+    prompt, class_prompt = about.get("instance_prompt"), about.get("class_prompt")
+    if not prompt and not class_prompt and noun:
+        if repeats:
+            prompt, class_prompt = phrase, phrase.partition(" ")[2] or None
+        elif word := next(rare_words, None):
+            prompt, class_prompt = f"a photo of a {word} {noun}", f"a photo of a {noun}"
+        logger.warning('No --instance_prompt: using "%s", after the name of %s.', prompt, folder)
+    if not prompt:
+        raise ConfigError(
+            f"--instance_prompt is missing for {folder}: say what the pictures show, with a rare word for the subject, "
+            f'for example "a photo of a {RARE_WORDS[0]} dog"; of several subjects, each in a subject.toml.'
+        )
+    return Subject(folder=folder, prompt=prompt, class_prompt=class_prompt, repeats=int(repeats or 1))
+
+
+def _has_pictures(folder: Path) -> bool:
+    return any(path.suffix.lower() in ENDINGS for path in picture_files(folder))
+
+
+def _subject_file(folder: Path) -> dict[str, Any]:
+    path = folder / "subject.toml"
+    if not path.exists():
+        return {}
+    try:
+        about = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not valid TOML ({error}): correct or remove it.") from error
+    for name in ("instance_prompt", "class_prompt"):
+        if not isinstance(about.get(name, ""), str):
+            raise ConfigError(f"{path} has {name} = {about[name]!r}: write a text.")
+    return about

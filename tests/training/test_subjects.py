@@ -1,0 +1,95 @@
+"""Who is to be learned, as flags, files and the names of folders say."""
+
+import shutil
+
+import pytest
+
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.subjects import find_subjects, read_examples
+
+
+@pytest.fixture
+def many(pictures, tmp_path):
+    """Make a folder with a sub-folder for each name, each with the four pictures."""
+
+    def make(*names):
+        for name in names:
+            shutil.copytree(pictures, tmp_path / "many" / name)
+        return tmp_path / "many"
+
+    return make
+
+
+def found(folder, **values):
+    config = with_values(DreamBoothConfig(), {"instance_data_dir": folder, **values})
+    return {subject.folder.name: (subject.prompt, subject.class_prompt) for subject in find_subjects(config)}
+
+
+def test_a_folder_of_pictures_is_one_subject_named_by_its_folder(pictures, caplog):
+    (pictures / "held_out").mkdir()
+    shutil.copy(pictures / "0.png", pictures / "held_out")
+    assert found(pictures) == {"dog": ("a photo of a sks dog", "a photo of a dog")}
+    assert 'No --instance_prompt: using "a photo of a sks dog"' in caplog.text
+
+
+def test_a_folder_of_folders_is_several_subjects_each_with_a_word_of_its_own(many):
+    folder = many("cat 2", "dog6")
+    (folder / "nothing here").mkdir()
+    assert found(folder) == {
+        "cat 2": ("a photo of a sks cat", "a photo of a cat"),
+        "dog6": ("a photo of a ohwx dog", "a photo of a dog"),
+    }
+
+
+def test_a_word_that_is_told_is_not_given_again(many):
+    folder = many("cat", "dog")
+    (folder / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
+    assert found(folder)["cat"] == ("a photo of a ohwx cat", "a photo of a cat")
+    assert found(folder)["dog"] == ("a render of a sks dog", None)
+    (many("5_ohwx bird") / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
+    assert found(folder)["cat"] == ("a photo of a zwx cat", "a photo of a cat")
+
+
+def test_more_subjects_than_rare_words_need_prompts(many):
+    with pytest.raises(ConfigError, match=r"--instance_prompt is missing for .*e: .*each in a subject\.toml"):
+        found(many(*"abcde"))
+
+
+def test_folders_named_as_for_kohya_say_prompt_class_and_repeats(many):
+    folder = many("10_sks dog", "2_ohwx woolly cat")
+    assert found(folder) == {"10_sks dog": ("sks dog", "dog"), "2_ohwx woolly cat": ("ohwx woolly cat", "woolly cat")}
+    config = with_values(DreamBoothConfig(), {"instance_data_dir": folder})
+    assert [subject.repeats for subject in find_subjects(config)] == [10, 2]
+
+
+def test_flags_go_before_files_and_files_before_names(pictures):
+    (pictures / "subject.toml").write_text('instance_prompt = "a sks cat"\nclass_prompt = "a cat"')
+    assert found(pictures) == {"dog": ("a sks cat", "a cat")}
+    assert found(pictures, instance_prompt="mine") == {"dog": ("mine", "a cat")}
+
+
+def test_each_subject_needs_its_class_for_prior_preservation(many):
+    folder = many("cat", "dog")
+    (folder / "dog" / "subject.toml").write_text('instance_prompt = "a sks dog"')
+    with pytest.raises(ConfigError, match=r"--class_prompt is missing for .*dog"):
+        found(folder, with_prior_preservation=True)
+
+
+def test_a_file_with_a_mistake_is_refused_by_name(pictures):
+    (pictures / "subject.toml").write_text("instance_prompt = 3")
+    with pytest.raises(ConfigError, match=r"subject\.toml has instance_prompt = 3: write a text"):
+        found(pictures)
+
+
+def test_no_folder_is_named(tmp_path):
+    with pytest.raises(ImageError, match="name one with --instance_data_dir"):
+        found(tmp_path / "nix")
+
+
+def test_pictures_without_a_caption_show_the_prompt(pictures):
+    (pictures / "0.txt").write_text("a sks dog on grass")
+    (subject,) = find_subjects(with_values(DreamBoothConfig(), {"instance_data_dir": pictures}))
+    captions = [example.caption for example in read_examples(subject)]
+    assert captions == ["a sks dog on grass", *["a photo of a sks dog"] * 3]
