@@ -1,11 +1,14 @@
-"""Which pictures, crops, noises and timesteps a step sees: a pure function of the seed and the step.
+"""Which pictures, views, noises and timesteps a step sees: a pure function of the seed and the step.
 
-A batch has ``batch_size`` examples of each source on each device; every process draws the batch of all devices and
-keeps its own rows, so the number of devices does not change what is drawn.
+Pictures of one size share a batch; each size has as many batches as there are pictures of it, in a shuffled order, so
+that every picture is seen equally often and none is dropped. A batch has ``batch_size`` examples of each source on each
+device; every process draws the batch of all devices and keeps its own rows, so the number of devices does not change
+what is drawn.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -27,6 +30,14 @@ class Source:
     weight: float = 1.0
     """Weight of its mean loss in the sum."""
 
+    @cached_property
+    def of_size(self) -> dict[torch.Size, list[int]]:
+        """Which latents there are of each size."""
+        groups: dict[torch.Size, list[int]] = {}
+        for at, latent in enumerate(self.latents):
+            groups.setdefault(latent.mean.shape[1:], []).append(at)
+        return groups
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -42,6 +53,7 @@ class Batches:
     """The batches of a run by index."""
 
     sources: Sequence[Source]
+    """The first decides which size a batch has; the others offer each of its sizes."""
     family: Family
     batch_size: int
     seed: int
@@ -50,7 +62,8 @@ class Batches:
 
     def __getitem__(self, index: int) -> Batch:
         """Draw batch number ``index``, counted from 0 over all accumulation steps, on the CPU."""
-        drawn = [self._draw(source, index) for source in self.sources]
+        size, turn = self._size(index)
+        drawn = [self._draw(source, index, size, turn) for source in self.sources]
         rows = [slice(part * self.batch_size, (part + 1) * self.batch_size) for part in range(len(drawn))]
         return Batch(
             inputs={name: torch.cat([inputs[name] for inputs in drawn]) for name in drawn[0]},
@@ -58,18 +71,29 @@ class Batches:
             weights={source.name: source.weight for source in self.sources},
         )
 
-    def _draw(self, source: Source, index: int) -> dict[str, Tensor]:
+    def _size(self, index: int) -> tuple[torch.Size, int]:
+        """Return the size of a batch, and how many batches of that size came before."""
+        of_size = self.sources[0].of_size
+        size_of = {at: size for size, members in of_size.items() for at in members}
+        cycle, position = divmod(index, len(size_of))
+        order = endless_shuffle(self.seed, "order of sizes", len(size_of), index - position, position + 1)
+        *before, size = (size_of[at] for at in order)
+        return size, cycle * len(of_size[size]) + before.count(size)
+
+    def _draw(self, source: Source, index: int, size: torch.Size, turn: int) -> dict[str, Tensor]:
         count = self.batch_size * self.processes
-        picks = endless_shuffle(self.seed, f"order of {source.name}", len(source.latents), index * count, count)
+        members = source.of_size[size]
+        order = endless_shuffle(self.seed, f"order of {source.name}", len(members), turn * count, count)
+        picks = [members[at] for at in order]
         rng = stream(self.seed, f"batch of {source.name}", index)
-        encoding_noise, noise = torch.randn((2, count, *source.latents[0].mean.shape[1:]), generator=rng)
-        crops = torch.rand(count, generator=rng)
+        encoding_noise, noise = torch.randn((2, count, *size), generator=rng)
+        views = torch.rand(count, generator=rng)
         timesteps = self.family.timesteps(count, rng)
         own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
         chosen = [source.latents[pick] for pick in picks[own]]
         latents = [
-            latent.sample(int(crop * len(latent.mean)), eps)
-            for latent, crop, eps in zip(chosen, crops[own], encoding_noise[own], strict=True)
+            latent.sample(int(view * len(latent.mean)), eps)
+            for latent, view, eps in zip(chosen, views[own], encoding_noise[own], strict=True)
         ]
         return {
             "latents": torch.stack(latents),

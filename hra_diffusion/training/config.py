@@ -42,6 +42,11 @@ class DataConfig:
     """Take the middle of pictures that are not square; otherwise both ends and the middle alternate."""
     random_flip: bool = False
     """Show pictures mirrored half of the time; not for subjects whose sides differ."""
+    color_jitter: float = 0.0
+    """How far brightness, contrast and saturation vary, for example 0.1; each crop is then seen in its own colours and
+    in three others."""
+    aspect_ratio_buckets: bool = False
+    """Keep the shapes of pictures: sizes of about resolution × resolution pixels instead of squares."""
     background_color: str = "white"
     """What is seen through transparent pictures: a name, or "#rrggbb"."""
 
@@ -191,10 +196,11 @@ _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...
             "guidance_scale": 0,
             "adam_beta1": 0,
             "adam_beta2": 0,
+            "color_jitter": 0,
         },
     ),
     ("greater than", operator.gt, {"learning_rate": 0, "text_encoder_lr": 0, "adam_epsilon": 0, "max_grad_norm": 0}),
-    ("less than", operator.lt, {"adam_beta1": 1, "adam_beta2": 1, "seed": 2**63}),
+    ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**63}),
 )
 
 

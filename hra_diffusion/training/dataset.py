@@ -12,10 +12,7 @@ from itertools import combinations
 from pathlib import Path
 
 import imagehash
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.training import captions
@@ -123,20 +120,3 @@ def report_duplicates(photos: Sequence[Photo]) -> None:
     if pairs:
         named = "; ".join(f"{one.path} and {other.path}" for one, other in pairs)
         logger.warning("Some pictures look the same, and count twice as long as both are there: %s.", named)
-
-
-def square_crops(image: Image.Image, resolution: int, *, center_crop: bool) -> list[Image.Image]:
-    """Scale a picture to cover a square of side ``resolution``; return its middle, or the middle and both ends."""
-    scale = resolution / min(image.size)
-    width, height = (max(resolution, round(side * scale)) for side in image.size)
-    scaled = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    room = (width - resolution, height - resolution)
-    positions = (0.5,) if center_crop or room == (0, 0) else (0.5, 0.0, 1.0)
-    corners = [tuple(round(position * side) for side in room) for position in positions]
-    return [scaled.crop((left, top, left + resolution, top + resolution)) for left, top in corners]
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """Turn an RGB picture into a float32 tensor of shape (3, height, width) in [−1, 1], as autoencoders take it."""
-    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
-    return pixels.permute(2, 0, 1).float() / 127.5 - 1

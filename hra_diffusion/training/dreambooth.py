@@ -6,24 +6,21 @@ the second term being prior preservation: it keeps the class's word from turning
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
-
-from PIL import ImageOps
-from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import adapted_components
-from hra_diffusion.training.batches import Source
-from hra_diffusion.training.cache import encode
+from hra_diffusion.training.buckets import bucket_sizes, nearest_size
 from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, save_adapter
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
-from hra_diffusion.training.dataset import Photo, file_digest, picture_files, report_duplicates, square_crops, to_tensor
+from hra_diffusion.training.dataset import file_digest, picture_files, report_duplicates
 from hra_diffusion.training.defaults import resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop import StepRecord
@@ -32,7 +29,8 @@ from hra_diffusion.training.portrait import Portrait
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
-from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
+from hra_diffusion.training.sources import SourceMaker
+from hra_diffusion.training.subjects import captioned, find_subjects, read_examples
 
 DEFAULT_STEPS = 400
 
@@ -53,6 +51,7 @@ class DreamBooth:
         total_steps: optimiser steps of the run.
         subjects: who is to be learned.
         examples: their pictures, each with its caption.
+        sizes: width and height in pixels at which each is trained on.
         class_images: the pictures of each class; empty without prior preservation.
         portrait: the before-and-after pictures.
         resumes_from: the checkpoint that it goes on from, if any.
@@ -68,7 +67,7 @@ class DreamBooth:
         config = resolve(config, self.subjects)
         self.folder = config.run.output_dir or Path()
         check_writable(self.folder)
-        self._background = parse_colour(config.data.background_color)
+        parse_colour(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject)]
         report_duplicates([example.photo for example in self.examples])
         if config.prior.class_data_dir:
@@ -79,6 +78,9 @@ class DreamBooth:
         self._resolution = self._checked_resolution(config.data.resolution)
         self.total_steps = self._number_of_steps(config)
         self.config = with_values(config, {"resolution": self._resolution, "max_train_steps": self.total_steps})
+        square, step = (self._resolution, self._resolution), self.family.resolution_step
+        buckets = bucket_sizes(self._resolution, step) if config.data.aspect_ratio_buckets else [square]
+        self.sizes = [nearest_size(example.photo.size, buckets) for example in self.examples]
         add_adapters(self.family, config.adapter, config.model, config.run)
         self.class_images = self._class_images()
         self.portrait = self._portrait()
@@ -96,8 +98,10 @@ class DreamBooth:
         parts = adapted_components(self.pipe)
         count = sum(component.get_nb_trainable_parameters()[0] for component in parts.values())
         prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
+        shapes = len(set(self.sizes))
         return (
-            f"{prompts} from {len(self.examples)} pictures of {self._resolution} px: "
+            f"{prompts} from {len(self.examples)} pictures of {self._resolution} px"
+            f"{f' in {shapes} shapes' if shapes > 1 else ''}: "
             f"{count:,} parameters in {' and '.join(parts)}, {self.total_steps} steps"
         )
 
@@ -120,14 +124,21 @@ class DreamBooth:
     @cached_property
     def recording(self) -> Recording:
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
-        sources = [self._source("instance", self.examples)]
+        maker = SourceMaker(
+            family=self.family,
+            data=self.config.data,
+            text_encoder_trains=self.config.adapter.train_text_encoder,
+            seed=self.config.run.seed,
+        )
+        sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
         if self.class_images:
             of_class = [
                 example
                 for images in self.class_images
                 for example in captioned(images.read(), images.folder, images.prompt)
             ]
-            sources.append(self._source("class", of_class, self.config.prior.prior_loss_weight))
+            in_all_sizes = product(of_class, sorted(set(self.sizes)))
+            sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
         recording = Recording(
             folder=self.folder,
             trainer=make_trainer(
@@ -182,25 +193,6 @@ class DreamBooth:
         a_step = run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
         a_pass = sum(example.repeats for example in self.examples)
         return math.ceil(run.num_train_epochs * a_pass / a_step)
-
-    def _source(self, name: str, examples: Sequence[Example], weight: float = 1.0) -> Source:
-        latents = encode(self.pipe.vae, (self._variants(example.photo) for example in examples))
-        captions = list(dict.fromkeys(example.caption for example in examples))
-        conditions = self.family.condition(captions, self.config.adapter.train_text_encoder)
-        order = [at for at, example in enumerate(examples) for _ in range(example.repeats)]
-        return Source(
-            name=name,
-            latents=[latents[at] for at in order],
-            conditions=conditions[[captions.index(examples[at].caption) for at in order]],
-            weight=weight,
-        )
-
-    def _variants(self, photo: Photo) -> list[Tensor]:
-        """Make what a step may see of a picture: its crops, and their mirror images if wanted."""
-        data = self.config.data
-        crops = square_crops(photo.read(self._background), self._resolution, center_crop=data.center_crop)
-        mirrored = [ImageOps.mirror(crop) for crop in crops] if data.random_flip else []
-        return [to_tensor(crop) for crop in crops + mirrored]
 
     def _make_identity(self) -> dict[str, Any]:
         root = self.config.data.instance_data_dir or Path()

@@ -1,6 +1,7 @@
 """What a step sees: a pure function of seed and step, fair to every picture, the same on any number of processes."""
 
 from collections import Counter
+from itertools import cycle, islice
 from types import SimpleNamespace
 
 import pytest
@@ -13,11 +14,18 @@ from hra_diffusion.training.rng import endless_shuffle, stream
 FAMILY = SimpleNamespace(timesteps=lambda count, rng: torch.randint(1000, (count,), generator=rng))
 
 
-def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0) -> Source:
-    """Pictures whose latents are their number, plus a tenth of their crop's number, without deviation."""
+def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
+    """Pictures whose latents are their number, plus a tenth of their view's number, without deviation.
+
+    They have the given widths in turn.
+    """
+    widths = list(islice(cycle(widths), pictures))
     latents = [
-        Latent((torch.arange(crops) / 10 + picture).view(-1, 1, 1, 1).expand(-1, 2, 3, 3), torch.zeros(crops, 2, 3, 3))
-        for picture in range(pictures)
+        Latent(
+            (torch.arange(crops) / 10 + picture).view(-1, 1, 1, 1).expand(-1, 2, 3, width),
+            torch.zeros(crops, 2, 3, width),
+        )
+        for picture, width in enumerate(widths)
     ]
     return Source(name=name, latents=latents, conditions=torch.arange(pictures).view(-1, 1), weight=weight)
 
@@ -70,9 +78,41 @@ def test_every_picture_is_seen_equally_often_with_its_own_condition():
     assert seen == Counter(dict.fromkeys(range(5), 4))
 
 
-def test_every_crop_is_seen():
+def test_every_view_is_seen():
     latents = torch.cat([batches(source("instance", 2, crops=3))[index].inputs["latents"] for index in range(30)])
     assert {round(x % 1, 1) for x in latents[:, 0, 0, 0].tolist()} == {0.0, 0.1, 0.2}
+
+
+@pytest.mark.parametrize("widths", [(3,), (3, 3, 4), (3, 4, 5, 6, 7), (3, 4, 4, 4, 4, 4, 4)])
+def test_a_batch_has_one_size_and_no_picture_is_dropped_whatever_the_sizes(widths):
+    drawn = batches(source("instance", 7, widths=widths), batch_size=3)
+    for first in (0, 7, 14):  # every 7 batches of 3, each of the 7 pictures 3 times
+        seen = Counter(number for index in range(first, first + 7) for number in numbers(drawn[index]))
+        assert seen == dict.fromkeys(range(7), 3)
+
+
+def numbers(batch) -> list[int]:
+    return batch.inputs["latents"][:, 0, 0, 0].int().tolist()
+
+
+def test_sizes_take_turns_in_another_order_each_time_and_a_batch_still_depends_on_its_number_alone():
+    one, other = (batches(source("instance", 6, widths=(3, 4, 5))) for _ in range(2))
+    widths = [one[index].inputs["latents"].shape[-1] for index in range(24)]
+    assert len({tuple(widths[start : start + 6]) for start in range(0, 24, 6)}) > 1
+    for index in (17, 3):
+        assert torch.equal(one[index].inputs["noise"], other[index].inputs["noise"])
+        assert numbers(one[index]) == numbers(other[index])
+
+
+def test_other_sources_follow_the_first_ones_size():
+    instance, of_class = source("instance", 4, widths=(3, 5)), source("class", 6, widths=(3, 5))
+    drawn = batches(instance, of_class, batch_size=3)
+    seen = Counter()
+    for index in range(4):
+        batch = drawn[index]
+        assert batch.inputs["latents"].shape[0] == 6
+        seen.update(numbers(batch)[3:])
+    assert seen == dict.fromkeys(range(6), 2)
 
 
 def test_sources_share_a_batch_in_equal_parts():

@@ -2,7 +2,6 @@
 
 import logging
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,12 +14,8 @@ from hra_diffusion.training.dataset import (
     picture_files,
     read_pictures,
     report_duplicates,
-    square_crops,
-    to_tensor,
 )
 from hra_diffusion.training.pictures import parse_colour, read_picture
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 
 FOUR_COLOURS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 240]]], np.uint8)
 QUARTERS = np.kron(FOUR_COLOURS, np.ones((16, 24, 1), np.uint8))
@@ -113,32 +108,3 @@ def test_a_folder_without_a_picture_is_an_error(tmp_path):
         read_pictures(picture_files(tmp_path), tmp_path)
     with pytest.raises(ImageError, match="no picture folder"):
         picture_files(tmp_path / "nix")
-
-
-@pytest.mark.parametrize("size", [(32, 32), (33, 32), (100, 41), (41, 100), (5, 7), (1, 300)])
-@pytest.mark.parametrize("center_crop", [True, False])
-def test_crops_are_squares_that_cover_the_picture(size, center_crop):
-    ramp = np.broadcast_to(np.linspace(0, 255, max(size)), (min(size), max(size)))
-    picture = Image.fromarray((ramp if size[0] > size[1] else ramp.T).astype(np.uint8)).convert("RGB").resize(size)
-    crops = square_crops(picture, 32, center_crop=center_crop)
-    assert {crop.size for crop in crops} == {(32, 32)}
-    assert len(crops) == (1 if center_crop or size[0] == size[1] else 3)
-    means = [np.asarray(crop).mean() for crop in crops]
-    if len(means) == 3 and max(size) > 2 * min(size):  # the middle, the dark end, the bright end
-        assert means[1] < means[0] < means[2]
-
-
-def test_tensors_span_minus_one_to_one():
-    tensor = to_tensor(Image.fromarray(np.array([[[0, 255, 0]], [[255, 0, 255]]], np.uint8)))
-    assert tensor.shape == (3, 2, 1)
-    assert tensor.flatten(1).tolist() == [[-1, 1], [1, -1], [-1, 1]]
-
-
-@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="no photographs here")
-def test_photographs_decode_and_crop():
-    photographs = read_pictures(picture_files(PHOTOGRAPHS), PHOTOGRAPHS)
-    assert len(photographs) == 5
-    for photograph in photographs:
-        (crop,) = square_crops(photograph, 128, center_crop=True)
-        reduced = photograph.resize((128, 128), Image.Resampling.BOX)
-        assert np.abs(np.asarray(crop).astype(float) - np.asarray(reduced)).mean() < 4

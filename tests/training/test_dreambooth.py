@@ -148,6 +148,15 @@ def test_a_subjects_own_file_holds_its_prompts(config, pictures):
     assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == ("mine", "a render of a cat")
 
 
+def test_buckets_keep_shapes_and_the_class_follows(config):
+    run = DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True}))
+    list(run.draw_class_images())
+    assert run.sizes == [(32, 32), (40, 24), (24, 40), (28, 36)]
+    assert "from 4 pictures of 32 px in 4 shapes" in run.summary
+    records = list(run.steps())
+    assert [record.losses.keys() for record in records] == [{"instance", "class"}] * 4
+
+
 def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, pictures, tmp_path):
     both = tmp_path / "both"
     for name, count in (("cat", 4), ("10_sks dog", 2)):

@@ -1,0 +1,30 @@
+"""Aspect-ratio buckets: a few sizes of about the same area, so that little of a picture is cut off.
+
+    w · h ≤ R²,   w and h multiples of a stride,   R/2 ≤ w, h ≤ 2R
+
+for the resolution R, each w with the largest h (NovelAI, "Improvements on Stable Diffusion", 2022). A picture goes
+into the bucket whose aspect ratio is nearest; none is left out, however long it is.
+"""
+
+from collections.abc import Iterable
+from math import log
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def bucket_sizes(resolution: int, step: int) -> list[Size]:
+    """Return the sizes for a resolution. The stride is 8 ``step``, but at most R/8: 64 for Stable Diffusion at 512."""
+    stride = min(8, max(1, resolution // (8 * step))) * step
+    longest = 2 * resolution // stride * stride
+    sizes = {(resolution, resolution)}
+    for width in range(-(-resolution // (2 * stride)) * stride, longest + 1, stride):
+        height = min(resolution**2 // width // stride * stride, longest)
+        sizes |= {(width, height), (height, width)}
+    return sorted(size for size in sizes if 2 * min(size) >= resolution)
+
+
+def nearest_size(picture: Size, sizes: Iterable[Size]) -> Size:
+    """Return the size whose aspect ratio is nearest to the picture's."""
+    width, height = picture
+    return min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(width / height)))

@@ -1,0 +1,44 @@
+"""Pictures and captions → what the denoiser takes: latents and conditions, computed once before the first step."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hra_diffusion.training.batches import Source
+from hra_diffusion.training.buckets import Size
+from hra_diffusion.training.cache import encode
+from hra_diffusion.training.config import DataConfig
+from hra_diffusion.training.families import Family
+from hra_diffusion.training.pictures import parse_colour
+from hra_diffusion.training.subjects import Example
+from hra_diffusion.training.views import cover, to_tensor, views
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceMaker:
+    """Encodes the pictures of a run with its model."""
+
+    family: Family
+    data: DataConfig
+    text_encoder_trains: bool
+    seed: int
+
+    def make(self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0) -> Source:
+        """Make a source of pictures, each cropped to a size; a picture may occur in several sizes."""
+        pairs = list(examples)
+        latents = encode(self.family.pipe.vae, (self._views(example, size) for example, size in pairs))
+        captions = list(dict.fromkeys(example.caption for example, _ in pairs))
+        conditions = self.family.condition(captions, self.text_encoder_trains)
+        order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
+        return Source(
+            name=name,
+            latents=[latents[at] for at in order],
+            conditions=conditions[[captions.index(pairs[at][0].caption) for at in order]],
+            weight=weight,
+        )
+
+    def _views(self, example: Example, size: Size) -> list[Tensor]:
+        covering = cover(example.photo.read(parse_colour(self.data.background_color)), size)
+        shown = views(covering.size, size, self.data, self.seed, example.photo.digest)
+        return [to_tensor(view.picture(covering, size)) for view in shown]

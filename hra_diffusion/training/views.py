@@ -1,0 +1,80 @@
+"""What training may see of a picture: a few views, each cropped, mirrored and tinted in its own way.
+
+Their number is small and fixed, so that each is encoded once; which views there are is a pure function of the seed, the
+picture and the settings. A step draws one of them at random.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+from hra_diffusion.training.buckets import Size
+from hra_diffusion.training.config import DataConfig
+from hra_diffusion.training.rng import stream
+
+TINTS = 4
+"""With jitter, each crop is seen in its own colours and in three others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How one view is made."""
+
+    position: float
+    """Where the crop lies in what is too long: from 0, the left or upper end, to 1."""
+    mirrored: bool
+    tint: tuple[float, ...] = ()
+    """Factors for brightness, contrast and saturation; none leaves the colours alone."""
+
+    def crop(self, covering: Image.Image, size: Size) -> Image.Image:
+        """Cut the view out of a picture or mask that covers ``size``, without its tint."""
+        left, top = (round(self.position * (whole - side)) for whole, side in zip(covering.size, size, strict=True))
+        crop = covering.crop((left, top, left + size[0], top + size[1]))
+        return ImageOps.mirror(crop) if self.mirrored else crop
+
+    def picture(self, covering: Image.Image, size: Size) -> Image.Image:
+        """Make the view of a picture that covers ``size``."""
+        picture = self.crop(covering, size)
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for enhancer, factor in zip(enhancers, self.tint, strict=False):
+            picture = enhancer(picture).enhance(factor)
+        return picture
+
+
+def cover(picture: Image.Image, size: Size) -> Image.Image:
+    """Scale a picture so that it just covers ``size``."""
+    scale = max(side / own for side, own in zip(size, picture.size, strict=True))
+    scaled = tuple(max(side, round(scale * own)) for side, own in zip(size, picture.size, strict=True))
+    return picture.resize(scaled, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def views(covering: Size, size: Size, data: DataConfig, seed: int, picture: str) -> Sequence[View]:
+    """List the views of size ``size`` of a picture that covers it.
+
+    Args:
+        covering: size of the picture, scaled.
+        size: size of the views.
+        data: says what may be done to the picture.
+        seed: the run's.
+        picture: tells this picture from others; its tints depend on it.
+    """
+    positions = (0.5,) if data.center_crop or covering == size else (0.5, 0.0, 1.0)
+    mirrors = (False, True) if data.random_flip else (False,)
+    variants = list(product(range(TINTS if data.color_jitter else 1), mirrors, positions))
+    rng = stream(seed, f"tints of {picture}")
+    factors = (1 + data.color_jitter * (2 * torch.rand(len(variants), 3, generator=rng) - 1)).tolist()
+    return [
+        View(position=position, mirrored=mirrored, tint=tuple(tint) if shade else ())
+        for (shade, mirrored, position), tint in zip(variants, factors, strict=True)
+    ]
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Turn an RGB picture into a float32 tensor of shape (3, height, width) in [−1, 1], as autoencoders take it."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1
