@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from hra_diffusion.adapter import HRAConfig, HRAModel
     from hra_diffusion.pipelines import (
+        export_lora,
         fuse_hra,
         list_hra_adapters,
         load_hra_weights,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "HRAConfig": "hra_diffusion.adapter",
     "HRAModel": "hra_diffusion.adapter",
+    "export_lora": "hra_diffusion.pipelines",
     "fuse_hra": "hra_diffusion.pipelines",
     "list_hra_adapters": "hra_diffusion.pipelines",
     "load_hra_weights": "hra_diffusion.pipelines",
@@ -35,6 +37,7 @@ _HOMES: Final = {
 __all__ = [
     "HRAConfig",
     "HRAModel",
+    "export_lora",
     "fuse_hra",
     "list_hra_adapters",
     "load_hra_weights",

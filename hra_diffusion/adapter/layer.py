@@ -182,16 +182,25 @@ class HRALayer(Wrapper):
         columns = self.columns(mixture)
         if columns is None:
             return None
+        weight = self.own_weight()
+        with full_precision(weight.device):
+            return self.fold_weight(factor(columns.to(weight.device)).rotate_weight(self.unfold_weight(weight)))
+
+    def own_weight(self) -> Tensor:
+        """Return the base layer's weight without anything merged into it.
+
+        Raises:
+            MergeError: it cannot be computed with.
+        """
         weight = self._unmerged_weight[0] if self._unmerged_weight else self.base_layer.weight
-        if weight.is_meta and not columns.is_meta:
+        if isinstance(weight, Tensor) and weight.is_meta and not any(u.is_meta for u in self.hra_u.values()):
             raise MergeError("Cannot merge into weights that are offloaded: merge first, then offload the model.")
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise MergeError(
                 f"Cannot merge into the weight of a {type(self.base_layer).__name__} ({type(weight).__name__}): it is "
                 "quantised or sharded. Use the adapter unmerged, or merge it before quantising or sharding the model."
             )
-        with full_precision(weight.device):
-            return self.fold_weight(factor(columns).rotate_weight(self.unfold_weight(weight)))
+        return weight
 
     def merge(self, weight: Tensor, mixture: Mixture) -> None:
         """Put a merged weight into the base layer, and keep the original parameter aside."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "teach a model a subject from a few pictures (DreamBooth)",
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
+    "export-lora": "write an adapter as the exact LoRA for other tools",
 }
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"hra-diffusion: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
         return 2
-    return run(importlib.import_module(f"hra_diffusion.cli.{name}").main, arguments)
+    return run(importlib.import_module(f"hra_diffusion.cli.{name.replace('-', '_')}").main, arguments)
 
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:

@@ -48,6 +48,23 @@ class CompactWY(NamedTuple):
         return torch.addmm(W.to(B.dtype), B, A).to(W.dtype)
 
 
+def orthonormal_delta(U: Tensor, W: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors B (out, k) and A (k, d) of W H − W = B A, where A has orthonormal rows and k = min(d, r).
+
+    With Q an orthonormal basis of the columns' span and K = Qᵀ H Q: A = Qᵀ, B = W Q (K − I). B is as small as the
+    update itself, so that rounding it costs no more than rounding the update. Where reflections nearly cancel, the
+    factors of `low_rank_delta` are large numbers with a small product: rounded to float16, it would be mostly error.
+
+    Args:
+        U: the columns (d, r) of a chain.
+        W: a weight (out, d), of U's dtype.
+    """
+    columns, T = factor(U)
+    Q = torch.linalg.qr(columns).Q
+    P = Q.mT @ columns
+    return -(W @ Q) @ (P @ T @ P.mT), Q.mT
+
+
 def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
     """Factor the chain with columns U (..., d, r); differentiable, and batched over leading dimensions.
 

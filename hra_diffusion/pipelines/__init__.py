@@ -15,6 +15,7 @@ from hra_diffusion.pipelines.acting import (
     using_hra_adapters,
 )
 from hra_diffusion.pipelines.components import adapted_components
+from hra_diffusion.pipelines.export import export_lora
 from hra_diffusion.pipelines.folders import base_model, save_hra_weights
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
@@ -24,6 +25,7 @@ __all__ = [
     "adapted_components",
     "base_model",
     "draw",
+    "export_lora",
     "fuse_hra",
     "hra_disabled",
     "list_hra_adapters",

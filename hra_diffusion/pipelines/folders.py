@@ -7,8 +7,14 @@
 A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
 from hra_diffusion.formats.files import read_json, write_together
@@ -53,6 +59,32 @@ def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> 
         if name := read_json(part / CONFIG_FILE).get("base_model_name_or_path"):
             return name
     return None
+
+
+def public_name(model: str) -> str:
+    """Return the name of a model as it may be published: of a folder of this machine, no more than its own name."""
+    return Path(model).name if Path(model).is_absolute() or Path(model).is_dir() else model
+
+
+def run_settings(folder: str | Path) -> dict[str, Any]:
+    """Return the settings of the run that made an adapter, by flag, from its config.toml; nothing where there is none.
+
+    Folders are left out: this is for publication.
+
+    Raises:
+        AdapterFileError: the file is damaged.
+    """
+    for path in (Path(folder) / "config.toml", Path(folder).absolute().parent / "config.toml"):
+        if path.is_file():
+            try:
+                table = tomllib.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise AdapterFileError(f"{path} is not valid TOML: {error}") from error
+            groups = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
+            flat = {key: value for group in groups for key, value in group.items() if not key.endswith("_dir")}
+            model = flat.get("pretrained_model_name_or_path")
+            return flat | ({"pretrained_model_name_or_path": public_name(model)} if model else {})
+    return {}
 
 
 def save_hra_weights(pipe: Any, folder: str | Path, adapter_name: str | None = None) -> Path:

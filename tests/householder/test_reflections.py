@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from hra_diffusion.householder import chain_apply, chain_matrix, factor, paired_columns, random_columns, reflect
 from hra_diffusion.householder.chain import unit_columns
+from hra_diffusion.householder.compact_wy import orthonormal_delta
 
 SIZES = [(1, 1), (5, 1), (6, 2), (7, 3), (16, 8), (12, 12), (6, 9)]
 
@@ -183,3 +184,12 @@ def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
         optimiser.step()
         turned = torch.arccos((before * unit_columns(u.detach())).sum(dim=0).clamp(max=1))
         assert torch.allclose(turned, torch.full((r,), 1e-2), rtol=0.15)
+
+
+def test_the_factors_with_an_orthonormal_basis_are_the_update():
+    U = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    U[:, 2] = 0
+    W = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    B, A = orthonormal_delta(U, W)
+    assert torch.allclose(A @ A.mT, torch.eye(4, dtype=torch.float64), atol=1e-14)
+    assert torch.allclose(B @ A, W @ chain_matrix(U) - W, rtol=0, atol=1e-13)

@@ -1,0 +1,59 @@
+"""``hra-diffusion export-lora``: an adapter as the exact LoRA for other tools."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+from hra_diffusion.training.defaults import find_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Write an adapter as the LoRA that makes the same change to every weight."""
+
+    adapter: tyro.conf.Positional[str]
+    """The adapter's folder, the output folder of the run that made it, or a repository on the hub."""
+    output: tyro.conf.Positional[Path]
+    """The .safetensors file to write; a folder for the layout peft."""
+    layout: Literal["kohya", "diffusers", "peft"] = "kohya"
+    """Whose names to use; A1111 and ComfyUI read kohya's."""
+    strength: float = 1.0
+    """How far along the geodesic: 0 is the base model, 1 the adapter."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Precision of the file."""
+    pretrained_model_name_or_path: str | None = None
+    """The base model; the one the adapter was trained on by default."""
+    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
+    """Licence to state in the metadata."""
+    thumbnail: Path | None = None
+    """Picture for the metadata; the run's before_after.png by default."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the file and print its path."""
+
+    def build(settings: ExportConfig) -> ExportConfig:
+        """Write an adapter as the LoRA that makes the same change to every weight."""
+        return settings
+
+    flags = [field.name for field in fields(ExportConfig)]
+    config = parse(build, arguments, prog="hra-diffusion export-lora", flags=flags)
+
+    from hra_diffusion.pipelines import base_model, export_lora  # imports torch and diffusers: not for --help
+
+    base = config.pretrained_model_name_or_path or base_model(config.adapter)
+    written = export_lora(
+        config.adapter,
+        config.output,
+        config.layout,
+        base=base and find_model(base),
+        strength=config.strength,
+        dtype=config.dtype,
+        licence=config.licence,
+        thumbnail=config.thumbnail,
+    )
+    print(written)
