@@ -71,6 +71,11 @@ class Batches:
             weights={source.name: source.weight for source in self.sources},
         )
 
+    @cached_property
+    def _masked(self) -> bool:
+        """Whether any picture has places that count less."""
+        return any(latent.weight is not None for source in self.sources for latent in source.latents)
+
     def _size(self, index: int) -> tuple[torch.Size, int]:
         """Return the size of a batch, and how many batches of that size came before."""
         of_size = self.sources[0].of_size
@@ -91,11 +96,15 @@ class Batches:
         timesteps = self.family.timesteps(count, rng)
         own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
         chosen = [source.latents[pick] for pick in picks[own]]
+        shown = [int(view * len(latent.mean)) for latent, view in zip(chosen, views[own], strict=True)]
         latents = [
-            latent.sample(int(view * len(latent.mean)), eps)
-            for latent, view, eps in zip(chosen, views[own], encoding_noise[own], strict=True)
+            latent.sample(view, eps) for latent, view, eps in zip(chosen, shown, encoding_noise[own], strict=True)
         ]
-        return {
+        weights = [
+            torch.ones(1, *size[1:]) if latent.weight is None else latent.weight[view]
+            for latent, view in zip(chosen, shown, strict=True)
+        ]
+        return ({"weights": torch.stack(weights)} if self._masked else {}) | {
             "latents": torch.stack(latents),
             "noise": noise[own],
             "timesteps": timesteps[own],

@@ -20,6 +20,8 @@ class Latent:
 
     mean: Tensor
     deviation: Tensor
+    weight: Tensor | None = None
+    """How much each place counts, of shape (V, 1, h, w); None where all count the same."""
 
     def sample(self, view: int, noise: Tensor) -> Tensor:
         """Return the latent of one view for standard normal ``noise``, all of shape (C, h, w)."""

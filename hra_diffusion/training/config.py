@@ -49,6 +49,12 @@ class DataConfig:
     """Keep the shapes of pictures: sizes of about resolution × resolution pixels instead of squares."""
     background_color: str = "white"
     """What is seen through transparent pictures: a name, or "#rrggbb"."""
+    mask_data_dir: Path | None = None
+    """Folder with a mask for each picture, of the same name: white is learned, black counts little."""
+    alpha_mask: bool = False
+    """Take the transparency of pictures for such masks."""
+    unmasked_weight: float = 0.1
+    """How much black counts, from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,9 +203,11 @@ _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...
             "adam_beta1": 0,
             "adam_beta2": 0,
             "color_jitter": 0,
+            "unmasked_weight": 0,
         },
     ),
     ("greater than", operator.gt, {"learning_rate": 0, "text_encoder_lr": 0, "adam_epsilon": 0, "max_grad_norm": 0}),
+    ("at most", operator.le, {"unmasked_weight": 1}),
     ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**63}),
 )
 

@@ -68,7 +68,7 @@ class DreamBooth:
         self.folder = config.run.output_dir or Path()
         check_writable(self.folder)
         parse_colour(config.data.background_color)
-        self.examples = [example for subject in self.subjects for example in read_examples(subject)]
+        self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
         report_duplicates([example.photo for example in self.examples])
         if config.prior.class_data_dir:
             picture_files(config.prior.class_data_dir)

@@ -13,9 +13,19 @@ class DenoisingLoss(nn.Module):
         self.denoiser = denoiser
         self.family = family
 
-    def forward(self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Tensor) -> Tensor:
-        """Losses of shape (B,) for latents and noise (B, C, h, w), timesteps (B,) and one condition an example."""
+    def forward(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, condition: Tensor, weights: Tensor | None = None
+    ) -> Tensor:
+        """Losses of shape (B,) for latents and noise (B, C, h, w), timesteps (B,) and one condition an example.
+
+        With weights of shape (B, 1, h, w), the mean is weighted: Σ w e² / Σ w, so that a small subject in a large
+        picture counts as much as a large one.
+        """
         noisy = self.family.add_noise(latents, noise, timesteps)
         target = self.family.target(latents, noise, timesteps)
         prediction = self.denoiser(noisy, timesteps, condition)
-        return (prediction.float() - target.float()).square().flatten(1).mean(1)
+        errors = (prediction.float() - target.float()).square()
+        if weights is None:
+            return errors.flatten(1).mean(1)
+        weights = weights.expand_as(errors)
+        return (weights * errors).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)

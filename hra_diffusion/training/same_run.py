@@ -23,6 +23,7 @@ FREE = frozenset(
         "variant",
         "instance_data_dir",
         "class_data_dir",
+        "mask_data_dir",
         "sample_batch_size",
         "output_dir",
         "max_train_steps",

@@ -1,18 +1,22 @@
 """Pictures and captions → what the denoiser takes: latents and conditions, computed once before the first step."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.buckets import Size
-from hra_diffusion.training.cache import encode
+from hra_diffusion.training.cache import Latent, encode
 from hra_diffusion.training.config import DataConfig
 from hra_diffusion.training.families import Family
+from hra_diffusion.training.masks import read_mask
 from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.subjects import Example
-from hra_diffusion.training.views import cover, to_tensor, views
+from hra_diffusion.training.views import View, cover, to_tensor, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +31,8 @@ class SourceMaker:
     def make(self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0) -> Source:
         """Make a source of pictures, each cropped to a size; a picture may occur in several sizes."""
         pairs = list(examples)
-        latents = encode(self.family.pipe.vae, (self._views(example, size) for example, size in pairs))
+        plain = encode(self.family.pipe.vae, (self._views(example, size) for example, size in pairs))
+        latents = [self._weighted(latent, *pair) for latent, pair in zip(plain, pairs, strict=True)]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
         conditions = self.family.condition(captions, self.text_encoder_trains)
         order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
@@ -40,5 +45,20 @@ class SourceMaker:
 
     def _views(self, example: Example, size: Size) -> list[Tensor]:
         covering = cover(example.photo.read(parse_colour(self.data.background_color)), size)
-        shown = views(covering.size, size, self.data, self.seed, example.photo.digest)
-        return [to_tensor(view.picture(covering, size)) for view in shown]
+        return [to_tensor(view.picture(covering, size)) for view in self._shown(covering, example, size)]
+
+    def _weighted(self, latent: Latent, example: Example, size: Size) -> Latent:
+        """Add the weights of the picture's mask, if it has one."""
+        if example.mask is None:
+            return latent
+        covering = cover(read_mask(example.photo, example.mask), size)
+        height, width = latent.mean.shape[2:]
+        masks = [
+            np.asarray(view.crop(covering, size).resize((width, height), Image.Resampling.BOX), np.float32) / 255
+            for view in self._shown(covering, example, size)
+        ]
+        rest = self.data.unmasked_weight
+        return replace(latent, weight=torch.from_numpy(np.stack(masks)[:, None]) * (1 - rest) + rest)
+
+    def _shown(self, covering: Image.Image, example: Example, size: Size) -> Sequence[View]:
+        return views(covering.size, size, self.data, self.seed, example.photo.digest)

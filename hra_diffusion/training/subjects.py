@@ -11,15 +11,16 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.captions import read_captions
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import tomllib
-from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, picture_files
+from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, file_digest, picture_files
+from hra_diffusion.training.masks import find_masks
 
 logger = logging.getLogger(__name__)
 
@@ -47,13 +48,14 @@ class Example:
     photo: Photo
     caption: str
     repeats: int = 1
+    mask: Path | None = None
+    """The file of its mask: its own where that is its transparency."""
 
     @property
     def digest(self) -> str:
         """Digest everything that training sees of it."""
-        return hashlib.blake2b(
-            repr((self.photo.digest, self.caption, self.repeats)).encode(), digest_size=8
-        ).hexdigest()
+        seen = (self.photo.digest, self.caption, self.repeats, self.mask and file_digest(self.mask))
+        return hashlib.blake2b(repr(seen).encode(), digest_size=8).hexdigest()
 
 
 def find_subjects(config: DreamBoothConfig) -> list[Subject]:
@@ -90,25 +92,29 @@ def subject_folders(root: Path) -> list[Path]:
     return [folder for folder in inside if _has_pictures(folder)] or [root]
 
 
-def read_examples(subject: Subject) -> list[Example]:
-    """Check the subject's pictures and find their captions.
+def read_examples(subject: Subject, data: DataConfig) -> list[Example]:
+    """Check the subject's pictures and find their captions and masks.
 
     Raises:
-        ImageError: not one picture can be read.
+        ImageError: not one picture can be read, or a mask cannot be used.
         ConfigError: a caption file cannot be read.
     """
     photos = check_pictures(picture_files(subject.folder), subject.folder)
-    return captioned(photos, subject.folder, subject.prompt, subject.repeats)
+    masks = find_masks(photos, data)
+    return [
+        replace(example, repeats=subject.repeats, mask=masks.get(example.photo.path))
+        for example in captioned(photos, subject.folder, subject.prompt)
+    ]
 
 
-def captioned(photos: Sequence[Photo], folder: Path, prompt: str, repeats: int = 1) -> list[Example]:
+def captioned(photos: Sequence[Photo], folder: Path, prompt: str) -> list[Example]:
     """Give each picture of a folder its caption there, or the prompt.
 
     Raises:
         ConfigError: a caption file cannot be read.
     """
     captions = read_captions([photo.path for photo in photos], folder)
-    return [Example(photo=photo, caption=captions.get(photo.path, prompt), repeats=repeats) for photo in photos]
+    return [Example(photo=photo, caption=captions.get(photo.path, prompt)) for photo in photos]
 
 
 def _subject(folder: Path, about: dict[str, Any], rare_words: Iterator[str]) -> Subject:

@@ -1,6 +1,7 @@
 """What a step sees: a pure function of seed and step, fair to every picture, the same on any number of processes."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import cycle, islice
 from types import SimpleNamespace
 
@@ -113,6 +114,16 @@ def test_other_sources_follow_the_first_ones_size():
         assert batch.inputs["latents"].shape[0] == 6
         seen.update(numbers(batch)[3:])
     assert seen == dict.fromkeys(range(6), 2)
+
+
+def test_weights_come_along_as_soon_as_one_picture_has_some():
+    assert "weights" not in batches(source("instance", 3))[0].inputs
+    masked = source("instance", 3)
+    masked.latents[1] = replace(masked.latents[1], weight=torch.full((1, 1, 3, 3), 0.5))
+    inputs = batches(masked, source("class", 2))[0].inputs
+    assert inputs["weights"].shape == (8, 1, 3, 3)
+    expected = torch.where(inputs["latents"][:4, :1].int() == 1, 0.5, 1.0)
+    assert torch.equal(inputs["weights"], torch.cat([expected, torch.ones(4, 1, 3, 3)]))
 
 
 def test_sources_share_a_batch_in_equal_parts():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError, ModelError, OutputError, TargetError
@@ -155,6 +156,18 @@ def test_buckets_keep_shapes_and_the_class_follows(config):
     assert "from 4 pictures of 32 px in 4 shapes" in run.summary
     records = list(run.steps())
     assert [record.losses.keys() for record in records] == [{"instance", "class"}] * 4
+
+
+def test_a_masked_run_learns_other_things_and_repeats_to_the_bit(config, tmp_path):
+    train(config)
+    mask = Image.new("L", (10, 10))
+    mask.paste(255, (0, 0, 5, 10))
+    (tmp_path / "masks").mkdir()
+    mask.save(tmp_path / "masks" / "0.png")
+    for name in ("masked", "again"):
+        train(with_values(config, {"mask_data_dir": tmp_path / "masks", "output_dir": tmp_path / name}))
+    assert bytes_of(tmp_path / "masked") == bytes_of(tmp_path / "again")
+    assert bytes_of(tmp_path / "masked") != bytes_of(tmp_path / "run")
 
 
 def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, pictures, tmp_path):

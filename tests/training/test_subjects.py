@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.subjects import find_subjects, read_examples
 
@@ -91,5 +91,5 @@ def test_no_folder_is_named(tmp_path):
 def test_pictures_without_a_caption_show_the_prompt(pictures):
     (pictures / "0.txt").write_text("a sks dog on grass")
     (subject,) = find_subjects(with_values(DreamBoothConfig(), {"instance_data_dir": pictures}))
-    captions = [example.caption for example in read_examples(subject)]
+    captions = [example.caption for example in read_examples(subject, DataConfig())]
     assert captions == ["a sks dog on grass", *["a photo of a sks dog"] * 3]

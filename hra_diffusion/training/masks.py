@@ -1,0 +1,60 @@
+"""Which parts of a picture count: its own transparency, or a grey picture of the same name in a folder of masks.
+
+White counts fully, black with the weight that the settings leave to the rest, grey in between.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from hra_diffusion.errors import ImageError
+from hra_diffusion.training.config import DataConfig
+from hra_diffusion.training.dataset import Photo, picture_files
+from hra_diffusion.training.pictures import read_layers
+
+logger = logging.getLogger(__name__)
+
+
+def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
+    """Find the masks of pictures, and check them; a picture without a mask is not in the result.
+
+    Raises:
+        ImageError: there is no folder of masks, or one of the masks cannot be used.
+    """
+    masks: dict[Path, Path] = {}
+    if data.alpha_mask:
+        masks |= {photo.path: photo.path for photo in photos if photo.has_alpha}
+    if data.mask_data_dir:
+        # Masks of several subjects lie in sub-folders, as their pictures do.
+        folder = data.mask_data_dir / photos[0].path.parent.relative_to(data.instance_data_dir or Path())
+        by_name = {path.stem: path for path in picture_files(folder)}
+        masks |= {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
+    for photo in photos:
+        if photo.path in masks:
+            read_mask(photo, masks[photo.path])
+    missing = [photo.path.name for photo in photos if photo.path not in masks]
+    if missing and (data.alpha_mask or data.mask_data_dir):
+        logger.warning("Pictures without a mask count as a whole: %s.", ", ".join(missing))
+    return masks
+
+
+def read_mask(photo: Photo, path: Path) -> Image.Image:
+    """Read the mask of a picture, in mode L and of the picture's size; the picture's own path is its transparency.
+
+    Raises:
+        ImageError: it cannot be read, has another shape than the picture, or is black.
+    """
+    layers = read_layers(path)
+    mask = layers.alpha if path == photo.path else layers.over((0, 0, 0)).convert("L")
+    assert mask  # only pictures with transparency are their own masks
+    (width, height), (own_width, own_height) = mask.size, photo.size
+    if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
+        raise ImageError(
+            f"The mask {path} has {width}×{height} pixels and its picture {own_width}×{own_height}: "
+            "give both one shape."
+        )
+    if mask.getextrema()[1] == 0:
+        raise ImageError(f"The mask {path} is black, so nothing of its picture counts: remove one of the two.")
+    return mask if mask.size == photo.size else mask.resize(photo.size, Image.Resampling.BILINEAR)

@@ -1,0 +1,145 @@
+"""Masks: what is black counts as little as the settings say, in every view, and nothing else changes."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from hra_diffusion.errors import ImageError
+from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.families import load
+from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.sources import SourceMaker
+from hra_diffusion.training.subjects import Subject, find_subjects, read_examples
+
+
+def examples(folder, **settings):
+    data = DataConfig(instance_data_dir=folder, **settings)
+    subject = Subject(folder=folder, prompt="a sks dog", class_prompt=None)
+    return read_examples(subject, data), data
+
+
+def half(size=(40, 40)):
+    """White on the left, black on the right."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (0, 0, size[0] // 2, size[1]))
+    return mask
+
+
+@pytest.fixture
+def masks(tmp_path):
+    (tmp_path / "masks").mkdir()
+    return tmp_path / "masks"
+
+
+@pytest.fixture(scope="module")
+def family(tiny_sd):
+    return load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd)))
+
+
+def weights(family, found, data, size=(32, 32)):
+    maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=0)
+    source = maker.make("instance", [(example, size) for example in found])
+    return [latent.weight for latent in source.latents]
+
+
+def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, pictures, masks):
+    half().save(masks / "0.jpg", quality=100)
+    found, data = examples(pictures, mask_data_dir=masks, unmasked_weight=0.25, random_flip=True)
+    first, *others = weights(family, found, data)
+    assert others == [None] * 3
+    straight, mirrored = first
+    assert torch.equal(mirrored, straight.flip(-1))
+    assert straight.shape == (1, 8, 8)
+    assert torch.allclose(straight[..., :3], torch.tensor(1.0), atol=0.02)
+    assert torch.allclose(straight[..., 5:], torch.tensor(0.25), atol=0.02)
+
+
+def test_crops_of_the_mask_are_those_of_the_picture(family, pictures, masks):
+    half((60, 40)).save(masks / "1.png")
+    found, data = examples(pictures, mask_data_dir=masks, unmasked_weight=0.0)
+    middle, left, right = (view.mean().item() for view in weights(family, found, data)[1])
+    assert middle == pytest.approx(0.5, abs=0.02)
+    assert (left, right) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.25, abs=0.02))
+
+
+def test_transparency_may_be_the_mask_and_a_file_goes_before_it(family, pictures, masks):
+    picture = Image.open(pictures / "0.png").convert("RGB")
+    picture.putalpha(half())
+    picture.save(pictures / "0.png")
+    found, data = examples(pictures, alpha_mask=True, unmasked_weight=0.0)
+    (first,) = weights(family, found, data)[0]
+    assert first.mean().item() == pytest.approx(0.5, abs=0.02)
+    Image.new("L", (20, 20), 255).save(masks / "0.png")
+    found, data = examples(pictures, alpha_mask=True, mask_data_dir=masks, unmasked_weight=0.0)
+    assert (weights(family, found, data)[0] == 1).all()
+    assert weights(family, *examples(pictures)) == [None] * 4
+
+
+def test_pictures_without_a_mask_are_named(pictures, masks, caplog):
+    half().save(masks / "0.png")
+    examples(pictures, mask_data_dir=masks)
+    assert "Pictures without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
+
+
+def test_a_changed_mask_is_another_example(pictures, masks):
+    half().save(masks / "0.png")
+    before = [example.digest for example in examples(pictures, mask_data_dir=masks)[0]]
+    half().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(masks / "0.png")
+    after = [example.digest for example in examples(pictures, mask_data_dir=masks)[0]]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, True]
+
+
+def test_masks_of_several_subjects_lie_in_folders_like_theirs(pictures, masks, tmp_path):
+    (tmp_path / "both").mkdir()
+    pictures.rename(tmp_path / "both" / "dog")
+    (masks / "dog").mkdir()
+    half().save(masks / "dog" / "0.png")
+    config = with_values(DreamBoothConfig(), {"instance_data_dir": tmp_path / "both", "mask_data_dir": masks})
+    (subject,) = find_subjects(config)
+    assert [example.mask for example in read_examples(subject, config.data)] == [masks / "dog" / "0.png", *[None] * 3]
+
+
+@pytest.mark.parametrize(
+    ("mask", "complaint"),
+    [
+        (half((60, 40)), r"0\.png has 60×40 pixels and its picture 40×40: give both one shape"),
+        (Image.new("L", (40, 40), 0), r"0\.png is black, so nothing of its picture counts"),
+        (None, r"0\.png is no picture"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_refused_by_name(pictures, masks, mask, complaint):
+    mask.save(masks / "0.png") if mask else (masks / "0.png").write_text("")
+    with pytest.raises(ImageError, match=complaint):
+        examples(pictures, mask_data_dir=masks)
+
+
+def test_a_folder_of_masks_that_is_not_there_is_named(pictures):
+    with pytest.raises(ImageError, match=r"no picture folder .*nix"):
+        examples(pictures, mask_data_dir=pictures / "nix")
+
+
+def losses(prediction, weights):
+    """The loss of predicting zero noise in a model that does."""
+    family = SimpleNamespace(add_noise=lambda *_: prediction, target=lambda *_: torch.zeros_like(prediction))
+    loss = DenoisingLoss(lambda noisy, *_: noisy, family)
+    return loss(prediction, prediction, torch.zeros(2), torch.zeros(2), weights)
+
+
+def test_equal_weights_give_the_plain_mean_whatever_they_are():
+    errors = torch.randn(2, 4, 6, 6)
+    for value in (0.1, 1.0):
+        weights = torch.full((2, 1, 6, 6), value)
+        assert torch.allclose(losses(errors, weights), losses(errors, None))
+
+
+def test_what_has_no_weight_does_not_count_and_the_rest_counts_as_a_whole_picture():
+    errors = torch.randn(2, 4, 6, 6)
+    weights = torch.zeros(2, 1, 6, 6)
+    weights[..., :2] = 1
+    assert torch.allclose(losses(errors, weights), losses(errors[..., :2], None))
+    errors[..., 2:] *= 100
+    assert torch.allclose(losses(errors, weights), losses(errors[..., :2], None))
+    assert (losses(errors, 0 * weights) == 0).all()
