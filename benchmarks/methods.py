@@ -1,0 +1,258 @@
+"""HRA against LoRA, OFT and full fine-tuning at what it is for: `python benchmarks/methods.py`, hours on two cores.
+
+    --subjects tiger robot …    folders in assets/subjects; all by default
+    --steps 200 --rank 8
+    --rates 1e-4 3e-4 …         what each method is tried at on the first subject
+    --output_dir outputs/methods
+
+Same base, pictures, batches, noises, steps and seeds for all. A method takes its best rate on the first subject to the
+others; best is the largest (way from base to real + background accuracy − class drift). A rate is that of AdamW, what a
+step adds to an entry, for every method alike. Each run leaves a file when it is done, so a second call goes on.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from measure import describe_machine, print_table, seconds
+from peft import LoraConfig, OFTConfig, get_peft_model
+from PIL import Image
+from torch import Tensor, nn
+
+from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.metrics.drawing import Drawings, Plan, make_plan
+from hra_diffusion.metrics.evaluation import evaluate
+from hra_diffusion.metrics.instruments import Instruments, load_instruments
+from hra_diffusion.pipelines import adapted_components, hra_disabled
+from hra_diffusion.training.config import OptimiserConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
+from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.optimisers import build_optimizer
+from hra_diffusion.training.trainer import Trainer
+
+SUBJECTS = PROJECT / "assets" / "subjects"
+Components = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to teach a model: what is put into a component, and λ of the orthogonality penalty."""
+
+    adapt: Callable[[nn.Module, Sequence[str]], nn.Module]
+    penalty: float = 0.0
+
+
+def methods(rank: int) -> dict[str, Method]:
+    """The rows of the table."""
+
+    def hra(model: nn.Module, targets: Sequence[str], **settings: Any) -> nn.Module:
+        generator = torch.Generator().manual_seed(0)
+        return HRAModel(model, HRAConfig(r=rank, target_modules=targets, **settings), generator=generator)
+
+    def peft(kind: Callable[..., Any], model: nn.Module, targets: Sequence[str], **settings: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return get_peft_model(model, kind(target_modules=list(targets), **settings))
+
+    def full(model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        return model.requires_grad_(True)
+
+    def lora_of_equal_size(model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        linears = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and isinstance(m, nn.Linear)]
+        inputs, outputs = sum(m.in_features for m in linears), sum(m.out_features for m in linears)
+        equal = max(1, round(rank * inputs / (inputs + outputs)))
+        return peft(LoraConfig, model, targets, r=equal, lora_alpha=equal)
+
+    return {
+        "HRA, λ = 0": Method(adapt=hra),
+        "HRA, λ = 1e-3": Method(adapt=hra, penalty=1e-3),
+        "HRA, anchored Gram–Schmidt": Method(adapt=partial(hra, apply_GS=True)),
+        "LoRA, same rank": Method(adapt=partial(peft, LoraConfig, r=rank, lora_alpha=rank)),
+        "LoRA, same parameters": Method(adapt=lora_of_equal_size),
+        "OFT": Method(adapt=partial(peft, OFTConfig, r=0, oft_block_size=rank)),
+        "full fine-tuning": Method(adapt=full),
+    }
+
+
+class Penalised(nn.Module):
+    """A loss an example, plus λ times the orthogonality penalty."""
+
+    def __init__(self, loss: nn.Module, components: Components, penalty: float) -> None:
+        super().__init__()
+        self.loss, self.penalty = loss, penalty
+        self.__dict__["components"] = components
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        losses = self.loss(**inputs)
+        if self.penalty:
+            losses = losses + self.penalty * sum(c.orthogonality_penalty() for c in self.components.values())
+        return losses
+
+
+def make_optimizer(components: Components, rate: float, rank: int) -> torch.optim.Optimizer:
+    """The project's for reflections; AdamW without weight decay for the others."""
+    if all(isinstance(component, HRAModel) for component in components.values()):
+        radians = dict.fromkeys(components, rate * 4 * sqrt(rank))
+        return build_optimizer(components, radians, OptimiserConfig())
+    groups = [
+        {"params": [p for p in component.parameters() if p.requires_grad], "component": name, "lr_per_radian": 1.0}
+        for name, component in components.items()
+    ]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+
+
+def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
+    """The default run on a subject, with its class pictures drawn; they are the same for all methods."""
+    folder = options.output_dir / subject
+    values = {
+        "instance_data_dir": SUBJECTS / subject,
+        "output_dir": folder,
+        "class_data_dir": folder / "class_images",
+        "max_train_steps": options.steps,
+        "rank": options.rank,
+    }
+    (folder / "class_images").mkdir(parents=True, exist_ok=True)
+    run = DreamBooth(with_values(embedded_defaults(), values))
+    for _ in run.draw_class_images():
+        pass
+    return run
+
+
+@cache
+def instruments() -> Instruments:
+    return load_instruments(str(EMBEDDED_BASE))
+
+
+def plan_for(run: DreamBooth, options: argparse.Namespace) -> Plan:
+    (subject,) = run.subjects
+    return make_plan(
+        subject.prompt,
+        subject.class_prompt,
+        instruments().vocabulary,
+        contexts=options.contexts,
+        seeds=range(options.seeds),
+        resolution=run.family.resolution,
+        num_inference_steps=run.config.preview.num_inference_steps,
+        guidance_scale=run.config.preview.guidance_scale,
+        batch_size=8,
+    )
+
+
+class Base:
+    """What the base draws of a subject's plan, drawn once for all methods."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._drawn = cache(lambda subject: self._draw(subject, options))
+
+    def pictures(self, subject: str) -> dict[str, list[Image.Image]]:
+        return self._drawn(subject)
+
+    def _draw(self, subject: str, options: argparse.Namespace) -> dict[str, list[Image.Image]]:
+        run = prepared_run(subject, options)
+        drawings = Drawings(plan=plan_for(run, options))
+        with hra_disabled(run.pipe):
+            for _ in drawings.draw_as("base", run.pipe):
+                pass
+        return drawings.pictures["base"]
+
+
+def measure(subject: str, method: Method, rate: float, base: Base, options: argparse.Namespace) -> dict[str, float]:
+    """Teach the subject by a method, and measure what came out."""
+    run = prepared_run(subject, options)
+    batch_at = run.recording.trainer.batch_at
+    targets = {name: component.peft_config["default"].target_modules for name, component in _hra(run).items()}
+    components: dict[str, nn.Module] = {}
+    for name, component in _hra(run).items():
+        components[name] = method.adapt(component.unload().requires_grad_(False), targets[name])
+        setattr(run.pipe, name, components[name])
+    optimizer = make_optimizer(components, rate, options.rank)
+    loss = Penalised(DenoisingLoss(run.family.denoiser(True), run.family), components, method.penalty)
+    accelerator: Accelerator = run.accelerator
+    trainer = Trainer(
+        accelerator=accelerator,
+        loss=accelerator.prepare(loss),
+        optimizer=accelerator.prepare(optimizer),
+        lr_scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        batch_at=batch_at,
+        max_grad_norm=run.config.optimiser.max_grad_norm,
+    )
+    taken = seconds(lambda: [None for _ in trainer.steps(options.steps)])
+    for component in components.values():
+        component.eval()
+    drawings = Drawings(plan=plan_for(run, options), pictures={"base": base.pictures(subject)})
+    for _ in drawings.draw_as("adapter", run.pipe):
+        pass
+    held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
+    report = evaluate(drawings, held_out, instruments())
+    return {
+        "parameters": float(sum(p.numel() for p in loss.parameters() if p.requires_grad)),
+        "way": report.value("way from base to real"),
+        "backgrounds": report.value("background accuracy"),
+        "backgrounds of the base": report.value("background accuracy", "base"),
+        "class drift": report.value("drift, class"),
+        "other drift": report.value("drift, unrelated"),
+        "seconds": taken,
+    }
+
+
+def _hra(run: DreamBooth) -> dict[str, Any]:
+    return adapted_components(run.pipe)
+
+
+def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What a file holds, or what is made now and left there."""
+    if not path.exists():
+        result = json.dumps(make())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, lambda place: place.write_text(result, encoding="utf-8"))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def balance(result: Mapping[str, float]) -> float:
+    """What the best rate is chosen by; a run that ended in NaN is never it."""
+    value = result["way"] + result["backgrounds"] - result["class drift"]
+    return value if np.isfinite(value) else -np.inf
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
+    parser.add_argument("--methods", nargs="*", default=None)
+    parser.add_argument("--rates", nargs="*", type=float, default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--contexts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods"))
+    options = parser.parse_args()
+    print(describe_machine())
+    base, rows = Base(options), []
+    for name, method in methods(options.rank).items():
+        if options.methods and name not in options.methods:
+            continue
+
+        def result(subject: str, rate: float, name: str = name, method: Method = method) -> dict[str, float]:
+            path = options.output_dir / subject / name / f"{rate:g}.json"
+            return kept(path, lambda: measure(subject, method, rate, base, options))
+
+        first, *others = options.subjects
+        best = max(options.rates, key=lambda rate: balance(result(first, rate)))
+        results = [result(subject, best) for subject in (first, *others)]
+        means = {key: float(np.mean([each[key] for each in results])) for key in results[0]}
+        rows.append([name, f"{means.pop('parameters'):,.0f}", best, *means.values()])
+    columns = ["", "parameters", "rate", "way", "backgrounds", "… of the base", "class drift", "other drift", "s"]
+    print_table(f"{len(options.subjects)} subjects, {options.steps} steps, r = {options.rank}", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
