@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def evaluate_run(folder: Path, pipe: Any) -> str:
-    """Measure a run that has just ended, briefly: 32 pictures, nothing fetched. Never raises for what is missing.
+    """Measure a run that has just ended, briefly: 16 pictures, nothing fetched. Never raises for what is missing.
 
     Args:
         folder: its output folder.
@@ -80,7 +80,7 @@ def evaluate_run(folder: Path, pipe: Any) -> str:
     Returns:
         The table, or why there is none.
     """
-    config = EvaluateConfig(adapter=folder, num_contexts=4, num_images=2)
+    config = EvaluateConfig(adapter=folder, num_contexts=4, num_images=1)
     try:
         return evaluate(config, pipe, local_files_only=True).to_markdown()
     except HRAError as error:

@@ -10,6 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from hra_diffusion.cli.arguments import flag_value, parse
+from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.stopping import Stopped, stop_wish
 from hra_diffusion.training.config import (
     AdapterConfig,
@@ -31,7 +32,7 @@ CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml o
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, save the adapter and draw before_after.png."""
+    """Train, save the adapter, draw before_after.png and measure."""
     config = parse_config(arguments)
     from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
 
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     run.save()
     _finish(run.draw_before_after(), "before and after", run.portrait.total)
     if run.is_main:
+        with run.accelerator.autocast():
+            print(evaluate_run(run.folder, run.pipe))
         print(f"{run.folder}: adapter, config.toml, log.jsonl, before_after.png")
 
 
