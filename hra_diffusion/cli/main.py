@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "teach a model a subject from a few pictures (DreamBooth)",
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
+    "merge": "write a whole model with adapters in its weights",
     "export-lora": "write an adapter as the exact LoRA for other tools",
 }
 

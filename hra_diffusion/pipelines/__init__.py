@@ -15,12 +15,14 @@ from hra_diffusion.pipelines.acting import (
     using_hra_adapters,
 )
 from hra_diffusion.pipelines.components import adapted_components
-from hra_diffusion.pipelines.export import export_lora
+from hra_diffusion.pipelines.export import DTYPES, export_lora
 from hra_diffusion.pipelines.folders import base_model, save_hra_weights
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
+from hra_diffusion.pipelines.merging import merge_hra
 from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
 
 __all__ = [
+    "DTYPES",
     "LoadedAdapter",
     "adapted_components",
     "base_model",
@@ -31,6 +33,7 @@ __all__ = [
     "list_hra_adapters",
     "load_hra_weights",
     "load_pipeline",
+    "merge_hra",
     "pipeline_class",
     "save_hra_weights",
     "set_hra_adapters",

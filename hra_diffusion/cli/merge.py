@@ -1,0 +1,54 @@
+"""``hra-diffusion merge``: a whole model with adapters in its weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.defaults import find_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig:
+    """Write a whole model, with adapters multiplied into its weights."""
+
+    model: tyro.conf.Positional[str]
+    """The base model: a folder in diffusers' layout, or a name on the hub."""
+    output: tyro.conf.Positional[Path]
+    """The folder to write, which must not exist or be empty."""
+    adapters: tuple[str, ...]
+    """Adapters with their strengths, FOLDER:STRENGTH; 1 where none is given."""
+    combine: Literal["lie", "product"] = "lie"
+    """The adapters' mean, which has no order, or one after the other."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp32"
+    """Precision of the files."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the model and print its folder."""
+
+    def build(settings: MergeConfig) -> MergeConfig:
+        """Write a whole model, with adapters multiplied into its weights."""
+        return settings
+
+    config = parse(build, arguments, prog="hra-diffusion merge", flags=[field.name for field in fields(MergeConfig)])
+    strengths = dict(map(adapter_and_strength, config.adapters))
+    if len(strengths) != len(config.adapters):
+        raise ConfigError("--adapters names an adapter twice: give it once, with the sum of its strengths.")
+
+    from hra_diffusion.pipelines import DTYPES, merge_hra  # imports torch and diffusers: not for --help
+
+    print(merge_hra(find_model(config.model), config.output, strengths, config.combine, DTYPES[config.dtype]))
+
+
+def adapter_and_strength(text: str) -> tuple[str, float]:
+    """Take FOLDER:STRENGTH apart; what follows the last colon is only a strength if it is a number."""
+    folder, colon, strength = text.rpartition(":")
+    try:
+        return (folder, float(strength)) if colon else (text, 1.0)
+    except ValueError:
+        return text, 1.0

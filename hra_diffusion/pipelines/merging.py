@@ -1,0 +1,69 @@
+"""A whole model with adapters multiplied into its weights, for whatever knows nothing of adapters."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from hra_diffusion.errors import ConfigError, OutputError
+from hra_diffusion.formats.files import replacing
+from hra_diffusion.pipelines.acting import set_hra_adapters
+from hra_diffusion.pipelines.components import adapted_components
+from hra_diffusion.pipelines.loading import load_hra_weights
+from hra_diffusion.pipelines.models import load_pipeline
+
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
+
+
+def merge_hra(
+    base: str | Path,
+    output: str | Path,
+    adapters: Mapping[str, float],
+    combine: Literal["lie", "product"] = "lie",
+    dtype: torch.dtype = torch.float32,
+    **hub: Any,
+) -> Path:
+    """Write a model folder in diffusers' layout, with adapters merged into a base.
+
+    Merging is done in float32, whatever the precision of the files.
+
+    Args:
+        base: the base model's folder or its name on the hub.
+        output: the folder to write, which must not exist or be empty.
+        adapters: the strength of each adapter, by its folder or repository; a product has their order.
+        combine: "lie" for their mean exp(Σ sᵢ log Hᵢ), "product" for H_first ⋯ H_last, each with its strength.
+        dtype: precision of the files.
+        hub: what `huggingface_hub.snapshot_download` takes, for the adapters.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+        AdapterFileError: an adapter cannot be read or does not fit.
+        ConfigError: a file was named where a folder is needed, or a strength or mean cannot be had.
+        MergeError: a merged weight would not be finite.
+        OutputError: the folder is there already, or cannot be written.
+    """
+    output = Path(output)
+    for path in (Path(base), output):
+        if path.suffix in _SINGLE_FILES:
+            raise ConfigError(
+                f"{path} is a single file: models are merged as diffusers folders. diffusers reads single files with "
+                "from_single_file, and save_pretrained then makes a folder; it has nothing that writes them."
+            )
+    if not adapters:
+        raise ConfigError("Name at least one adapter to merge.")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
+    pipe = load_pipeline(str(base))
+    names = [f"adapter {number}" for number in range(len(adapters))]
+    for name, folder in zip(names, adapters, strict=True):
+        load_hra_weights(pipe, folder, name, **hub)
+    set_hra_adapters(pipe, names, list(adapters.values()), combine)
+    for name, component in adapted_components(pipe).items():
+        setattr(pipe, name, component.merge_and_unload(safe_merge=True))
+    with replacing(output) as folder:
+        pipe.to(dtype).save_pretrained(folder)
+    return output

@@ -1,0 +1,75 @@
+"""Merged models: diffusers alone draws with them what the pipeline with adapters does."""
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+
+from hra_diffusion import HRAConfig, HRAModel, load_hra_weights, merge_hra, set_hra_adapters
+from hra_diffusion.cli.main import main
+from hra_diffusion.cli.merge import adapter_and_strength
+from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
+
+
+def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+@pytest.mark.parametrize("combine", ["lie", "product"])
+def test_the_command_merges_what_the_pipeline_mixes(pipe, adapters, tiny_sd, load, picture, tmp_path, capsys, combine):
+    for name in ("a", "b"):
+        load_hra_weights(pipe, adapters / name, name)
+    set_hra_adapters(pipe, ["a", "b"], [0.8, 0.5], combine)
+    output, mixed = tmp_path / "out", [f"{adapters / 'a'}:0.8", f"{adapters / 'b'}:0.5"]
+    assert main(["merge", str(tiny_sd), str(output), "--adapters", *mixed, "--combine", combine]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert off(picture(load(StableDiffusionPipeline, output)), picture(pipe)) < 1e-4
+    assert {path.name for path in output.iterdir()} == {path.name for path in tiny_sd.iterdir()}
+
+
+def test_half_precision_is_rounded_once(adapters, tiny_sd, load, tmp_path):
+    merge_hra(tiny_sd, tmp_path / "full", {str(adapters / "a"): 1.0})
+    merge_hra(tiny_sd, tmp_path / "half", {str(adapters / "a"): 1.0}, dtype=torch.float16)
+    full, half = (load(StableDiffusionPipeline, tmp_path / name, dtype=torch.float16) for name in ("full", "half"))
+    expected = full.unet.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in half.unet.state_dict().items())
+
+
+def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd, load, picture, tmp_path):
+    model = HRAModel(pipe.unet, HRAConfig(target_modules=["to_q"], bias="all", modules_to_save=["conv_out"]))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    pipe.unet = model
+    model.save_pretrained(tmp_path / "adapter" / "unet")
+    merge_hra(tiny_sd, tmp_path / "out", {str(tmp_path / "adapter"): 1.0})
+    assert off(picture(load(StableDiffusionPipeline, tmp_path / "out")), picture(pipe)) < 1e-4
+
+
+def test_what_cannot_be_merged_is_refused_and_nothing_is_written(adapters, tiny_sd, tmp_path):
+    a = {str(adapters / "a"): 1.0}
+    with pytest.raises(ConfigError, match="it has nothing that writes them"):
+        merge_hra(tiny_sd, tmp_path / "out.safetensors", a)
+    with pytest.raises(ConfigError, match="from_single_file"):
+        merge_hra(tmp_path / "sd15.ckpt", tmp_path / "out", a)
+    with pytest.raises(ConfigError, match="at least one adapter"):
+        merge_hra(tiny_sd, tmp_path / "out", {})
+    with pytest.raises(AdapterFileError, match="no adapter in"):
+        merge_hra(tiny_sd, tmp_path / "out", {str(tmp_path): 1.0})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").write_text("precious")
+    with pytest.raises(OutputError, match="exists already"):
+        merge_hra(tiny_sd, tmp_path, a)
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_strength_follows_the_last_colon():
+    assert adapter_and_strength("a:0.8") == ("a", 0.8)
+    assert adapter_and_strength("a:-1") == ("a", -1.0)
+    assert adapter_and_strength("some/a") == ("some/a", 1.0)
+    assert adapter_and_strength("C:\\a") == ("C:\\a", 1.0)
+
+
+def test_an_adapter_named_twice_is_refused(capsys, tmp_path):
+    assert main(["merge", "base", str(tmp_path / "out"), "--adapters", "a:1", "a:2"]) == 2
+    assert "names an adapter twice" in capsys.readouterr().err
