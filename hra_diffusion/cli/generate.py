@@ -8,6 +8,7 @@ from typing import Any
 
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.errors import ConfigError, ModelError
+from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
@@ -74,9 +75,10 @@ def generate(config: GenerateConfig) -> list[Path]:
     model = config.pretrained_model_name_or_path or base_model(config.adapter)
     if not model:
         raise ModelError(f"The adapter {config.adapter} does not say its base: add --pretrained_model_name_or_path.")
-    pipe = load_pipeline(find_model(model)).to(PartialState().device)
+    _, run = read_run(config.adapter)
+    pipe = load_pipeline(find_model(model), vae=run.model.pretrained_vae_model_name_or_path).to(PartialState().device)
     load_hra_weights(pipe, config.adapter)
-    options = _options(config)
+    options = _options(config, run)
     paths: list[Path] = []
     for seed in range(config.seed, config.seed + config.num_images):
         paths.append(config.output_dir / f"{_slug(config.prompt)}-{seed}.png")
@@ -84,9 +86,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     return paths
 
 
-def _options(config: GenerateConfig) -> dict[str, Any]:
+def _options(config: GenerateConfig, run: DreamBoothConfig) -> dict[str, Any]:
     """Collect what the pipeline is told: the command's settings over those of the adapter's training run."""
-    _, run = read_run(config.adapter)
     options = {
         "num_inference_steps": run.preview.num_inference_steps,
         "guidance_scale": run.preview.guidance_scale,

@@ -14,7 +14,7 @@ from hra_diffusion.pipelines.acting import (
     unfuse_hra,
     using_hra_adapters,
 )
-from hra_diffusion.pipelines.components import adapted_components
+from hra_diffusion.pipelines.components import adapted_components, denoiser_name
 from hra_diffusion.pipelines.export import DTYPES, export_lora
 from hra_diffusion.pipelines.folders import base_model, save_hra_weights
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
@@ -26,6 +26,7 @@ __all__ = [
     "LoadedAdapter",
     "adapted_components",
     "base_model",
+    "denoiser_name",
     "draw",
     "export_lora",
     "fuse_hra",

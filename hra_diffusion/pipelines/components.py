@@ -21,6 +21,11 @@ def adapted_components(pipe: Any) -> dict[str, HRAModel]:
     return {name: each for name, each in found.items() if isinstance(each, HRAModel)}
 
 
+def denoiser_name(pipe: Any) -> str:
+    """Return the name of the component that denoises: unet or transformer."""
+    return "unet" if "unet" in pipe.components else "transformer"
+
+
 def models(pipe: Any) -> dict[str, nn.Module]:
     """Return the components of a pipeline that are models, by name."""
     return {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}

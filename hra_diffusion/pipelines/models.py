@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -16,8 +16,14 @@ def pipeline_class(name: str, revision: str | None = None) -> str:
     Raises:
         ModelError: it is neither.
     """
+    return _index(name, revision)["_class_name"]
+
+
+def _index(name: str, revision: str | None) -> dict[str, Any]:
+    """Return a model's model_index.json; raises ModelError where there is none."""
     try:
-        return DiffusionPipeline.load_config(name, revision=revision)["_class_name"]
+        index: Any = DiffusionPipeline.load_config(name, revision=revision)
+        return {"_class_name": index["_class_name"], **index}
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{name!r} is no model folder and no model of the hub that can be reached: a model folder holds "
@@ -25,21 +31,27 @@ def pipeline_class(name: str, revision: str | None = None) -> str:
         ) from error
 
 
-def load_pipeline(name: str, **options: Any) -> Any:
+def load_pipeline(name: str, *, vae: str | None = None, **options: Any) -> Any:
     """Load a pipeline from a folder or the hub, from safetensors files only, in float32, without progress bars.
 
     Args:
         name: the folder, or the name on the hub.
+        vae: another autoencoder in place of the model's own, likewise.
         options: passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
         ModelError: it is no model, or an incomplete or damaged one.
     """
-    pipeline_class(name, options.get("revision"))
+    index = _index(name, options.get("revision"))
+    left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
+    loading = vae
     try:
-        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **options)
+        if vae:
+            options["vae"] = AutoModel.from_pretrained(vae, use_safetensors=True)
+        loading = name
+        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"The model {name!r} cannot be loaded: {error}") from error
+        raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
     pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -6,15 +6,14 @@ device; every process draws the batch of all devices and keeps its own rows, so 
 what is drawn.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hra_diffusion.training.cache import Latent
-from hra_diffusion.training.families import Family
 from hra_diffusion.training.rng import endless_shuffle, stream
 
 
@@ -25,8 +24,10 @@ class Source:
     name: str
     """Its name in the log."""
     latents: Sequence[Latent]
-    conditions: Tensor
-    """What the denoiser is told about each picture: its first dimension counts pictures."""
+    conditions: Mapping[str, Tensor]
+    """What the denoiser is told about each picture, by name: the first dimension counts pictures."""
+    of_views: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
+    """What belongs to single views, by name: for each picture a tensor whose first dimension counts its views."""
     weight: float = 1.0
     """Weight of its mean loss in the sum."""
 
@@ -54,7 +55,8 @@ class Batches:
 
     sources: Sequence[Source]
     """The first decides which size a batch has; the others offer each of its sizes."""
-    family: Family
+    timesteps: Callable[[int, torch.Generator], Tensor]
+    """Draws timesteps to train at, of shape (count,)."""
     batch_size: int
     seed: int
     process: int = 0
@@ -93,7 +95,7 @@ class Batches:
         rng = stream(self.seed, f"batch of {source.name}", index)
         encoding_noise, noise = torch.randn((2, count, *size), generator=rng)
         views = torch.rand(count, generator=rng)
-        timesteps = self.family.timesteps(count, rng)
+        timesteps = self.timesteps(count, rng)
         own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
         chosen = [source.latents[pick] for pick in picks[own]]
         shown = [int(view * len(latent.mean)) for latent, view in zip(chosen, views[own], strict=True)]
@@ -104,9 +106,11 @@ class Batches:
             torch.ones(1, *size[1:]) if latent.weight is None else latent.weight[view]
             for latent, view in zip(chosen, shown, strict=True)
         ]
+        seen = list(zip(picks[own], shown, strict=True))
         return ({"weights": torch.stack(weights)} if self._masked else {}) | {
             "latents": torch.stack(latents),
             "noise": noise[own],
             "timesteps": timesteps[own],
-            "condition": source.conditions[picks[own]],
+            **{name: condition[picks[own]] for name, condition in source.conditions.items()},
+            **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_views.items()},
         }

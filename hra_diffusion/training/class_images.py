@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.pipelines import hra_disabled
+from hra_diffusion.pipelines import denoiser_name, hra_disabled
 from hra_diffusion.training.dataset import Photo, check_pictures, picture_files
 from hra_diffusion.training.rng import stream
 
@@ -78,7 +78,8 @@ class ClassImages:
         return check_pictures((path for path in self.files if path.exists()), self.folder)
 
     def _digest(self) -> str:
-        *_, weight = (weight for name, weight in self.pipe.unet.named_parameters() if "hra_u" not in name)
+        denoiser = self.pipe.components[denoiser_name(self.pipe)]
+        *_, weight = (weight for name, weight in denoiser.named_parameters() if "hra_u" not in name)
         drawing = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed)
         digest = hashlib.blake2b(repr((drawing, self.pipe.scheduler.config)).encode(), digest_size=6)
         digest.update(

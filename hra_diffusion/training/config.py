@@ -25,6 +25,8 @@ class ModelConfig:
     """Branch, tag or commit of a model on the hub."""
     variant: str | None = None
     """Variant of the weight files, for example fp16."""
+    pretrained_vae_model_name_or_path: str | None = None
+    """Another autoencoder in place of the model's own, such as one for SDXL that works in half precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +87,9 @@ class AdapterConfig:
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers of the denoiser that are adapted: ends of their names, or all-linear."""
     train_text_encoder: bool = False
-    """Adapt the text encoder too."""
+    """Adapt the text encoder too; both CLIPs of SDXL and SD 3."""
     text_encoder_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
-    """Layers of the text encoder that are adapted."""
+    """Layers of the text encoders that are adapted."""
 
 
 @dataclass(frozen=True, kw_only=True)

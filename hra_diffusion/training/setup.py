@@ -14,6 +14,7 @@ from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.noising import uniform
 from hra_diffusion.training.optimisers import build_optimizer
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.trainer import Trainer
@@ -48,7 +49,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     pipe = family.pipe
     targets = {family.denoiser_name: adapter.target_modules}
     if adapter.train_text_encoder:
-        targets["text_encoder"] = adapter.text_encoder_target_modules
+        targets |= dict.fromkeys(family.text_encoder_names, adapter.text_encoder_target_modules)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False)
@@ -63,9 +64,9 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.gradient_checkpointing:
         getattr(pipe, family.denoiser_name).enable_gradient_checkpointing()
-        if adapter.train_text_encoder:
-            pipe.text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
-            pipe.text_encoder.train()  # transformers checkpoints in training mode only
+        for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in targets):
+            text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            text_encoder.train()  # transformers checkpoints in training mode only
 
 
 def make_trainer(
@@ -82,11 +83,11 @@ def make_trainer(
     lr_scheduler = get_scheduler(
         optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
     )
-    loss = DenoisingLoss(family.denoiser("text_encoder" in components), family)
+    loss = DenoisingLoss(family.denoiser("text_encoder" in components), family.process)
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,
-        family=family,
+        timesteps=lambda count, generator: family.process.timesteps(uniform(count, generator)),
         batch_size=run.train_batch_size,
         seed=run.seed,
         process=accelerator.process_index,

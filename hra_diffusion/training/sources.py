@@ -16,7 +16,7 @@ from hra_diffusion.training.families import Family
 from hra_diffusion.training.masks import read_mask
 from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.subjects import Example
-from hra_diffusion.training.views import View, cover, to_tensor, views
+from hra_diffusion.training.views import View, cover, covering_size, to_tensor, views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,16 +36,24 @@ class SourceMaker:
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
         conditions = self.family.condition(captions, self.text_encoder_trains)
         order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
+        told = [captions.index(pairs[at][0].caption) for at in order]
         return Source(
             name=name,
             latents=[latents[at] for at in order],
-            conditions=conditions[[captions.index(pairs[at][0].caption) for at in order]],
+            conditions={name: condition[told] for name, condition in conditions.items()},
+            of_views={"sizes": [self._sizes(*pairs[at]) for at in order]},
             weight=weight,
         )
 
     def _views(self, example: Example, size: Size) -> list[Tensor]:
         covering = cover(example.photo.read(parse_colour(self.data.background_color)), size)
-        return [to_tensor(view.picture(covering, size)) for view in self._shown(covering, example, size)]
+        return [to_tensor(view.picture(covering, size)) for view in self._shown(covering.size, example, size)]
+
+    def _sizes(self, example: Example, size: Size) -> Tensor:
+        """What became of the picture's size in each of its views: shape (V, 6)."""
+        covering = covering_size(example.photo.size, size)
+        shown = self._shown(covering, example, size)
+        return torch.tensor([view.sizes(example.photo.size, covering, size) for view in shown]).float()
 
     def _weighted(self, latent: Latent, example: Example, size: Size) -> Latent:
         """Add the weights of the picture's mask, if it has one."""
@@ -55,10 +63,10 @@ class SourceMaker:
         height, width = latent.mean.shape[2:]
         masks = [
             np.asarray(view.crop(covering, size).resize((width, height), Image.Resampling.BOX), np.float32) / 255
-            for view in self._shown(covering, example, size)
+            for view in self._shown(covering.size, example, size)
         ]
         rest = self.data.unmasked_weight
         return replace(latent, weight=torch.from_numpy(np.stack(masks)[:, None]) * (1 - rest) + rest)
 
-    def _shown(self, covering: Image.Image, example: Example, size: Size) -> Sequence[View]:
-        return views(covering.size, size, self.data, self.seed, example.photo.digest)
+    def _shown(self, covering: Size, example: Example, size: Size) -> Sequence[View]:
+        return views(covering, size, self.data, self.seed, example.photo.digest)

@@ -37,6 +37,15 @@ class View:
         crop = covering.crop((left, top, left + size[0], top + size[1]))
         return ImageOps.mirror(crop) if self.mirrored else crop
 
+    def sizes(self, original: Size, covering: Size, size: Size) -> tuple[int, ...]:
+        """What SDXL is told of it: original height and width, top and left of the crop, its height and width.
+
+        Top and left are those in the picture that covers ``size``, mirrored as the view is.
+        """
+        left, top = (round(self.position * (whole - side)) for whole, side in zip(covering, size, strict=True))
+        left = covering[0] - size[0] - left if self.mirrored else left
+        return (*reversed(original), top, left, *reversed(size))
+
     def picture(self, covering: Image.Image, size: Size) -> Image.Image:
         """Make the view of a picture that covers ``size``."""
         picture = self.crop(covering, size)
@@ -48,9 +57,14 @@ class View:
 
 def cover(picture: Image.Image, size: Size) -> Image.Image:
     """Scale a picture so that it just covers ``size``."""
-    scale = max(side / own for side, own in zip(size, picture.size, strict=True))
-    scaled = tuple(max(side, round(scale * own)) for side, own in zip(size, picture.size, strict=True))
-    return picture.resize(scaled, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return picture.resize(covering_size(picture.size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def covering_size(picture: Size, size: Size) -> Size:
+    """Return the size of a picture once it is scaled to just cover ``size``."""
+    scale = max(side / own for side, own in zip(size, picture, strict=True))
+    width, height = (max(side, round(scale * own)) for side, own in zip(size, picture, strict=True))
+    return width, height
 
 
 def views(covering: Size, size: Size, data: DataConfig, seed: int, picture: str) -> Sequence[View]:

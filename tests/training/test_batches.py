@@ -3,7 +3,6 @@
 from collections import Counter
 from dataclasses import replace
 from itertools import cycle, islice
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +11,9 @@ from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.cache import Latent
 from hra_diffusion.training.rng import endless_shuffle, stream
 
-FAMILY = SimpleNamespace(timesteps=lambda count, rng: torch.randint(1000, (count,), generator=rng))
+
+def timesteps(count: int, rng: torch.Generator) -> torch.Tensor:
+    return torch.randint(1000, (count,), generator=rng)
 
 
 def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
@@ -28,11 +29,17 @@ def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths
         )
         for picture, width in enumerate(widths)
     ]
-    return Source(name=name, latents=latents, conditions=torch.arange(pictures).view(-1, 1), weight=weight)
+    return Source(
+        name=name,
+        latents=latents,
+        conditions={"prompt": torch.arange(pictures).view(-1, 1)},
+        of_views={"view": [torch.arange(crops) / 10 + picture for picture in range(pictures)]},
+        weight=weight,
+    )
 
 
 def batches(*sources: Source, **changes) -> Batches:
-    settings = {"sources": sources, "family": FAMILY, "batch_size": 4, "seed": 0}
+    settings = {"sources": sources, "timesteps": timesteps, "batch_size": 4, "seed": 0}
     return Batches(**(settings | changes))
 
 
@@ -74,8 +81,8 @@ def test_every_picture_is_seen_equally_often_with_its_own_condition():
     seen = Counter()
     for index in range(5):
         inputs = batches(source("instance", 5))[index].inputs
-        assert torch.equal(inputs["latents"][:, 0, 0, 0], inputs["condition"][:, 0].float())
-        seen.update(inputs["condition"][:, 0].tolist())
+        assert torch.equal(inputs["latents"][:, 0, 0, 0], inputs["prompt"][:, 0].float())
+        seen.update(inputs["prompt"][:, 0].tolist())
     assert seen == Counter(dict.fromkeys(range(5), 4))
 
 
@@ -114,6 +121,11 @@ def test_other_sources_follow_the_first_ones_size():
         assert batch.inputs["latents"].shape[0] == 6
         seen.update(numbers(batch)[3:])
     assert seen == dict.fromkeys(range(6), 2)
+
+
+def test_what_belongs_to_a_view_comes_along_with_it():
+    inputs = batches(source("instance", 5, crops=3))[0].inputs
+    assert torch.equal(inputs["view"], inputs["latents"][:, 0, 0, 0])
 
 
 def test_weights_come_along_as_soon_as_one_picture_has_some():

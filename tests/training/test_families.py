@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.training.cache import encode
@@ -30,53 +30,89 @@ def family(tiny_sd):
     return load_from(tiny_sd)
 
 
-@pytest.mark.parametrize(
-    ("kind", "clean"),
-    [
-        ("epsilon", lambda x, target, a, s: (x - s * target) / a),
-        ("v_prediction", lambda x, target, a, s: a * x - s * target),
-        ("sample", lambda x, target, a, s: target),
-    ],
-)
-def test_the_target_gives_the_clean_latent_back(tiny_sd, tmp_path, kind, clean):
-    family = load_from(with_scheduler(tiny_sd, tmp_path / "model", prediction_type=kind))
-    latents, noise = torch.randn(2, 3, 4, 8, 8).double()
-    timesteps = torch.tensor([0, 400, 998])
-    signal = family.scheduler.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
-    noisy, target = family.add_noise(latents, noise, timesteps), family.target(latents, noise, timesteps)
-    assert torch.allclose(noisy, signal.sqrt() * latents + (1 - signal).sqrt() * noise, atol=1e-6)
-    assert torch.allclose(clean(noisy, target, signal.sqrt(), (1 - signal).sqrt()), latents, atol=1e-4)
+@pytest.fixture(scope="module", params=["tiny_sd", "tiny_sdxl", "tiny_sd3"])
+def any_family(request):
+    """Each family in turn."""
+    return load_from(request.getfixturevalue(request.param))
 
 
-def test_zero_terminal_snr_reaches_pure_noise(tiny_sd_v):
-    family = load_from(tiny_sd_v)
-    latents, noise = torch.randn(2, 1, 4, 8, 8)
-    last = torch.tensor([999])
-    assert torch.allclose(family.add_noise(latents, noise, last), noise, atol=1e-5)
-    assert torch.allclose(family.target(latents, noise, last), -latents, atol=1e-5)
+def test_the_denoiser_is_called_as_the_pipeline_calls_it(any_family):
+    pipe, calls = any_family.pipe, []
+    denoiser = getattr(pipe, any_family.denoiser_name)
+    hook = denoiser.register_forward_hook(
+        lambda module, args, kwargs, out: calls.append((args, kwargs, out[0])), with_kwargs=True
+    )
+    options = {"num_inference_steps": 1, "guidance_scale": 1.0, "height": 32, "width": 32, "output_type": "latent"}
+    pipe("a photo of a sks dog", generator=torch.Generator().manual_seed(0), **options)
+    hook.remove()
+    ((args, kwargs, theirs),) = calls
+    noisy = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+    condition = any_family.condition(["a photo of a sks dog"], False)
+    condition["sizes"] = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
+    with torch.no_grad():
+        ours = any_family.denoiser(False)(noisy, timestep.expand(1), condition)
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_timesteps_are_uniform_over_all(family):
-    timesteps = family.timesteps(20_000, torch.Generator().manual_seed(0))
-    assert (timesteps.min(), timesteps.max()) == (0, 999)
-    assert timesteps.float().mean().item() == pytest.approx(499.5, abs=8)
-
-
-def test_prompts_are_encoded_as_the_pipeline_does(family):
+def test_prompts_that_are_too_long_are_cut_as_the_pipeline_does(family):
     prompts = ["a photo of a sks dog", "a dog" * 40]
-    ours = family.condition(prompts, text_encoder_trains=False)
     theirs, _ = family.pipe.encode_prompt(prompts, "cpu", 1, False)
-    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert torch.allclose(family.condition(prompts, text_encoder_trains=False)["prompt"], theirs, atol=1e-6)
 
 
-def test_a_training_text_encoder_gives_the_prediction_of_a_resting_one(family):
+def test_training_text_encoders_give_the_prediction_of_resting_ones(any_family):
     prompts = ["a sks dog", "a dog", "a sks dog"]
     noisy, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([1, 500, 999])
+    sizes = {"sizes": torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(3, 6)}
     with torch.no_grad():
         rests, trains = (
-            family.denoiser(trains)(noisy, timesteps, family.condition(prompts, trains)) for trains in (False, True)
+            any_family.denoiser(trains)(noisy, timesteps, any_family.condition(prompts, trains) | sizes)
+            for trains in (False, True)
         )
     assert torch.allclose(rests, trains, atol=1e-5)
+
+
+def test_sdxl_is_told_what_became_of_a_picture(tiny_sdxl):
+    denoiser = load_from(tiny_sdxl).denoiser(True)
+    noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    condition = denoiser.family.condition(["a dog"], True)
+    with torch.no_grad():
+        whole, cut = (
+            denoiser(noisy, timesteps, condition | {"sizes": torch.tensor([[512.0, 512, 0, left, 32, 32]])})
+            for left in (0, 16)
+        )
+    assert not torch.allclose(whole, cut)
+
+
+def test_sd3_does_without_t5(tiny_sd3, tmp_path):
+    copy = shutil.copytree(tiny_sd3, tmp_path / "model")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(
+        json.dumps(index | {"text_encoder_3": [None] * 2, "tokenizer_3": [None] * 2})
+    )
+    family = load_from(copy)
+    assert family.pipe.text_encoder_3 is None
+    theirs, *_ = family.pipe.encode_prompt("a dog", None, None, do_classifier_free_guidance=False)
+    assert theirs.shape[1] - family.pipe.tokenizer.model_max_length == family.condition(["a dog"], True)["t5"].shape[1]
+
+
+def test_another_autoencoder_takes_the_models_own_place(tiny_sd, make_model, tmp_path):
+    other = make_model(tmp_path / "other", tiny_autoencoder=True) / "vae"
+    model = ModelConfig(pretrained_model_name_or_path=str(tiny_sd), pretrained_vae_model_name_or_path=str(other))
+    assert type(load(model).pipe.vae) is AutoencoderTiny
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd), pretrained_vae_model_name_or_path="nix"))
+
+
+def test_pictures_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_sdxl):
+    family = load_from(tiny_sdxl, dtype=torch.bfloat16)
+    pipe = family.pipe
+    assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.text_encoder_2.dtype} == {torch.bfloat16}
+    assert pipe.vae.dtype == torch.float32
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        picture = pipe.vae.decode(torch.randn(1, 4, 8, 8).bfloat16()).sample
+    assert picture.dtype == torch.float32
 
 
 def test_the_models_own_size_is_known(family):
@@ -84,22 +120,31 @@ def test_the_models_own_size_is_known(family):
 
 
 def test_latents_are_the_autoencoders_scaled_for_the_denoiser(family):
-    crops = [torch.rand(3, 32, 32) * 2 - 1 for _ in range(2)]
-    (latent,) = encode(family.pipe.vae, [crops])
+    views = [torch.rand(3, 32, 32) * 2 - 1 for _ in range(2)]
+    (latent,) = encode(family.pipe.vae, [views])
     with torch.no_grad():
-        theirs = family.pipe.vae.encode(torch.stack(crops)).latent_dist
+        theirs = family.pipe.vae.encode(torch.stack(views)).latent_dist
     noise = torch.randn(4, 8, 8)
-    for crop in range(2):
-        expected = (theirs.mean[crop] + theirs.std[crop] * noise) * family.pipe.vae.config.scaling_factor
-        assert torch.allclose(latent.sample(crop, noise), expected, atol=1e-6)
+    for view in range(2):
+        expected = (theirs.mean[view] + theirs.std[view] * noise) * family.pipe.vae.config.scaling_factor
+        assert torch.allclose(latent.sample(view, noise), expected, atol=1e-6)
+
+
+def test_latents_are_moved_where_the_autoencoder_says_so(tiny_sd3):
+    vae = load_from(tiny_sd3).pipe.vae
+    view = torch.rand(3, 32, 32) * 2 - 1
+    (latent,) = encode(vae, [[view]])
+    with torch.no_grad():
+        theirs = vae.encode(view[None]).latent_dist
+    assert torch.allclose(latent.mean, (theirs.mean - 0.06) * vae.config.scaling_factor, atol=1e-6)
 
 
 def test_a_tiny_autoencoder_gives_latents_without_deviation(make_model, tmp_path):
     vae = load_from(make_model(tmp_path / "model", tiny_autoencoder=True)).pipe.vae
-    crop = torch.rand(3, 32, 32) * 2 - 1
-    (latent,) = encode(vae, [[crop]])
+    view = torch.rand(3, 32, 32) * 2 - 1
+    (latent,) = encode(vae, [[view]])
     with torch.no_grad():
-        assert torch.allclose(latent.sample(0, torch.randn(4, 8, 8)), vae.encode(crop[None]).latents[0], atol=1e-6)
+        assert torch.allclose(latent.sample(0, torch.randn(4, 8, 8)), vae.encode(view[None]).latents[0], atol=1e-6)
 
 
 def test_what_is_no_model_is_refused_with_what_a_model_folder_holds(tmp_path):

@@ -123,9 +123,9 @@ def test_a_folder_of_masks_that_is_not_there_is_named(pictures):
 
 def losses(prediction, weights):
     """The loss of predicting zero noise in a model that does."""
-    family = SimpleNamespace(add_noise=lambda *_: prediction, target=lambda *_: torch.zeros_like(prediction))
-    loss = DenoisingLoss(lambda noisy, *_: noisy, family)
-    return loss(prediction, prediction, torch.zeros(2), torch.zeros(2), weights)
+    process = SimpleNamespace(add_noise=lambda *_: prediction, target=lambda *_: torch.zeros_like(prediction))
+    loss = DenoisingLoss(lambda noisy, *_: noisy, process)
+    return loss(prediction, prediction, torch.zeros(2), weights)
 
 
 def test_equal_weights_give_the_plain_mean_whatever_they_are():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hra_diffusion.training.buckets import bucket_sizes, nearest_size
 from hra_diffusion.training.config import DataConfig
@@ -39,6 +39,19 @@ def test_crops_have_their_size_and_together_cover_the_picture(own, size, center_
     if len(crops) == 3 and max(own) > 4 * min(own):  # the middle, the dark end, the bright end
         middle, dark, bright = (np.asarray(crop).mean() for crop in crops)
         assert dark < middle < bright
+
+
+def test_a_view_knows_where_it_comes_from():
+    """Height and width of the original, top and left of the crop once scaled, height and width of the crop."""
+    covering = cover(noise((120, 80)), (40, 40))
+    seen = views(covering.size, (40, 40), DataConfig(random_flip=True), 0, "a")
+    told = [view.sizes((120, 80), covering.size, (40, 40)) for view in seen]
+    assert told == [(80, 120, 0, left, 40, 40) for left in (10, 0, 20, 10, 20, 0)]
+    for view, (_, _, top, left, height, width) in zip(seen, told, strict=True):
+        source = ImageOps.mirror(covering) if view.mirrored else covering
+        assert pixels([source.crop((left, top, left + width, top + height))]) == pixels(
+            [view.picture(covering, (40, 40))]
+        )
 
 
 def test_flipped_views_are_mirror_images_of_the_others():

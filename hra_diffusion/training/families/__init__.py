@@ -1,0 +1,56 @@
+"""The families of models that can be trained: one file, one class and one row of ``FAMILIES`` each."""
+
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.pipelines import load_pipeline, pipeline_class
+from hra_diffusion.training.config import ModelConfig
+from hra_diffusion.training.families.family import Condition, Denoiser, Family
+from hra_diffusion.training.families.stable_diffusion import StableDiffusion
+from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
+from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
+
+__all__ = ["FAMILIES", "Condition", "Denoiser", "Family", "load"]
+
+FAMILIES = {family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)}
+
+
+def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
+    """Load a model from a folder or the hub, safetensors only; the autoencoder in float32, the rest in ``dtype``.
+
+    Raises:
+        ModelError: the name is neither a model folder nor a model on the hub, or of a family that cannot be trained.
+    """
+    name = str(model.pretrained_model_name_or_path)
+    kind = pipeline_class(name, model.revision)
+    if kind not in FAMILIES:
+        raise ModelError(f"{name!r} is a {kind}, which cannot be trained here: use a model of {', '.join(FAMILIES)}.")
+    family = FAMILIES[kind]
+    pipe = load_pipeline(
+        name,
+        vae=model.pretrained_vae_model_name_or_path,
+        revision=model.revision,
+        variant=model.variant,
+        **family.load_options,
+    )
+    for component in pipe.components.values():
+        if isinstance(component, nn.Module) and component is not pipe.vae and component.dtype != dtype:
+            component.to(dtype)
+    _decode_in_own_precision(pipe.vae)
+    return family(pipe)
+
+
+def _decode_in_own_precision(vae: Any) -> None:
+    """Let pictures be decoded in the autoencoder's precision, though autocasting is on: SDXL's overflows in float16."""
+    decode = vae.decode
+
+    @wraps(decode)
+    def decode_without_autocast(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(latents.device.type, enabled=False):
+            return decode(latents.to(vae.dtype), *args, **kwargs)
+
+    vae.decode = decode_without_autocast

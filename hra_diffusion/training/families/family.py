@@ -1,0 +1,100 @@
+"""A family of models: what differs between them is how they read a prompt and how their denoiser is called."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from hra_diffusion.training.noising import noise_process
+
+Condition = dict[str, Tensor]
+"""What the denoiser is told, by name; the first dimension of each tensor counts prompts or examples."""
+
+
+class Family(ABC):
+    """A loaded model of some family, as training sees it.
+
+    Attributes:
+        pipe: the diffusers pipeline; its adapted components are replaced in place.
+        process: how its latents become noise, and what its denoiser predicts.
+        resolution: side in pixels of the pictures the model was made for.
+        resolution_step: sides must be multiples of this.
+    """
+
+    pipeline_class: ClassVar[str]
+    denoiser_name: ClassVar[str] = "unet"
+    """Pipeline component that denoises."""
+    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    """Pipeline components that read the prompt and can be trained; each has a tokenizer of the same number."""
+    load_options: ClassVar[Mapping[str, Any]] = {}
+    """What is passed on when the pipeline is loaded."""
+
+    def __init__(self, pipe: Any) -> None:
+        """Take a loaded pipeline; raises ModelError when its scheduler's prediction type is unknown."""
+        self.pipe = pipe
+        self.process = noise_process(pipe.scheduler)
+        config = getattr(pipe, self.denoiser_name).config
+        self.resolution_step: int = pipe.vae_scale_factor * (config.get("patch_size") or 1)
+        self.resolution: int = config.sample_size * pipe.vae_scale_factor
+
+    @abstractmethod
+    def read(self, tokens: Condition) -> Condition:
+        """Embed token ids of shape (prompts, tokens), named as their text encoders, with these as they are."""
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Call the denoiser on latents (B, C, h, w) in its own precision; timesteps (B,); returns (B, C, h, w)."""
+
+    def condition(self, prompts: list[str], text_encoder_trains: bool) -> Condition:
+        """Return what is known of each prompt ahead of training, on the CPU.
+
+        That is token ids while the text encoders train, and otherwise what they make of them.
+        """
+        tokens = {name: self._tokens(name, prompts) for name in self.text_encoder_names}
+        if text_encoder_trains:
+            return tokens
+        with torch.no_grad():
+            return {name: embedding.cpu() for name, embedding in self.read(tokens).items()}
+
+    def denoiser(self, text_encoder_trains: bool) -> "Denoiser":
+        """Return the module that maps (noisy latents, timesteps, condition) to the prediction."""
+        return Denoiser(self, text_encoder_trains)
+
+    def _tokens(self, text_encoder_name: str, prompts: list[str]) -> Tensor:
+        tokenizer = getattr(self.pipe, text_encoder_name.replace("text_encoder", "tokenizer"))
+        return tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+
+class Denoiser(nn.Module):
+    """One module for everything that trains, so that devices synchronise it as one."""
+
+    def __init__(self, family: Family, text_encoder_trains: bool) -> None:
+        super().__init__()
+        names = (family.denoiser_name, *(family.text_encoder_names if text_encoder_trains else ()))
+        self.parts = nn.ModuleDict({name: getattr(family.pipe, name) for name in names})
+        self.family = family
+        self.text_encoder_trains = text_encoder_trains
+        # The frozen model's: adapters stay in float32.
+        self.dtype: torch.dtype = self.parts[family.denoiser_name].dtype
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
+        """Predict for latents (B, C, h, w), timesteps (B,) and what is known of each example's prompt."""
+        if self.text_encoder_trains:
+            condition = condition | self._read(condition)
+        return self.family.predict(noisy.to(self.dtype), timesteps, condition)
+
+    def _read(self, condition: Condition) -> Condition:
+        """Read each different prompt once: a batch repeats few."""
+        tokens = {name: condition[name] for name in self.family.text_encoder_names}
+        together, of_example = torch.cat(list(tokens.values()), 1).unique(dim=0, return_inverse=True)
+        widths = [ids.shape[1] for ids in tokens.values()]
+        read = self.family.read(dict(zip(tokens, together.split(widths, 1), strict=True)))
+        return {name: embedding[of_example] for name, embedding in read.items()}

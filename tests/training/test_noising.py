@@ -1,0 +1,79 @@
+"""Noise as the model's scheduler has it: from what should be predicted, the clean latent can be had back."""
+
+import pytest
+import torch
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.training.noising import noise_process, uniform
+
+
+@pytest.mark.parametrize(
+    ("kind", "clean"),
+    [
+        ("epsilon", lambda x, target, a, s: (x - s * target) / a),
+        ("v_prediction", lambda x, target, a, s: a * x - s * target),
+        ("sample", lambda x, target, a, s: target),
+    ],
+)
+def test_the_target_of_diffusion_gives_the_clean_latent_back(kind, clean):
+    scheduler = EulerDiscreteScheduler(prediction_type=kind)
+    process = noise_process(scheduler)
+    latents, noise = torch.randn(2, 3, 4, 8, 8).double()
+    timesteps = torch.tensor([0, 400, 998])
+    signal = scheduler.alphas_cumprod[timesteps].double().view(-1, 1, 1, 1)
+    noisy, target = process.add_noise(latents, noise, timesteps), process.target(latents, noise, timesteps)
+    assert torch.allclose(noisy, signal.sqrt() * latents + (1 - signal).sqrt() * noise, atol=1e-6)
+    assert torch.allclose(clean(noisy, target, signal.sqrt(), (1 - signal).sqrt()), latents, atol=1e-4)
+    assert torch.allclose(process.snr(timesteps), (signal / (1 - signal)).flatten().float())
+    assert process.prediction == kind
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_goes_straight_from_data_to_noise_as_its_scheduler_does(shift):
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    process = noise_process(scheduler)
+    timesteps = process.timesteps(torch.tensor([0.1, 0.5, 0.9]))
+    sigma = shift * torch.tensor([0.1, 0.5, 0.9]) / (1 + (shift - 1) * torch.tensor([0.1, 0.5, 0.9]))
+    assert torch.allclose(timesteps, 1000 * sigma)
+    latents, noise = torch.randn(2, 3, 4, 8, 8)
+    noisy, target = process.add_noise(latents, noise, timesteps), process.target(latents, noise, timesteps)
+    assert torch.allclose(noisy - sigma.view(-1, 1, 1, 1) * target, latents, atol=1e-5)
+    theirs = scheduler.timesteps[[0, 499, 899]]  # the scheduler's own table, which is shifted, too
+    assert torch.allclose(process.timesteps(torch.tensor([1.0, 0.501, 0.101])), theirs, atol=1e-2)
+    assert torch.allclose(process.add_noise(latents, noise, theirs), scheduler.scale_noise(latents, theirs, noise))
+    assert torch.allclose(process.snr(timesteps), ((1 - sigma) / sigma).square())
+
+
+def test_flow_is_told_by_the_prediction_type_of_other_schedulers_too():
+    scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
+    process = noise_process(scheduler)
+    assert process.prediction == "flow"
+    assert process.timesteps(torch.tensor(0.5)).item() == pytest.approx(1000 * 2 / 3)
+
+
+def test_zero_terminal_snr_reaches_pure_noise():
+    process = noise_process(DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    latents, noise = torch.randn(2, 1, 4, 8, 8)
+    last = torch.tensor([999])
+    assert torch.allclose(process.add_noise(latents, noise, last), noise, atol=1e-5)
+    assert torch.allclose(process.target(latents, noise, last), -latents, atol=1e-5)
+    assert process.snr(last).item() == pytest.approx(0, abs=1e-9)
+
+
+def test_timesteps_are_uniform_over_all():
+    process = noise_process(DDPMScheduler())
+    timesteps = process.timesteps(uniform(20_000, torch.Generator().manual_seed(0)))
+    assert (timesteps.min(), timesteps.max()) == (0, 999)
+    assert timesteps.float().mean().item() == pytest.approx(499.5, abs=8)
+    assert process.timesteps(torch.tensor(1.0)).item() == 999
+
+
+def test_an_unknown_prediction_type_is_refused():
+    with pytest.raises(ModelError, match=r"predicts 'velocity'.*epsilon, sample, v_prediction"):
+        noise_process(DDPMScheduler(prediction_type="velocity"))

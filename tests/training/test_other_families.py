@@ -1,0 +1,53 @@
+"""SDXL and SD 3 from pictures to pictures: trained, saved, loaded into their pipeline, drawn."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hra_diffusion.cli.main import main
+from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+
+PROMPT = "a photo of a sks dog on the beach"
+OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("model", ["tiny_sdxl", "tiny_sd3"])
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, precision, pictures, tmp_path):
+    model = request.getfixturevalue(model)
+    values = {
+        "pretrained_model_name_or_path": str(model),
+        "instance_data_dir": pictures,
+        "output_dir": tmp_path / "run",
+        "train_text_encoder": True,
+        "with_prior_preservation": True,
+        "num_class_images": 2,
+        "max_train_steps": 3,
+        "learning_rate": 0.5,
+        "train_batch_size": 2,
+        "num_inference_steps": 2,
+        "guidance_scale": 3.0,
+        "gradient_checkpointing": precision == "bf16",
+        "mixed_precision": precision,
+    }
+    run = DreamBooth(with_values(DreamBoothConfig(), values))
+    base = draw(run.pipe, PROMPT, 3, **OPTIONS)
+    list(run.draw_class_images())
+    assert all(np.isfinite(record.loss) for record in run.steps())
+    folder = run.save()
+    denoiser = "unet" if model.name == "tiny-sdxl" else "transformer"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["text_encoder", "text_encoder_2", denoiser])
+    adapted = draw(run.pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS)
+    assert np.abs(np.asarray(adapted).astype(int) - np.asarray(base)).max() > 2
+    if precision == "no":
+        pipe = load_pipeline(str(model))
+        load_hra_weights(pipe, folder)
+        assert draw(pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS) == adapted
+        flags = ["--adapter", str(run.folder), "--prompt", PROMPT, "--seed", "3", "--output_dir", str(tmp_path)]
+        assert main(["generate", *flags]) == 0
+        with Image.open(tmp_path / "a-photo-of-a-sks-dog-on-the-beach-3.png") as generated:
+            assert generated.tobytes() == adapted.tobytes()
