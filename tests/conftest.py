@@ -146,6 +146,7 @@ def trained(tiny_sd, tmp_path_factory) -> Path:
         "learning_rate": 1.0,
         "num_inference_steps": 2,
         "num_validation_images": 1,
+        "report_to": "none",
         "seed": 5,
     }
     flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]

@@ -1,6 +1,5 @@
 """``hra-diffusion generate``: pictures from prompts with an adapter, the same as the pipeline draws in Python."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -70,6 +69,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     from hra_diffusion.formats.files import write_file
     from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
     from hra_diffusion.training.checkpoint import check_writable
+    from hra_diffusion.training.portrait import picture_name
 
     check_writable(config.output_dir)
     model = config.pretrained_model_name_or_path or base_model(config.adapter)
@@ -81,7 +81,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     options = _options(config, run)
     paths: list[Path] = []
     for seed in range(config.seed, config.seed + config.num_images):
-        paths.append(config.output_dir / f"{_slug(config.prompt)}-{seed}.png")
+        paths.append(config.output_dir / picture_name(config.prompt, seed))
         write_file(paths[-1], draw(pipe, config.prompt, seed, **options).save)
     return paths
 
@@ -96,7 +96,3 @@ def _options(config: GenerateConfig, run: DreamBoothConfig) -> dict[str, Any]:
     }
     told = {name: getattr(config, name) for name in _DRAWING}
     return options | {name: value for name, value in told.items() if value is not None}
-
-
-def _slug(prompt: str) -> str:
-    return re.sub(r"\W+", "-", prompt.lower()).strip("-")[:80] or "picture"

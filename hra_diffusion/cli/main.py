@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "measure an adapter",
     "merge": "write a whole model with adapters in its weights",
     "export-lora": "write an adapter as the exact LoRA for other tools",
+    "inspect": "say what an adapter holds",
 }
 
 

@@ -26,17 +26,28 @@ from hra_diffusion.training.config_file import flag_types, read_toml
 from hra_diffusion.training.defaults import embedded_defaults
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hra_diffusion.training.dreambooth import DreamBooth
+    from hra_diffusion.training.loop import StepRecord
+    from hra_diffusion.training.trackers import Tracker
 
 CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags win over it."
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, save the adapter, draw before_after.png and measure."""
+    """Train, save the adapter, draw before_after.png and measure; or say only what would be trained."""
     config = parse_config(arguments)
     from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
 
     run = DreamBooth(config)
+    if config.run.dry_run:
+        from hra_diffusion.training.preflight import describe
+
+        told = describe(run)
+        if run.is_main:
+            print(told)
+        return
     if run.is_main:
         print(run.summary, file=sys.stderr)
         if run.resumes_from:
@@ -49,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     if run.is_main:
         with run.accelerator.autocast():
             print(evaluate_run(run.folder, run.pipe))
-        print(f"{run.folder}: adapter, config.toml, log.jsonl, before_after.png")
+        print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 
 def _train(run: "DreamBooth") -> None:
@@ -58,14 +69,20 @@ def _train(run: "DreamBooth") -> None:
     Raises:
         Stopped: a signal came.
     """
+    from hra_diffusion.training.trackers import tracking  # imports accelerate: not for --help
+
     start = run.recording.trainer.done  # encodes the pictures: until then a signal may stop everything
     with (
+        tracking(run.tracker if run.is_main else None, run.folder, run.config, start) as tracker,
         stop_wish(patient=run.accelerator.num_processes > 1) as wish,
         tqdm(desc="training", total=run.total_steps, initial=start, unit="step", disable=not run.is_main) as bar,
     ):
         for record in run.steps():
             bar.update()
-            bar.set_postfix(loss=f"{record.loss:.4f}")
+            bar.set_postfix(_numbers(record, (bar.format_dict["rate"] or 0) * run.pictures_per_step))
+            tracker.log(record)
+            if record.step % (run.config.preview.validation_steps or sys.maxsize) == 0:
+                _look(run, tracker, record.step)
             if run.any_process(wish.number is not None):
                 checkpoint = run.save_checkpoint()
                 raise Stopped(
@@ -73,6 +90,19 @@ def _train(run: "DreamBooth") -> None:
                     "--resume_from_checkpoint latest.",
                     wish.number or signal.SIGTERM,
                 )
+
+
+def _numbers(record: "StepRecord", pictures_per_second: float) -> dict[str, str]:
+    rates = dict.fromkeys(f"{rate:.3g}" for rate in record.learning_rates.values())
+    return {"loss": f"{record.loss:.4f}", "lr": "/".join(rates), "pictures/s": f"{pictures_per_second:.1f}"}
+
+
+def _look(run: "DreamBooth", tracker: "Tracker", step: int) -> None:
+    """Draw the validation pictures, and send them to the tracker."""
+    pictures: dict[str, list[Image]] = {}
+    for prompt, _, picture in run.draw_validation():
+        pictures.setdefault(prompt, []).append(picture)
+    tracker.log_pictures(pictures, step)
 
 
 def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:

@@ -49,10 +49,29 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
     Q = torch.linalg.qr(torch.cat(wide, dim=-1)).Q
     generator = torch.zeros(())
     for columns, strength in zip(wide, strengths, strict=True):
-        U, T = factor(columns)
-        P = Q.mT @ U
-        generator = generator + strength * log_orthogonal(torch.eye(Q.shape[-1], dtype=Q.dtype) - P @ T @ P.mT)
+        generator = generator + strength * log_orthogonal(_on_span(*factor(columns), Q))
     return (Q @ reflections_of(torch.linalg.matrix_exp(generator))).to(like.device, like.dtype)
+
+
+@torch.no_grad()
+def turning_angles(columns: Tensor) -> Tensor:
+    """Angles by which a chain turns the planes that it turns, in radians, largest first.
+
+    Args:
+        columns: of one layer or a batch of equally shaped ones, (..., d, r).
+
+    Returns:
+        min(d, r) angles in [0, π], (..., min(d, r)); a plane's angle comes twice, a mirrored direction has π.
+    """
+    U, T = factor(columns.to("cpu", torch.float64))
+    K = _on_span(U, T, torch.linalg.qr(U).Q)
+    return torch.linalg.eigvals(K).angle().abs().sort(dim=-1, descending=True).values
+
+
+def _on_span(U: Tensor, T: Tensor, Q: Tensor) -> Tensor:
+    """K = Qᵀ H Q for H = I − U T Uᵀ."""
+    P = Q.mT @ U
+    return torch.eye(Q.shape[-1], dtype=Q.dtype) - P @ T @ P.mT
 
 
 def log_orthogonal(K: Tensor) -> Tensor:

@@ -137,8 +137,9 @@ def read_progress(path: Path) -> tuple[int, Mapping[str, Any]]:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a run's folder, oldest first."""
-    found = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in folder.glob("checkpoint-*")]
-    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name and path.is_dir())]
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
+    found = {path: int(step[1]) for path, step in steps.items() if step and (path / REST).is_file()}
+    return sorted(found, key=found.__getitem__)
 
 
 def find_checkpoint(wanted: str, folder: Path) -> Path | None:
@@ -169,7 +170,11 @@ def remove_superfluous(folder: Path, identity: Mapping[str, Any], limit: int | N
     """Remove checkpoints of other runs, and all but the newest ``limit`` of this one."""
     own: list[Path] = []
     for path in checkpoints(folder):
-        if read_progress(path)[1] == identity:
+        try:
+            of_this_run = read_progress(path)[1] == identity
+        except AdapterFileError:
+            continue  # damaged, and perhaps of use to somebody
+        if of_this_run:
             own.append(path)
         else:
             remove_folder(path)

@@ -114,6 +114,10 @@ class OptimiserConfig:
     """What AdamW adds to its divisor."""
     max_grad_norm: float = 1.0
     """Longer gradients are shortened to this norm."""
+    use_ema: bool = False
+    """Save and show the average of the reflections over the steps instead of the last ones."""
+    ema_decay: float = 0.999
+    """How much of the average stays at each step; less at the beginning."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,11 +146,15 @@ class RunConfig:
     """How many checkpoints are kept, the newest; all by default."""
     resume_from_checkpoint: str | None = None
     """latest, or the path of a checkpoint, to go on from there; latest starts anew where there is none."""
+    dry_run: bool = False
+    """Say what would be trained, how long it takes and what room it needs, write nothing, and stop."""
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] | None = None
+    """Where losses and validation pictures are sent, too; by default to TensorBoard, in logs, if it is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewConfig:
-    """How pictures are drawn: those of the class, and before_after.png."""
+    """How pictures are drawn: those of the class, those on the way, and before_after.png."""
 
     validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
     """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
@@ -156,6 +164,8 @@ class PreviewConfig:
     """Denoising steps a picture."""
     guidance_scale: float = 7.5
     """Strength of classifier-free guidance."""
+    validation_steps: int | None = None
+    """Steps between looks at the adapter: its pictures of the same prompts and seeds go to validation/step-<step>."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,16 +211,18 @@ _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...
             "seed": 0,
             "num_validation_images": 1,
             "num_inference_steps": 1,
+            "validation_steps": 1,
             "guidance_scale": 0,
             "adam_beta1": 0,
             "adam_beta2": 0,
             "color_jitter": 0,
             "unmasked_weight": 0,
+            "ema_decay": 0,
         },
     ),
     ("greater than", operator.gt, {"learning_rate": 0, "text_encoder_lr": 0, "adam_epsilon": 0, "max_grad_norm": 0}),
     ("at most", operator.le, {"unmasked_weight": 1}),
-    ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "seed": 2**63}),
+    ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63}),
 )
 
 

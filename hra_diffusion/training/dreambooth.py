@@ -6,17 +6,21 @@ the second term being prior preservation: it keeps the class's word from turning
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+from PIL import Image
+
+from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.buckets import bucket_sizes, nearest_size
-from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, save_adapter
+from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import to_toml, with_values
@@ -25,12 +29,15 @@ from hra_diffusion.training.defaults import resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.pictures import parse_colour
-from hra_diffusion.training.portrait import Portrait
+from hra_diffusion.training.portrait import Portrait, picture_name
+from hra_diffusion.training.preflight import check_room
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.subjects import captioned, find_subjects, read_examples
+from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
+from hra_diffusion.training.trackers import choose_tracker
+from hra_diffusion.training.trainer import Trainer
 
 DEFAULT_STEPS = 400
 
@@ -54,7 +61,9 @@ class DreamBooth:
         sizes: width and height in pixels at which each is trained on.
         class_images: the pictures of each class; empty without prior preservation.
         portrait: the before-and-after pictures.
+        resolution: side of the training pictures in pixels.
         resumes_from: the checkpoint that it goes on from, if any.
+        tracker: what --report_to means here: tensorboard, wandb, trackio, or None.
     """
 
     def __init__(self, config: DreamBoothConfig) -> None:
@@ -75,17 +84,19 @@ class DreamBooth:
         self.accelerator = make_accelerator(config.run)
         self.family = load(config.model, DTYPES[config.run.mixed_precision])
         self.pipe = self.family.pipe.to(self.accelerator.device)
-        self._resolution = self._checked_resolution(config.data.resolution)
+        self.resolution = self._checked_resolution(config.data.resolution)
         self.total_steps = self._number_of_steps(config)
-        self.config = with_values(config, {"resolution": self._resolution, "max_train_steps": self.total_steps})
-        square, step = (self._resolution, self._resolution), self.family.resolution_step
-        buckets = bucket_sizes(self._resolution, step) if config.data.aspect_ratio_buckets else [square]
+        self.config = with_values(config, {"resolution": self.resolution, "max_train_steps": self.total_steps})
+        square, step = (self.resolution, self.resolution), self.family.resolution_step
+        buckets = bucket_sizes(self.resolution, step) if config.data.aspect_ratio_buckets else [square]
         self.sizes = [nearest_size(example.photo.size, buckets) for example in self.examples]
         add_adapters(self.family, config.adapter, config.model, config.run)
         self.class_images = self._class_images()
         self.portrait = self._portrait()
+        self.tracker = choose_tracker(config.run.report_to)
         self._identity = self._make_identity()
         self.resumes_from = self._checkpoint()
+        self.check_room()
 
     @property
     def is_main(self) -> bool:
@@ -93,16 +104,32 @@ class DreamBooth:
         return self.accelerator.is_main_process
 
     @property
+    def components(self) -> dict[str, HRAModel]:
+        """The adapted parts of the pipeline, by name."""
+        return adapted_components(self.pipe)
+
+    @property
+    def steps_before(self) -> int:
+        """Steps that are done in the checkpoint that it goes on from."""
+        return read_progress(self.resumes_from)[0] if self.resumes_from else 0
+
+    @property
+    def pictures_per_step(self) -> int:
+        """Pictures that a step learns from, on all devices together."""
+        run = self.config.run
+        sources = 2 if self.class_images else 1
+        return sources * run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
     def summary(self) -> str:
         """What will be trained, in one line."""
-        parts = adapted_components(self.pipe)
-        count = sum(component.get_nb_trainable_parameters()[0] for component in parts.values())
+        count = sum(part.get_nb_trainable_parameters()[0] for part in self.components.values())
         prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
         shapes = len(set(self.sizes))
         return (
-            f"{prompts} from {len(self.examples)} pictures of {self._resolution} px"
+            f"{prompts} from {len(self.examples)} pictures of {self.resolution} px"
             f"{f' in {shapes} shapes' if shapes > 1 else ''}: "
-            f"{count:,} parameters in {' and '.join(parts)}, {self.total_steps} steps"
+            f"{count:,} parameters in {' and '.join(self.components)}, {self.total_steps} steps"
         )
 
     def draw_class_images(self) -> Iterator[int]:
@@ -124,6 +151,37 @@ class DreamBooth:
     @cached_property
     def recording(self) -> Recording:
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
+        of_class = [
+            example
+            for images in self.class_images
+            for example in captioned(images.read(), images.folder, images.prompt)
+        ]
+        recording = Recording(
+            folder=self.folder,
+            trainer=self._trainer(of_class),
+            components=self.components,
+            identity=self._identity,
+            config=self.config.run,
+        )
+        if self.resumes_from:
+            recording.go_back(self.resumes_from)
+        return recording
+
+    def rehearse(self, steps: int) -> Iterator[StepRecord]:
+        """Take some first steps of the run, and then take them back: nothing is written, and nothing changed.
+
+        The subject's pictures stand in for those of the class, which may not be drawn yet.
+        """
+        weights = [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            yield from self._trainer(self.examples).steps(steps)
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, before, strict=True):
+                    weight.copy_(value)
+
+    def _trainer(self, of_class: Sequence[Example]) -> Trainer:
         maker = SourceMaker(
             family=self.family,
             data=self.config.data,
@@ -132,25 +190,29 @@ class DreamBooth:
         )
         sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
         if self.class_images:
-            of_class = [
-                example
-                for images in self.class_images
-                for example in captioned(images.read(), images.folder, images.prompt)
-            ]
             in_all_sizes = product(of_class, sorted(set(self.sizes)))
             sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
-        recording = Recording(
-            folder=self.folder,
-            trainer=make_trainer(
-                sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
-            ),
-            components=adapted_components(self.pipe),
-            identity=self._identity,
-            config=self.config.run,
+        return make_trainer(
+            sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
         )
-        if self.resumes_from:
-            recording.go_back(self.resumes_from)
-        return recording
+
+    def check_room(self) -> str:
+        """Make sure that the disk has room for the checkpoints; returns a line about it.
+
+        Raises:
+            OutputError: it has not.
+        """
+        trained = sum(
+            weight.nbytes for part in self.components.values() for weight in part.parameters() if weight.requires_grad
+        )
+        run = self.config.run
+        return check_room(
+            self.folder,
+            range(self.steps_before, self.total_steps),
+            trained,
+            every=run.checkpointing_steps,
+            limit=run.checkpoints_total_limit,
+        )
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""
@@ -163,17 +225,31 @@ class DreamBooth:
         return self.accelerator.check_trigger()
 
     def save(self) -> Path:
-        """Save the adapter; returns its folder."""
+        """Save the adapter; returns its folder. The pipeline then has it as it was saved, and trains no more."""
         folder = self.folder / "adapter"
         self.accelerator.wait_for_everyone()
+        self.recording.trainer.show()
         if self.is_main:
-            save_adapter(adapted_components(self.pipe), folder)
+            save_adapter(self.components, folder)
         return folder
+
+    def draw_validation(self) -> Iterator[tuple[str, int, Image.Image]]:
+        """Draw with the adapter as it is; yields each picture, with its prompt and seed, when its file is there.
+
+        In float32 a picture is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
+        this step.
+        """
+        if self.is_main:
+            folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
+            with self.recording.trainer.shown(), self.accelerator.autocast():
+                for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
+                    write_file(folder / picture_name(prompt, seed), picture.save)
+                    yield prompt, seed, picture
 
     def draw_before_after(self) -> Iterator[int]:
         """Draw before_after.png; yields how many of its pictures are done."""
         if self.is_main:
-            with self.accelerator.autocast():
+            with self.recording.trainer.shown(), self.accelerator.autocast():
                 yield from self.portrait.draw(self.pipe)
             write_file(self.folder / "before_after.png", self.portrait.sheet().save)
 
@@ -222,7 +298,7 @@ class DreamBooth:
                 count=prior.num_class_images,
                 pipe=self.pipe,
                 prompt=prompt,
-                resolution=self._resolution,
+                resolution=self.resolution,
                 steps=preview.num_inference_steps,
                 guidance_scale=preview.guidance_scale,
                 seed=self.config.run.seed,
@@ -242,7 +318,7 @@ class DreamBooth:
         return Portrait(
             prompts=list(dict.fromkeys(prompts)),
             seeds=range(seed, seed + preview.num_validation_images),
-            resolution=self._resolution,
+            resolution=self.resolution,
             steps=preview.num_inference_steps,
             guidance_scale=preview.guidance_scale,
         )

@@ -39,3 +39,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def read_log(path: Path) -> list[StepRecord]:
+    """Read the records of a log."""
+    return [StepRecord(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,5 +1,9 @@
-"""before_after.png: the same prompts and seeds without and with the adapter, side by side, labelled."""
+"""Looking at an adapter: its pictures of some prompts and seeds, alone or beside those without it (before_after.png).
 
+Drawing changes nothing: each picture has a generator of its own, and no module or random state is touched.
+"""
+
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -42,6 +46,12 @@ class Portrait:
                         self.rows[-1].append(self._picture(pipe, prompt, seed))
                     yield sum(map(len, self.rows))
 
+    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
+        """Draw with the adapter alone; yields each picture with its prompt and seed."""
+        for prompt in self.prompts:
+            for seed in self.seeds:
+                yield prompt, seed, self._picture(pipe, prompt, seed)
+
     def sheet(self) -> Image.Image:
         """Put the pictures on one labelled sheet."""
         columns = [f"{mode} adapter\nseed {seed}" for seed in self.seeds for mode in ("without", "with")]
@@ -57,3 +67,9 @@ class Portrait:
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
         )
+
+
+def picture_name(prompt: str, seed: int) -> str:
+    """Name a picture's file after its prompt and seed."""
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:80]
+    return f"{slug or 'picture'}-{seed}.png"

@@ -1,4 +1,4 @@
-"""What a run leaves on the disk while it goes on: its log, and checkpoints to go on from."""
+"""What a run leaves on the disk while it goes on: its log as numbers and as a curve, and checkpoints to go on from."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.formats.files import tidy
+from hra_diffusion.formats.files import tidy, write_file
 from hra_diffusion.training.checkpoint import (
     LOG,
     Checkpoint,
@@ -17,8 +17,9 @@ from hra_diffusion.training.checkpoint import (
     save_checkpoint,
 )
 from hra_diffusion.training.config import RunConfig
-from hra_diffusion.training.log import Log
+from hra_diffusion.training.log import Log, read_log
 from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.loss_curve import loss_curve
 from hra_diffusion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,8 @@ class Recording:
                 old[-1],
             )
         with Log(self.folder / LOG, self.log) as log:
+            if self.trainer.done:  # a killed run may have saved its last checkpoint and got no further
+                self._follow_up()
             for record in self.trainer.steps(total):
                 log.write(record)
                 if record.step % self.config.checkpointing_steps == 0 or record.step == total:
@@ -70,7 +73,9 @@ class Recording:
                 yield record
 
     def save(self) -> Path:
-        """Save a checkpoint of the last step, unless there is one; returns its path. The main process alone writes.
+        """Save a checkpoint of the last step, unless there is one, and loss.png; returns the checkpoint's path.
+
+        The main process alone writes.
 
         Raises:
             OutputError: it cannot be written; earlier ones are intact.
@@ -80,7 +85,13 @@ class Recording:
         if path != self.saved and self.trainer.accelerator.is_main_process:
             log = (self.folder / LOG).read_bytes()
             checkpoint = Checkpoint(step=step, identity=self.identity, state=self.trainer.state(), log=log)
-            save_checkpoint(path, checkpoint, self.components)
-            remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit)
+            with self.trainer.shown():
+                save_checkpoint(path, checkpoint, self.components)
             self.saved = path
+            self._follow_up()
         return path
+
+    def _follow_up(self) -> None:
+        """Do what belongs to a checkpoint: superfluous ones go, and loss.png shows the losses so far."""
+        remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit)
+        write_file(self.folder / "loss.png", loss_curve(read_log(self.folder / LOG)).save)

@@ -33,6 +33,9 @@ FREE = frozenset(
         "checkpointing_steps",
         "checkpoints_total_limit",
         "resume_from_checkpoint",
+        "dry_run",
+        "report_to",
+        "validation_steps",
         "validation_prompts",
         "num_validation_images",
     }

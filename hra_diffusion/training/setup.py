@@ -10,6 +10,7 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import HRAModel
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
+from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig
 from hra_diffusion.training.families import Family
@@ -93,7 +94,7 @@ def make_trainer(
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    return Trainer(
+    trainer = Trainer(
         accelerator=accelerator,
         loss=loss,
         optimizer=prepared_optimizer,
@@ -101,6 +102,9 @@ def make_trainer(
         batch_at=batches.__getitem__,
         max_grad_norm=optimiser.max_grad_norm,
     )
+    if optimiser.use_ema:
+        trainer.average = Average(trainer.weights, optimiser.ema_decay)
+    return trainer
 
 
 def _learning_rates(components: Mapping[str, object], optimiser: OptimiserConfig) -> dict[str, float]:

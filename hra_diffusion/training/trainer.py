@@ -1,6 +1,7 @@
 """What changes while a run goes on, and nothing else: saved and loaded, the run goes on as if it had never stopped."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batch
 from hra_diffusion.training.loop import StepRecord, train
 
@@ -26,6 +28,8 @@ class Trainer:
     batch_at: Callable[[int], Batch]
     """The batch of an index: see :func:`hra_diffusion.training.loop.train`."""
     max_grad_norm: float
+    average: Average | None = None
+    """Of the weights, if it is what is to be saved and shown."""
     done: int = 0
     """Steps done."""
 
@@ -43,6 +47,8 @@ class Trainer:
         )
         for record in records:
             self.done = record.step
+            if self.average:
+                self.average.update(self.weights, self.done)
             yield record
 
     @property
@@ -51,10 +57,34 @@ class Trainer:
         module = self.accelerator.unwrap_model(self.loss)
         return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
+    @torch.no_grad()
+    def show(self) -> None:
+        """Let the weights be those that are saved and drawn: their average, if there is one; no more steps after that.
+
+        Schedule-free optimisers, too, train other weights than those they recommend.
+        """
+        self.optimizer.eval()
+        for name, average in self.average.weights.items() if self.average else ():
+            self.weights[name].copy_(average)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Show the weights, see :meth:`show`, within a ``with`` block; then they are, to the bit, as before."""
+        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.show()
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(kept[name])
+
     def state(self) -> dict[str, Any]:
         """Everything that the next steps depend on, but for the batches, which are functions of their number."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {"step": self.done, "weights": self.weights, **parts}
+        weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # not those shown later
+        return {"step": self.done, "weights": weights, **parts}
 
     @torch.no_grad()
     def load(self, state: dict[str, Any]) -> None:
@@ -74,7 +104,12 @@ class Trainer:
         self.done = state["step"]
 
     def _parts(self) -> dict[str, Any]:
-        parts = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler, "scaler": self.accelerator.scaler}
+        parts = {
+            "optimizer": self.optimizer,
+            "lr_scheduler": self.lr_scheduler,
+            "scaler": self.accelerator.scaler,
+            "average": self.average,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
 

@@ -122,6 +122,7 @@ def test_a_run_leaves_adapter_config_log_and_portrait(trained):
         "class_images",
         "config.toml",
         "log.jsonl",
+        "loss.png",
     }
     records = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
@@ -170,3 +171,25 @@ def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd,
     ]
     assert main(["generate", "--adapter", str(trained / "adapter"), "--prompt", "Ein Hund!", *flags]) == 0
     assert capsys.readouterr().out.strip().endswith("ein-hund-0.png")
+
+
+def test_validation_pictures_are_what_generate_draws_from_that_checkpoint_and_disturb_nothing(
+    trained, tiny_sd, tmp_path, capsys
+):
+    """The run of `trained` again, looking at every second step."""
+    looked_at = tmp_path / "run"
+    flags = ["--config", str(trained / "config.toml"), "--output_dir", str(looked_at), "--checkpointing_steps", "2"]
+    flags += ["--class_data_dir", str(trained / "class_images"), "--validation_steps", "2"]
+    assert main(["train", *flags]) == 0
+    for name in ("log.jsonl", "adapter/unet/adapter_model.safetensors", "before_after.png"):
+        assert (looked_at / name).read_bytes() == (trained / name).read_bytes()
+    assert sorted(path.name for path in (looked_at / "validation").iterdir()) == ["step-2", "step-4", "step-6"]
+    name = "a-photo-of-a-sks-dog-5.png"
+    for step in (2, 4):
+        adapter, place = looked_at / f"checkpoint-{step}", tmp_path / "generated"
+        prompt = ["--prompt", "a photo of a sks dog", "--seed", "5", "--output_dir", str(place)]
+        assert main(["generate", "--adapter", str(adapter), *prompt]) == 0
+        theirs = np.asarray(Image.open(place / name))
+        assert np.array_equal(np.asarray(Image.open(looked_at / "validation" / f"step-{step}" / name)), theirs)
+    first, last = (Image.open(looked_at / "validation" / f"step-{step}" / name).tobytes() for step in (2, 6))
+    assert first != last

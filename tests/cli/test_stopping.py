@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def flags(tiny_sd, pictures, tmp_path):
         "train_batch_size": 1,
         "num_inference_steps": 1,
         "num_validation_images": 1,
+        "report_to": "none",
     }
     return ["train", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
 
@@ -113,21 +115,29 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_on_a_full_disk_the_last_checkpoint_stays_and_room_is_all_that_is_needed(flags, small_disk, capsys):
-    folder = small_disk / "run"
-    flags = [*flags, "--output_dir", str(folder), "--checkpointing_steps", "1"]
-    assert main([*flags, "--max_train_steps", "1"]) == 0
-    before = contents(folder / "checkpoint-1")
-    ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(10**6 - 200_000 - sum(map(len, contents(folder).values()))))
-    assert main([*flags, "--resume_from_checkpoint", "latest"]) == 2
+def test_on_a_full_disk_the_last_checkpoint_stays_and_room_is_all_that_is_needed(
+    flags, small_disk, monkeypatch, capsys
+):
+    folder, ballast = small_disk / "run", small_disk / "ballast"
+    draw = Batches.__getitem__
+
+    def draw_while_others_fill_the_disk(batches, index):
+        if index == 2:
+            with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+        return draw(batches, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batches, "__getitem__", draw_while_others_fill_the_disk)
+        assert main([*flags, "--output_dir", str(folder), "--checkpointing_steps", "2"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in error
     assert "Make room on the disk of" in error
-    assert contents(folder / "checkpoint-1") == before
     assert not list(folder.glob(".*"))
     ballast.unlink()
-    assert main([*flags, "--resume_from_checkpoint", "latest", "--checkpoints_total_limit", "1"]) == 0
+    assert main([*flags, "--output_dir", str(folder), "--resume_from_checkpoint", "checkpoint-2"]) == 0
+    assert (folder / "log.jsonl").read_text().count("\n") == 5
 
 
 def test_a_disk_that_cannot_be_written_is_refused_before_training(flags, small_disk, capsys):

@@ -164,3 +164,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
 
 def test_every_free_setting_is_one():
     assert flag_types(DreamBoothConfig).keys() >= FREE
+
+
+def test_what_looks_like_a_checkpoint_and_is_none_stays_and_is_not_taken_for_one(config, tmp_path):
+    foreign = tmp_path / "run" / "checkpoint-900"
+    foreign.mkdir(parents=True)
+    (foreign / "optimizer.bin").write_bytes(b"another trainer's")
+    folder = train(config, max_train_steps=2, checkpoints_total_limit=1, resume_from_checkpoint="latest")
+    assert names(folder) == ["checkpoint-2"]
+    assert (foreign / "optimizer.bin").exists()

@@ -1,0 +1,129 @@
+"""``hra-diffusion inspect``: what an adapter holds, layer by layer, and how it was made."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import read_run
+
+if TYPE_CHECKING:
+    from hra_diffusion.adapter.config import HRAConfig
+
+LONGEST = 60
+"""Characters of a layer's name that are shown, from its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Say what an adapter holds."""
+
+    adapter: tyro.conf.Positional[Path]
+    """An adapter's folder, a checkpoint's, or the output folder of a run."""
+    layers: bool = True
+    """List the layers, those that turn most first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer's part of an adapter."""
+
+    name: str
+    shape: tuple[int, ...]
+    """(d, r) of its columns."""
+    angle: float
+    """The largest angle by which it turns anything, in degrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A component's part of an adapter."""
+
+    name: str
+    config: "HRAConfig"
+    layers: list[Layer]
+    parameters: int
+    """All that the adapter's file holds, columns and what else was trained."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print what an adapter holds."""
+
+    def build(settings: InspectConfig) -> InspectConfig:
+        """Say what an adapter holds: rank, layers, how far each turns, its base model and the run that made it."""
+        return settings
+
+    flags = [field.name for field in fields(InspectConfig)]
+    config = parse(build, arguments, prog="hra-diffusion inspect", flags=flags)
+    print("\n".join(report(config)))
+
+
+def report(config: InspectConfig) -> Iterator[str]:
+    """Yield the lines about an adapter.
+
+    Raises:
+        AdapterFileError: there is none, or it is damaged.
+    """
+    components = read_components(config.adapter)
+    base = next((each.config.base_model_name_or_path for each in components), None)
+    yield f"base model  {base or 'not said'}"
+    for each in components:
+        yield f"{each.name}: rank {each.config.r}, {len(each.layers)} layers, {each.parameters:,} parameters"
+        angles = [layer.angle for layer in each.layers] or [0.0]
+        yield f"  turns by {max(angles):.1f}° at most, by {sum(angles) / len(angles):.1f}° in the mean of its layers"
+        for layer in sorted(each.layers, key=lambda layer: -layer.angle) if config.layers else ():
+            shape = "×".join(map(str, layer.shape))
+            yield f"  {layer.angle:6.1f}°  {shape:>9}  {layer.name[-LONGEST:]}"
+    yield from _run_settings(config.adapter)
+
+
+def read_components(folder: Path) -> list[Component]:
+    """Read the adapter in a folder, in its ``adapter`` or in the folder of one component.
+
+    Raises:
+        AdapterFileError: there is none, or it is damaged.
+    """
+    from hra_diffusion.formats.peft import CONFIG_FILE, read_adapter  # these import torch: not for --help
+    from hra_diffusion.householder.geodesic import turning_angles
+
+    places = (folder.glob(pattern) for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"adapter/*/{CONFIG_FILE}"))
+    parts = next((found for place in places if (found := sorted(path.parent for path in place))), [])
+    if not parts:
+        raise AdapterFileError(f"There is no adapter in {folder}: name the output folder of a run, or an adapter's.")
+    components: list[Component] = []
+    for part in parts:
+        config, tensors = read_adapter(part)
+        layers = [
+            Layer(
+                name=name.removesuffix(".hra_u"),
+                shape=tuple(columns.shape),
+                angle=math.degrees(turning_angles(columns).max().item()),
+            )
+            for name, columns in tensors.items()
+            if name.endswith(".hra_u")
+        ]
+        parameters = sum(tensor.numel() for tensor in tensors.values())
+        components.append(Component(name=part.name, config=config, layers=layers, parameters=parameters))
+    return components
+
+
+def _run_settings(folder: Path) -> Iterator[str]:
+    """Yield what the run that made an adapter was told other than the defaults, if its config.toml is there."""
+    _, run = read_run(folder)
+    default = DreamBoothConfig()
+    told = {
+        name: value
+        for group in fields(run)
+        for name, value in vars(getattr(run, group.name)).items()
+        if value != getattr(getattr(default, group.name), name)
+    }
+    if told:
+        yield "trained with"
+    for name, value in told.items():
+        yield f"  {name} = {' '.join(value) if isinstance(value, tuple) else value}"

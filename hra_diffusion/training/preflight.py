@@ -1,0 +1,110 @@
+"""Before a run: what would be trained, what it costs, and whether there is room; found out without writing anything.
+
+Time and memory are not computed but measured, in two real steps that are taken back afterwards.
+"""
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.errors import OutputError
+from hra_diffusion.formats.files import existing_part
+
+if TYPE_CHECKING:
+    from hra_diffusion.training.dreambooth import DreamBooth
+
+SHOWN = 40
+"""Pictures that are listed."""
+
+
+def check_room(folder: Path, steps: range, trained: int, *, every: int, limit: int | None) -> str:
+    """Make sure that a run's checkpoints fit on the disk; returns a line about it.
+
+    Args:
+        folder: the run's.
+        steps: the steps to take, counted from 0.
+        trained: bytes of what is trained.
+        every: steps between checkpoints.
+        limit: how many are kept, all if None.
+
+    Raises:
+        OutputError: they do not fit.
+    """
+    count = sum((step + 1) % every == 0 or step + 1 == steps.stop for step in steps)
+    at_once = min(count, limit + 1) if limit else count  # an old one goes when the new one is there
+    size = trained * 4 / 1e6  # the weights, two means of their gradients, and the adapter
+    free = shutil.disk_usage(existing_part(folder)).free / 1e6
+    if at_once * size > free:
+        raise OutputError(
+            f"{at_once} checkpoints of {size:,.1f} MB do not fit on the disk of {folder}, which has {free:,.1f} MB "
+            "left: make room, keep fewer (--checkpoints_total_limit, --checkpointing_steps), or choose another "
+            "--output_dir."
+        )
+    return f"{count} checkpoints of {size:,.1f} MB, {at_once} at once, in {folder}; {free:,.0f} MB are free there"
+
+
+def describe(run: "DreamBooth") -> str:
+    """Say in some lines what a run would do, after two steps that are taken back."""
+    ends = [time.perf_counter(), *(time.perf_counter() for _ in run.rehearse(2))]
+    before, step = ends[1] - ends[0], ends[2] - ends[1]  # the first step also encodes the pictures
+    left = run.total_steps - run.steps_before
+    lines = [
+        ("subjects", " and ".join(f'"{subject.prompt}"' for subject in run.subjects)),
+        *(("picture", line) for line in _pictures(run)),
+        *(("class", _class_images(images)) for images in run.class_images),
+        *(("trains", _component(name, part)) for name, part in run.components.items()),
+        ("steps", f"{left:,} of {run.total_steps:,}, each of {run.pictures_per_step} pictures"),
+        ("time", f"{step:.2f} s a step, {timedelta(seconds=round(step * left))} in all, and {before:.0f} s before"),
+        ("memory", f"{peak_memory() / 1e9:.2f} GB at most in two steps; drawing pictures may take more"),
+        ("disk", run.check_room()),
+    ]
+    return "\n".join(f"{label:<10}{text}" for label, text in lines)
+
+
+def peak_memory() -> float:
+    """Most bytes that were in use so far: on the GPU where there is one, else by this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _pictures(run: "DreamBooth") -> Iterator[str]:
+    pairs = list(zip(run.examples, run.sizes, strict=True))
+    for example, size in pairs[:SHOWN]:
+        own = example.photo.size
+        scale = max(side / before for side, before in zip(size, own, strict=True))
+        covers = all(abs(side - scale * before) < 0.5 for side, before in zip(size, own, strict=True))
+        crops = "whole" if covers else "its middle" if run.config.data.center_crop else "its middle and both ends"
+        enlarged = f", enlarged {scale:.1f}×" if scale > 1 else ""
+        times = f", {example.repeats} times a pass" if example.repeats > 1 else ""
+        sizes = f"{own[0]}×{own[1]} → {size[0]}×{size[1]}"
+        yield f'{example.photo.path.name}: {sizes}, {crops}{enlarged}{times}, "{example.caption}"'
+    if pairs[SHOWN:]:
+        yield f"and {len(pairs) - SHOWN} more"
+
+
+def _class_images(images: Any) -> str:
+    missing = sum(not path.exists() for path in images.files)
+    drawn = f", of which {missing} are to be drawn first, which takes time of its own" if missing else ""
+    return f'"{images.prompt}": {images.count} pictures in {images.folder}{drawn}'
+
+
+def _component(name: str, part: HRAModel) -> str:
+    trained, total = part.get_nb_trainable_parameters()
+    ranks = sorted({config.r for config in part.peft_config.values()})
+    return (
+        f"{name}: {trained:,} parameters of {total:,}, {len(part.layers())} layers of rank {', '.join(map(str, ranks))}"
+    )
