@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from measure import describe_machine, print_table, seconds
 from peft import LoraConfig, OFTConfig, get_peft_model
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.formats.files import write_file
@@ -33,7 +33,7 @@ from hra_diffusion.metrics.drawing import Drawings, Plan, make_plan
 from hra_diffusion.metrics.evaluation import evaluate
 from hra_diffusion.metrics.instruments import Instruments, load_instruments
 from hra_diffusion.pipelines import adapted_components, hra_disabled
-from hra_diffusion.training.config import OptimiserConfig
+from hra_diffusion.training.config import ObjectiveConfig, OptimiserConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
 from hra_diffusion.training.dreambooth import DreamBooth
@@ -82,21 +82,6 @@ def methods(rank: int) -> dict[str, Method]:
         "OFT": Method(adapt=partial(peft, OFTConfig, r=0, oft_block_size=rank)),
         "full fine-tuning": Method(adapt=full),
     }
-
-
-class Penalised(nn.Module):
-    """A loss an example, plus λ times the orthogonality penalty."""
-
-    def __init__(self, loss: nn.Module, components: Components, penalty: float) -> None:
-        super().__init__()
-        self.loss, self.penalty = loss, penalty
-        self.__dict__["components"] = components
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        losses = self.loss(**inputs)
-        if self.penalty:
-            losses = losses + self.penalty * sum(c.orthogonality_penalty() for c in self.components.values())
-        return losses
 
 
 def make_optimizer(components: Components, rate: float, rank: int) -> torch.optim.Optimizer:
@@ -176,7 +161,8 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
         components[name] = method.adapt(component.unload().requires_grad_(False), targets[name])
         setattr(run.pipe, name, components[name])
     optimizer = make_optimizer(components, rate, options.rank)
-    loss = Penalised(DenoisingLoss(run.family.denoiser(True), run.family), components, method.penalty)
+    objective = ObjectiveConfig(orthogonality_weight=method.penalty)
+    loss = DenoisingLoss(run.family.denoiser(True), run.family.process, objective, list(components.values()))
     accelerator: Accelerator = run.accelerator
     trainer = Trainer(
         accelerator=accelerator,

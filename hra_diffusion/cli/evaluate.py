@@ -121,7 +121,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
         model, clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
     )
     if pipe is None:
-        pipe = load_pipeline(model, vae=run.model.pretrained_vae_model_name_or_path).to(device)
+        pipe = load_pipeline(model, **run.model.loading).to(device)
         load_hra_weights(pipe, config.adapter)
     plan = make_plan(
         config.instance_prompt,

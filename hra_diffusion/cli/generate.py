@@ -76,7 +76,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     if not model:
         raise ModelError(f"The adapter {config.adapter} does not say its base: add --pretrained_model_name_or_path.")
     _, run = read_run(config.adapter)
-    pipe = load_pipeline(find_model(model), vae=run.model.pretrained_vae_model_name_or_path).to(PartialState().device)
+    pipe = load_pipeline(find_model(model), **run.model.loading).to(PartialState().device)
     load_hra_weights(pipe, config.adapter)
     options = _options(config, run)
     paths: list[Path] = []

@@ -17,6 +17,7 @@ from hra_diffusion.training.config import (
     DataConfig,
     DreamBoothConfig,
     ModelConfig,
+    ObjectiveConfig,
     OptimiserConfig,
     PreviewConfig,
     PriorConfig,
@@ -126,6 +127,7 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
         data: DataConfig = default.data,
         prior: PriorConfig = default.prior,
         adapter: AdapterConfig = default.adapter,
+        objective: ObjectiveConfig = default.objective,
         optimiser: OptimiserConfig = default.optimiser,
         run: RunConfig = default.run,
         preview: PreviewConfig = default.preview,
@@ -135,7 +137,14 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
         Without arguments: the embedded base and one of the subjects that come with it.
         """
         return DreamBoothConfig(
-            model=model, data=data, prior=prior, adapter=adapter, optimiser=optimiser, run=run, preview=preview
+            model=model,
+            data=data,
+            prior=prior,
+            adapter=adapter,
+            objective=objective,
+            optimiser=optimiser,
+            run=run,
+            preview=preview,
         )
 
     return parse(build, arguments, prog="hra-diffusion train", flags=["config", *flag_types(DreamBoothConfig)])

@@ -1,9 +1,10 @@
 """Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same picture."""
 
+import inspect
 from typing import Any
 
 import torch
-from diffusers import AutoModel, DiffusionPipeline
+from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -31,12 +32,13 @@ def _index(name: str, revision: str | None) -> dict[str, Any]:
         ) from error
 
 
-def load_pipeline(name: str, *, vae: str | None = None, **options: Any) -> Any:
+def load_pipeline(name: str, *, vae: str | None = None, rescale_betas_zero_snr: bool = False, **options: Any) -> Any:
     """Load a pipeline from a folder or the hub, from safetensors files only, in float32, without progress bars.
 
     Args:
         name: the folder, or the name on the hub.
         vae: another autoencoder in place of the model's own, likewise.
+        rescale_betas_zero_snr: let noise go all the way, as the model is then to be trained and drawn with.
         options: passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
@@ -52,9 +54,24 @@ def load_pipeline(name: str, *, vae: str | None = None, **options: Any) -> Any:
         pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
+    if rescale_betas_zero_snr:
+        _rescale(pipe, name)
     pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _rescale(pipe: Any, name: str) -> None:
+    """Give a pipeline a scheduler of zero terminal signal-to-noise ratio (Lin et al., arXiv 2305.08891)."""
+    config = pipe.scheduler.config
+    if config.get("prediction_type") not in ("v_prediction", "sample"):
+        raise ModelError(
+            f"--rescale_betas_zero_snr is for models that predict v or the picture; {name!r} has "
+            f"{config.get('prediction_type', 'flow')}, from which no picture follows where all is noise: leave it out."
+        )
+    known = inspect.signature(type(pipe.scheduler).__init__).parameters
+    kind = type(pipe.scheduler) if "rescale_betas_zero_snr" in known else DDIMScheduler
+    pipe.scheduler = kind.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
 def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:

@@ -6,7 +6,7 @@ device; every process draws the batch of all devices and keeps its own rows, so 
 what is drawn.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hra_diffusion.training.cache import Latent
 from hra_diffusion.training.rng import endless_shuffle, stream
+from hra_diffusion.training.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +56,8 @@ class Batches:
 
     sources: Sequence[Source]
     """The first decides which size a batch has; the others offer each of its sizes."""
-    timesteps: Callable[[int, torch.Generator], Tensor]
-    """Draws timesteps to train at, of shape (count,)."""
+    sampling: Sampling
+    """Draws timesteps, and shapes the noise."""
     batch_size: int
     seed: int
     process: int = 0
@@ -95,7 +96,8 @@ class Batches:
         rng = stream(self.seed, f"batch of {source.name}", index)
         encoding_noise, noise = torch.randn((2, count, *size), generator=rng)
         views = torch.rand(count, generator=rng)
-        timesteps = self.timesteps(count, rng)
+        timesteps = self.sampling.timesteps(count, rng)
+        noises = self.sampling.noises(noise, rng)
         own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
         chosen = [source.latents[pick] for pick in picks[own]]
         shown = [int(view * len(latent.mean)) for latent, view in zip(chosen, views[own], strict=True)]
@@ -109,7 +111,7 @@ class Batches:
         seen = list(zip(picks[own], shown, strict=True))
         return ({"weights": torch.stack(weights)} if self._masked else {}) | {
             "latents": torch.stack(latents),
-            "noise": noise[own],
+            **{name: each[own] for name, each in noises.items()},
             "timesteps": timesteps[own],
             **{name: condition[picks[own]] for name, condition in source.conditions.items()},
             **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_views.items()},

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hra_diffusion.errors import ConfigError
 
@@ -27,6 +27,17 @@ class ModelConfig:
     """Variant of the weight files, for example fp16."""
     pretrained_vae_model_name_or_path: str | None = None
     """Another autoencoder in place of the model's own, such as one for SDXL that works in half precision."""
+    rescale_betas_zero_snr: bool = False
+    """Let noise go all the way, so that pictures may be as dark or bright as a prompt wants; not for models that
+    predict noise."""
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """What the model is loaded with wherever an adapter of it is used: options of ``pipelines.load_pipeline``."""
+        return {
+            "vae": self.pretrained_vae_model_name_or_path,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +101,33 @@ class AdapterConfig:
     """Adapt the text encoder too; both CLIPs of SDXL and SD 3."""
     text_encoder_target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Layers of the text encoders that are adapted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """What is learned at which noise, and how much it counts."""
+
+    timestep_sampling: Literal["uniform", "logit_normal", "mode"] | None = None
+    """How often each amount of noise is trained on; logit_normal for flow-matching models and uniform for others by
+    default."""
+    logit_mean: float = 0.0
+    """Of logit_normal: above zero, more often at much noise."""
+    logit_std: float = 1.0
+    """Of logit_normal: larger ones spread it."""
+    mode_scale: float = 1.29
+    """Of mode: above zero, more often at the middle; 0 is uniform."""
+    flow_shift: float | None = None
+    """Shifts training of flow-matching models to more noise; the scheduler's own by default."""
+    snr_gamma: float | None = None
+    """Weights by min-SNR-γ, so that steps of little noise count less; 5 is customary."""
+    debiased_estimation_loss: bool = False
+    """Weights by debiased estimation instead."""
+    noise_offset: float = 0.0
+    """Noise common to a whole channel, for very dark and very bright pictures; 0.05 is customary."""
+    input_perturbation: float = 0.0
+    """Noise added to the noisy latents but not to be predicted; 0.1 is customary."""
+    orthogonality_weight: float = 0.0
+    """Weight λ of the orthogonality penalty; the paper takes 0.001 for subjects."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +214,7 @@ class DreamBoothConfig:
     data: DataConfig = field(default_factory=DataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     run: RunConfig = field(default_factory=RunConfig)
     preview: PreviewConfig = field(default_factory=PreviewConfig)
@@ -189,6 +228,8 @@ class DreamBoothConfig:
         for group in fields(self):
             for name, value in vars(getattr(self, group.name)).items():
                 _check(name, value)
+        if self.objective.snr_gamma is not None and self.objective.debiased_estimation_loss:
+            raise ConfigError("--snr_gamma and --debiased_estimation_loss are two ways to weigh the loss: choose one.")
 
 
 _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...] = (
@@ -218,9 +259,25 @@ _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...
             "color_jitter": 0,
             "unmasked_weight": 0,
             "ema_decay": 0,
+            "mode_scale": 0,
+            "noise_offset": 0,
+            "input_perturbation": 0,
+            "orthogonality_weight": 0,
         },
     ),
-    ("greater than", operator.gt, {"learning_rate": 0, "text_encoder_lr": 0, "adam_epsilon": 0, "max_grad_norm": 0}),
+    (
+        "greater than",
+        operator.gt,
+        {
+            "learning_rate": 0,
+            "text_encoder_lr": 0,
+            "adam_epsilon": 0,
+            "max_grad_norm": 0,
+            "snr_gamma": 0,
+            "logit_std": 0,
+            "flow_shift": 0,
+        },
+    ),
     ("at most", operator.le, {"unmasked_weight": 1}),
     ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63}),
 )

@@ -192,9 +192,7 @@ class DreamBooth:
         if self.class_images:
             in_all_sizes = product(of_class, sorted(set(self.sizes)))
             sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
-        return make_trainer(
-            sources, self.family, self.accelerator, self.config.optimiser, self.config.run, self.total_steps
-        )
+        return make_trainer(sources, self.family, self.accelerator, self.config, self.total_steps)
 
     def check_room(self) -> str:
         """Make sure that the disk has room for the checkpoints; returns a line about it.

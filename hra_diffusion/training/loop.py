@@ -20,9 +20,11 @@ class StepRecord:
     step: int
     """Steps done, this one included."""
     loss: float
-    """Weighted sum of the sources' losses."""
+    """Weighted sum of the sources' losses, and the penalty."""
     losses: dict[str, float]
     """Mean loss of each source."""
+    penalty: float = 0.0
+    """Orthogonality penalty, times its weight λ."""
     gradient_norm: float
     """Before clipping."""
     learning_rates: dict[str, float]
@@ -44,7 +46,7 @@ def train(
 
     Args:
         accelerator: has prepared ``loss_of`` and ``optimizer``.
-        loss_of: maps a batch's inputs to one loss an example.
+        loss_of: maps a batch's inputs to one loss an example, and a penalty to be added to their mean.
         optimizer: over the trainable parameters of ``loss_of``.
         lr_scheduler: stepped once an optimiser step.
         batch_at: the batch of an index, counted over all accumulation steps.
@@ -56,24 +58,28 @@ def train(
     accumulation = accelerator.gradient_accumulation_steps
     for step in range(start, steps):
         losses: dict[str, float] = {}
+        penalties = 0.0
         for index in range(step * accumulation, (step + 1) * accumulation):
             batch = batch_at(index)
             with accelerator.accumulate(loss_of):
                 inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-                means = _means(loss_of(**inputs), batch)
-                accelerator.backward(sum(batch.weights[name] * mean for name, mean in means.items()))
+                per_example, penalty = loss_of(**inputs)
+                means = _means(per_example, batch)
+                accelerator.backward(penalty + sum(batch.weights[name] * mean for name, mean in means.items()))
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
+            penalties += penalty.item() / accumulation
             for name, mean in means.items():
                 losses[name] = losses.get(name, 0.0) + accelerator.reduce(mean.detach(), "mean").item() / accumulation
         rates = {group["component"]: group["lr"] / group["lr_per_radian"] for group in optimizer.param_groups}
         lr_scheduler.step()
         yield StepRecord(
             step=step + 1,
-            loss=sum(batch.weights[name] * loss for name, loss in losses.items()),
+            loss=penalties + sum(batch.weights[name] * loss for name, loss in losses.items()),
             losses=losses,
+            penalty=penalties,
             gradient_norm=float(norm),
             learning_rates=rates,
         )

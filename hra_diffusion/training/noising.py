@@ -13,7 +13,6 @@ Flow matching (Lipman et al., arXiv 2210.02747), at σ in (0, 1), which the mode
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
@@ -108,18 +107,18 @@ class Flow:
         return timesteps / self.steps
 
 
-def noise_process(scheduler: Any) -> NoiseProcess:
+def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProcess:
     """Return the process that a pipeline's scheduler undoes, after its config.
+
+    Args:
+        scheduler: one of diffusers'.
+        flow_shift: the shift to train with, if not the scheduler's.
 
     Raises:
         ModelError: its prediction type is unknown.
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
-        return Flow(config.num_train_timesteps, config.get("shift") or config.get("flow_shift") or 1.0)
+        shift = flow_shift or config.get("shift") or config.get("flow_shift") or 1.0
+        return Flow(config.num_train_timesteps, shift)
     return Diffusion(DDPMScheduler.from_config(config))
-
-
-def uniform(count: int, generator: torch.Generator) -> Tensor:
-    """Draw positions uniformly from [0, 1)."""
-    return torch.rand(count, generator=generator)

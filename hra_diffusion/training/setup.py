@@ -12,12 +12,13 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
-from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig
+from hra_diffusion.training.config import AdapterConfig, DreamBoothConfig, ModelConfig, OptimiserConfig, RunConfig
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.noising import uniform
+from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.optimisers import build_optimizer
 from hra_diffusion.training.rng import stream
+from hra_diffusion.training.sampling import Sampling
 from hra_diffusion.training.trainer import Trainer
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -71,24 +72,21 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
 
 
 def make_trainer(
-    sources: list[Source],
-    family: Family,
-    accelerator: Accelerator,
-    optimiser: OptimiserConfig,
-    run: RunConfig,
-    steps: int,
+    sources: list[Source], family: Family, accelerator: Accelerator, config: DreamBoothConfig, steps: int
 ) -> Trainer:
     """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures."""
+    objective, optimiser, run = config.objective, config.optimiser, config.run
     components = adapted_components(family.pipe)
     optimizer = build_optimizer(components, _learning_rates(components, optimiser), optimiser)
     lr_scheduler = get_scheduler(
         optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
     )
-    loss = DenoisingLoss(family.denoiser("text_encoder" in components), family.process)
+    process = noise_process(family.pipe.scheduler, objective.flow_shift)
+    loss = DenoisingLoss(family.denoiser("text_encoder" in components), process, objective, list(components.values()))
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,
-        timesteps=lambda count, generator: family.process.timesteps(uniform(count, generator)),
+        sampling=Sampling(process, objective),
         batch_size=run.train_batch_size,
         seed=run.seed,
         process=accelerator.process_index,

@@ -6,14 +6,16 @@ from itertools import cycle, islice
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.cache import Latent
+from hra_diffusion.training.config import ObjectiveConfig
+from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.rng import endless_shuffle, stream
+from hra_diffusion.training.sampling import Sampling
 
-
-def timesteps(count: int, rng: torch.Generator) -> torch.Tensor:
-    return torch.randint(1000, (count,), generator=rng)
+SAMPLING = Sampling(noise_process(DDPMScheduler()), ObjectiveConfig())
 
 
 def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
@@ -39,7 +41,7 @@ def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths
 
 
 def batches(*sources: Source, **changes) -> Batches:
-    settings = {"sources": sources, "timesteps": timesteps, "batch_size": 4, "seed": 0}
+    settings = {"sources": sources, "sampling": SAMPLING, "batch_size": 4, "seed": 0}
     return Batches(**(settings | changes))
 
 

@@ -105,6 +105,22 @@ def test_another_autoencoder_takes_the_models_own_place(tiny_sd, make_model, tmp
         load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd), pretrained_vae_model_name_or_path="nix"))
 
 
+@pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler"])
+def test_noise_can_go_all_the_way_where_the_model_does_not_predict_noise(tiny_sd, tiny_sd3, tmp_path, kind):
+    copy = with_scheduler(tiny_sd, tmp_path / "model", prediction_type="v_prediction")
+    index = copy / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", kind))
+    model = ModelConfig(pretrained_model_name_or_path=str(copy), rescale_betas_zero_snr=True)
+    family = load(model)
+    latents, noise = torch.randn(2, 1, 4, 8, 8)
+    assert torch.allclose(family.process.add_noise(latents, noise, torch.tensor([999])), noise, atol=1e-5)
+    family.pipe.scheduler.set_timesteps(10)
+    assert family.pipe.scheduler.timesteps[0] == 999
+    for model in (tiny_sd, tiny_sd3):
+        with pytest.raises(ModelError, match=r"--rescale_betas_zero_snr is for models that predict v.*(epsilon|flow)"):
+            load(ModelConfig(pretrained_model_name_or_path=str(model), rescale_betas_zero_snr=True))
+
+
 def test_pictures_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_sdxl):
     family = load_from(tiny_sdxl, dtype=torch.bfloat16)
     pipe = family.pipe

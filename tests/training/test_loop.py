@@ -32,7 +32,7 @@ class Distance(nn.Module):
         self.point = nn.Parameter(torch.zeros(3))
 
     def forward(self, x):
-        return (x - self.point).square().sum(1)
+        return (x - self.point).square().sum(1), 0.1 * self.point.sum()
 
 
 def batch_at(index: int) -> Batch:
@@ -54,8 +54,8 @@ def test_it_does_what_a_plain_loop_does(make_accelerator):
     plain = Distance()
     for step, record in enumerate(records):
         batch = batch_at(step)
-        losses = plain(batch.inputs["x"])
-        loss = losses[:4].mean() + 0.5 * losses[4:].mean()
+        losses, penalty = plain(batch.inputs["x"])
+        loss = losses[:4].mean() + 0.5 * losses[4:].mean() + penalty
         (gradient,) = torch.autograd.grad(loss, [plain.point])
         rate = 0.1 * (1 - 0.09 * step)
         with torch.no_grad():
@@ -63,6 +63,7 @@ def test_it_does_what_a_plain_loop_does(make_accelerator):
         assert record.step == step + 1
         assert record.loss == pytest.approx(loss.item(), rel=1e-5)
         assert record.losses == pytest.approx({"a": losses[:4].mean().item(), "b": losses[4:].mean().item()}, rel=1e-5)
+        assert record.penalty == pytest.approx(penalty.item(), rel=1e-5)
         assert record.gradient_norm == pytest.approx(gradient.norm().item(), rel=1e-5)
         assert record.learning_rates == pytest.approx({"point": rate / 0.5})
     assert torch.allclose(model.point, plain.point, atol=1e-5)

@@ -125,7 +125,7 @@ def losses(prediction, weights):
     """The loss of predicting zero noise in a model that does."""
     process = SimpleNamespace(add_noise=lambda *_: prediction, target=lambda *_: torch.zeros_like(prediction))
     loss = DenoisingLoss(lambda noisy, *_: noisy, process)
-    return loss(prediction, prediction, torch.zeros(2), weights)
+    return loss(prediction, prediction, torch.zeros(2), weights)[0]
 
 
 def test_equal_weights_give_the_plain_mean_whatever_they_are():

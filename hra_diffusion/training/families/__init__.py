@@ -32,7 +32,7 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
     family = FAMILIES[kind]
     pipe = load_pipeline(
         name,
-        vae=model.pretrained_vae_model_name_or_path,
+        **model.loading,
         revision=model.revision,
         variant=model.variant,
         **family.load_options,
