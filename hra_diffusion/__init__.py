@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from hra_diffusion.adapter import HRAConfig, HRAModel
     from hra_diffusion.pipelines import (
         export_lora,
+        fit_lora,
         fuse_hra,
         list_hra_adapters,
         load_hra_weights,
@@ -25,6 +26,7 @@ _HOMES: Final = {
     "HRAConfig": "hra_diffusion.adapter",
     "HRAModel": "hra_diffusion.adapter",
     "export_lora": "hra_diffusion.pipelines",
+    "fit_lora": "hra_diffusion.pipelines",
     "fuse_hra": "hra_diffusion.pipelines",
     "list_hra_adapters": "hra_diffusion.pipelines",
     "load_hra_weights": "hra_diffusion.pipelines",
@@ -40,6 +42,7 @@ __all__ = [
     "HRAConfig",
     "HRAModel",
     "export_lora",
+    "fit_lora",
     "fuse_hra",
     "list_hra_adapters",
     "load_hra_weights",

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "teach a model a subject from a few pictures (DreamBooth)",
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
+    "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",
     "merge": "write a whole model with adapters in its weights",
     "export-lora": "write an adapter as the exact LoRA for other tools",
     "inspect": "say what an adapter holds",

@@ -16,6 +16,7 @@ from hra_diffusion.pipelines.acting import (
 )
 from hra_diffusion.pipelines.components import adapted_components, denoiser_name
 from hra_diffusion.pipelines.export import DTYPES, export_lora
+from hra_diffusion.pipelines.fitting import Fit, fit_lora
 from hra_diffusion.pipelines.folders import base_model, save_hra_weights
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.merging import merge_hra
@@ -23,12 +24,14 @@ from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
 
 __all__ = [
     "DTYPES",
+    "Fit",
     "LoadedAdapter",
     "adapted_components",
     "base_model",
     "denoiser_name",
     "draw",
     "export_lora",
+    "fit_lora",
     "fuse_hra",
     "hra_disabled",
     "list_hra_adapters",

@@ -1,0 +1,42 @@
+"""``hra-diffusion import-lora``: the adapter nearest to a LoRA, and how much of it was lost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+from hra_diffusion.training.defaults import find_model
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Write the adapter whose weights are nearest to those of a LoRA."""
+
+    lora: tyro.conf.Positional[Path]
+    """The LoRA: a .safetensors file in kohya's or diffusers' layout."""
+    output: tyro.conf.Positional[Path]
+    """The adapter's folder."""
+    pretrained_model_name_or_path: str
+    """The base model it was made for."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the adapter and print what was lost."""
+
+    def build(settings: ImportConfig) -> ImportConfig:
+        """Write the adapter whose weights are nearest to those of a LoRA, and say how much was lost."""
+        return settings
+
+    flags = [field.name for field in fields(ImportConfig)]
+    config = parse(build, arguments, prog="hra-diffusion import-lora", flags=flags)
+
+    from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
+
+    fit = fit_lora(config.lora, config.output, find_model(config.pretrained_model_name_or_path))
+    print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; of single layers, at most:")
+    for layer, lost in list(fit.layers.items())[:_SHOWN]:
+        print(f"  {lost:6.1%}  {layer}")

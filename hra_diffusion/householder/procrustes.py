@@ -1,0 +1,54 @@
+"""The chain that comes nearest to an arbitrary low-rank update of a weight.
+
+    min over orthogonal H of ‖W H − (W + B A)‖_F,   H = I on the complement of a subspace
+
+With Q an orthonormal basis of the subspace, which contains the rows of A, H = I + Q (K − I) Qᵀ, and what is left is an
+orthogonal Procrustes problem of the subspace's dimension,
+
+    min over K of ‖M K − N‖_F,   M = W Q,   N = M + B A Q
+
+solved by the orthogonal polar factor of MᵀN, in which the last singular vector's sign is turned where its determinant
+is −1: K is to be a rotation, so that H has a strength.
+
+The subspace is span(Aᵀ, WᵀB), of 2 r dimensions. To first order H = I + S with a skew S, and the best S mixes the
+inputs that the update reads, Aᵀ, with those that W maps to what it writes, WᵀB. Where W is a multiple of an isometry
+no larger subspace does better: WᵀW + WᵀB A is then a multiple of the identity on the complement, and its polar factor
+the identity.
+
+Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966; for rotations, Kabsch, 1976.
+"""
+
+import torch
+from torch import Tensor
+
+from hra_diffusion.householder.geodesic import reflections_of
+
+# Directions that W and the update leave undetermined are turned as little as possible.
+_TOWARDS_IDENTITY = 1e-13
+
+
+@torch.no_grad()
+def nearest_chain(W: Tensor, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the chain whose W H is nearest to W + B A, and what is missing.
+
+    Computed in float64 on the CPU.
+
+    Args:
+        W: the weight (out, d).
+        B: (out, r).
+        A: (r, d).
+
+    Returns:
+        Columns (d, min(d, 2 r)) of unit or zero length, an even number of them not zero, and the residual
+        ‖W H − W − B A‖_F.
+    """
+    W, B, A = (tensor.to("cpu", torch.float64) for tensor in (W, B, A))
+    Q = torch.linalg.qr(torch.cat([A.mT, W.mT @ B], dim=1)).Q
+    M = W @ Q
+    N = M + B @ (A @ Q)
+    S = M.mT @ N
+    S += _TOWARDS_IDENTITY * torch.linalg.matrix_norm(S) * torch.eye(len(S), dtype=S.dtype)
+    X, _, Yh = torch.linalg.svd(S)
+    X[:, -1] *= torch.linalg.det(X @ Yh).sign()
+    K = X @ Yh
+    return Q @ reflections_of(K), torch.linalg.matrix_norm(M @ K - N)

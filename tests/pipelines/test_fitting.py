@@ -1,0 +1,113 @@
+"""From a LoRA to HRA: what was a rotation comes back whole, and of anything else it is said what was lost."""
+
+import json
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from hra_diffusion import export_lora, fit_lora, load_hra_weights
+from hra_diffusion.cli.main import main
+from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.pipelines import base_model
+
+
+def off(one: torch.Tensor, other: torch.Tensor) -> float:
+    return (one - other).abs().max().item()
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+@pytest.mark.parametrize("model", ["SD", "SDXL"])
+def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
+    layout, model, adapters, xl_adapter, tiny_sd, tiny_xl, load, picture, tmp_path
+):
+    kind, folder, adapter = (
+        (StableDiffusionPipeline, tiny_sd, adapters / "conv")
+        if model == "SD"
+        else (StableDiffusionXLPipeline, tiny_xl, xl_adapter)
+    )
+    pipe = load(kind, folder)
+    file = export_lora(adapter, tmp_path / "x.safetensors", layout, pipe, dtype="fp32")
+    fit = fit_lora(file, tmp_path / "back", pipe)
+    assert fit.rank == 8
+    assert fit.lost < 1e-5
+    assert max(fit.layers.values()) == next(iter(fit.layers.values())) < 1e-4
+    load_hra_weights(pipe, adapter)
+    expected = picture(pipe)
+    other = load(kind, folder)
+    load_hra_weights(other, tmp_path / "back")
+    assert off(picture(other), expected) < 1e-3
+
+
+def random_lora(file, pipe, tmp_path, **metadata):
+    """A LoRA that is no rotation, of the layers of a real one."""
+    tensors = load_file(file)
+    generator = torch.Generator().manual_seed(0)
+    random = {
+        name: tensor if "alpha" in name else 0.1 * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in tensors.items()
+    }
+    save_file(random, tmp_path / "random.safetensors", metadata=metadata)
+    return tmp_path / "random.safetensors"
+
+
+def test_what_a_random_lora_loses_is_measured_on_the_weights(adapters, pipe, tiny_sd, tmp_path, capsys):
+    lora = random_lora(export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe), pipe, tmp_path)
+    arguments = ["import-lora", str(lora), str(tmp_path / "fit"), "--pretrained_model_name_or_path", str(tiny_sd)]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert base_model(tmp_path / "fit") == str(tiny_sd)
+    weights = {name: p.detach().clone() for name, p in pipe.unet.named_parameters()}
+    load_hra_weights(pipe, tmp_path / "fit")
+    pipe.unet.merge_adapter()
+    tensors, missing, size = load_file(lora), 0.0, 0.0
+    for module, layer in pipe.unet.layers().items():
+        name = "lora_unet_" + module.replace(".", "_")
+        delta = tensors[f"{name}.lora_up.weight"].flatten(1) @ tensors[f"{name}.lora_down.weight"].flatten(1)
+        before = weights[f"{module}.weight"].flatten(1)
+        missing += (layer.base_layer.weight.flatten(1) - before - delta).square().sum().item()
+        size += delta.square().sum().item()
+    assert f"rank 8, {(missing / size) ** 0.5:.1%} of the LoRA's update lost" in printed
+    assert 0.3 < (missing / size) ** 0.5 < 1
+
+
+def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path):
+    def lost(file, folder):
+        return fit_lora(file, tmp_path / str(folder), pipe).layers
+
+    kohya = random_lora(
+        export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe, dtype="fp32"), pipe, tmp_path
+    )
+    tensors = load_file(kohya)
+    save_file({n: t / 2 if "alpha" in n else t for n, t in tensors.items()}, tmp_path / "half.safetensors")
+    save_file({n: t / 2 if "lora_up" in n else t for n, t in tensors.items()}, tmp_path / "halved.safetensors")
+    assert lost(tmp_path / "half.safetensors", 1) == pytest.approx(lost(tmp_path / "halved.safetensors", 2))
+    diffusers = export_lora(adapters / "b", tmp_path / "d.safetensors", "diffusers", pipe, dtype="fp32")
+    header = json.dumps({"unet.r": 4, "unet.lora_alpha": 2})
+    scaled = random_lora(diffusers, pipe, tmp_path, lora_adapter_metadata=header)
+    tensors = load_file(scaled)
+    save_file({n: t / 2 if "lora_B" in n else t for n, t in tensors.items()}, tmp_path / "plain.safetensors")
+    assert lost(scaled, 3) == pytest.approx(lost(tmp_path / "plain.safetensors", 4))
+
+
+def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapters, pipe, xl_adapter, tiny_xl, tmp_path):
+    xl = export_lora(xl_adapter, tmp_path / "xl.safetensors", base=tiny_xl)
+    with pytest.raises(AdapterFileError, match=r"there is no module for|is for another model"):
+        fit_lora(xl, tmp_path / "fit", pipe)
+    file = export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe)
+    tensors = load_file(file)
+    name = next(name.removesuffix(".alpha") for name in tensors if "alpha" in name)
+    save_file({**tensors, f"{name}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
+    with pytest.raises(AdapterFileError, match="dora_scale"):
+        fit_lora(tmp_path / "dora.safetensors", tmp_path / "fit", pipe)
+    tensors[f"{name}.lora_down.weight"] = torch.ones(4, 3)
+    save_file(tensors, tmp_path / "narrow.safetensors")
+    with pytest.raises(AdapterFileError, match="is for another model: its update of"):
+        fit_lora(tmp_path / "narrow.safetensors", tmp_path / "fit", pipe)
+    (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04")
+    with pytest.raises(AdapterFileError, match="no intact safetensors"):
+        fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", pipe)
+    assert not (tmp_path / "fit").exists()
+    with pytest.raises(OutputError, match="holds an adapter already"):
+        fit_lora(file, adapters / "a", pipe)
