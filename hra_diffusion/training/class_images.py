@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.pipelines import denoiser_name, hra_disabled
+from hra_diffusion.pipelines import hra_disabled
 from hra_diffusion.training.dataset import Photo, check_pictures, picture_files
+from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.rng import stream
 
 _DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{5}\.png")
@@ -78,11 +79,5 @@ class ClassImages:
         return check_pictures((path for path in self.files if path.exists()), self.folder)
 
     def _digest(self) -> str:
-        denoiser = self.pipe.components[denoiser_name(self.pipe)]
-        *_, weight = (weight for name, weight in denoiser.named_parameters() if "hra_u" not in name)
-        drawing = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed)
-        digest = hashlib.blake2b(repr((drawing, self.pipe.scheduler.config)).encode(), digest_size=6)
-        digest.update(
-            weight.detach().float().cpu().numpy().tobytes()
-        )  # one weight tells models apart: training changes all
-        return digest.hexdigest()
+        drawing = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed, model_digest(self.pipe))
+        return hashlib.blake2b(repr(drawing).encode(), digest_size=6).hexdigest()

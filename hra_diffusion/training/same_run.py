@@ -4,17 +4,15 @@ Pictures and the model count by content, so that folders may move. Settings that
 long the run is, but no step of it, are free.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.checkpoint import read_progress
 from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.model_digest import model_digest
 
 FREE = frozenset(
     {
@@ -57,7 +55,7 @@ def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, p
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - FREE)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
         "pictures": dict(pictures),
-        "model": _model_digest(pipe),
+        "model": model_digest(pipe),
     }
 
 
@@ -92,15 +90,3 @@ def _as_json(value: object) -> object:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
-
-
-def _model_digest(pipe: Any) -> str:
-    """Digest the last frozen weight of each component: training a model changes all of its weights."""
-    digest = hashlib.blake2b(digest_size=8)
-    for _, component in sorted(pipe.components.items()):
-        if isinstance(component, nn.Module):
-            *_, weight = (weight for weight in component.parameters() if not weight.requires_grad)
-            digest.update(weight.detach().float().cpu().numpy().tobytes())
-    scheduler = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
-    digest.update(repr(sorted(scheduler.items())).encode())
-    return digest.hexdigest()

@@ -39,7 +39,7 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("moments", [3, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_a_run_that_is_killed_goes_on_to_the_bit(config, tmp_path, order, moments):
     values = {
         "with_prior_preservation": False,
