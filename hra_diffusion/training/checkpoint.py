@@ -59,8 +59,8 @@ class Checkpoint:
     """What log.jsonl holds."""
 
 
-def check_writable(folder: Path) -> None:
-    """Make sure that files can be written below ``folder``, leaving no trace.
+def check_writable(folder: Path, flag: str = "--output_dir") -> None:
+    """Make sure that files can be written below ``folder``, which ``flag`` chose, leaving no trace.
 
     Raises:
         OutputError: a part of the path is a file, or the nearest folder that exists refuses a new file.
@@ -71,8 +71,8 @@ def check_writable(folder: Path) -> None:
             pass
     except OSError as error:
         raise OutputError(
-            f"The output folder {folder} cannot be written ({error.strerror}: {existing}): "
-            "choose another with --output_dir."
+            f"The {flag[2:-4]} folder {folder} cannot be written ({error.strerror}: {existing}): "
+            f"choose another with {flag}."
         ) from error
 
 

@@ -68,6 +68,8 @@ class DataConfig:
     """Take the transparency of pictures for such masks."""
     unmasked_weight: float = 0.1
     """How much black counts, from 0 to 1."""
+    cache_dir: Path | None = None
+    """Folder in which encoded pictures and prompts are kept for further runs; in memory alone by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

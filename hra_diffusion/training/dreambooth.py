@@ -7,6 +7,7 @@ the second term being prior preservation: it keeps the class's word from turning
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -35,6 +36,7 @@ from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
+from hra_diffusion.training.store import Store
 from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 from hra_diffusion.training.trackers import choose_tracker
 from hra_diffusion.training.trainer import Trainer
@@ -79,6 +81,8 @@ class DreamBooth:
         parse_colour(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
         report_duplicates([example.photo for example in self.examples])
+        if config.data.cache_dir:
+            check_writable(config.data.cache_dir, "--cache_dir")
         if config.prior.class_data_dir:
             picture_files(config.prior.class_data_dir)
         self.accelerator = make_accelerator(config.run)
@@ -158,7 +162,7 @@ class DreamBooth:
         ]
         recording = Recording(
             folder=self.folder,
-            trainer=self._trainer(of_class),
+            trainer=self._trainer(of_class, Store(self.config.data.cache_dir)),
             components=self.components,
             identity=self._identity,
             config=self.config.run,
@@ -175,23 +179,26 @@ class DreamBooth:
         weights = [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
         before = [weight.detach().clone() for weight in weights]
         try:
-            yield from self._trainer(self.examples).steps(steps)
+            yield from self._trainer(self.examples, Store()).steps(steps)
         finally:
             with torch.no_grad():
                 for weight, value in zip(weights, before, strict=True):
                     weight.copy_(value)
 
-    def _trainer(self, of_class: Sequence[Example]) -> Trainer:
+    def _trainer(self, of_class: Sequence[Example], store: Store) -> Trainer:
+        """Encode the pictures and connect the parts; with a cache, other processes take what the first one made."""
         maker = SourceMaker(
             family=self.family,
             data=self.config.data,
             text_encoder_trains=self.config.adapter.train_text_encoder,
             seed=self.config.run.seed,
+            store=store,
         )
-        sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
-        if self.class_images:
-            in_all_sizes = product(of_class, sorted(set(self.sizes)))
-            sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
+        with self.accelerator.main_process_first() if store.folder else nullcontext():
+            sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
+            if self.class_images:
+                in_all_sizes = product(of_class, sorted(set(self.sizes)))
+                sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
         return make_trainer(sources, self.family, self.accelerator, self.config, self.total_steps)
 
     def check_room(self) -> str:

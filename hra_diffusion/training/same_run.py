@@ -22,6 +22,7 @@ FREE = frozenset(
         "instance_data_dir",
         "class_data_dir",
         "mask_data_dir",
+        "cache_dir",
         "sample_batch_size",
         "output_dir",
         "max_train_steps",

@@ -1,7 +1,9 @@
 """Pictures and captions → what the denoiser takes: latents and conditions, computed once before the first step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +14,10 @@ from hra_diffusion.training.batches import Source
 from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.cache import Latent, encode
 from hra_diffusion.training.config import DataConfig
-from hra_diffusion.training.families import Family
+from hra_diffusion.training.families import Condition, Family
 from hra_diffusion.training.masks import read_mask
 from hra_diffusion.training.pictures import parse_colour
+from hra_diffusion.training.store import Store, Tensors
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import View, cover, covering_size, to_tensor, views
 
@@ -27,46 +30,71 @@ class SourceMaker:
     data: DataConfig
     text_encoder_trains: bool
     seed: int
+    store: Store
 
     def make(self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0) -> Source:
         """Make a source of pictures, each cropped to a size; a picture may occur in several sizes."""
         pairs = list(examples)
-        plain = encode(self.family.pipe.vae, (self._views(example, size) for example, size in pairs))
-        latents = [self._weighted(latent, *pair) for latent, pair in zip(plain, pairs, strict=True)]
+        latents = [self._latent(*pair) for pair in pairs]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
-        conditions = self.family.condition(captions, self.text_encoder_trains)
+        conditions = [self._condition(caption) for caption in captions]
         order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
         told = [captions.index(pairs[at][0].caption) for at in order]
         return Source(
             name=name,
             latents=[latents[at] for at in order],
-            conditions={name: condition[told] for name, condition in conditions.items()},
+            conditions={key: torch.cat([condition[key] for condition in conditions])[told] for key in conditions[0]},
             of_views={"sizes": [self._sizes(*pairs[at]) for at in order]},
             weight=weight,
         )
 
-    def _views(self, example: Example, size: Size) -> list[Tensor]:
-        covering = cover(example.photo.read(parse_colour(self.data.background_color)), size)
-        return [to_tensor(view.picture(covering, size)) for view in self._shown(covering.size, example, size)]
+    def _latent(self, example: Example, size: Size) -> Latent:
+        shown, background = self._shown(example, size), parse_colour(self.data.background_color)
+
+        def make() -> Tensors:
+            covering = cover(example.photo.read(background), size)
+            (latent,) = encode(self.family.pipe.vae, [[to_tensor(view.picture(covering, size)) for view in shown]])
+            return {"mean": latent.mean, "deviation": latent.deviation}
+
+        made_from = (self._autoencoder, example.photo.digest, size, shown, background)
+        latent = Latent(**self.store.fetch("latents", made_from, make))
+        return replace(latent, weight=self._weight(example, size, latent)) if example.mask else latent
+
+    def _weight(self, example: Example, size: Size, latent: Latent) -> Tensor:
+        """Return how much each place of a latent counts, by the picture's mask: shape (V, 1, h, w)."""
+        assert example.mask
+        covering = cover(read_mask(example.photo, example.mask), size)
+        height, width = latent.mean.shape[2:]
+        crops = [view.crop(covering, size) for view in self._shown(example, size)]
+        masks = [np.asarray(crop.resize((width, height), Image.Resampling.BOX), np.float32) for crop in crops]
+        rest = self.data.unmasked_weight
+        return torch.from_numpy(np.stack(masks)[:, None]) / 255 * (1 - rest) + rest
 
     def _sizes(self, example: Example, size: Size) -> Tensor:
         """What became of the picture's size in each of its views: shape (V, 6)."""
-        covering = covering_size(example.photo.size, size)
-        shown = self._shown(covering, example, size)
-        return torch.tensor([view.sizes(example.photo.size, covering, size) for view in shown]).float()
+        own = example.photo.size
+        covering = covering_size(own, size)
+        return torch.tensor([view.sizes(own, covering, size) for view in self._shown(example, size)]).float()
 
-    def _weighted(self, latent: Latent, example: Example, size: Size) -> Latent:
-        """Add the weights of the picture's mask, if it has one."""
-        if example.mask is None:
-            return latent
-        covering = cover(read_mask(example.photo, example.mask), size)
-        height, width = latent.mean.shape[2:]
-        masks = [
-            np.asarray(view.crop(covering, size).resize((width, height), Image.Resampling.BOX), np.float32) / 255
-            for view in self._shown(covering.size, example, size)
-        ]
-        rest = self.data.unmasked_weight
-        return replace(latent, weight=torch.from_numpy(np.stack(masks)[:, None]) * (1 - rest) + rest)
+    def _shown(self, example: Example, size: Size) -> list[View]:
+        return views(example.photo.size, size, self.data, self.seed, example.photo.digest)
 
-    def _shown(self, covering: Size, example: Example, size: Size) -> Sequence[View]:
-        return views(covering, size, self.data, self.seed, example.photo.digest)
+    def _condition(self, caption: str) -> Condition:
+        if self.text_encoder_trains:
+            return self.family.condition([caption], True)
+        tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._parts("tokenizer")]
+        made_from = (self._text_encoders, tokens)
+        return self.store.fetch("prompts", made_from, lambda: self.family.condition([caption], False))
+
+    @cached_property
+    def _autoencoder(self) -> str:
+        return self.store.fingerprint(self.family.pipe.vae)
+
+    @cached_property
+    def _text_encoders(self) -> list[str]:
+        return [self.store.fingerprint(text_encoder) for text_encoder in self._parts("text_encoder")]
+
+    def _parts(self, name: str) -> list[Any]:
+        """Return the pipeline's components of a kind, such as text_encoder and text_encoder_2."""
+        found = sorted((key, part) for key, part in self.family.pipe.components.items() if key.startswith(name))
+        return [part for _, part in found if part is not None]

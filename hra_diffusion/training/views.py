@@ -4,7 +4,6 @@ Their number is small and fixed, so that each is encoded once; which views there
 picture and the settings. A step draws one of them at random.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -67,20 +66,20 @@ def covering_size(picture: Size, size: Size) -> Size:
     return width, height
 
 
-def views(covering: Size, size: Size, data: DataConfig, seed: int, picture: str) -> Sequence[View]:
-    """List the views of size ``size`` of a picture that covers it.
+def views(picture: Size, size: Size, data: DataConfig, seed: int, name: str) -> list[View]:
+    """List the views of size ``size`` of a picture.
 
     Args:
-        covering: size of the picture, scaled.
+        picture: size of the picture.
         size: size of the views.
         data: says what may be done to the picture.
         seed: the run's.
-        picture: tells this picture from others; its tints depend on it.
+        name: tells this picture from others; its tints depend on it.
     """
-    positions = (0.5,) if data.center_crop or covering == size else (0.5, 0.0, 1.0)
+    positions = (0.5,) if data.center_crop or covering_size(picture, size) == size else (0.5, 0.0, 1.0)
     mirrors = (False, True) if data.random_flip else (False,)
     variants = list(product(range(TINTS if data.color_jitter else 1), mirrors, positions))
-    rng = stream(seed, f"tints of {picture}")
+    rng = stream(seed, f"tints of {name}")
     factors = (1 + data.color_jitter * (2 * torch.rand(len(variants), 3, generator=rng) - 1)).tolist()
     return [
         View(position=position, mirrored=mirrored, tint=tuple(tint) if shade else ())

@@ -18,6 +18,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.training.dataset import check_pictures, picture_files
 from hra_diffusion.training.pictures import read_picture
 
 BACKGROUND = (200, 100, 50)
@@ -434,6 +435,17 @@ def test_an_odd_file_is_decoded_to_the_pixel_or_refused_by_name(tmp_path, name, 
     assert picture.mode == "RGB"
     assert picture.size == np.shape(expected)[1::-1]
     assert np.abs(np.asarray(picture) - np.rint(expected)).max() <= 1
+
+
+def test_a_folder_of_them_gives_all_that_are_good_and_one_warning_that_names_the_others(tmp_path, caplog):
+    for name, data, _ in FILES:
+        (tmp_path / name).write_bytes(data)
+    photos = check_pictures(picture_files(tmp_path), tmp_path)
+    good, refused = ({name for name, _, expected in FILES if (expected is REFUSED) == bad} for bad in (False, True))
+    assert {photo.path.name for photo in photos} == good
+    (warning,) = [record.getMessage() for record in caplog.records if "Left out" in record.getMessage()]
+    assert warning.startswith(f"Left out {len(refused)} of {len(FILES)} files.")
+    assert all(f"/{name} " in warning for name in refused)
 
 
 @pytest.mark.parametrize(("name", "data", "expected"), FILES, ids=[name for name, *_ in FILES])

@@ -16,7 +16,7 @@ PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambo
 
 def pictures_of(picture, size=(32, 32), seed=0, name="a", **settings):
     covering = cover(picture, size)
-    return [view.picture(covering, size) for view in views(covering.size, size, DataConfig(**settings), seed, name)]
+    return [view.picture(covering, size) for view in views(picture.size, size, DataConfig(**settings), seed, name)]
 
 
 def noise(size=(32, 32)):
@@ -44,7 +44,7 @@ def test_crops_have_their_size_and_together_cover_the_picture(own, size, center_
 def test_a_view_knows_where_it_comes_from():
     """Height and width of the original, top and left of the crop once scaled, height and width of the crop."""
     covering = cover(noise((120, 80)), (40, 40))
-    seen = views(covering.size, (40, 40), DataConfig(random_flip=True), 0, "a")
+    seen = views((120, 80), (40, 40), DataConfig(random_flip=True), 0, "a")
     told = [view.sizes((120, 80), covering.size, (40, 40)) for view in seen]
     assert told == [(80, 120, 0, left, 40, 40) for left in (10, 0, 20, 10, 20, 0)]
     for view, (_, _, top, left, height, width) in zip(seen, told, strict=True):

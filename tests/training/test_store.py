@@ -1,0 +1,175 @@
+"""The cache on disk: what comes out of it is to the bit what would be made, and nothing stale is served."""
+
+import logging
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
+
+from hra_diffusion.errors import OutputError
+from hra_diffusion.training.config import DataConfig, ModelConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.families import load
+from hra_diffusion.training.sources import SourceMaker
+from hra_diffusion.training.store import Store
+from hra_diffusion.training.subjects import Subject, read_examples
+
+
+class Counting:
+    """Makes tensors, and counts how often."""
+
+    def __init__(self):
+        self.times = 0
+
+    def __call__(self):
+        self.times += 1
+        return {"x": torch.arange(6.0).view(2, 3).T, "y": torch.tensor(1.0)}
+
+
+def fetch(store, make, *ingredients):
+    fetched = store.fetch("things", ingredients, make)
+    assert all(torch.equal(fetched[name], tensor) for name, tensor in Counting()().items())
+    return make.times
+
+
+def test_without_a_folder_everything_is_made_anew():
+    make = Counting()
+    assert [fetch(Store(), make, "a") for _ in range(2)] == [1, 2]
+
+
+def test_with_a_folder_everything_is_made_once_for_its_ingredients(tmp_path):
+    make = Counting()
+    for _ in range(2):
+        assert fetch(Store(tmp_path), make, "a", 1) == 1
+    for times, ingredients in enumerate([("a", 2), ("a", "1"), ("a1",), ("a", (1,))], 2):
+        assert fetch(Store(tmp_path), make, *ingredients) == times
+    assert {path.suffix for path in (tmp_path / "things").iterdir()} == {".safetensors"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None])
+def test_a_damaged_file_is_made_anew(tmp_path, caplog, damage):
+    make = Counting()
+    fetch(Store(tmp_path), make, "a")
+    (path,) = (tmp_path / "things").iterdir()
+    path.write_bytes(path.read_bytes()[:-3] if damage is None else damage)
+    with caplog.at_level(logging.WARNING):
+        assert fetch(Store(tmp_path), make, "a") == 2
+    assert path.name in caplog.text
+    assert fetch(Store(tmp_path), make, "a") == 2
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        fetch(Store(tmp_path / "file"), Counting(), "a")
+
+
+def test_a_model_s_fingerprint_is_that_of_its_weights_and_settings(tiny_sd, make_model, tmp_path):
+    def fingerprints(folder):
+        pipe = load(ModelConfig(pretrained_model_name_or_path=str(folder))).pipe
+        return [Store(tmp_path).fingerprint(part) for part in (pipe.vae, pipe.text_encoder)], pipe.vae
+
+    first, vae = fingerprints(tiny_sd)
+    assert fingerprints(make_model(tmp_path / "elsewhere"))[0] == first
+    others, _ = fingerprints(make_model(tmp_path / "other", seed=1))
+    assert all(one != other for one, other in zip(first, others, strict=True))
+    *_, last = vae.parameters()
+    with torch.no_grad():
+        last[-1] += 1e-3
+    assert Store(tmp_path).fingerprint(vae) != first[0]
+    assert Store().fingerprint(vae) == ""
+
+
+@pytest.fixture
+def encoded(tiny_sd, pictures, tmp_path):
+    """Make the source of a folder of pictures with a store; tells how many pictures had to be encoded for it."""
+    family = load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd)))
+    encode, calls = family.pipe.vae.encode, []
+    family.pipe.vae.encode = lambda pixels: calls.append(len(pixels)) or encode(pixels)
+
+    def make(size=(32, 32), seed=0, edit=None, **settings):
+        data = DataConfig(instance_data_dir=pictures, **settings)
+        subject = Subject(folder=pictures, prompt="a sks dog", class_prompt=None)
+        examples = [(example, size) for example in read_examples(subject, data)]
+        results = []
+        for store in (Store(tmp_path / "cache"), Store()):
+            calls.clear()
+            maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=seed, store=store)
+            results.append((maker.make("instance", examples), len(calls)))
+        (source, times), (fresh, _) = results
+        for one, other in zip(source.latents, fresh.latents, strict=True):
+            assert torch.equal(one.mean, other.mean)
+            assert torch.equal(one.deviation, other.deviation)
+        return times
+
+    return make
+
+
+def test_pictures_are_encoded_again_when_something_about_them_changed_and_only_then(encoded, pictures, tmp_path):
+    assert [encoded(), encoded()] == [4, 0]
+    Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
+    assert [encoded(), encoded()] == [1, 0]
+    (pictures / "1.jpg").rename(pictures / "renamed.jpg")
+    (pictures / "0.txt").write_text("a red square")
+    assert encoded() == 0
+    assert [encoded(size=(24, 40)), encoded(size=(24, 40))] == [4, 0]
+    assert encoded(background_color="black") == 4
+    assert encoded(random_flip=True) >= 4
+    assert encoded(color_jitter=0.1) >= 4
+    assert encoded(color_jitter=0.2) >= 4
+    assert encoded(color_jitter=0.2, seed=1) >= 4
+    assert encoded(seed=1) == 0
+    assert encoded(center_crop=True) == 3  # one is a square
+
+
+def test_a_mask_is_no_part_of_the_encoded_picture(encoded, tmp_path):
+    encoded()
+    (tmp_path / "masks").mkdir()
+    Image.new("L", (20, 20), 255).save(tmp_path / "masks" / "0.png")
+    assert encoded(mask_data_dir=tmp_path / "masks") == 0
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def train(config, **changes):
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    run = DreamBooth(with_values(config, changes))
+    list(run.draw_class_images())
+    list(run.steps())
+    return files(run.save())
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "train_text_encoder"),
+    [("tiny_sd", "no", False), ("tiny_sd", "no", True), ("tiny_sdxl", "bf16", False), ("tiny_sd3", "no", False)],
+)
+def test_a_run_with_a_cache_is_the_run_without_one(request, config, tmp_path, model, precision, train_text_encoder):
+    changes = {"train_text_encoder": train_text_encoder, "mixed_precision": precision}
+    changes["pretrained_model_name_or_path"] = str(request.getfixturevalue(model))
+    config = with_values(config, changes)
+    plain = train(config)
+    cache = tmp_path / "cache"
+    assert train(config, output_dir=tmp_path / "first", cache_dir=cache) == plain
+    kept = files(cache)
+    assert {path.parts[0] for path in kept} == ({"latents"} if train_text_encoder else {"latents", "prompts"})
+    assert train(config, output_dir=tmp_path / "second", cache_dir=cache) == plain
+    assert files(cache) == kept
+
+
+def test_a_changed_prompt_is_read_again(config, tmp_path):
+    config = with_values(config, {"train_text_encoder": False})
+    cache = tmp_path / "cache"
+    train(config, cache_dir=cache)
+    prompted = {"instance_prompt": "a zwx dog", "class_prompt": "a photo of a dog"}
+    with_cache = train(config, cache_dir=cache, output_dir=tmp_path / "cached", **prompted)
+    assert with_cache == train(config, output_dir=tmp_path / "plain", **prompted)
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_the_start(config, pictures):
+    with pytest.raises(OutputError, match="--cache_dir"):
+        DreamBooth(with_values(config, {"cache_dir": pictures / "0.png"}))
