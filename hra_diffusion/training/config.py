@@ -136,6 +136,8 @@ class ObjectiveConfig:
 class OptimiserConfig:
     """How fast the reflections turn."""
 
+    optimizer: Literal["adamw", "adamw_8bit", "schedule_free", "prodigy", "lion", "adafactor"] = "adamw"
+    """What moves them. All but adamw and adafactor need an extra; prodigy finds the learning rate itself."""
     learning_rate: float = 0.02
     """How far one step turns a layer, in radians; it means the same at every rank and width."""
     text_encoder_lr: float | None = None
@@ -232,6 +234,13 @@ class DreamBoothConfig:
                 _check(name, value)
         if self.objective.snr_gamma is not None and self.objective.debiased_estimation_loss:
             raise ConfigError("--snr_gamma and --debiased_estimation_loss are two ways to weigh the loss: choose one.")
+        if self.optimiser.optimizer == "schedule_free" and self.optimiser.lr_scheduler != "constant":
+            raise ConfigError(
+                f"--lr_scheduler is {self.optimiser.lr_scheduler}, and --optimizer schedule_free does without: leave "
+                "it constant; --lr_warmup_steps counts."
+            )
+        if self.optimiser.optimizer == "prodigy" and self.optimiser.text_encoder_lr is not None:
+            raise ConfigError("--text_encoder_lr does not go with --optimizer prodigy, which finds one rate for all.")
 
 
 _BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...] = (

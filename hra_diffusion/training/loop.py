@@ -73,7 +73,10 @@ def train(
             penalties += penalty.item() / accumulation
             for name, mean in means.items():
                 losses[name] = losses.get(name, 0.0) + accelerator.reduce(mean.detach(), "mean").item() / accumulation
-        rates = {group["component"]: group["lr"] / group["lr_per_radian"] for group in optimizer.param_groups}
+        rates = {
+            group["component"]: group["lr"] * group.get("d", 1.0) / group["lr_per_radian"]  # d: Prodigy's own rate
+            for group in optimizer.param_groups
+        }
         lr_scheduler.step()
         yield StepRecord(
             step=step + 1,

@@ -8,10 +8,16 @@ a pair whose columns part by φ rotates its plane by 2φ. Dividing by 4·√r le
 
 and bringing the columns back to length √d after each step keeps it so: otherwise gradients, being orthogonal to u,
 would let ‖u‖ grow and the steps fade. What is saved means the same, since H does not see ‖u‖.
+
+The same holds for every optimiser here whose step has about the size of its rate in each entry: AdamW, whole, in 8 bits
+or schedule-free, Lion, whose steps have just that size, and Adafactor, whose steps are relative to the root mean square
+of the entries, which at length √d is 1. Prodigy finds its own rate; what it found is logged in radians. Its usual start of 1e-6 is for weights of some
+0.01; entries here are of the size 1, and it starts at 1e-4, which is far below any useful rate still.
 Retraction on the sphere: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, ch. 4.
 """
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from math import sqrt
 from typing import Any
@@ -19,26 +25,68 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import OptimiserConfig
+
+_MAKERS: dict[str, Callable[[Any, OptimiserConfig], torch.optim.Optimizer]] = {
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, **_adam(config)),
+    "adamw_8bit": lambda groups, config: _class("bitsandbytes.optim", "AdamW8bit", "8bit")(groups, **_adam(config)),
+    "schedule_free": lambda groups, config: _class("schedulefree", "AdamWScheduleFree", "optimisers")(
+        groups, warmup_steps=config.lr_warmup_steps, **_adam(config)
+    ),
+    "prodigy": lambda groups, config: _class("prodigyopt", "Prodigy", "optimisers")(
+        groups, d0=1e-4, decouple=True, use_bias_correction=True, safeguard_warmup=True, **_adam(config)
+    ),
+    "lion": lambda groups, config: _class("lion_pytorch", "Lion", "optimisers")(groups, weight_decay=0.0),
+    "adafactor": lambda groups, config: torch.optim.Adafactor(groups, weight_decay=0.0),
+}
 
 
 def build_optimizer(
     components: Mapping[str, nn.Module], learning_rates: Mapping[str, float], config: OptimiserConfig
-) -> torch.optim.AdamW:
-    """AdamW over the reflections of some components, each with its learning rate in radians.
+) -> torch.optim.Optimizer:
+    """An optimiser over the reflections of some components, each with its learning rate in radians.
 
     Weight decay would not change H, only the length of its columns: there is none.
+
+    Raises:
+        ConfigError: its package is not installed, or the device or the settings do not go with it.
     """
     groups = [
         group for name, component in components.items() for group in _groups(name, component, learning_rates[name])
     ]
     reflections = [parameter for group in groups for parameter in group["params"]]
+    if config.optimizer == "prodigy":
+        for group in groups:
+            group["lr"] = 1.0
+    if config.optimizer == "adamw_8bit" and reflections[0].device.type == "cpu":
+        raise ConfigError("--optimizer adamw_8bit needs a GPU: choose adamw here, or adafactor for its small state.")
     retract(reflections)
-    optimizer = torch.optim.AdamW(
-        groups, betas=(config.adam_beta1, config.adam_beta2), eps=config.adam_epsilon, weight_decay=0.0
-    )
-    optimizer.register_step_post_hook(lambda *_: retract(reflections))
+    optimizer = _MAKERS[config.optimizer](groups, config)
+    if config.optimizer == "schedule_free":
+        optimizer.train()
+    optimizer.register_step_post_hook(lambda *_: retract([*reflections, *_sequences(optimizer)]))
     return optimizer
+
+
+def _sequences(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """Weights that an optimiser keeps beside those it is given: the base sequence of schedule-free ones."""
+    return [state["z"] for state in optimizer.state.values() if "z" in state]
+
+
+def _adam(config: OptimiserConfig) -> dict[str, Any]:
+    return {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon, "weight_decay": 0.0}
+
+
+def _class(module: str, name: str, extra: str) -> Any:
+    """Import an optimiser's class from a package that is not always there."""
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise ConfigError(
+            f"--optimizer needs the package {module.partition('.')[0]} for {name} ({error}): install it with "
+            f"pip install 'hra-diffusion[{extra}]', or choose adamw."
+        ) from error
 
 
 @torch.no_grad()

@@ -1,14 +1,18 @@
 """The optimiser for reflections: its learning rate is an angle, the same at every rank and width."""
 
 import math
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.chain import chain_matrix
-from hra_diffusion.training.config import OptimiserConfig
+from hra_diffusion.training.config import DreamBoothConfig, OptimiserConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.optimisers import build_optimizer, retract
 
 
@@ -32,11 +36,13 @@ def step(model: HRAModel, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 @pytest.mark.parametrize("width", [16, 64, 320, 1280])
 @pytest.mark.parametrize("rank", [2, 8, 32])
-def test_the_first_step_moves_the_rotation_by_the_learning_rate(width, rank):
+@pytest.mark.parametrize("name", ["adamw", "schedule_free", "lion", "adafactor"])
+def test_the_first_step_moves_the_rotation_by_the_learning_rate(width, rank, name):
     if rank > width:
         pytest.skip("more columns than dimensions")
     model = adapted(width, rank)
-    step(model, build_optimizer({"unet": model}, {"unet": 1e-3}, OptimiserConfig()), seed=0)
+    optimizer = build_optimizer({"unet": model}, {"unet": 1e-3}, OptimiserConfig(optimizer=name))
+    step(model, optimizer, seed=0)
     moved = (chain_matrix(columns(model).double()) - torch.eye(width)).norm().item()
     assert moved == pytest.approx(1e-3, rel=0.25)
 
@@ -84,3 +90,64 @@ def test_components_have_learning_rates_of_their_own():
     rates = {group["component"]: group["lr"] / group["lr_per_radian"] for group in optimizer.param_groups}
     assert rates == pytest.approx({"unet": 0.1, "text_encoder": 0.01})
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
+
+
+OTHERS = ["schedule_free", "prodigy", "lion", "adafactor"]
+
+
+@pytest.mark.parametrize("name", ["adamw", *OTHERS])
+def test_every_optimiser_learns_without_changing_the_columns_lengths(name):
+    """The task: turn by the reflections of another adapter, whose weight is the same."""
+    model, teacher = adapted(16, 4), adapted(16, 4)
+    with torch.no_grad():
+        columns(teacher).copy_(torch.randn(16, 4, generator=torch.Generator().manual_seed(1)))
+    optimizer = build_optimizer({"unet": model}, {"unet": 0.2}, OptimiserConfig(optimizer=name))
+    losses = []
+    for seed in range(150):
+        x = torch.randn(64, 16, generator=torch.Generator().manual_seed(seed))
+        loss = (model(x) - teacher(x).detach()).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.3 * sum(losses[:10])
+    assert torch.allclose(columns(model).norm(dim=0), torch.full((4,), 4.0), rtol=1e-5)
+    assert all(group["weight_decay"] == 0 for group in optimizer.param_groups)
+    if name == "prodigy":
+        assert optimizer.param_groups[0]["d"] > 100 * optimizer.param_groups[0]["d0"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_with_another_optimiser_goes_on_to_the_bit(config, tmp_path, name):
+    config = with_values(config, {"optimizer": name, "with_prior_preservation": False, "checkpointing_steps": 2})
+    weights = []
+    for settings in ({}, {"resume_from_checkpoint": "checkpoint-2"}):
+        run = DreamBooth(with_values(config, settings))
+        records = list(run.steps())
+        assert all(math.isfinite(record.learning_rates["unet"]) for record in records)
+        weights.append({name: weight.detach().clone() for name, weight in run.recording.trainer.weights.items()})
+    assert [record.step for record in records] == [3, 4]
+    assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_prodigy_logs_the_rate_it_has_in_radians(config):
+    config = with_values(config, {"optimizer": "prodigy", "with_prior_preservation": False, "max_train_steps": 1})
+    (record,) = DreamBooth(config).steps()
+    assert record.learning_rates["unet"] == pytest.approx(1e-4 * 4 * math.sqrt(8), rel=0.1)  # what it begins with
+
+
+def test_what_does_not_go_together_is_refused():
+    for settings, complaint in (
+        ({"optimizer": "schedule_free", "lr_scheduler": "cosine"}, "does without"),
+        ({"optimizer": "prodigy", "text_encoder_lr": 0.1}, "one rate for all"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            with_values(DreamBoothConfig(), settings)
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prodigyopt", None)
+    with pytest.raises(ConfigError, match=r"package prodigyopt .*pip install 'hra-diffusion\[optimisers\]'"):
+        build_optimizer({"unet": adapted(8, 2)}, {"unet": 0.1}, OptimiserConfig(optimizer="prodigy"))
+    with pytest.raises(ConfigError, match="adamw_8bit needs a GPU"):
+        build_optimizer({"unet": adapted(8, 2)}, {"unet": 0.1}, OptimiserConfig(optimizer="adamw_8bit"))
