@@ -178,7 +178,10 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
     for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
         if getattr(filled, name) is None:
-            raise ConfigError(f"The adapter {config.adapter} came without its run's config.toml: add --{name}.")
+            raise ConfigError(
+                f"The adapter {config.adapter} came without its run's config.toml, or knows several subjects: "
+                f"add --{name}."
+            )
     return filled
 
 

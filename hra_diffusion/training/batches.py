@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hra_diffusion.training.cache import Latent
+from hra_diffusion.training.latents import Latent
 from hra_diffusion.training.rng import endless_shuffle, stream
 from hra_diffusion.training.sampling import Sampling
 

@@ -1,52 +1,71 @@
-"""Latents of the pictures: the autoencoder runs once a picture, not once a step.
+"""Tensors that take long to make, kept on the disk under a digest of everything they were made from.
 
-What is kept is the encoder's normal distribution, so each step samples the latent anew: z = (μ + σ ε) · scale.
+Whoever asks for tensors with the same ingredients gets the same tensors; when a picture, a setting or a weight changed,
+so did the digest, and nothing stale is served. Files may be removed at any time, also while a run uses them.
 """
 
-from collections.abc import Iterable
+import hashlib
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
-AT_ONCE = 4
-"""Views that the autoencoder takes at once: more need memory and save little time."""
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.files import read_tensors, write_together
+
+Tensors = dict[str, Tensor]
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""An ingredient of all: to be raised when the same ingredients come to give other tensors."""
 
 
 @dataclass(frozen=True)
-class Latent:
-    """Distribution of one picture's latent, for each of its V views: mean and deviation of shape (V, C, h, w)."""
+class Cache:
+    """A folder of such tensors; without a folder, nothing is kept."""
 
-    mean: Tensor
-    deviation: Tensor
-    weight: Tensor | None = None
-    """How much each place counts, of shape (V, 1, h, w); None where all count the same."""
+    folder: Path | None = None
 
-    def sample(self, view: int, noise: Tensor) -> Tensor:
-        """Return the latent of one view for standard normal ``noise``, all of shape (C, h, w)."""
-        return self.mean[view] + self.deviation[view] * noise
+    def fetch(self, kind: str, ingredients: tuple[Any, ...], make: Callable[[], Tensors]) -> Tensors:
+        """Return the tensors that ``make`` would make.
 
+        Args:
+            kind: what they are, a sub-folder.
+            ingredients: everything that they depend on, as values whose ``repr`` tells them apart.
+            make: makes them, on the CPU.
 
-@torch.no_grad()
-def encode(vae: Any, pictures: Iterable[list[Tensor]]) -> list[Latent]:
-    """Encode pictures, each a list of views of shape (3, H, W) in [−1, 1].
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if self.folder is None:
+            return make()
+        digest = hashlib.blake2b(repr((VERSION, *ingredients)).encode(), digest_size=20).hexdigest()
+        path = self.folder / kind / f"{digest}.safetensors"
+        if path.exists():
+            try:
+                return read_tensors(path)
+            except AdapterFileError as error:
+                logger.warning("%s It is made anew.", error)
+        made = make()
+        write_together({path: save({name: tensor.contiguous() for name, tensor in made.items()})})
+        return made
 
-    The results are scaled for the denoiser, in float32 on the CPU. AutoencoderKL gives a distribution, AutoencoderTiny
-    a point: its deviation is zero.
-    """
-    scale = vae.config.scaling_factor
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    latents: list[Latent] = []
-    for views in pictures:
-        parts: list[tuple[Tensor, Tensor]] = []
-        for few in torch.stack(views).split(AT_ONCE):
-            encoded = vae.encode(few.to(vae.device, vae.dtype))
-            if hasattr(encoded, "latent_dist"):
-                mean, deviation = encoded.latent_dist.mean, encoded.latent_dist.std
-            else:
-                mean, deviation = encoded.latents, torch.zeros_like(encoded.latents)
-            parts.append((mean.float().cpu(), deviation.float().cpu()))
-        mean, deviation = (torch.cat(part) for part in zip(*parts, strict=True))
-        latents.append(Latent((mean - shift) * scale, deviation * scale))
-    return latents
+    def fingerprint(self, model: nn.Module) -> str:
+        """Digest a model: its class, its config, all of its weights and where they are; empty without a folder."""
+        if self.folder is None:
+            return ""
+        digest = hashlib.blake2b(type(model).__name__.encode(), digest_size=20)
+        config: Any = getattr(model, "config", {})
+        settings = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+        known = sorted((name, value) for name, value in settings.items() if not name.startswith("_"))
+        digest.update(repr(known).encode())
+        for name, tensor in sorted(model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device.type}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()

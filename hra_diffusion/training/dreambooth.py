@@ -21,6 +21,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.buckets import bucket_sizes, nearest_size
+from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.checkpoint import check_writable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.class_images import ClassImages
 from hra_diffusion.training.config import DreamBoothConfig
@@ -36,7 +37,6 @@ from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run, identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.store import Store
 from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 from hra_diffusion.training.trackers import choose_tracker
 from hra_diffusion.training.trainer import Trainer
@@ -162,7 +162,7 @@ class DreamBooth:
         ]
         recording = Recording(
             folder=self.folder,
-            trainer=self._trainer(of_class, Store(self.config.data.cache_dir)),
+            trainer=self._trainer(of_class, Cache(self.config.data.cache_dir)),
             components=self.components,
             identity=self._identity,
             config=self.config.run,
@@ -179,22 +179,22 @@ class DreamBooth:
         weights = [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
         before = [weight.detach().clone() for weight in weights]
         try:
-            yield from self._trainer(self.examples, Store()).steps(steps)
+            yield from self._trainer(self.examples, Cache()).steps(steps)
         finally:
             with torch.no_grad():
                 for weight, value in zip(weights, before, strict=True):
                     weight.copy_(value)
 
-    def _trainer(self, of_class: Sequence[Example], store: Store) -> Trainer:
+    def _trainer(self, of_class: Sequence[Example], cache: Cache) -> Trainer:
         """Encode the pictures and connect the parts; with a cache, other processes take what the first one made."""
         maker = SourceMaker(
             family=self.family,
             data=self.config.data,
             text_encoder_trains=self.config.adapter.train_text_encoder,
             seed=self.config.run.seed,
-            store=store,
+            cache=cache,
         )
-        with self.accelerator.main_process_first() if store.folder else nullcontext():
+        with self.accelerator.main_process_first() if cache.folder else nullcontext():
             sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
             if self.class_images:
                 in_all_sizes = product(of_class, sorted(set(self.sizes)))

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.buckets import Size
-from hra_diffusion.training.cache import Latent, encode
+from hra_diffusion.training.cache import Cache, Tensors
 from hra_diffusion.training.config import DataConfig
 from hra_diffusion.training.families import Condition, Family
+from hra_diffusion.training.latents import Latent, encode
 from hra_diffusion.training.masks import read_mask
 from hra_diffusion.training.pictures import parse_colour
-from hra_diffusion.training.store import Store, Tensors
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import View, cover, covering_size, to_tensor, views
 
@@ -30,7 +30,7 @@ class SourceMaker:
     data: DataConfig
     text_encoder_trains: bool
     seed: int
-    store: Store
+    cache: Cache
 
     def make(self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0) -> Source:
         """Make a source of pictures, each cropped to a size; a picture may occur in several sizes."""
@@ -57,7 +57,7 @@ class SourceMaker:
             return {"mean": latent.mean, "deviation": latent.deviation}
 
         made_from = (self._autoencoder, example.photo.digest, size, shown, background)
-        latent = Latent(**self.store.fetch("latents", made_from, make))
+        latent = Latent(**self.cache.fetch("latents", made_from, make))
         return replace(latent, weight=self._weight(example, size, latent)) if example.mask else latent
 
     def _weight(self, example: Example, size: Size, latent: Latent) -> Tensor:
@@ -84,15 +84,15 @@ class SourceMaker:
             return self.family.condition([caption], True)
         tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._parts("tokenizer")]
         made_from = (self._text_encoders, tokens)
-        return self.store.fetch("prompts", made_from, lambda: self.family.condition([caption], False))
+        return self.cache.fetch("prompts", made_from, lambda: self.family.condition([caption], False))
 
     @cached_property
     def _autoencoder(self) -> str:
-        return self.store.fingerprint(self.family.pipe.vae)
+        return self.cache.fingerprint(self.family.pipe.vae)
 
     @cached_property
     def _text_encoders(self) -> list[str]:
-        return [self.store.fingerprint(text_encoder) for text_encoder in self._parts("text_encoder")]
+        return [self.cache.fingerprint(text_encoder) for text_encoder in self._parts("text_encoder")]
 
     def _parts(self, name: str) -> list[Any]:
         """Return the pipeline's components of a kind, such as text_encoder and text_encoder_2."""

@@ -9,8 +9,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from hra_diffusion.training.batches import Batches, Source
-from hra_diffusion.training.cache import Latent
 from hra_diffusion.training.config import ObjectiveConfig
+from hra_diffusion.training.latents import Latent
 from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.rng import endless_shuffle, stream
 from hra_diffusion.training.sampling import Sampling
@@ -149,9 +149,10 @@ def test_sources_share_a_batch_in_equal_parts():
     assert not torch.equal(noise[:4], noise[4:])
 
 
+@pytest.mark.parametrize("widths", [(3,), (3, 4)])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_together_see_what_one_would_see(processes):
-    sources = (source("instance", 5), source("class", 7))
+def test_processes_together_see_what_one_would_see(processes, widths):
+    sources = (source("instance", 5, widths=widths), source("class", 7, widths=widths))
     whole = batches(*sources, batch_size=4)[3]
     size = 4 // processes
     shards = [

@@ -8,9 +8,9 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from hra_diffusion.errors import ModelError
-from hra_diffusion.training.cache import encode
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families import load
+from hra_diffusion.training.latents import encode
 
 
 def load_from(folder, **options):

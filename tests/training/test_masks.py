@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.families import load
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.store import Store
 from hra_diffusion.training.subjects import Subject, find_subjects, read_examples
 
 
@@ -41,7 +41,7 @@ def family(tiny_sd):
 
 
 def weights(family, found, data, size=(32, 32)):
-    maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=0, store=Store())
+    maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=0, cache=Cache())
     source = maker.make("instance", [(example, size) for example in found])
     return [latent.weight for latent in source.latents]
 

@@ -8,12 +8,12 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hra_diffusion.errors import OutputError
+from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.config import DataConfig, ModelConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.families import load
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.store import Store
 from hra_diffusion.training.subjects import Subject, read_examples
 
 
@@ -28,48 +28,48 @@ class Counting:
         return {"x": torch.arange(6.0).view(2, 3).T, "y": torch.tensor(1.0)}
 
 
-def fetch(store, make, *ingredients):
-    fetched = store.fetch("things", ingredients, make)
+def fetch(cache, make, *ingredients):
+    fetched = cache.fetch("things", ingredients, make)
     assert all(torch.equal(fetched[name], tensor) for name, tensor in Counting()().items())
     return make.times
 
 
 def test_without_a_folder_everything_is_made_anew():
     make = Counting()
-    assert [fetch(Store(), make, "a") for _ in range(2)] == [1, 2]
+    assert [fetch(Cache(), make, "a") for _ in range(2)] == [1, 2]
 
 
 def test_with_a_folder_everything_is_made_once_for_its_ingredients(tmp_path):
     make = Counting()
     for _ in range(2):
-        assert fetch(Store(tmp_path), make, "a", 1) == 1
+        assert fetch(Cache(tmp_path), make, "a", 1) == 1
     for times, ingredients in enumerate([("a", 2), ("a", "1"), ("a1",), ("a", (1,))], 2):
-        assert fetch(Store(tmp_path), make, *ingredients) == times
+        assert fetch(Cache(tmp_path), make, *ingredients) == times
     assert {path.suffix for path in (tmp_path / "things").iterdir()} == {".safetensors"}
 
 
 @pytest.mark.parametrize("damage", [b"", b"garbage", None])
 def test_a_damaged_file_is_made_anew(tmp_path, caplog, damage):
     make = Counting()
-    fetch(Store(tmp_path), make, "a")
+    fetch(Cache(tmp_path), make, "a")
     (path,) = (tmp_path / "things").iterdir()
     path.write_bytes(path.read_bytes()[:-3] if damage is None else damage)
     with caplog.at_level(logging.WARNING):
-        assert fetch(Store(tmp_path), make, "a") == 2
+        assert fetch(Cache(tmp_path), make, "a") == 2
     assert path.name in caplog.text
-    assert fetch(Store(tmp_path), make, "a") == 2
+    assert fetch(Cache(tmp_path), make, "a") == 2
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="file"):
-        fetch(Store(tmp_path / "file"), Counting(), "a")
+        fetch(Cache(tmp_path / "file"), Counting(), "a")
 
 
 def test_a_model_s_fingerprint_is_that_of_its_weights_and_settings(tiny_sd, make_model, tmp_path):
     def fingerprints(folder):
         pipe = load(ModelConfig(pretrained_model_name_or_path=str(folder))).pipe
-        return [Store(tmp_path).fingerprint(part) for part in (pipe.vae, pipe.text_encoder)], pipe.vae
+        return [Cache(tmp_path).fingerprint(part) for part in (pipe.vae, pipe.text_encoder)], pipe.vae
 
     first, vae = fingerprints(tiny_sd)
     assert fingerprints(make_model(tmp_path / "elsewhere"))[0] == first
@@ -78,13 +78,13 @@ def test_a_model_s_fingerprint_is_that_of_its_weights_and_settings(tiny_sd, make
     *_, last = vae.parameters()
     with torch.no_grad():
         last[-1] += 1e-3
-    assert Store(tmp_path).fingerprint(vae) != first[0]
-    assert Store().fingerprint(vae) == ""
+    assert Cache(tmp_path).fingerprint(vae) != first[0]
+    assert Cache().fingerprint(vae) == ""
 
 
 @pytest.fixture
 def encoded(tiny_sd, pictures, tmp_path):
-    """Make the source of a folder of pictures with a store; tells how many pictures had to be encoded for it."""
+    """Make the source of a folder of pictures with a cache; tells how many pictures had to be encoded for it."""
     family = load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd)))
     encode, calls = family.pipe.vae.encode, []
     family.pipe.vae.encode = lambda pixels: calls.append(len(pixels)) or encode(pixels)
@@ -94,9 +94,9 @@ def encoded(tiny_sd, pictures, tmp_path):
         subject = Subject(folder=pictures, prompt="a sks dog", class_prompt=None)
         examples = [(example, size) for example in read_examples(subject, data)]
         results = []
-        for store in (Store(tmp_path / "cache"), Store()):
+        for cache in (Cache(tmp_path / "cache"), Cache()):
             calls.clear()
-            maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=seed, store=store)
+            maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=seed, cache=cache)
             results.append((maker.make("instance", examples), len(calls)))
         (source, times), (fresh, _) = results
         for one, other in zip(source.latents, fresh.latents, strict=True):
