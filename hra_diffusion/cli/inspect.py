@@ -16,9 +16,6 @@ from hra_diffusion.training.config_file import read_run
 if TYPE_CHECKING:
     from hra_diffusion.adapter.config import HRAConfig
 
-LONGEST = 60
-"""Characters of a layer's name that are shown, from its end."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
@@ -79,7 +76,7 @@ def report(config: InspectConfig) -> Iterator[str]:
         yield f"  turns by {max(angles):.1f}° at most, by {sum(angles) / len(angles):.1f}° in the mean of its layers"
         for layer in sorted(each.layers, key=lambda layer: -layer.angle) if config.layers else ():
             shape = "×".join(map(str, layer.shape))
-            yield f"  {layer.angle:6.1f}°  {shape:>9}  {layer.name[-LONGEST:]}"
+            yield f"  {layer.angle:6.1f}°  {shape:>9}  {layer.name}"
     yield from _run_settings(config.adapter)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from hra_diffusion.cli.arguments import flag_value, parse
 from hra_diffusion.cli.evaluate import evaluate_run
-from hra_diffusion.cli.stopping import Stopped, stop_wish
+from hra_diffusion.cli.stopping import Stopped, StopWish, stop_wish
 from hra_diffusion.training.config import (
     AdapterConfig,
     DataConfig,
@@ -79,11 +79,12 @@ def _train(run: "DreamBooth") -> None:
         tqdm(desc="training", total=run.total_steps, initial=start, unit="step", disable=not run.is_main) as bar,
     ):
         for record in run.steps():
+            rate = (bar.format_dict["rate"] or 0) * run.pictures_per_step
+            bar.set_postfix(_numbers(record, rate), refresh=False)
             bar.update()
-            bar.set_postfix(_numbers(record, (bar.format_dict["rate"] or 0) * run.pictures_per_step))
             tracker.log(record)
             if record.step % (run.config.preview.validation_steps or sys.maxsize) == 0:
-                _look(run, tracker, record.step)
+                _look(run, tracker, record.step, wish)
             if run.any_process(wish.number is not None):
                 checkpoint = run.save_checkpoint()
                 raise Stopped(
@@ -98,11 +99,13 @@ def _numbers(record: "StepRecord", pictures_per_second: float) -> dict[str, str]
     return {"loss": f"{record.loss:.4f}", "lr": "/".join(rates), "pictures/s": f"{pictures_per_second:.1f}"}
 
 
-def _look(run: "DreamBooth", tracker: "Tracker", step: int) -> None:
-    """Draw the validation pictures, and send them to the tracker."""
+def _look(run: "DreamBooth", tracker: "Tracker", step: int, wish: StopWish) -> None:
+    """Draw the validation pictures, and send them to the tracker; a signal ends the drawing."""
     pictures: dict[str, list[Image]] = {}
     for prompt, _, picture in run.draw_validation():
         pictures.setdefault(prompt, []).append(picture)
+        if wish.number is not None:
+            return
     tracker.log_pictures(pictures, step)
 
 

@@ -41,6 +41,11 @@ FREE = frozenset(
 )
 """Settings that a resumed run may change."""
 
+FREE_WITHOUT_PRIOR = frozenset(
+    {"class_prompt", "num_class_images", "prior_loss_weight", "num_inference_steps", "guidance_scale"}
+)
+"""Settings that make the pictures of the class, and no step where there are none."""
+
 
 def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, processes: int) -> dict[str, Any]:
     """Collect what makes a run this one and no other, as JSON has it.
@@ -52,8 +57,9 @@ def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, p
         processes: how many take part.
     """
     settings = {name: value for group in vars(config).values() for name, value in vars(group).items()}
+    free = FREE if config.prior.with_prior_preservation else FREE | FREE_WITHOUT_PRIOR
     return {
-        "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - FREE)}
+        "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
         "pictures": dict(pictures),
         "model": model_digest(pipe),

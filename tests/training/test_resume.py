@@ -13,7 +13,7 @@ from hra_diffusion.training.checkpoint import checkpoints
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.same_run import FREE
+from hra_diffusion.training.same_run import FREE, FREE_WITHOUT_PRIOR
 
 
 @pytest.fixture
@@ -163,7 +163,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
 
 
 def test_every_free_setting_is_one():
-    assert flag_types(DreamBoothConfig).keys() >= FREE
+    assert flag_types(DreamBoothConfig).keys() >= FREE | FREE_WITHOUT_PRIOR
+
+
+def test_how_class_pictures_are_drawn_matters_where_there_are_some(config):
+    train(config, max_train_steps=1)
+    resuming = with_values(config, {"resume_from_checkpoint": "latest", "num_inference_steps": 3})
+    assert DreamBooth(resuming).resumes_from
+    with pytest.raises(ConfigError, match="--with_prior_preservation was False and is True"):
+        DreamBooth(with_values(resuming, {"with_prior_preservation": True}))
 
 
 def test_what_looks_like_a_checkpoint_and_is_none_stays_and_is_not_taken_for_one(config, tmp_path):
