@@ -124,7 +124,8 @@ def _train_judge(options: argparse.Namespace) -> None:
     _follow(records, options.steps, folder / "judge.jsonl")
     with safe_open(folder / "judge.safetensors", "pt") as checkpoint:
         minutes = float(checkpoint.metadata()["seconds"]) / 60
-    trained = f"{options.steps} steps of {judge.BATCH} pictures, {minutes:.0f} minutes on two CPU cores"
+    threads = torch.get_num_threads()
+    trained = f"{options.steps} steps of {judge.BATCH} pictures, {minutes:.0f} minutes on {threads} CPU threads"
     loaded = Clip("emoji-clip", clip, judge.image_processor(), tokenizer)
     card = judge_card.card(loaded, judge.vocabulary(), painter, options.assets / "subjects", trained)
     judge.export(clip, tokenizer, card, options.assets / "emoji-clip")

@@ -61,9 +61,9 @@ labels: the object in a picture is the kind whose caption is nearest.
 
 ## How it was made
 
-`python -m hra_diffusion.demo judge`: {trained}, on scenes composed as it went, {len(world.KINDS)} kinds of things in
-{len(world.STYLES)} styles with their captions; never on a picture that a model drew. Contrastive loss on whole
-captions, and on the labels of each attribute.
+`python -m hra_diffusion.demo judge`: {trained}, on
+scenes composed as it went, {len(world.KINDS)} kinds of things in {len(world.STYLES)} styles with their captions; never
+on a picture that a model drew. Contrastive loss on whole captions, and on the labels of each attribute.
 
 ## How well it sees
 
