@@ -19,6 +19,7 @@ COMMANDS = {
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
     "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",
+    "push": "publish an adapter on the Hugging Face hub",
     "merge": "write a whole model with adapters in its weights",
     "export-lora": "write an adapter as the exact LoRA for other tools",
     "inspect": "say what an adapter holds",

@@ -17,10 +17,12 @@ from hra_diffusion.pipelines.acting import (
 from hra_diffusion.pipelines.components import adapted_components, denoiser_name
 from hra_diffusion.pipelines.export import DTYPES, export_lora
 from hra_diffusion.pipelines.fitting import Fit, fit_lora
-from hra_diffusion.pipelines.folders import base_model, save_hra_weights
+from hra_diffusion.pipelines.folders import base_model
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.merging import merge_hra
 from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
+from hra_diffusion.pipelines.publishing import push_hra_weights
+from hra_diffusion.pipelines.saving import save_hra_weights
 
 __all__ = [
     "DTYPES",
@@ -39,6 +41,7 @@ __all__ = [
     "load_pipeline",
     "merge_hra",
     "pipeline_class",
+    "push_hra_weights",
     "save_hra_weights",
     "set_hra_adapters",
     "unfuse_hra",

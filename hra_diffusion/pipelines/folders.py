@@ -16,11 +16,10 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
-from hra_diffusion.formats.files import read_json, write_together
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
-from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE, adapter_files
-from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
+from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 
 _PLACES = ("", "*/", "adapter/*/")
 
@@ -85,35 +84,3 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
             model = flat.get("pretrained_model_name_or_path")
             return flat | ({"pretrained_model_name_or_path": public_name(model)} if model else {})
     return {}
-
-
-def save_hra_weights(pipe: Any, folder: str | Path, adapter_name: str | None = None) -> Path:
-    """Write an adapter into a folder, one sub-folder a component, all of them or none; returns the folder.
-
-    Args:
-        pipe: a pipeline with the adapter in it.
-        folder: where to; it is made if need be.
-        adapter_name: which adapter; the only one there is when left out.
-
-    Raises:
-        ConfigError: there is no such adapter, or several to choose from.
-        OutputError: the folder cannot be written, or holds an adapter of other components, which would mix with it.
-    """
-    folder = Path(folder)
-    if adapter_name is None:
-        names = {name for component in adapted_components(pipe).values() for name in component.peft_config}
-        if len(names) != 1:
-            raise ConfigError(f"Say which adapter to save; there are: {', '.join(sorted(names)) or 'none'}.")
-        (adapter_name,) = names
-    components = holders(pipe, adapter_name)
-    strangers = sorted({path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")} - components.keys())
-    if strangers:
-        raise OutputError(f"{folder} holds an adapter of {', '.join(strangers)} already: save into another folder.")
-    with offloading_suspended(pipe):
-        contents = {
-            folder / component / name: data
-            for component, model in components.items()
-            for name, data in adapter_files(model, adapter_name).items()
-        }
-    write_together(contents)
-    return folder

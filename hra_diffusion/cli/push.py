@@ -1,0 +1,57 @@
+"""``hra-diffusion push``: an adapter goes to the Hugging Face hub."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from hra_diffusion.cli.arguments import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig:
+    """Publish an adapter on the Hugging Face hub."""
+
+    adapter: tyro.conf.Positional[Path]
+    """The adapter's folder, or the output folder of the run that made it."""
+    repo_id: tyro.conf.Positional[str]
+    """NAME or USER/NAME; the repository is made if need be."""
+    subfolder: str | None = None
+    """Where to in the repository."""
+    revision: str | None = None
+    """The branch; the main one by default."""
+    private: bool = False
+    """Make a new repository private."""
+    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
+    """An identifier that the hub knows, such as mit."""
+    pictures: tuple[tuple[Path, str], ...] = ()
+    """What was drawn with the adapter: FILE PROMPT FILE PROMPT …"""
+    commit_message: str = "Upload an HRA adapter"
+    """What the history says."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Publish and print the commit's address."""
+
+    def build(settings: PushConfig) -> PushConfig:
+        """Publish an adapter on the Hugging Face hub, in one commit, with a page that says what it is."""
+        return settings
+
+    flags = [field.name for field in fields(PushConfig)]
+    config = parse(build, arguments, prog="hra-diffusion push", flags=flags)
+
+    from hra_diffusion.pipelines import push_hra_weights  # imports torch and diffusers: not for --help
+
+    address = push_hra_weights(
+        config.adapter,
+        config.repo_id,
+        subfolder=config.subfolder,
+        revision=config.revision,
+        private=config.private or None,
+        commit_message=config.commit_message,
+        licence=config.licence,
+        pictures=dict(config.pictures),
+    )
+    print(address)

@@ -1,0 +1,96 @@
+"""The page that a published adapter introduces itself with: README.md, with the hub's metadata on top."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from huggingface_hub import EvalResult, ModelCardData
+
+TAGS: Final = ("text-to-image", "diffusers", "hra", "peft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCard:
+    """What there is to say about an adapter.
+
+    Attributes:
+        name: its name.
+        repository: its id on the hub.
+        components: the pipeline's components that it adapts.
+        rank: its number of reflections a layer.
+        base_model: the model it was made for; the hub links to it where it is the id of a repository.
+        instance_prompt: the words that call the subject.
+        licence: an identifier that the hub knows, such as "mit".
+        pictures: prompts by the file names of what was drawn with them.
+        sheet: file name of a picture to show in the text.
+        metrics: numbers by name.
+        table: the same as a table, with what they mean.
+        settings: the run's settings, by flag.
+    """
+
+    name: str
+    repository: str
+    components: Sequence[str]
+    rank: int
+    base_model: str | None = None
+    instance_prompt: str | None = None
+    licence: str | None = None
+    pictures: Mapping[str, str] = field(default_factory=dict[str, str])
+    sheet: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    table: str | None = None
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+    def __str__(self) -> str:
+        """The whole page."""
+        parts = [f"---\n{self._data().to_yaml()}\n---", f"# {self.name}", self._introduction(), self._usage()]
+        if self.sheet:
+            parts.append(f"![Without and with the adapter]({self.sheet})")
+        if self.table:
+            parts.append(f"## Measured\n\n{self.table.strip()}")
+        if self.settings:
+            lines = "\n".join(f"| `{name}` | `{value}` |" for name, value in self.settings.items())
+            parts.append(f"## Settings of the run\n\n| flag | value |\n|---|---|\n{lines}")
+        return "\n\n".join(parts) + "\n"
+
+    def _data(self) -> ModelCardData:
+        results = [
+            EvalResult(
+                task_type="text-to-image",
+                dataset_type="custom",
+                dataset_name="pictures of the subject",
+                metric_type=name,
+                metric_value=value,
+            )
+            for name, value in self.metrics.items()
+        ]
+        return ModelCardData(
+            base_model=self.base_model if self.base_model and self.base_model.count("/") == 1 else None,
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            license=self.licence,
+            tags=list(TAGS),
+            instance_prompt=self.instance_prompt,
+            widget=[{"text": prompt, "output": {"url": file}} for file, prompt in self.pictures.items()] or None,
+            model_name=self.name if results else None,
+            eval_results=results or None,
+        )
+
+    def _introduction(self) -> str:
+        base = f" of {self.base_model}" if self.base_model else ""
+        called = f' It is called by "{self.instance_prompt}".' if self.instance_prompt else ""
+        return (
+            f"An adapter{base} ({', '.join(self.components)}), made by [Householder Reflection Adaptation]"
+            f"(https://arxiv.org/abs/2405.17484) of rank {self.rank}.{called}"
+        )
+
+    def _usage(self) -> str:
+        return (
+            "```python\n"
+            "from diffusers import DiffusionPipeline\n"
+            "from hra_diffusion import load_hra_weights\n\n"
+            f"pipe = DiffusionPipeline.from_pretrained({(self.base_model or '…')!r}, use_safetensors=True)\n"
+            f"load_hra_weights(pipe, {self.repository!r})\n"
+            f"pipe({(self.instance_prompt or '…')!r}).images[0]\n"
+            "```"
+        )

@@ -1,0 +1,130 @@
+"""Adapters go to the Hugging Face hub: files, page and pictures in one commit."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
+from hra_diffusion.formats.files import read_json
+from hra_diffusion.formats.model_card import ModelCard
+from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
+from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
+
+CARD = "README.md"
+_SHEET, _METRICS, _TABLE = "before_after.png", "metrics.json", "metrics.md"
+
+
+def push_hra_weights(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload an HRA adapter",
+    licence: str | None = None,
+    pictures: Mapping[str | Path, str] | None = None,
+) -> str:
+    """Publish an adapter on the hub, in one commit, with a page that says what it is.
+
+    The page has the base model, the instance prompt, tags, licence, pictures, and what the run's folder knows: its
+    settings, before_after.png, and the numbers of ``hra-diffusion evaluate``. A page that is there is left as it is.
+
+    Args:
+        folder: the adapter's folder, or the output folder of the run that made it.
+        repo_id: "name" or "user/name"; it is made if need be.
+        subfolder: where to in the repository.
+        revision: the branch; the main one when left out.
+        private: whether a new repository is to be private.
+        token: of the hub; the one that was stored by ``hf auth login`` when left out.
+        commit_message: what the history says.
+        licence: an identifier that the hub knows, such as "mit".
+        pictures: what was drawn with the adapter: prompts by the pictures' paths.
+
+    Returns:
+        The commit's address.
+
+    Raises:
+        AdapterFileError: the folder holds no adapter, or a damaged one; nothing is sent.
+        ImageError: a picture cannot be read; nothing is sent.
+        OutputError: the hub does not take it, or cannot be reached.
+    """
+    folder = Path(folder)
+    parts = component_folders(folder)
+    files = _adapter_files(parts)
+    prompts = {Path(path): prompt for path, prompt in (pictures or {}).items()}
+    sheet = next(iter(_beside(folder, _SHEET)), None)
+    files |= _read_pictures([*prompts, *([sheet] if sheet else [])])
+    captions = {path.name: prompt for path, prompt in prompts.items()}
+    if len(captions) != len(prompts) or captions.keys() & {_SHEET, CARD}:
+        raise ImageError(f"Pictures must have names of their own; found {', '.join(path.name for path in prompts)}.")
+    within = f"{subfolder}/" if subfolder else ""
+    api = HfApi(token=token)
+    try:
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if not api.file_exists(repository, within + CARD, revision=revision):
+            files[CARD] = str(_card(folder, repository, parts, licence, captions, sheet)).encode()
+        operations = [CommitOperationAdd(within + name, content) for name, content in files.items()]
+        return api.create_commit(repository, operations, commit_message=commit_message, revision=revision).commit_url
+    except AdapterFileError:
+        raise
+    except Exception as error:  # which HTTP library's errors come, depends on huggingface_hub's version
+        raise OutputError(f"The adapter {folder} cannot be published as {repo_id!r}: {error}") from error
+
+
+def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
+    """Read and check an adapter's files, by their names in the repository; they name no folder of this machine."""
+    files: dict[str, bytes] = {}
+    for component, part in parts.items():
+        read_adapter(part)
+        for name in FILES:
+            files[f"{component}/{name}".lstrip("/")] = (part / name).read_bytes()
+        settings = read_json(part / CONFIG_FILE)
+        if model := settings.get("base_model_name_or_path"):
+            settings["base_model_name_or_path"] = public_name(model)
+        files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
+    return files
+
+
+def _card(
+    folder: Path,
+    repository: str,
+    parts: Mapping[str, Path],
+    licence: str | None,
+    pictures: Mapping[str, str],
+    sheet: Path | None,
+) -> ModelCard:
+    settings, made_for = run_settings(folder), base_model(folder)
+    measured = next((read_json(path) for path in _beside(folder, _METRICS)), {})
+    return ModelCard(
+        name=repository.split("/")[-1],
+        repository=repository,
+        components=list(parts),
+        rank=max(read_adapter(part)[0].r for part in parts.values()),
+        base_model=made_for and public_name(made_for),
+        instance_prompt=settings.get("instance_prompt"),
+        licence=licence,
+        pictures=pictures,
+        sheet=sheet and sheet.name,
+        metrics={each["name"]: each["value"] for each in measured.get("measures", []) if each["mode"] == "adapter"},
+        table=next((path.read_text(encoding="utf-8") for path in _beside(folder, _TABLE)), None),
+        settings=settings,
+    )
+
+
+def _beside(folder: Path, name: str) -> Iterable[Path]:
+    """Find a file of the run that made an adapter, in its folder or the one above."""
+    return (path for path in (folder / name, folder.absolute().parent / name) if path.is_file())
+
+
+def _read_pictures(paths: Iterable[Path]) -> dict[str, bytes]:
+    pictures: dict[str, bytes] = {}
+    for path in paths:
+        try:
+            pictures[path.name] = path.read_bytes()
+        except OSError as error:
+            raise ImageError(f"The picture {path} cannot be read: {error.strerror or error}.") from error
+    return pictures
