@@ -296,7 +296,9 @@ class DreamBooth:
         if not prior.with_prior_preservation:
             return []
         root = prior.class_data_dir or self.folder / "class_images"
-        names = {subject.class_prompt or "": subject.folder.name for subject in reversed(self.subjects)}
+        names: dict[str, str] = {}
+        for subject in self.subjects:
+            names.setdefault(subject.class_prompt or "", subject.folder.name)
         return [
             ClassImages(
                 folder=root / name if len(names) > 1 else root,

@@ -12,6 +12,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,9 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     taken = re.findall(r"[^\W_]+", " ".join(names))
     rare_words = iter([word for word in RARE_WORDS if word not in taken])
     subjects = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
+    for one, other in combinations(subjects, 2):
+        if one.prompt == other.prompt and not config.data.instance_prompt:
+            logger.warning('%s and %s share the prompt "%s", and become one.', one.folder, other.folder, one.prompt)
     for subject in subjects:
         if config.prior.with_prior_preservation and not subject.class_prompt:
             raise ConfigError(

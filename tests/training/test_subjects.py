@@ -1,5 +1,6 @@
 """Who is to be learned, as flags, files and the names of folders say."""
 
+import re
 import shutil
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_word_that_is_told_is_not_given_again(many):
     assert found(folder)["dog"] == ("a render of a sks dog", None)
     (many("5_ohwx bird") / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
     assert found(folder)["cat"] == ("a photo of a zwx cat", "a photo of a cat")
+
+
+def test_subjects_that_share_a_prompt_without_being_told_so_are_named(many, caplog):
+    folder = many("cat", "dog")
+    assert found(folder, instance_prompt="a sks pet").keys() == {"cat", "dog"}
+    assert "become one" not in caplog.text
+    for name in ("cat", "dog"):
+        (folder / name / "subject.toml").write_text('instance_prompt = "a sks pet"')
+    found(folder)
+    assert re.search(r"cat and \S*dog share the prompt \"a sks pet\", and become one", caplog.text)
 
 
 def test_more_subjects_than_rare_words_need_prompts(many):
