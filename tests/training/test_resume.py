@@ -68,6 +68,16 @@ def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp
     assert names(whole) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
 
 
+@pytest.mark.parametrize("optimizer", ["schedule_free", "prodigy", "lion", "adafactor"])
+def test_every_optimiser_goes_on_to_the_bit(config, tmp_path, optimizer):
+    changes = {"optimizer": optimizer, "max_train_steps": 4, "lr_scheduler": "constant", "lr_warmup_steps": 0}
+    whole = train(config, **changes)
+    stopped = train(config, 1, output_dir=tmp_path / "stopped", **changes)
+    train(config, output_dir=stopped, resume_from_checkpoint="latest", **changes)
+    for part in ("adapter", "checkpoint-2", "checkpoint-4"):
+        assert contents(stopped / part) == contents(whole / part)
+
+
 def test_the_number_of_steps_may_grow(config, tmp_path):
     whole = train(config, lr_scheduler="constant")
     longer = train(config, lr_scheduler="constant", max_train_steps=3, output_dir=tmp_path / "longer")
