@@ -8,13 +8,13 @@ a pair whose columns part by φ rotates its plane by 2φ. Dividing by 4·√r le
 
 and bringing the columns back to length √d after each step keeps it so: otherwise gradients, being orthogonal to u,
 would let ‖u‖ grow and the steps fade. What is saved means the same, since H does not see ‖u‖.
+Retraction on the sphere: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, ch. 4.
 
 The same holds for every optimiser here whose step has about the size of its rate in each entry: AdamW, whole, in 8 bits
 or schedule-free, Lion, whose steps have just that size, and Adafactor, whose steps are relative to the root mean square
 of the entries, which at length √d is 1. Prodigy finds its own rate; what it found is logged in radians. Its usual start
-of 1e-6 is for weights of some 0.01; entries here are of the size 1, and it starts at 1e-4, still far below any useful
-rate.
-Retraction on the sphere: Absil, Mahony and Sepulchre, Optimization Algorithms on Matrix Manifolds, ch. 4.
+of 1e-6 is for weights of some 0.01; entries here are of the size 1, and it starts at 1e-4, which is far below any
+useful rate still.
 """
 
 import importlib

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.optimization import get_scheduler
 
 from hra_diffusion.adapter.config import HRAConfig
@@ -37,6 +37,12 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ConfigError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which cuts weights into pieces, but the "
+            "columns of a reflection have to stay whole to be kept on their sphere: launch with --config_file "
+            "configs/accelerate/ddp.yaml, where each device holds the whole model."
+        )
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
     return accelerator

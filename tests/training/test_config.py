@@ -97,3 +97,20 @@ def test_a_missing_toml_file_is_named(tmp_path):
 def test_a_value_out_of_range_is_refused_with_its_flag(name, value):
     with pytest.raises(ConfigError, match=f"--{name} is "):
         with_values(DEFAULT, {name: value})
+
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"))
+
+
+def test_there_is_a_config_for_each_usual_case():
+    assert [path.stem for path in CONFIGS] == ["embedded", "face", "style", "subject-sd15-8gb", "subject-sdxl-12gb"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_of_the_project_is_valid_and_says_what_is_not_the_default(path):
+    config = read_toml(path, DEFAULT)
+    assert config != DEFAULT
+    assert config.model.pretrained_model_name_or_path
+    assert config.adapter.rank % 2 == 0
+    if path.stem != "embedded":
+        assert "not measured" in path.read_text(encoding="utf-8").lower()

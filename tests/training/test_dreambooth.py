@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -18,6 +20,7 @@ from hra_diffusion.training.config_file import read_toml, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
+PROJECT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("adapter/unet/adapter_model.safetensors", "adapter/text_encoder/adapter_model.safetensors", "log.jsonl")
 
 
@@ -249,8 +252,21 @@ def test_large_photographs_train(config, tmp_path):
     assert (tmp_path / "run" / "before_after.png").exists()
 
 
+def test_sharding_is_refused_by_name(config, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ConfigError, match=r"set up for FSDP.*configs/accelerate/ddp\.yaml"):
+        DreamBooth(config)
+
+
+def test_the_launch_config_is_one_of_accelerates():
+    launch = load_config_from_file(str(PROJECT / "configs" / "accelerate" / "ddp.yaml"))
+    assert launch.distributed_type == DistributedType.MULTI_GPU
+    assert not launch.use_cpu
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_adapter_of_one(config, tmp_path):
+    config = with_values(config, {"orthogonality_weight": 0.001, "noise_offset": 0.1})
     train(config)
     flags = [
         "--config",
@@ -261,7 +277,7 @@ def test_two_processes_give_the_adapter_of_one(config, tmp_path):
         "1",
     ]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = Path(__file__).resolve().parents[2] / "train_dreambooth_hra.py"
+    script = PROJECT / "train_dreambooth_hra.py"
     with subprocess.Popen([*launch, script, *flags], env={**os.environ, "ACCELERATE_USE_CPU": "1"}) as processes:
         try:
             assert processes.wait(timeout=500) == 0
