@@ -17,6 +17,7 @@ from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.optimisers import build_optimizer
+from hra_diffusion.training.quantisation import quantise
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.sampling import Sampling
 from hra_diffusion.training.trainer import Trainer
@@ -61,6 +62,8 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False)
+    if model.quantization:
+        quantise(getattr(pipe, family.denoiser_name))
     for name, modules in targets.items():
         config = HRAConfig(
             r=adapter.rank,

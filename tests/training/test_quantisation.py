@@ -1,0 +1,52 @@
+"""A quantised base trains nearly the adapter that the whole one trains, and the adapter loads into the whole one."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.quantisation import quantise
+
+
+def trained(config, **settings):
+    """A run of four steps, and how far each adapted layer's columns went."""
+    run = DreamBooth(with_values(config, {"with_prior_preservation": False, **settings}))
+    start = {name: w.detach().clone() for name, w in run.recording.trainer.weights.items()}
+    losses = [record.loss for record in run.steps()]
+    return run, losses, {name: w.detach() - start[name] for name, w in run.recording.trainer.weights.items()}
+
+
+def test_weights_are_rounded_to_a_255th_of_their_rows_range():
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(64, 48))
+    weight = model[0].weight.detach().clone()
+    quantise(model)
+    rounded = model[0].weight.dequantize()
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert not torch.equal(rounded, weight)
+    assert ((rounded - weight).abs() <= 0.52 * step).all()
+
+
+def test_a_quantised_base_learns_what_the_whole_one_does(config, tmp_path):
+    pytest.importorskip("torchao")
+    _, whole_losses, whole = trained(config)
+    run, losses, moved = trained(config, quantization="int8", output_dir=tmp_path / "int8")
+    assert losses == pytest.approx(whole_losses, rel=0.02)
+    alike = torch.cosine_similarity(
+        *(torch.cat([w.flatten() for w in each.values()]) for each in (whole, moved)), dim=0
+    )
+    assert alike > 0.8
+    pipe = load_pipeline(config.model.pretrained_model_name_or_path)
+    load_hra_weights(pipe, run.save())
+    assert draw(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(ConfigError, match=r"package torchao .*pip install 'hra-diffusion\[int8\]'"):
+        quantise(nn.Linear(2, 2))
