@@ -107,9 +107,9 @@ def _fit_layers(
 
 
 def _adapter_files(
-    model: nn.Module, chains: Mapping[str, Tensor], rank: int, base_model: str | None
+    model: nn.Module, chains: Mapping[str, Tensor], rank: int, base_model: str | Path | None
 ) -> dict[str, bytes]:
-    config = HRAConfig(r=rank, target_modules=list(chains), base_model_name_or_path=base_model)
+    config = HRAConfig(r=rank, target_modules=list(chains), base_model_name_or_path=base_model and str(base_model))
     state = {
         f"{module}{COLUMNS}": nn.functional.pad(columns, (0, rank - columns.shape[1]))
         for module, columns in chains.items()
