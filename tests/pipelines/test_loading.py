@@ -1,6 +1,7 @@
 """Adapters in pipelines: in and out without a trace, all components or none."""
 
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -136,6 +137,16 @@ def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, 
         load_hra_weights(pipe, adapters / "b", name)
     assert list(list_hra_adapters(pipe)) == ["a"]
     assert torch.equal(picture(pipe), before)
+
+
+def test_an_archive_is_no_adapter_and_is_never_unpacked(pipe, tmp_path, picture):
+    before = picture(pipe)
+    with zipfile.ZipFile(tmp_path / "adapter.zip", "w") as archive:
+        archive.writestr("../outside.safetensors", b"")
+    with pytest.raises(AdapterFileError, match=r"adapter\.zip"):
+        load_hra_weights(pipe, tmp_path / "adapter.zip")
+    assert torch.equal(picture(pipe), before)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter.zip"]
 
 
 def test_a_damaged_second_adapter_leaves_the_first_acting_as_it_did(pipe, adapters, tmp_path, picture):
