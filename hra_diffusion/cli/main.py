@@ -67,6 +67,7 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it names kernels that are for other processors
     warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
 
 
