@@ -101,6 +101,7 @@ class _Evaluation:
         """Distances between the pictures of a prompt; prompts are the units."""
         seeds, clip, lpips = len(self.plan.seeds), self._instruments.clip, self._instruments.lpips
         if seeds < 2:
+            self.notes = [note for note in self.notes if not note.startswith("Diversity")]
             self.notes.append("Diversity is not measured: it takes two seeds or more.")
             return []
         if lpips and self.plan.resolution < SMALLEST:
