@@ -6,11 +6,11 @@ from typing import TypeVar
 import tyro
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config_file import nearest
+from hra_diffusion.training.config_file import flag_types, nearest
 
 Result = TypeVar("Result")
 
-__all__ = ["flag_value", "nearest", "parse"]
+__all__ = ["flag_value", "nearest", "parse", "parse_settings"]
 
 
 def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, flags: Sequence[str]) -> Result:
@@ -31,6 +31,11 @@ def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, 
     for argument in unknown:
         raise ConfigError(_refusal(argument, flags))
     return result
+
+
+def parse_settings(kind: type[Result], arguments: Sequence[str], *, prog: str) -> Result:
+    """Make a dataclass of the arguments: its fields are the flags, its docstring is the help. Errors as in `parse`."""
+    return parse(kind, arguments, prog=prog, flags=list(flag_types(kind)))
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:

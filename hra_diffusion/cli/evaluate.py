@@ -1,13 +1,13 @@
 """``hra-diffusion evaluate``: measures an adapter, and leaves the numbers and the pictures they were taken from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_run
@@ -21,7 +21,7 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Measure an adapter."""
+    """Measure an adapter; settings that are left out are those of the run that made it."""
 
     adapter: tyro.conf.Positional[Path]
     """The output folder of a run, or an adapter's folder."""
@@ -60,13 +60,7 @@ _LEAST = {"num_contexts": 1, "num_images": 1, "seed": 0, "num_inference_steps": 
 
 def main(arguments: Sequence[str]) -> None:
     """Measure, write the results and print the table."""
-
-    def build(settings: EvaluateConfig) -> EvaluateConfig:
-        """Measure an adapter; settings that are left out are those of the run that made it."""
-        return settings
-
-    flags = [field.name for field in fields(EvaluateConfig)]
-    config = parse(build, arguments, prog="hra-diffusion evaluate", flags=flags)
+    config = parse_settings(EvaluateConfig, arguments, prog="hra-diffusion evaluate")
     print(evaluate(config).to_markdown())
 
 

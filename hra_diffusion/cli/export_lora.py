@@ -1,13 +1,13 @@
 """``hra-diffusion export-lora``: an adapter as the exact LoRA for other tools."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.training.defaults import find_model
 
 
@@ -35,13 +35,7 @@ class ExportConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the file and print its path."""
-
-    def build(settings: ExportConfig) -> ExportConfig:
-        """Write an adapter as the LoRA that makes the same change to every weight."""
-        return settings
-
-    flags = [field.name for field in fields(ExportConfig)]
-    config = parse(build, arguments, prog="hra-diffusion export-lora", flags=flags)
+    config = parse_settings(ExportConfig, arguments, prog="hra-diffusion export-lora")
 
     from hra_diffusion.pipelines import base_model, export_lora  # imports torch and diffusers: not for --help
 

@@ -1,11 +1,11 @@
 """``hra-diffusion generate``: pictures from prompts with an adapter, the same as the pipeline draws in Python."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_run
@@ -14,7 +14,7 @@ from hra_diffusion.training.defaults import find_model
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Draw pictures with an adapter."""
+    """Draw pictures with an adapter; settings that are left out are those of the run that made it."""
 
     adapter: Path
     """The adapter's folder, or the output folder of the run that made it."""
@@ -45,13 +45,7 @@ _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height"
 
 def main(arguments: Sequence[str]) -> None:
     """Draw the pictures and print their paths."""
-
-    def build(settings: GenerateConfig) -> GenerateConfig:
-        """Draw pictures with an adapter; settings that are left out are those of the run that made it."""
-        return settings
-
-    flags = [field.name for field in fields(GenerateConfig)]
-    config = parse(build, arguments, prog="hra-diffusion generate", flags=flags)
+    config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
     if config.num_images < 1:
         raise ConfigError(f"--num_images is {config.num_images}: give a number at least 1.")
     for path in generate(config):

@@ -1,12 +1,12 @@
 """``hra-diffusion import-lora``: the adapter nearest to a LoRA, and how much of it was lost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.training.defaults import find_model
 
 _SHOWN = 5
@@ -14,7 +14,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Write the adapter whose weights are nearest to those of a LoRA."""
+    """Write the adapter whose weights are nearest to those of a LoRA, and say how much was lost."""
 
     lora: tyro.conf.Positional[Path]
     """The LoRA: a .safetensors file in kohya's or diffusers' layout."""
@@ -26,13 +26,7 @@ class ImportConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the adapter and print what was lost."""
-
-    def build(settings: ImportConfig) -> ImportConfig:
-        """Write the adapter whose weights are nearest to those of a LoRA, and say how much was lost."""
-        return settings
-
-    flags = [field.name for field in fields(ImportConfig)]
-    config = parse(build, arguments, prog="hra-diffusion import-lora", flags=flags)
+    config = parse_settings(ImportConfig, arguments, prog="hra-diffusion import-lora")
 
     from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
 

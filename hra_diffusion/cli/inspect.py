@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_run
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """Say what an adapter holds."""
+    """Say what an adapter holds: rank, layers, how far each turns, its base model and the run that made it."""
 
     adapter: tyro.conf.Positional[Path]
     """An adapter's folder, a checkpoint's, or the output folder of a run."""
@@ -51,13 +51,7 @@ class Component:
 
 def main(arguments: Sequence[str]) -> None:
     """Print what an adapter holds."""
-
-    def build(settings: InspectConfig) -> InspectConfig:
-        """Say what an adapter holds: rank, layers, how far each turns, its base model and the run that made it."""
-        return settings
-
-    flags = [field.name for field in fields(InspectConfig)]
-    config = parse(build, arguments, prog="hra-diffusion inspect", flags=flags)
+    config = parse_settings(InspectConfig, arguments, prog="hra-diffusion inspect")
     print("\n".join(report(config)))
 
 

@@ -1,13 +1,13 @@
 """``hra-diffusion merge``: a whole model with adapters in its weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.defaults import find_model
 
@@ -30,12 +30,7 @@ class MergeConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Write the model and print its folder."""
-
-    def build(settings: MergeConfig) -> MergeConfig:
-        """Write a whole model, with adapters multiplied into its weights."""
-        return settings
-
-    config = parse(build, arguments, prog="hra-diffusion merge", flags=[field.name for field in fields(MergeConfig)])
+    config = parse_settings(MergeConfig, arguments, prog="hra-diffusion merge")
     strengths = dict(map(adapter_and_strength, config.adapters))
     if len(strengths) != len(config.adapters):
         raise ConfigError("--adapters names an adapter twice: give it once, with the sum of its strengths.")

@@ -1,18 +1,18 @@
 """``hra-diffusion push``: an adapter goes to the Hugging Face hub."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from hra_diffusion.cli.arguments import parse
+from hra_diffusion.cli.arguments import parse_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
-    """Publish an adapter on the Hugging Face hub."""
+    """Publish an adapter on the Hugging Face hub, in one commit, with a page that says what it is."""
 
     adapter: tyro.conf.Positional[Path]
     """The adapter's folder, or the output folder of the run that made it."""
@@ -34,13 +34,7 @@ class PushConfig:
 
 def main(arguments: Sequence[str]) -> None:
     """Publish and print the commit's address."""
-
-    def build(settings: PushConfig) -> PushConfig:
-        """Publish an adapter on the Hugging Face hub, in one commit, with a page that says what it is."""
-        return settings
-
-    flags = [field.name for field in fields(PushConfig)]
-    config = parse(build, arguments, prog="hra-diffusion push", flags=flags)
+    config = parse_settings(PushConfig, arguments, prog="hra-diffusion push")
 
     from hra_diffusion.pipelines import push_hra_weights  # imports torch and diffusers: not for --help
 
