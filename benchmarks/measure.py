@@ -1,17 +1,16 @@
 """Measuring side by side: interleaved rounds, medians, peak memory in a process of its own, and a table of ratios."""
 
 import platform
-import re
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
+
+from hra_diffusion.training.preflight import peak_memory
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -48,12 +47,7 @@ def peak_gigabytes(arguments: Sequence[str]) -> float:
 
 def own_peak() -> float:
     """Peak memory of this process, in GB; of the device, where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
-    status = Path("/proc/self/status")
-    if status.exists():  # Linux hands ru_maxrss down from the process that started this one
-        return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024 / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return peak_memory() / 1e9
 
 
 def describe_machine() -> str:

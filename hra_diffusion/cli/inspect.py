@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_run
+from hra_diffusion.training.config_file import flat_values, read_run
 
 if TYPE_CHECKING:
     from hra_diffusion.adapter.config import HRAConfig
@@ -107,13 +107,8 @@ def read_components(folder: Path) -> list[Component]:
 def _run_settings(folder: Path) -> Iterator[str]:
     """Yield what the run that made an adapter was told other than the defaults, if its config.toml is there."""
     _, run = read_run(folder)
-    default = DreamBoothConfig()
-    told = {
-        name: value
-        for group in fields(run)
-        for name, value in vars(getattr(run, group.name)).items()
-        if value != getattr(getattr(default, group.name), name)
-    }
+    default = flat_values(DreamBoothConfig())
+    told = {name: value for name, value in flat_values(run).items() if value != default[name]}
     if told:
         yield "trained with"
     for name, value in told.items():

@@ -37,6 +37,11 @@ def flag_types(config: "type[DataclassInstance] | DataclassInstance") -> dict[st
     }
 
 
+def flat_values(config: "DataclassInstance") -> dict[str, Any]:
+    """Return the value of every field by name, groups flattened."""
+    return {name: value for group in vars(config).values() for name, value in vars(group).items()}
+
+
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """Return the config with some fields changed, each given by its flat name."""
     changes: dict[str, Any] = {}

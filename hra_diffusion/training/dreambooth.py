@@ -176,7 +176,7 @@ class DreamBooth:
 
         The subject's pictures stand in for those of the class, which may not be drawn yet.
         """
-        weights = [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
+        weights = self._trained()
         before = [weight.detach().clone() for weight in weights]
         try:
             yield from self._trainer(self.examples, Cache()).steps(steps)
@@ -207,17 +207,17 @@ class DreamBooth:
         Raises:
             OutputError: it has not.
         """
-        trained = sum(
-            weight.nbytes for part in self.components.values() for weight in part.parameters() if weight.requires_grad
-        )
         run = self.config.run
         return check_room(
             self.folder,
             range(self.steps_before, self.total_steps),
-            trained,
+            sum(weight.nbytes for weight in self._trained()),
             every=run.checkpointing_steps,
             limit=run.checkpoints_total_limit,
         )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""

@@ -74,7 +74,7 @@ def peak_memory() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():
+    if status.exists():  # Linux hands ru_maxrss down from the process that started this one
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
     import resource  # not on Windows
 

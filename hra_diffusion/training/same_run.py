@@ -12,6 +12,7 @@ from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.checkpoint import read_progress
 from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import flat_values
 from hra_diffusion.training.model_digest import model_digest
 
 FREE = frozenset(
@@ -56,7 +57,7 @@ def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, p
         pipe: its pipeline; frozen weights tell the model.
         processes: how many take part.
     """
-    settings = {name: value for group in vars(config).values() for name, value in vars(group).items()}
+    settings = flat_values(config)
     free = FREE if config.prior.with_prior_preservation else FREE | FREE_WITHOUT_PRIOR
     return {
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}

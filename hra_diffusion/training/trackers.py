@@ -12,6 +12,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import flat_values
 from hra_diffusion.training.loop import StepRecord
 
 
@@ -80,5 +81,4 @@ def tracking(name: str | None, folder: Path, config: DreamBoothConfig, done: int
 
 
 def _plain(config: DreamBoothConfig) -> dict[str, str | int | float]:
-    settings = {name: value for group in vars(config).values() for name, value in vars(group).items()}
-    return {name: value if isinstance(value, int | float) else str(value) for name, value in settings.items()}
+    return {k: value if isinstance(value, int | float) else str(value) for k, value in flat_values(config).items()}
