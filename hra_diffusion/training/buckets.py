@@ -8,6 +8,12 @@ into the bucket whose aspect ratio is nearest; none is left out, however long it
 
 from collections.abc import Iterable
 from math import log
+from typing import TYPE_CHECKING
+
+from hra_diffusion.errors import ConfigError
+
+if TYPE_CHECKING:
+    from hra_diffusion.training.families import Family
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -28,3 +34,24 @@ def nearest_size(picture: Size, sizes: Iterable[Size]) -> Size:
     """Return the size whose aspect ratio is nearest to the picture's."""
     width, height = picture
     return min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(width / height)))
+
+
+def sizes_for(pictures: Iterable[Size], resolution: int, step: int, in_buckets: bool) -> list[Size]:
+    """Return the size at which each picture is trained on: squares, or the nearest of the buckets."""
+    sizes = bucket_sizes(resolution, step) if in_buckets else [(resolution, resolution)]
+    return [nearest_size(picture, sizes) for picture in pictures]
+
+
+def checked_resolution(wanted: int | None, family: "Family") -> int:
+    """Return the resolution to train at, the model's own if none is wanted.
+
+    Raises:
+        ConfigError: the model does not work at that one.
+    """
+    step = family.resolution_step
+    if wanted is not None and wanted % step:
+        raise ConfigError(
+            f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
+            f"use {max(step, wanted // step * step)}."
+        )
+    return wanted or family.resolution

@@ -6,7 +6,7 @@ when something did, and an interrupted run goes on where it stopped.
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import hra_disabled
+from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.dataset import Photo, check_pictures, picture_files
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.rng import stream
+from hra_diffusion.training.subjects import Subject
 
 _DRAWN = re.compile(r"class-[0-9a-f]{12}-\d{5}\.png")
 
@@ -81,3 +83,37 @@ class ClassImages:
     def _digest(self) -> str:
         drawing = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed, model_digest(self.pipe))
         return hashlib.blake2b(repr(drawing).encode(), digest_size=6).hexdigest()
+
+
+def images_of_classes(
+    config: DreamBoothConfig, subjects: Sequence[Subject], folder: Path, pipe: Any
+) -> list[ClassImages]:
+    """Name the pictures of each class, which several subjects may share; none without prior preservation.
+
+    Args:
+        config: the settings, resolution included.
+        subjects: who is to be learned.
+        folder: the run's.
+        pipe: what draws them, as its base model.
+    """
+    prior, preview = config.prior, config.preview
+    if not prior.with_prior_preservation:
+        return []
+    root = prior.class_data_dir or folder / "class_images"
+    names: dict[str, str] = {}
+    for subject in subjects:
+        names.setdefault(subject.class_prompt or "", subject.folder.name)
+    return [
+        ClassImages(
+            folder=root / name if len(names) > 1 else root,
+            count=prior.num_class_images,
+            pipe=pipe,
+            prompt=prompt,
+            resolution=config.data.resolution or 0,
+            steps=preview.num_inference_steps,
+            guidance_scale=preview.guidance_scale,
+            seed=config.run.seed,
+            batch_size=prior.sample_batch_size,
+        )
+        for prompt, name in names.items()
+    ]

@@ -1,12 +1,13 @@
 """What a run uses where it was not told: the embedded base and its settings, the prompts found, an output folder."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hra_diffusion
 from hra_diffusion.errors import ModelError
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DreamBoothConfig, RunConfig
 from hra_diffusion.training.config_file import read_toml, with_values
 
 if TYPE_CHECKING:  # that one imports torch
@@ -14,6 +15,8 @@ if TYPE_CHECKING:  # that one imports torch
 
 PROJECT = Path(hra_diffusion.__file__).resolve().parent.parent
 """The checkout: assets and configs lie beside the package."""
+
+DEFAULT_STEPS = 400
 
 EMBEDDED_BASE = PROJECT / "assets" / "emoji-sd"
 
@@ -60,6 +63,14 @@ def resolve(config: DreamBoothConfig, subjects: "Sequence[Subject]") -> DreamBoo
     if len(subjects) == 1:
         values |= {"instance_prompt": subjects[0].prompt, "class_prompt": subjects[0].class_prompt}
     return with_values(config, values)
+
+
+def number_of_steps(run: RunConfig, a_pass: int, processes: int) -> int:
+    """Return the optimiser steps of a run, where a pass over its pictures shows ``a_pass`` of them."""
+    if run.max_train_steps or not run.num_train_epochs:
+        return run.max_train_steps or DEFAULT_STEPS
+    a_step = run.train_batch_size * run.gradient_accumulation_steps * processes
+    return math.ceil(run.num_train_epochs * a_pass / a_step)
 
 
 def _seen_from_here(path: Path) -> Path:

@@ -13,6 +13,8 @@ from PIL import Image
 
 from hra_diffusion.metrics.sheet import contact_sheet
 from hra_diffusion.pipelines import draw, hra_disabled
+from hra_diffusion.training.config import PreviewConfig
+from hra_diffusion.training.subjects import Subject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,23 @@ class Portrait:
             num_inference_steps=self.steps,
             guidance_scale=self.guidance_scale,
         )
+
+
+def portrait_of(subjects: Sequence[Subject], preview: PreviewConfig, resolution: int, seed: int) -> Portrait:
+    """Fill the prompts of the subjects into the settings' rows; a row of a class goes where there is none."""
+    prompts = [
+        template.replace("{instance_prompt}", subject.prompt).replace("{class_prompt}", subject.class_prompt or "")
+        for template in preview.validation_prompts
+        for subject in subjects
+        if subject.class_prompt or "{class_prompt}" not in template
+    ]
+    return Portrait(
+        prompts=list(dict.fromkeys(prompts)),
+        seeds=range(seed, seed + preview.num_validation_images),
+        resolution=resolution,
+        steps=preview.num_inference_steps,
+        guidance_scale=preview.guidance_scale,
+    )
 
 
 def picture_name(prompt: str, seed: int) -> str:

@@ -12,7 +12,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
-from hra_diffusion.training.config import AdapterConfig, DreamBoothConfig, ModelConfig, OptimiserConfig, RunConfig
+from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig, TrainingConfig
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.noising import noise_process
@@ -81,7 +81,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
 
 
 def make_trainer(
-    sources: list[Source], family: Family, accelerator: Accelerator, config: DreamBoothConfig, steps: int
+    sources: list[Source], family: Family, accelerator: Accelerator, config: TrainingConfig, steps: int
 ) -> Trainer:
     """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures."""
     objective, optimiser, run = config.objective, config.optimiser, config.run

@@ -11,7 +11,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import flat_values
 from hra_diffusion.training.loop import StepRecord
 
@@ -57,7 +57,7 @@ class Tracker:
 
 
 @contextmanager
-def tracking(name: str | None, folder: Path, config: DreamBoothConfig, done: int) -> Iterator[Tracker]:
+def tracking(name: str | None, folder: Path, config: TrainingConfig, done: int) -> Iterator[Tracker]:
     """Open the tracker of a run for a ``with`` block.
 
     Args:
@@ -80,5 +80,5 @@ def tracking(name: str | None, folder: Path, config: DreamBoothConfig, done: int
         tracker.finish()
 
 
-def _plain(config: DreamBoothConfig) -> dict[str, str | int | float]:
+def _plain(config: TrainingConfig) -> dict[str, str | int | float]:
     return {k: value if isinstance(value, int | float) else str(value) for k, value in flat_values(config).items()}

@@ -1,0 +1,71 @@
+"""Which values are allowed, by the name of the field: one table of limits for every setting that is a number."""
+
+import math
+import operator
+from collections.abc import Callable
+
+from hra_diffusion.errors import ConfigError
+
+BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...] = (
+    (
+        "at least",
+        operator.ge,
+        {
+            "resolution": 8,
+            "num_class_images": 1,
+            "prior_loss_weight": 0,
+            "sample_batch_size": 1,
+            "rank": 1,
+            "lr_warmup_steps": 0,
+            "max_train_steps": 1,
+            "num_train_epochs": 1,
+            "train_batch_size": 1,
+            "gradient_accumulation_steps": 1,
+            "checkpointing_steps": 1,
+            "checkpoints_total_limit": 1,
+            "seed": 0,
+            "num_validation_images": 1,
+            "num_inference_steps": 1,
+            "validation_steps": 1,
+            "guidance_scale": 0,
+            "adam_beta1": 0,
+            "adam_beta2": 0,
+            "color_jitter": 0,
+            "unmasked_weight": 0,
+            "ema_decay": 0,
+            "mode_scale": 0,
+            "noise_offset": 0,
+            "input_perturbation": 0,
+            "orthogonality_weight": 0,
+        },
+    ),
+    (
+        "greater than",
+        operator.gt,
+        {
+            "learning_rate": 0,
+            "text_encoder_lr": 0,
+            "adam_epsilon": 0,
+            "max_grad_norm": 0,
+            "snr_gamma": 0,
+            "logit_std": 0,
+            "flow_shift": 0,
+        },
+    ),
+    ("at most", operator.le, {"unmasked_weight": 1}),
+    ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63}),
+)
+
+
+def check_value(name: str, value: object) -> None:
+    """Raise ConfigError when ``value`` is not allowed for the field ``name``."""
+    if isinstance(value, (int, float)):
+        if not math.isfinite(value):
+            raise ConfigError(f"--{name} is {value}: give a finite number.")
+        for relation, holds, limits in BOUNDS:
+            if name in limits and not holds(value, limits[name]):
+                raise ConfigError(f"--{name} is {value}: give a number {relation} {limits[name]}.")
+    elif value == ():
+        raise ConfigError(f"--{name} is empty: name at least one, or leave the flag out for its default.")
+    elif isinstance(value, str) and not value.strip():
+        raise ConfigError(f"--{name} is an empty text: give it a value, or leave the flag out.")

@@ -1,0 +1,191 @@
+"""A run whose parts are ready, whatever it learns: its steps, its checkpoints, and what it leaves in its folder."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+
+from hra_diffusion.adapter import HRAModel
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.pipelines import adapted_components
+from hra_diffusion.training.checkpoint import find_checkpoint, read_progress, save_adapter
+from hra_diffusion.training.config import TrainingConfig
+from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.portrait import Portrait, picture_name
+from hra_diffusion.training.preflight import check_room
+from hra_diffusion.training.recording import Recording
+from hra_diffusion.training.same_run import check_same_run
+from hra_diffusion.training.trackers import choose_tracker
+from hra_diffusion.training.trainer import Trainer
+
+
+class Run(ABC):
+    """A run between its preparation, which each kind of run has its own of, and its results.
+
+    Attributes:
+        config: the settings with everything filled in, as saved to config.toml.
+        accelerator: the devices.
+        pipe: the diffusers pipeline, with the adapter in it.
+        folder: where the results go: adapter/, config.toml, log.jsonl, before_after.png.
+        total_steps: optimiser steps of the run.
+        portrait: the before-and-after pictures.
+        resumes_from: the checkpoint that it goes on from, if any.
+        tracker: what --report_to means here: tensorboard, wandb, trackio, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: TrainingConfig,
+        accelerator: Accelerator,
+        pipe: Any,
+        portrait: Portrait,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """Find the checkpoint to go on from, and make sure that the results have room.
+
+        Args:
+            config: with output_dir and max_train_steps filled in.
+            accelerator: the devices.
+            pipe: the pipeline with the adapter in it.
+            portrait: what is drawn of it.
+            identity: what makes it this run and no other, see :func:`hra_diffusion.training.same_run.identity`.
+
+        Raises:
+            HRAError: the checkpoint is not there or of another run, the tracker not installed, or the disk too full.
+        """
+        assert config.run.output_dir and config.run.max_train_steps
+        self.config, self.accelerator, self.pipe, self.portrait = config, accelerator, pipe, portrait
+        self.folder, self.total_steps = config.run.output_dir, config.run.max_train_steps
+        self.tracker = choose_tracker(config.run.report_to)
+        self._identity = identity
+        wanted = config.run.resume_from_checkpoint
+        self.resumes_from = find_checkpoint(wanted, self.folder) if wanted else None
+        if self.resumes_from:
+            check_same_run(self.resumes_from, identity, self.total_steps)
+        self.check_room()
+
+    @abstractmethod
+    def make_trainer(self, *, rehearsal: bool) -> Trainer:
+        """Encode what is learned from, and connect the parts; for a rehearsal without reading or writing a cache."""
+
+    @property
+    @abstractmethod
+    def summary(self) -> str:
+        """What will be trained, in one line."""
+
+    @property
+    def pictures_per_step(self) -> int:
+        """Pictures that a step learns from, on all devices together."""
+        run = self.config.run
+        return run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process shows and writes things; the first of several does."""
+        return self.accelerator.is_main_process
+
+    @property
+    def components(self) -> dict[str, HRAModel]:
+        """The adapted parts of the pipeline, by name."""
+        return adapted_components(self.pipe)
+
+    @property
+    def steps_before(self) -> int:
+        """Steps that are done in the checkpoint that it goes on from."""
+        return read_progress(self.resumes_from)[0] if self.resumes_from else 0
+
+    @cached_property
+    def recording(self) -> Recording:
+        """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
+        recording = Recording(
+            folder=self.folder,
+            trainer=self.make_trainer(rehearsal=False),
+            components=self.components,
+            identity=self._identity,
+            config=self.config.run,
+        )
+        if self.resumes_from:
+            recording.go_back(self.resumes_from)
+        return recording
+
+    def steps(self) -> Iterator[StepRecord]:
+        """Train; every record is in log.jsonl, and its checkpoint saved, when it is yielded."""
+        if self.is_main:
+            settings = to_toml(with_values(self.config, {"resume_from_checkpoint": None}))
+            write_file(self.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
+        yield from self.recording.steps(self.total_steps)
+
+    def rehearse(self, steps: int) -> Iterator[StepRecord]:
+        """Take some first steps of the run, and then take them back: nothing is written, and nothing changed."""
+        weights = self._trained()
+        before = [weight.detach().clone() for weight in weights]
+        try:
+            yield from self.make_trainer(rehearsal=True).steps(steps)
+        finally:
+            with torch.no_grad():
+                for weight, value in zip(weights, before, strict=True):
+                    weight.copy_(value)
+
+    def check_room(self) -> str:
+        """Make sure that the disk has room for the checkpoints; returns a line about it.
+
+        Raises:
+            OutputError: it has not.
+        """
+        run = self.config.run
+        return check_room(
+            self.folder,
+            range(self.steps_before, self.total_steps),
+            sum(weight.nbytes for weight in self._trained()),
+            every=run.checkpointing_steps,
+            limit=run.checkpoints_total_limit,
+        )
+
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
+
+    def save_checkpoint(self) -> Path:
+        """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""
+        return self.recording.save()
+
+    def any_process(self, wish: bool) -> bool:
+        """Whether any process has this wish; all of them must ask together."""
+        if wish:
+            self.accelerator.set_trigger()
+        return self.accelerator.check_trigger()
+
+    def save(self) -> Path:
+        """Save the adapter; returns its folder. The pipeline then has it as it was saved, and trains no more."""
+        folder = self.folder / "adapter"
+        self.accelerator.wait_for_everyone()
+        self.recording.trainer.show()
+        if self.is_main:
+            save_adapter(self.components, folder)
+        return folder
+
+    def draw_validation(self) -> Iterator[tuple[str, int, Image.Image]]:
+        """Draw with the adapter as it is; yields each picture, with its prompt and seed, when its file is there.
+
+        In float32 a picture is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
+        this step.
+        """
+        if self.is_main:
+            folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
+            with self.recording.trainer.shown(), self.accelerator.autocast():
+                for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
+                    write_file(folder / picture_name(prompt, seed), picture.save)
+                    yield prompt, seed, picture
+
+    def draw_before_after(self) -> Iterator[int]:
+        """Draw before_after.png; yields how many of its pictures are done."""
+        if self.is_main:
+            with self.recording.trainer.shown(), self.accelerator.autocast():
+                yield from self.portrait.draw(self.pipe)
+            write_file(self.folder / "before_after.png", self.portrait.sheet().save)
