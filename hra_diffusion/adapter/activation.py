@@ -138,7 +138,7 @@ class AdaptedModel(ModelProxy):
 
         def restore() -> None:
             self.unmerge_adapter()
-            self._act(**vars(acting))
+            self._act(**vars(acting) | {"strengths": {**self.strengths, **acting.strengths}})
             self._merge(merged)
 
         return restore

@@ -22,6 +22,7 @@ def load_hra_weights(
     subfolder: str | None = None,
     hotswap: bool = False,
     max_rank: int | None = None,
+    resting: bool = False,
     **hub: Any,
 ) -> None:
     """Load an adapter into the components of a pipeline it was made for, all of them or none; it acts, alone.
@@ -33,6 +34,7 @@ def load_hra_weights(
         subfolder: where in `folder` the adapter is.
         hotswap: write it over the adapter of that name, in place: nothing is injected and compiled again.
         max_rank: make room for adapters of up to so many reflections, to be swapped in later.
+        resting: let it rest at first, and what acts go on acting.
         hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
 
     Raises:
@@ -45,7 +47,7 @@ def load_hra_weights(
         if hotswap:
             _swap(pipe, parts, adapter_name)
         else:
-            _add(pipe, parts, adapter_name, max_rank)
+            _add(pipe, parts, adapter_name, max_rank, resting)
 
 
 def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
@@ -66,15 +68,16 @@ def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
             set_hra_adapters(pipe, next(iter(left)))
 
 
-def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | None) -> None:
+def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | None, resting: bool) -> None:
     if adapter_name in list_hra_adapters(pipe):
         raise ConfigError(
             f"There is an HRA adapter named {adapter_name!r} already: choose another adapter_name, unload it, or swap "
             "this one for it with hotswap=True."
         )
+    restore = {name: component.restorer() for name, component in adapted_components(pipe).items()}
     with ExitStack() as undo:
-        for component in adapted_components(pipe).values():
-            undo.callback(component.restorer())
+        for each in restore.values():
+            undo.callback(each)
         for name, part in parts.items():
             adapted = adapted_components(pipe)
             model = load_adapter(adapted.get(name, getattr(pipe, name)), part, adapter_name)
@@ -84,7 +87,10 @@ def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | N
             undo.callback(_drop, pipe, name, [adapter_name])
             if max_rank is not None:
                 model.pad_adapter(max_rank, adapter_name)
-        set_hra_adapters(pipe, adapter_name)
+        if not resting:
+            set_hra_adapters(pipe, adapter_name)
+        for name in parts if resting else ():
+            restore[name]() if name in restore else adapted_components(pipe)[name].set_adapter(())
         undo.pop_all()
 
 

@@ -1,0 +1,75 @@
+"""The condition encoder: a few convolutions whose output is added once, after the denoiser's first convolution.
+
+    h₀ = conv_in(x_t) + Z φ(c),   c of shape (B, 3, H, W) in [0, 1],   φ(c) of the latent's height and width
+
+Z starts at zero, so that the first prediction is the base model's. φ is ControlNet's own (Zhang et al., arXiv
+2302.05543), which HRA's authors also take; where ControlNet copies half of the denoiser to read φ(c), here reflections
+turn what the denoiser has (arXiv 2405.17484, section 5.2).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
+from PIL import Image
+from torch import Tensor
+
+from hra_diffusion.control.annotators import Annotator, make_annotator, settings_of
+
+WIDTHS = (16, 32, 96, 256)
+"""Channels at full size, at half of it, and so on; the last go on from there."""
+
+
+class ConditionEncoder(ModelMixin, ConfigMixin):
+    """Maps conditions to what is added; its config says which annotator they come from.
+
+    Args:
+        out_channels: of the denoiser's first convolution.
+        scale_factor: by how much the latent is smaller than the picture, a power of two.
+        annotator: name of the annotator.
+        annotator_settings: its settings.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        out_channels: int = 320,
+        scale_factor: int = 8,
+        annotator: str = "given",
+        annotator_settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        halvings = scale_factor.bit_length() - 1
+        widths = (*WIDTHS, *(WIDTHS[-1:] * halvings))[: halvings + 1]
+        self.embedding = ControlNetConditioningEmbedding(out_channels, 3, widths)
+
+    @property
+    def annotator(self) -> Annotator:
+        """The annotator that its conditions come from."""
+        return make_annotator(self.config["annotator"], self.config["annotator_settings"])
+
+    def forward(self, conditions: Tensor) -> Tensor:
+        """Encode conditions (B, 3, H, W) in [0, 1]: (B, out_channels, H / scale_factor, W / scale_factor)."""
+        return self.embedding(conditions)
+
+
+def encoder_for(pipe: Any, annotator: Annotator, generator: torch.Generator) -> ConditionEncoder:
+    """Make a fresh encoder for a pipeline's denoiser, the same for the same state of the generator."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return ConditionEncoder(
+            out_channels=pipe.unet.conv_in.out_channels,
+            scale_factor=pipe.vae_scale_factor,
+            annotator=annotator.name,
+            annotator_settings=settings_of(annotator),
+        )
+
+
+def to_conditions(pictures: Sequence[Image.Image]) -> Tensor:
+    """Turn RGB pictures of one size into conditions: (B, 3, H, W) in [0, 1]."""
+    pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    return pixels.permute(0, 3, 1, 2).float() / 255

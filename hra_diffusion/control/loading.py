@@ -1,0 +1,96 @@
+"""A control's folder, and how it gets into a pipeline.
+
+    canny/
+    ├── unet/                adapter_config.json, adapter_model.safetensors: an adapter as any other
+    └── condition_encoder/   config.json with the annotator, diffusion_pytorch_model.safetensors
+
+A run's output folder has it as ``adapter``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from hra_diffusion.control.encoder import ConditionEncoder
+from hra_diffusion.control.guiding import Control
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.files import read_tensors, replacing
+from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.pipelines import load_hra_weights, unload_hra_weights
+
+ENCODER = "condition_encoder"
+_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+def load_hra_control(
+    pipe: Any, folder: str | Path, adapter_name: str = "control", *, subfolder: str | None = None, **hub: Any
+) -> Control:
+    """Load a control into a pipeline with a UNet; it rests until :meth:`Control.guiding`, and what acts goes on acting.
+
+    >>> control = load_hra_control(pipe, "outputs/canny")
+    >>> with control.guiding(pipe, picture):
+    ...     pipe("a cat on the beach").images[0]
+
+    Args:
+        pipe: Stable Diffusion 1, 2 or XL: text to image, image to image, inpainting.
+        folder: the control's folder, the output folder of the run that made it, or a repository on the hub.
+        adapter_name: what its adapter is to be called in the UNet.
+        subfolder: where in `folder` it is.
+        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
+
+    Raises:
+        AdapterFileError: there is no control, or a damaged one, or one for another model; the pipeline is as before.
+        ConfigError: the name is taken.
+    """
+    encoder = read_encoder(folder, subfolder, **hub)
+    load_hra_weights(pipe, folder, adapter_name, subfolder=subfolder, resting=True, **hub)
+    channels = pipe.unet.conv_in.out_channels
+    if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, pipe.vae_scale_factor):
+        unload_hra_weights(pipe, adapter_name)
+        raise AdapterFileError(
+            f"The control {folder} adds {encoder.config['out_channels']} channels to a latent "
+            f"{encoder.config['scale_factor']} times smaller than the picture; this model has {channels} and "
+            f"{pipe.vae_scale_factor}: load it into the model it was trained on."
+        )
+    return Control(encoder=encoder.eval().requires_grad_(False), adapter_name=adapter_name)
+
+
+def find_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
+    """Return the encoder's folder; None where an adapter has none, because it is no control."""
+    patterns = [f"{place}{ENCODER}/{name}" for place in ("", "adapter/") for name in _FILES]
+    root = local_folder(folder, subfolder, patterns, **hub)
+    return next((place / ENCODER for place in (root, root / "adapter") if (place / ENCODER).is_dir()), None)
+
+
+def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -> ConditionEncoder:
+    """Read a control's encoder.
+
+    Raises:
+        AdapterFileError: there is none, or a damaged one.
+    """
+    place = find_encoder(folder, subfolder, **hub)
+    if place is None:
+        raise AdapterFileError(
+            f"{folder} holds no control: that is a folder with {ENCODER} beside unet. An adapter without one is loaded "
+            "with load_hra_weights."
+        )
+    read_tensors(place / _FILES[1])
+    try:
+        encoder = ConditionEncoder.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
+        encoder.annotator  # noqa: B018 (an annotator that is not known is found out here)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise AdapterFileError(f"The encoder {place} cannot be read: {error}") from error
+    return encoder
+
+
+def save_hra_control(pipe: Any, control: Control, folder: str | Path) -> Path:
+    """Write a control of a pipeline into a folder, whole or not at all; returns the folder.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is intact.
+    """
+    with replacing(Path(folder)) as new:
+        pipe.unet.save_pretrained(new / "unet", control.adapter_name)
+        control.encoder.save_pretrained(new / ENCODER)
+    return Path(folder)

@@ -1,0 +1,126 @@
+"""Models that annotators look with: loaded by the libraries that own them, once, from a folder or what they fetched.
+
+Segmentation and depth come from transformers, safetensors only; landmarks from mediapipe, the extra ``mediapipe``.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from hra_diffusion.errors import ConfigError, ModelError
+
+
+@lru_cache(maxsize=2)
+def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
+    """Load a segmentation model; it maps an RGB picture to the label of each pixel, modulo 256.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    model, processor = _load(name, "AutoModelForSemanticSegmentation")
+
+    @torch.inference_mode()
+    def segment(picture: Image.Image) -> npt.NDArray[np.uint8]:
+        outputs = model(**processor(images=picture, return_tensors="pt"))
+        (labels,) = processor.post_process_semantic_segmentation(outputs, [(picture.height, picture.width)])
+        return (labels % 256).to(torch.uint8).numpy()
+
+    return segment
+
+
+@lru_cache(maxsize=2)
+def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32]]:
+    """Load a depth model; it maps an RGB picture to a number for each pixel that is larger where it is nearer.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    model, processor = _load(name, "AutoModelForDepthEstimation")
+
+    @torch.inference_mode()
+    def estimate(picture: Image.Image) -> npt.NDArray[np.float32]:
+        predicted = model(**processor(images=picture, return_tensors="pt")).predicted_depth
+        size = (picture.height, picture.width)
+        return torch.nn.functional.interpolate(predicted[:, None], size, mode="bicubic")[0, 0].float().numpy()
+
+    return estimate
+
+
+class Landmarker:
+    """Finds the points of one face or body.
+
+    Attributes:
+        connections: pairs of points that are joined by a line.
+    """
+
+    def __init__(self, mediapipe: Any, detector: Any, result: str, connections: Sequence[tuple[int, int]]) -> None:
+        self._mediapipe, self._detector, self._result = mediapipe, detector, result
+        self.connections = connections
+
+    def __call__(self, picture: Image.Image) -> npt.NDArray[np.float32] | None:
+        """Return points (n, 2) in pixels; None where nobody is."""
+        image = self._mediapipe.Image(self._mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
+        found = getattr(self._detector.detect(image), self._result)
+        if not found:
+            return None
+        return np.array([(point.x * picture.width, point.y * picture.height) for point in found[0]], np.float32)
+
+
+# By annotator: mediapipe's class, what its results are called, and the class and fields that hold its connections.
+_LANDMARKERS = {
+    "face": ("FaceLandmarker", "face_landmarks", "FaceLandmarksConnections", "FACE_LANDMARKS_CONTOURS"),
+    "pose": ("PoseLandmarker", "pose_landmarks", "PoseLandmarksConnections", "POSE_LANDMARKS"),
+}
+
+
+@lru_cache(maxsize=2)
+def landmarker(kind: str, path: str) -> Landmarker:
+    """Load mediapipe's landmarker for a face or a pose from its file.
+
+    Raises:
+        ConfigError: mediapipe is not installed.
+        ModelError: the file is not there, or no such model.
+    """
+    if not path or not Path(path).is_file():
+        raise ModelError(
+            f"The annotator {kind!r} needs mediapipe's model, and there is no file {path or '(none was named)'}: fetch "
+            f"{kind}_landmarker.task as mediapipe's guide says, and name it with --annotator_model."
+        )
+    try:
+        mediapipe: Any = importlib.import_module("mediapipe")
+        vision: Any = importlib.import_module("mediapipe.tasks.python.vision")
+        tasks: Any = importlib.import_module("mediapipe.tasks.python")
+    except ImportError as error:
+        raise ConfigError(
+            f"The annotator {kind!r} needs mediapipe ({error}): pip install 'hra-diffusion[mediapipe]'."
+        ) from error
+    class_name, result, lines_class, lines_field = _LANDMARKERS[kind]
+    detector_class = getattr(vision, class_name)
+    options = getattr(vision, f"{class_name}Options")(base_options=tasks.BaseOptions(model_asset_path=path))
+    try:
+        detector = detector_class.create_from_options(options)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(f"{path} is no {kind} landmarker of mediapipe: {error}") from error
+    lines = getattr(getattr(vision, lines_class), lines_field)
+    return Landmarker(mediapipe, detector, result, [(line.start, line.end) for line in lines])
+
+
+def _load(name: str, kind: str) -> tuple[Any, Any]:
+    import transformers  # slow to import, and most annotators do without
+
+    try:
+        model = getattr(transformers, kind).from_pretrained(name, use_safetensors=True).eval()
+        return model, transformers.AutoImageProcessor.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().split("\n")[0].rstrip(".")
+        raise ModelError(
+            f"{name!r} cannot be loaded to annotate with ({reason}): name a folder with a model for transformers' "
+            f"{kind}, or a model of the hub where there is a network."
+        ) from error

@@ -1,0 +1,88 @@
+"""Stable Diffusion with a control, as a pipeline of diffusers."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from diffusers import StableDiffusionPipeline
+
+from hra_diffusion.control.guiding import Control, Pictures
+from hra_diffusion.control.loading import load_hra_control, save_hra_control
+from hra_diffusion.errors import ConfigError
+
+SAVED = "control"
+"""Sub-folder of a saved pipeline with its control."""
+
+
+class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
+    """Draws pictures that follow a prompt and a condition; without ``image``, as the base does.
+
+    >>> pipe = StableDiffusionHRAControlPipeline.from_pretrained("assets/emoji-sd", control="outputs/canny")
+    >>> pipe("a cat on the beach", image=picture).images[0]
+
+    Attributes:
+        control: what was loaded, if anything.
+    """
+
+    control: Control | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: Any, control: str | Path | None = None, **options: Any) -> Any:
+        """Load a base with a control, or a pipeline that was saved with one.
+
+        Args:
+            name: of the base, or of the saved pipeline.
+            control: the control's folder, its run's, or its name on the hub.
+            options: those of diffusers.
+
+        Raises:
+            AdapterFileError: the control cannot be used.
+        """
+        pipe = super().from_pretrained(name, **options)
+        saved = Path(name) / SAVED
+        if control is not None or saved.is_dir():
+            pipe.load_control(control or saved)
+        return pipe
+
+    def load_control(self, folder: str | Path, adapter_name: str = "control", **hub: Any) -> None:
+        """Load a control in the place of that which is there: see :func:`load_hra_control`."""
+        self.control = load_hra_control(self, folder, adapter_name, **hub)
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
+        """Save the base and, in the sub-folder ``control``, the control."""
+        super().save_pretrained(save_directory, *args, **options)
+        if self.control:
+            save_hra_control(self, self.control, Path(save_directory) / SAVED)
+
+    def __call__(
+        self,
+        prompt: Any = None,
+        image: Pictures | None = None,
+        *,
+        control_strength: float = 1.0,
+        control_start: float = 0.0,
+        control_end: float = 1.0,
+        control_unconditional: bool = True,
+        control_combine: Literal["lie", "product"] = "lie",
+        annotated: bool = False,
+        **options: Any,
+    ) -> Any:
+        """Draw; the arguments are those of :meth:`Control.guiding` and of diffusers' StableDiffusionPipeline.
+
+        Raises:
+            ConfigError: there is an image and no control, or a number is out of its range.
+        """
+        if image is None:
+            return super().__call__(prompt, **options)
+        if self.control is None:
+            raise ConfigError("The pipeline has no control for the image to act through: load one with load_control.")
+        with self.control.guiding(
+            self,
+            image,
+            strength=control_strength,
+            start=control_start,
+            end=control_end,
+            unconditional=control_unconditional,
+            annotated=annotated,
+            combine=control_combine,
+        ):
+            return super().__call__(prompt, **options)

@@ -1,0 +1,128 @@
+"""Annotators: each keeps what it is for, of any picture, at its size; and says what it lacks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from hra_diffusion.control.annotators import ANNOTATORS, make_annotator, palette, settings_of
+from hra_diffusion.errors import ConfigError, ImageError, ModelError
+
+OFFLINE = ("given", "canny", "scribble", "soft_edge", "color", "depth", "normal")
+
+
+@pytest.fixture
+def disc():
+    """A red disc on white, 60 × 40, opaque where the disc is."""
+    picture = Image.new("RGBA", (60, 40))
+    ImageDraw.Draw(picture).ellipse((20, 10, 40, 30), fill=(255, 0, 0, 255))
+    return picture
+
+
+@pytest.mark.parametrize("name", [*OFFLINE, "segmentation"])
+def test_a_condition_is_rgb_of_the_picture_s_size_and_always_the_same(name, disc):
+    annotate = make_annotator(name)
+    condition = annotate(disc)
+    assert (condition.mode, condition.size) == ("RGB", disc.size)
+    assert np.array_equal(condition, annotate(disc))
+    assert np.ptp(np.asarray(condition)) > 0
+
+
+@pytest.mark.parametrize("name", ANNOTATORS)
+def test_settings_come_back_as_they_went(name):
+    annotator = make_annotator(name)
+    assert make_annotator(name, settings_of(annotator)) == annotator
+
+
+@pytest.mark.parametrize(("name", "reach"), [("canny", 1), ("scribble", 3), ("soft_edge", 3)])
+def test_edges_lie_along_the_outline(name, reach, disc):
+    lit = np.asarray(make_annotator(name)(disc))[..., 0] > 127
+    y, x = np.nonzero(lit)
+    assert len(x) > 20
+    assert np.all(np.abs(np.hypot(x - 30, y - 20) - 10) <= reach + 0.8)
+
+
+def test_a_scribble_is_thicker_than_canny_s_edges(disc):
+    large = disc.resize((600, 400))
+    assert np.sum(make_annotator("scribble")(large)) > 3 * np.sum(make_annotator("canny")(large))
+
+
+def test_blocks_have_the_mean_colour(disc):
+    (block,) = np.unique(np.asarray(make_annotator("color", {"blocks": 1})(disc.crop((0, 0, 40, 40)))), axis=None)[:1]
+    share = (np.asarray(disc.crop((0, 0, 40, 40)).getchannel("A")) > 0).mean()
+    assert abs(int(block) - 255 * (1 - share)) <= 1
+
+
+def test_transparency_is_a_segmentation(disc):
+    condition = np.asarray(make_annotator("segmentation")(disc))
+    assert {tuple(colour) for colour in condition.reshape(-1, 3)} == {(0, 0, 0), tuple(palette()[1])}
+    with pytest.raises(ImageError, match="without transparency"):
+        make_annotator("segmentation")(disc.convert("RGB"))
+
+
+def test_the_palette_tells_all_labels_apart():
+    assert len(np.unique(palette(), axis=0)) == 256
+    assert palette()[15].tolist() == [192, 128, 128]  # person, in PASCAL VOC's colours
+
+
+def test_grey_depth_of_any_kind_is_stretched():
+    ramp = np.linspace(0.2, 0.8, 50)[None].repeat(8, 0)
+    for values in ((ramp * 255).astype(np.uint8), (ramp * 65535).astype(np.uint16), ramp.astype(np.float32)):
+        condition = np.asarray(make_annotator("depth")(Image.fromarray(values)))[0, :, 0]
+        assert np.allclose(condition, np.linspace(0, 255, 50), atol=3)
+
+
+def test_flat_depth_faces_the_viewer_and_a_slope_looks_away_from_what_is_near():
+    flat = make_annotator("normal")(Image.new("L", (20, 20), 90))
+    assert np.array_equal(np.unique(np.asarray(flat).reshape(-1, 3), axis=0), [[128, 128, 255]])
+    nearer_to_the_right = Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0))
+    x, y, z = np.asarray(make_annotator("normal")(nearer_to_the_right))[32, 32] / 127.5 - 1
+    assert x < -0.3
+    assert abs(y) < 0.01
+    assert math.isclose(np.hypot(x, z), 1, abs_tol=0.02)
+
+
+def test_models_come_from_transformers(tmp_path, disc):
+    from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
+
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        num_encoder_blocks=2,
+        depths=[1, 1],
+        sr_ratios=[2, 1],
+        hidden_sizes=[8, 8],
+        patch_sizes=[3, 3],
+        strides=[2, 2],
+        num_attention_heads=[1, 1],
+        mlp_ratios=[1, 1],
+        decoder_hidden_size=8,
+        num_labels=3,
+    )
+    SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
+    annotate = make_annotator("segmentation", {"model": str(tmp_path)})
+    assert annotate.label_map(disc).shape == (40, 60)
+    assert {tuple(colour) for colour in np.asarray(annotate(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
+
+
+@pytest.mark.parametrize(("name", "settings"), [("segmentation", {"model": "nix"}), ("depth", {"model": "nix"})])
+def test_a_model_that_is_not_there_is_named(name, settings):
+    with pytest.raises(ModelError, match=r"'nix' cannot be loaded.*transformers'"):
+        make_annotator(name, settings).check()
+
+
+@pytest.mark.parametrize("name", ["face", "pose"])
+def test_landmarks_need_mediapipe_s_file(name):
+    with pytest.raises(ModelError, match=rf"no file nix.*{name}_landmarker.task.*--annotator_model"):
+        make_annotator(name, {"model": "nix"}).check()
+
+
+def test_unknown_names_and_settings_are_refused():
+    with pytest.raises(ConfigError, match="no annotator 'cany'; known are given, canny"):
+        make_annotator("cany")
+    with pytest.raises(ConfigError, match="no setting 'hi'; known are low, high"):
+        make_annotator("canny", {"hi": 3})
+    with pytest.raises(ConfigError, match="thresholds are 3 and 2"):
+        make_annotator("canny", {"low": 3, "high": 2})
