@@ -71,6 +71,8 @@ def report(config: InspectConfig) -> Iterator[str]:
         for layer in sorted(each.layers, key=lambda layer: -layer.angle) if config.layers else ():
             shape = "×".join(map(str, layer.shape))
             yield f"  {layer.angle:6.1f}°  {shape:>9}  {layer.name}"
+    for text_encoder, words in read_words(config.adapter).items():
+        yield f"new words of {text_encoder}: {', '.join(f'{word} ({count} vectors)' for word, count in words.items())}"
     yield from _run_settings(config.adapter)
 
 
@@ -102,6 +104,18 @@ def read_components(folder: Path) -> list[Component]:
         parameters = sum(tensor.numel() for tensor in tensors.values())
         components.append(Component(name=part.name, config=config, layers=layers, parameters=parameters))
     return components
+
+
+def read_words(folder: Path) -> dict[str, dict[str, int]]:
+    """Read how many vectors each new word of an adapter has, by text encoder.
+
+    Raises:
+        AdapterFileError: a file is damaged.
+    """
+    from hra_diffusion.formats.tokens import read_tokens
+
+    found = read_tokens(folder) or read_tokens(folder / "adapter")
+    return {name: {word: len(vectors) for word, vectors in words.items()} for name, words in found.items()}
 
 
 def _run_settings(folder: Path) -> Iterator[str]:

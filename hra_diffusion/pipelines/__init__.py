@@ -23,6 +23,7 @@ from hra_diffusion.pipelines.merging import merge_hra
 from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
 from hra_diffusion.pipelines.publishing import push_hra_weights
 from hra_diffusion.pipelines.saving import save_hra_weights
+from hra_diffusion.pipelines.tokens import set_tokens, token_embeddings, tokens_of
 
 __all__ = [
     "DTYPES",
@@ -44,6 +45,9 @@ __all__ = [
     "push_hra_weights",
     "save_hra_weights",
     "set_hra_adapters",
+    "set_tokens",
+    "token_embeddings",
+    "tokens_of",
     "unfuse_hra",
     "unload_hra_weights",
     "using_hra_adapters",

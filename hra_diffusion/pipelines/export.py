@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.pipelines.acting import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
-from hra_diffusion.pipelines.folders import base_model, public_name, run_settings
+from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+logger = logging.getLogger(__name__)
+
 _THUMBNAIL = 256
 _WHILE_EXPORTED = "hra exported"
 
@@ -66,6 +69,8 @@ def export_lora(
     made_for = base_model(folder, **hub)
     pipe = load_pipeline(str(base or _named(made_for, folder))) if isinstance(base, str | Path | None) else base
     updates = _updates(pipe, folder, strength, **hub)
+    for name, words in tokens_beside(component_folders(folder, **hub)).items():
+        logger.warning("The LoRA needs its words %s for %s beside it, as embeddings.", ", ".join(words), name)
     two_text_encoders = getattr(pipe, "text_encoder_2", None) is not None
     training = run_settings(folder)
     about = lora.describe(

@@ -2,12 +2,14 @@
 
     tiger/
     ├── unet/          adapter_config.json, adapter_model.safetensors
-    └── text_encoder/  the same
+    ├── text_encoder/  the same
+    └── tokens/        learned tokens, if any: see :mod:`hra_diffusion.formats.tokens`
 
 A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
+from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
-_PLACES = ("", "*/", "adapter/*/")
+_PATTERNS = (*(place + name for place in ("", "*/", "adapter/*/") for name in FILES), PATTERN, f"adapter/{PATTERN}")
 
 
 def component_folders(source: str | Path, subfolder: str | None = None, **hub: Any) -> dict[str, Path]:
@@ -35,7 +38,7 @@ def component_folders(source: str | Path, subfolder: str | None = None, **hub: A
     Raises:
         AdapterFileError: there is none.
     """
-    folder = local_folder(source, subfolder, [place + name for place in _PLACES for name in FILES], **hub)
+    folder = local_folder(source, subfolder, _PATTERNS, **hub)
     for place in (folder, folder / "adapter"):
         found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{CONFIG_FILE}"))}
         if found and place.name not in found:
@@ -46,6 +49,15 @@ def component_folders(source: str | Path, subfolder: str | None = None, **hub: A
         f"There is no adapter in {folder}: its folder holds one sub-folder for each adapted component (unet, "
         f"text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
     )
+
+
+def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
+    """Read the learned tokens of the adapter whose folders :func:`component_folders` found.
+
+    Raises:
+        AdapterFileError: a file is damaged.
+    """
+    return read_tokens(parts[""] if "" in parts else next(iter(parts.values())).parent)
 
 
 def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> str | None:

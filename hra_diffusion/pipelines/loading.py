@@ -9,9 +9,11 @@ from torch import nn
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
+from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.pipelines.acting import list_hra_adapters, set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended
-from hra_diffusion.pipelines.folders import component_folders
+from hra_diffusion.pipelines.folders import component_folders, tokens_beside
+from hra_diffusion.pipelines.tokens import remove_tokens, set_tokens
 
 
 def load_hra_weights(
@@ -26,6 +28,8 @@ def load_hra_weights(
     **hub: Any,
 ) -> None:
     """Load an adapter into the components of a pipeline it was made for, all of them or none; it acts, alone.
+
+    Tokens that were learned with it can then be written in prompts, until it is unloaded.
 
     Args:
         pipe: a diffusers pipeline; its components are replaced by adapted ones.
@@ -42,12 +46,13 @@ def load_hra_weights(
         ConfigError: the name is taken or cannot be used, or (hotswap) not there, or the rank exceeds `max_rank`; the
             pipeline is as before.
     """
-    parts = _for_components(pipe, component_folders(folder, subfolder, **hub), folder)
+    found = component_folders(folder, subfolder, **hub)
+    parts, tokens = _for_components(pipe, found, folder), tokens_beside(found)
     with offloading_suspended(pipe):
         if hotswap:
-            _swap(pipe, parts, adapter_name)
+            _swap(pipe, parts, tokens, adapter_name)
         else:
-            _add(pipe, parts, adapter_name, max_rank, resting)
+            _add(pipe, parts, tokens, adapter_name, max_rank, resting)
 
 
 def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
@@ -63,12 +68,15 @@ def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
     with offloading_suspended(pipe):
         for name, component in adapted_components(pipe).items():
             _drop(pipe, name, list(component.peft_config) if adapter_name is None else [adapter_name])
+        remove_tokens(pipe, adapter_name)
         left = list_hra_adapters(pipe)
         if left and not any(adapter.active for adapter in left.values()):
             set_hra_adapters(pipe, next(iter(left)))
 
 
-def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | None, resting: bool) -> None:
+def _add(
+    pipe: Any, parts: dict[str, Path], tokens: Tokens, adapter_name: str, max_rank: int | None, resting: bool
+) -> None:
     if adapter_name in list_hra_adapters(pipe):
         raise ConfigError(
             f"There is an HRA adapter named {adapter_name!r} already: choose another adapter_name, unload it, or swap "
@@ -87,6 +95,8 @@ def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | N
             undo.callback(_drop, pipe, name, [adapter_name])
             if max_rank is not None:
                 model.pad_adapter(max_rank, adapter_name)
+        set_tokens(pipe, adapter_name, tokens)
+        undo.callback(remove_tokens, pipe, adapter_name)
         if not resting:
             set_hra_adapters(pipe, adapter_name)
         for name in parts if resting else ():
@@ -94,7 +104,7 @@ def _add(pipe: Any, parts: dict[str, Path], adapter_name: str, max_rank: int | N
         undo.pop_all()
 
 
-def _swap(pipe: Any, parts: dict[str, Path], adapter_name: str) -> None:
+def _swap(pipe: Any, parts: dict[str, Path], tokens: Tokens, adapter_name: str) -> None:
     components = holders(pipe, adapter_name)
     if missing := sorted(parts.keys() - components.keys()):
         raise AdapterFileError(
@@ -107,6 +117,7 @@ def _swap(pipe: Any, parts: dict[str, Path], adapter_name: str) -> None:
             new = read_for(component, parts[name]) if name in parts else (config, {})
             component.swap_adapter(*new, adapter_name)
             undo.callback(component.swap_adapter, *before, adapter_name)
+        set_tokens(pipe, adapter_name, tokens)
         undo.pop_all()
 
 

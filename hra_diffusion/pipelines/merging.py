@@ -12,6 +12,7 @@ from hra_diffusion.pipelines.acting import set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components
 from hra_diffusion.pipelines.loading import load_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
+from hra_diffusion.pipelines.tokens import fold_tokens
 
 _SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
 
@@ -64,6 +65,7 @@ def merge_hra(
     set_hra_adapters(pipe, names, list(adapters.values()), combine)
     for name, component in adapted_components(pipe).items():
         setattr(pipe, name, component.merge_and_unload(safe_merge=True))
+    fold_tokens(pipe)
     with replacing(output) as folder:
         pipe.to(dtype).save_pretrained(folder)
     return output

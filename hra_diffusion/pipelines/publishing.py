@@ -10,7 +10,8 @@ from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
-from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
+from hra_diffusion.formats.tokens import token_files
+from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 
 CARD = "README.md"
 _SHEET, _METRICS, _TABLE = "before_after.png", "metrics.json", "metrics.md"
@@ -86,7 +87,7 @@ def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
         if model := settings.get("base_model_name_or_path"):
             settings["base_model_name_or_path"] = public_name(model)
         files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
-    return files
+    return files | token_files(tokens_beside(parts))
 
 
 def _card(

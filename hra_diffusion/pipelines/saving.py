@@ -6,8 +6,10 @@ from typing import Any
 from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.peft import CONFIG_FILE, adapter_files
+from hra_diffusion.formats.tokens import token_files
 from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
 from hra_diffusion.pipelines.publishing import push_hra_weights
+from hra_diffusion.pipelines.tokens import tokens_of
 
 
 def save_hra_weights(
@@ -50,6 +52,7 @@ def save_hra_weights(
             for component, model in components.items()
             for name, data in adapter_files(model, adapter_name).items()
         }
+        contents |= {folder / path: data for path, data in token_files(tokens_of(pipe, adapter_name)).items()}
     write_together(contents)
     if push_to_hub:
         push_hra_weights(folder, repo_id or folder.resolve().name, **hub)

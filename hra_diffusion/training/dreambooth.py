@@ -19,11 +19,12 @@ from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dataset import file_digest, picture_files, report_duplicates
 from hra_diffusion.training.defaults import number_of_steps, resolve
 from hra_diffusion.training.families import load
+from hra_diffusion.training.new_words import add_new_words
 from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.portrait import portrait_of
 from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
-from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
+from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer, trained_parts
 from hra_diffusion.training.sources import SourceMaker
 from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 from hra_diffusion.training.trainer import Trainer
@@ -76,6 +77,8 @@ class DreamBooth(Run):
         photos = [example.photo.size for example in self.examples]
         self.sizes = sizes_for(photos, self.resolution, self.family.resolution_step, config.data.aspect_ratio_buckets)
         add_adapters(self.family, config.adapter, config.model, config.run)
+        if config.adapter.train_text_encoder_ti:
+            add_new_words(self.family, [subject.prompt for subject in self.subjects], config.adapter)
         self.class_images = images_of_classes(config, self.subjects, folder, pipe)
         super().__init__(
             config=config,
@@ -93,13 +96,12 @@ class DreamBooth(Run):
     @property
     def summary(self) -> str:
         """What will be trained, in one line."""
-        count = sum(part.get_nb_trainable_parameters()[0] for part in self.components.values())
         prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
         shapes = len(set(self.sizes))
         return (
             f"{prompts} from {len(self.examples)} pictures of {self.resolution} px"
-            f"{f' in {shapes} shapes' if shapes > 1 else ''}: "
-            f"{count:,} parameters in {' and '.join(self.components)}, {self.total_steps} steps"
+            f"{f' in {shapes} shapes' if shapes > 1 else ''}: {self.number_of_parameters:,} parameters in "
+            f"{' and '.join(trained_parts(self.pipe))}, {self.total_steps} steps"
         )
 
     def draw_class_images(self) -> Iterator[int]:
@@ -120,7 +122,7 @@ class DreamBooth(Run):
         maker = SourceMaker(
             family=self.family,
             data=self.config.data,
-            text_encoder_trains=self.config.adapter.train_text_encoder,
+            text_encoder_trains=self.config.adapter.text_encoder_trains,
             seed=self.config.run.seed,
             cache=cache,
         )

@@ -15,6 +15,9 @@ or schedule-free, Lion, whose steps have just that size, and Adafactor, whose st
 of the entries, which at length √d is 1. Prodigy finds its own rate; what it found is logged in radians. Its usual start
 of 1e-6 is for weights of some 0.01; entries here are of the size 1, and it starts at 1e-4, which is far below any
 useful rate still.
+
+The vectors of new words are columns of length √d, too, times a length that does not train: there, the rate is how far
+a vector turns.
 """
 
 import importlib
@@ -99,18 +102,20 @@ def retract(reflections: Iterable[Tensor]) -> None:
 
 
 def _groups(name: str, component: nn.Module, radians: float) -> list[dict[str, Any]]:
-    """One parameter group for each rank in a component."""
-    reflections = sorted((p for p in component.parameters() if p.requires_grad), key=_rank)
+    """One parameter group for all columns of a component that take the same rate."""
+    trained = {each: columns for each, columns in component.named_parameters() if columns.requires_grad}
+    rates = {each: _rate_per_radian(each, columns) for each, columns in trained.items()}
     return [
         {
-            "params": list(group),
-            "lr": radians / (4 * sqrt(rank)),
-            "lr_per_radian": 1 / (4 * sqrt(rank)),
+            "params": [trained[each] for each in group],
+            "lr": radians * rate,
+            "lr_per_radian": rate,
             "component": name,
         }
-        for rank, group in groupby(reflections, key=_rank)
+        for rate, group in groupby(sorted(trained, key=rates.__getitem__, reverse=True), key=rates.__getitem__)
     ]
 
 
-def _rank(columns: Tensor) -> int:
-    return columns.shape[1]
+def _rate_per_radian(name: str, columns: Tensor) -> float:
+    """Return how far a step moves each entry of some columns, so that it turns by one radian."""
+    return 1.0 if name.endswith("hra_u_tokens") else 1 / (4 * sqrt(columns.shape[1]))

@@ -12,15 +12,18 @@ from PIL import Image
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.pipelines import adapted_components
-from hra_diffusion.training.checkpoint import find_checkpoint, read_progress, save_adapter
+from hra_diffusion.formats.tokens import FOLDER as TOKENS
+from hra_diffusion.pipelines import adapted_components, token_embeddings
+from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import to_toml, with_values
 from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.new_words import NewWords
 from hra_diffusion.training.portrait import Portrait, picture_name
 from hra_diffusion.training.preflight import check_room
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run
+from hra_diffusion.training.setup import trained_parts
 from hra_diffusion.training.trackers import choose_tracker
 from hra_diffusion.training.trainer import Trainer
 
@@ -81,6 +84,11 @@ class Run(ABC):
         """What will be trained, in one line."""
 
     @property
+    def number_of_parameters(self) -> int:
+        """How many numbers train."""
+        return sum(weight.numel() for weight in self._trained())
+
+    @property
     def pictures_per_step(self) -> int:
         """Pictures that a step learns from, on all devices together."""
         run = self.config.run
@@ -97,6 +105,11 @@ class Run(ABC):
         return adapted_components(self.pipe)
 
     @property
+    def _saved(self) -> dict[str, Saveable]:
+        """What is saved, by the name of its folder."""
+        return self.components | ({TOKENS: NewWords(self.pipe)} if token_embeddings(self.pipe) else {})
+
+    @property
     def steps_before(self) -> int:
         """Steps that are done in the checkpoint that it goes on from."""
         return read_progress(self.resumes_from)[0] if self.resumes_from else 0
@@ -107,7 +120,7 @@ class Run(ABC):
         recording = Recording(
             folder=self.folder,
             trainer=self.make_trainer(rehearsal=False),
-            components=self.components,
+            components=self._saved,
             identity=self._identity,
             config=self.config.run,
         )
@@ -149,7 +162,8 @@ class Run(ABC):
         )
 
     def _trained(self) -> list[torch.nn.Parameter]:
-        return [weight for part in self.components.values() for weight in part.parameters() if weight.requires_grad]
+        parts = trained_parts(self.pipe).values()
+        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""
@@ -167,7 +181,7 @@ class Run(ABC):
         self.accelerator.wait_for_everyone()
         self.recording.trainer.show()
         if self.is_main:
-            save_adapter(self.components, folder)
+            save_adapter(self._saved, folder)
         return folder
 
     def draw_validation(self) -> Iterator[tuple[str, int, Image.Image]]:

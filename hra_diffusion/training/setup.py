@@ -1,6 +1,7 @@
 """What every run does before its loop: find the device, put adapters in, connect model, optimiser and batches."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
@@ -10,6 +11,7 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import HRAModel
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
+from hra_diffusion.pipelines.components import models
 from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig, TrainingConfig
@@ -80,18 +82,26 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             text_encoder.train()  # transformers checkpoints in training mode only
 
 
+def trained_parts(pipe: Any) -> dict[str, torch.nn.Module]:
+    """Return the components of a pipeline that something trains in, by name."""
+    return {
+        name: part for name, part in models(pipe).items() if any(weight.requires_grad for weight in part.parameters())
+    }
+
+
 def make_trainer(
     sources: list[Source], family: Family, accelerator: Accelerator, config: TrainingConfig, steps: int
 ) -> Trainer:
     """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures."""
     objective, optimiser, run = config.objective, config.optimiser, config.run
-    components = adapted_components(family.pipe)
+    components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
     optimizer = build_optimizer(components, _learning_rates(components, optimiser), optimiser)
     lr_scheduler = get_scheduler(
         optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
     )
     process = noise_process(family.pipe.scheduler, objective.flow_shift)
-    loss = DenoisingLoss(family.denoiser("text_encoder" in components), process, objective, list(components.values()))
+    denoiser = family.denoiser(config.adapter.text_encoder_trains)
+    loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,

@@ -25,8 +25,9 @@ from hra_diffusion.training.masks import find_masks
 
 logger = logging.getLogger(__name__)
 
-RARE_WORDS = ("sks", "ohwx", "zwx", "bnha")
-"""Words that mean little to a model, for subjects whose prompts are not told."""
+RARE_WORDS = ("sks", "ohwx", "phol", "hta")
+"""Words that mean little to a model, for subjects whose prompts are not told: each is one token of CLIP's vocabulary,
+among its last thousand or so, where the rarest are (48136, 47993, 48140, 49384 of 49408)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     described = [_subject_file(folder) | {name: text for name, text in told.items() if text} for folder in folders]
     names = [*(folder.name for folder in folders), *(str(about.get("instance_prompt")) for about in described)]
     taken = re.findall(r"[^\W_]+", " ".join(names))
-    rare_words = iter([word for word in RARE_WORDS if word not in taken])
+    new_words = config.adapter.train_text_encoder_ti
+    rare_words = iter([f"<{word}>" if new_words else word for word in RARE_WORDS if word not in taken])
     subjects = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
     for one, other in combinations(subjects, 2):
         if one.prompt == other.prompt and not config.data.instance_prompt:

@@ -10,7 +10,7 @@ from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 
-PROMPT = "a photo of a sks dog on the beach"
+PROMPT = "a photo of a <sks> dog on the beach"
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
 
 
@@ -18,12 +18,15 @@ OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
 @pytest.mark.parametrize("model", ["tiny_sdxl", "tiny_sd3"])
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, precision, pictures, tmp_path):
-    model = request.getfixturevalue(model)
+    words, model = model == "tiny_sdxl", request.getfixturevalue(model)
     values = {
         "pretrained_model_name_or_path": str(model),
         "instance_data_dir": pictures,
         "output_dir": tmp_path / "run",
         "train_text_encoder": True,
+        "train_text_encoder_ti": words,
+        "instance_prompt": PROMPT,
+        "class_prompt": "a photo of a dog",
         "with_prior_preservation": True,
         "num_class_images": 2,
         "max_train_steps": 3,
@@ -40,7 +43,8 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
     assert all(np.isfinite(record.loss) for record in run.steps())
     folder = run.save()
     denoiser = "unet" if model.name == "tiny-sdxl" else "transformer"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(["text_encoder", "text_encoder_2", denoiser])
+    parts = {"text_encoder", "text_encoder_2", denoiser} | ({"tokens"} if words else set())
+    assert {path.name for path in folder.iterdir()} == parts
     adapted = draw(run.pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS)
     assert np.abs(np.asarray(adapted).astype(int) - np.asarray(base)).max() > 2
     if precision == "no":

@@ -54,12 +54,15 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in checkpoints(folder)]
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp_path, stop_after):
-    whole = train(config)
-    stopped = train(config, stop_after, output_dir=tmp_path / "stopped")
+@pytest.mark.parametrize(
+    ("stop_after", "changes"),
+    [(1, {}), (2, {}), (3, {"train_text_encoder_ti": True, "instance_prompt": "a <sks> dog", "use_ema": True})],
+)
+def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp_path, stop_after, changes):
+    whole = train(config, **changes)
+    stopped = train(config, stop_after, output_dir=tmp_path / "stopped", **changes)
     torch.manual_seed(stop_after)
-    train(config, output_dir=stopped, resume_from_checkpoint="latest")
+    train(config, output_dir=stopped, resume_from_checkpoint="latest", **changes)
     for part in ("adapter", "checkpoint-5"):
         assert contents(stopped / part) == contents(whole / part)
     assert {"log.jsonl", "training_state.safetensors"} <= contents(whole / "checkpoint-5").keys()

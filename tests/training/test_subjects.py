@@ -50,7 +50,7 @@ def test_a_word_that_is_told_is_not_given_again(many):
     assert found(folder)["cat"] == ("a photo of a ohwx cat", "a photo of a cat")
     assert found(folder)["dog"] == ("a render of a sks dog", None)
     (many("5_ohwx bird") / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
-    assert found(folder)["cat"] == ("a photo of a zwx cat", "a photo of a cat")
+    assert found(folder)["cat"] == ("a photo of a phol cat", "a photo of a cat")
 
 
 def test_subjects_that_share_a_prompt_without_being_told_so_are_named(many, caplog):

@@ -16,6 +16,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "prior_loss_weight": 0,
             "sample_batch_size": 1,
             "rank": 1,
+            "num_new_tokens_per_abstraction": 1,
             "lr_warmup_steps": 0,
             "max_train_steps": 1,
             "num_train_epochs": 1,

@@ -64,8 +64,9 @@ class Family(ABC):
 
     def _tokens(self, text_encoder_name: str, prompts: list[str]) -> Tensor:
         tokenizer = getattr(self.pipe, text_encoder_name.replace("text_encoder", "tokenizer"))
+        spell = getattr(self.pipe, "maybe_convert_prompt", lambda prompts, _: prompts)  # words of several vectors
         return tokenizer(
-            prompts,
+            spell(prompts, tokenizer),
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,
