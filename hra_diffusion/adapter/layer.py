@@ -246,13 +246,14 @@ class HRALayer(Wrapper):
         """Columns that the forward pass has to apply now."""
         return self.columns() if self.enabled and not self.merged else None
 
-    def reflected(self, x: Tensor) -> Tensor:
+    def reflected(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """H x for each row of x (*, d), with what acts now; x itself when nothing does."""
         columns, factored = self.ready or (self.acting_columns(), None)
         if columns is None:
             return x
         x = x.to(compute_dtype(x))
-        return reflect(x, columns.to(x.device), factored if factored and factored.U.dtype == x.dtype else None)
+        usable = factored if factored and factored.U.dtype == x.dtype else None
+        return reflect(x, columns.to(x.device), usable, output_is_kept=output_is_kept)
 
     def extra_repr(self) -> str:
         """Name the adapters and their ranks."""

@@ -65,7 +65,7 @@ class HRAConv2d(HRALayer):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
         if self.turns_input:
-            rows = self.reflected(x.flatten(-2).mT)
+            rows = self.reflected(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
         columns = self.acting_columns()
         if columns is None:

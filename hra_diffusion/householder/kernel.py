@@ -8,10 +8,15 @@ With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ,
     Ū = X qᵀ − Ȳ sᵀ − U (S + Sᵀ),  S = striu(q sᵀ)  the last term is the way through T
     ū = (Ū − û (û · Ū)) / ‖u‖                      through the normalisation: orthogonal to u
 
-Autograd would reach the same numbers through a dozen saved tensors a layer. Here x and the slim s (r × n) are kept, y
-is not, and T is a constant of the graph: it may be factored for all layers at once, and once for many calls.
+Autograd would reach the same numbers through a dozen saved tensors a layer. Here T is a constant of the graph: it may
+be factored for all layers at once, and once for many calls. Kept are the slim s (r × n) and one of
+
+    x                     which a frozen layer would not keep: nearly all that an adapter adds to memory; or
+    y                     X qᵀ = Y qᵀ + U s qᵀ, where what follows keeps y anyway, as a convolution does; or
+    nothing               where x is the product of a gated feed-forward, whose factors the product itself keeps
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,48 +25,61 @@ from torch.autograd.function import once_differentiable
 
 from hra_diffusion.householder.chain import column_norms
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
+from hra_diffusion.householder.recall import product_of
 
 
-def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None) -> Tensor:
+def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_is_kept: bool = False) -> Tensor:
     """Apply the chain with columns u (d, r) to the rows of x (*, d); differentiable once in both.
 
     Args:
         x: the rows. The result has their shape and dtype.
         u: the trainable columns, float32 or float64.
         factored: `factor(u, x.dtype)`, when the caller already has it.
+        output_is_kept: whether what follows keeps the result for its own gradient, so that x need not be kept.
     """
     with full_precision(x.device):
         if factored is None:
             with torch.no_grad():
                 factored = factor(u, x.dtype)
-        return _Reflect.apply(x, u, *factored)
+        return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else product_of(x))
 
 
 class _Reflect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, u: Tensor, U: Tensor, T: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, u: Tensor, U: Tensor, T: Tensor, output_is_kept: bool, again: Callable[[], Tensor] | None
+    ) -> Tensor:
         X = _on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
         s = (T @ _product(U.mT, X).to(T.dtype)).to(x.dtype)
-        ctx.save_for_backward(x, u, U, T, s)
-        return _add(X, U, s, alpha=-1).mT.view(x.shape)
+        y = _add(X, U, s, alpha=-1).mT.view(x.shape)
+        ctx.output_is_kept, ctx.again = output_is_kept, again
+        ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if again is None else None)
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
-        x, u, U, T, s = ctx.saved_tensors
+        u, U, T, s, kept = ctx.saved_tensors
         with full_precision(grad.device):
-            X, G = (_on_its_side(each, pictures=s.dim() == 3) for each in (x, grad))
+            G = _on_its_side(grad, pictures=s.dim() == 3)
             q = -(T.mT @ _product(U.mT, G).to(T.dtype)).to(grad.dtype)
             grad_x = _add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
-            grad_u = _columns_gradient(u, U, X, s, G, q) if ctx.needs_input_grad[1] else None
-        return grad_x, grad_u, None, None
+            grad_u = None
+            if ctx.needs_input_grad[1]:
+                kept = ctx.again() if kept is None else kept
+                K = _on_its_side(kept, pictures=s.dim() == 3)
+                grad_u = _columns_gradient(u, U, K, ctx.output_is_kept, s, G, q)
+        return grad_x, grad_u, None, None, None, None
 
 
-def _columns_gradient(u: Tensor, U: Tensor, X: Tensor, s: Tensor, G: Tensor, q: Tensor) -> Tensor:
-    direct = (_correlate(q, X) - _correlate(s, G)).mT.to(u.dtype)
-    S = torch.triu(_correlate(q, s), diagonal=1).to(u.dtype)
-    grad_unit = torch.addmm(direct, U.to(u.dtype), S + S.mT, alpha=-1)
+def _columns_gradient(u: Tensor, U: Tensor, K: Tensor, is_output: bool, s: Tensor, G: Tensor, q: Tensor) -> Tensor:
+    """The gradient of u (d, r); K is X, or Y when it is the output."""
+    direct = (_correlate(q, K) - _correlate(s, G)).mT.to(u.dtype)
+    both = _correlate(q, s).to(u.dtype)
+    S = torch.triu(both, diagonal=1)
+    within = both.mT - S - S.mT if is_output else -S - S.mT
+    grad_unit = torch.addmm(direct, U.to(u.dtype), within)
     norms = column_norms(u)
     unit = u / norms
     radial = torch.linalg.vecdot(unit, grad_unit, dim=0)

@@ -193,3 +193,67 @@ def test_the_factors_with_an_orthonormal_basis_are_the_update():
     B, A = orthonormal_delta(U, W)
     assert torch.allclose(A @ A.mT, torch.eye(4, dtype=torch.float64), atol=1e-14)
     assert torch.allclose(B @ A, W @ chain_matrix(U) - W, rtol=0, atol=1e-13)
+
+
+def test_the_gradient_is_the_same_from_the_output_as_from_the_input():
+    u, x = columns(9, 5).requires_grad_(), torch.randn(2, 7, 9, generator=seeded(), dtype=torch.float64)
+    x.requires_grad_()
+    upstream = torch.randn(2, 7, 9, generator=seeded(1), dtype=torch.float64)
+    expected = torch.autograd.grad(reflect(x, u), (x, u), upstream)
+    for mine, theirs in zip(
+        torch.autograd.grad(reflect(x, u, output_is_kept=True), (x, u), upstream), expected, strict=True
+    ):
+        assert torch.allclose(mine, theirs, rtol=0, atol=1e-13)
+
+
+def kept_by_autograd(run) -> int:
+    """How many bytes the graph of what `run` returns keeps, each storage once."""
+    storages: dict[int, int] = {}
+    seen, nodes = set(), [run().grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+        saved = getattr(node, "saved_tensors", ()) or ()
+        saved = [*saved, *(getattr(node, name) for name in dir(node) if name.startswith("_saved_"))]
+        for tensor in saved:
+            if isinstance(tensor, torch.Tensor):
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
+def test_a_product_is_not_kept_besides_its_factors():
+    a, b = (torch.randn(64, 32, generator=seeded(seed)).requires_grad_() for seed in range(2))
+    u = paired_columns(32, 2, generator=seeded()).requires_grad_()
+    alone = kept_by_autograd(lambda: a * b)
+    kept = kept_by_autograd(lambda: reflect(a * b, u))
+    kept_of_sum = kept_by_autograd(lambda: reflect(a * b + 0, u))
+    assert kept - alone < a.nbytes / 2
+    assert kept_of_sum - alone > a.nbytes
+
+
+@pytest.mark.parametrize("scale", [3.0, torch.tensor(3.0), torch.full((1, 6), 3.0)])
+def test_products_of_every_kind_give_the_gradient_of_their_value(scale):
+    u, x = columns(6, 4).float().requires_grad_(), torch.randn(5, 6, generator=seeded()).requires_grad_()
+    y = x * scale
+    (expected,) = torch.autograd.grad(reflect(y.detach(), u).sin().sum(), u)
+    assert torch.allclose(torch.autograd.grad(reflect(y, u).sin().sum(), u)[0], expected)
+    z = x.sigmoid() * x.tanh()
+    (expected,) = torch.autograd.grad(reflect(z.detach(), u).sin().sum(), u)
+    assert torch.allclose(torch.autograd.grad(reflect(z, u).sin().sum(), u)[0], expected)
+
+
+def test_a_product_behind_packed_tensors_is_kept_like_anything_else():
+    from torch.utils.checkpoint import checkpoint
+
+    u, x = columns(6, 4).float().requires_grad_(), torch.randn(5, 6, generator=seeded()).requires_grad_()
+
+    def gated(x):
+        return reflect(x.sigmoid() * x.tanh(), u).sin().sum()
+
+    (expected,) = torch.autograd.grad(gated(x), u)
+    assert torch.equal(torch.autograd.grad(checkpoint(gated, x, use_reentrant=False), u)[0], expected)
+    with torch.autograd.graph.save_on_cpu():
+        assert torch.equal(torch.autograd.grad(gated(x), u)[0], expected)
