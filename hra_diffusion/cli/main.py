@@ -16,6 +16,7 @@ from hra_diffusion.errors import HRAError
 
 COMMANDS = {
     "train": "teach a model a subject from a few pictures (DreamBooth)",
+    "train-control": "teach a model to follow a condition, such as edges (ControlNet)",
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
     "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",

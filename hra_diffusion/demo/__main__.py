@@ -13,7 +13,19 @@ from diffusers import AutoencoderKL
 from safetensors import safe_open
 from tqdm import tqdm
 
-from hra_diffusion.demo import autoencoder, data, diffusion, export, icons, judge, judge_card, scenes, score, subjects
+from hra_diffusion.demo import (
+    autoencoder,
+    control_pairs,
+    data,
+    diffusion,
+    export,
+    icons,
+    judge,
+    judge_card,
+    scenes,
+    score,
+    subjects,
+)
 from hra_diffusion.demo.fit import Progress, fit
 from hra_diffusion.demo.tokenizer import train_tokenizer
 from hra_diffusion.metrics.encoders import Clip
@@ -107,6 +119,12 @@ def _make_subjects(options: argparse.Namespace) -> None:
     subjects.make(scenes.Painter(icons.load(options.work_dir)), options.assets / "subjects")
 
 
+def _make_control_pairs(options: argparse.Namespace) -> None:
+    """Draw the scenes that a control is learned from."""
+    icons.prepare(options.work_dir)
+    control_pairs.make(scenes.Painter(icons.load(options.work_dir)), options.assets / "control")
+
+
 def _train_judge(options: argparse.Namespace) -> None:
     """Train the judge on scenes composed as it goes and write it with its card."""
     folder: Path = options.work_dir
@@ -167,6 +185,7 @@ COMMANDS = {
     "diffusion": _train_diffusion,
     "export": _export,
     "subjects": _make_subjects,
+    "control": _make_control_pairs,
     "judge": _train_judge,
     "score": _score,
 }

@@ -19,6 +19,15 @@ from hra_diffusion.training.sampling import Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
+class Blank:
+    """What the denoiser is not told in a share of the examples, anew in each step."""
+
+    share: float
+    values: Mapping[str, Tensor]
+    """What stands in its place, by the condition's name: shape (1, …)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Source:
     """A set of pictures that belongs together: a subject, or its class."""
 
@@ -29,6 +38,8 @@ class Source:
     """What the denoiser is told about each picture, by name: the first dimension counts pictures."""
     of_views: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
     """What belongs to single views, by name: for each picture a tensor whose first dimension counts its views."""
+    blanks: Sequence[Blank] = ()
+    """At most one of them befalls an example."""
     weight: float = 1.0
     """Weight of its mean loss in the sum."""
 
@@ -109,10 +120,22 @@ class Batches:
             for latent, view in zip(chosen, shown, strict=True)
         ]
         seen = list(zip(picks[own], shown, strict=True))
+        told = {name: condition[picks[own]] for name, condition in source.conditions.items()}
         return ({"weights": torch.stack(weights)} if self._masked else {}) | {
             "latents": torch.stack(latents),
             **{name: each[own] for name, each in noises.items()},
             "timesteps": timesteps[own],
-            **{name: condition[picks[own]] for name, condition in source.conditions.items()},
+            **self._with_blanks(told, source, torch.rand(count, generator=rng)[own]),
             **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_views.items()},
         }
+
+    @staticmethod
+    def _with_blanks(told: dict[str, Tensor], source: Source, chance: Tensor) -> dict[str, Tensor]:
+        """Leave out what the chance of each example, in [0, 1), says."""
+        told, before = dict(told), 0.0
+        for blank in source.blanks:
+            befallen = (before <= chance) & (chance < before + blank.share)
+            before += blank.share
+            for name, value in blank.values.items():
+                told[name] = torch.where(befallen.view(-1, *[1] * (value.dim() - 1)), value, told[name])
+        return told

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import hra_diffusion
 from hra_diffusion.errors import ModelError
-from hra_diffusion.training.config import DreamBoothConfig, RunConfig
-from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.config import DreamBoothConfig, RunConfig, TrainingConfig
+from hra_diffusion.training.config_file import flat_values, read_toml, with_values
 
 if TYPE_CHECKING:  # that one imports torch
     from hra_diffusion.training.subjects import Subject
@@ -21,23 +21,24 @@ DEFAULT_STEPS = 400
 EMBEDDED_BASE = PROJECT / "assets" / "emoji-sd"
 
 
-def embedded_defaults() -> DreamBoothConfig:
-    """Read the settings that fit the embedded base, with its paths found from the project's checkout.
+Config = TypeVar("Config", bound=TrainingConfig)
+
+
+def embedded_defaults(kind: type[Config], name: str) -> Config:
+    """Read a file of configs/ that fits the embedded base, with its paths found from the project's checkout.
 
     Where there is no checkout (an installed package), the bare defaults.
     """
-    path = PROJECT / "configs" / "embedded.toml"
+    path = PROJECT / "configs" / name
     if not path.exists():
-        return DreamBoothConfig()
-    config = read_toml(path, DreamBoothConfig())
-    base, pictures = config.model.pretrained_model_name_or_path, config.data.instance_data_dir
-    return with_values(
-        config,
-        {
-            "pretrained_model_name_or_path": base and str(_seen_from_here(PROJECT / base)),
-            "instance_data_dir": pictures and _seen_from_here(PROJECT / pictures),
-        },
-    )
+        return kind()
+    config = read_toml(path, kind())
+    values = flat_values(config)
+    folders = {key: values[key] for key in ("instance_data_dir", "train_data_dir") if values.get(key)}
+    found = {key: _seen_from_here(PROJECT / folder) for key, folder in folders.items()}
+    if base := config.model.pretrained_model_name_or_path:
+        found["pretrained_model_name_or_path"] = str(_seen_from_here(PROJECT / base))
+    return with_values(config, found)
 
 
 def find_model(name: str) -> str:
@@ -52,17 +53,21 @@ def resolve(config: DreamBoothConfig, subjects: "Sequence[Subject]") -> DreamBoo
     Raises:
         ModelError: no model was named and the embedded base is not there.
     """
-    model = config.model.pretrained_model_name_or_path
-    if model is None or (Path(model).resolve() == EMBEDDED_BASE and not EMBEDDED_BASE.is_dir()):
-        raise ModelError(
-            f"The embedded base is not at {EMBEDDED_BASE}, where the project's sources have it: "
-            "name a folder or a hub model with --pretrained_model_name_or_path."
-        )
+    check_model_named(config.model.pretrained_model_name_or_path)
     pictures = config.data.instance_data_dir or Path()
     values: dict[str, Any] = {"output_dir": config.run.output_dir or Path("outputs", pictures.resolve().name)}
     if len(subjects) == 1:
         values |= {"instance_prompt": subjects[0].prompt, "class_prompt": subjects[0].class_prompt}
     return with_values(config, values)
+
+
+def check_model_named(model: str | None) -> None:
+    """Raise ModelError when no model was named and the embedded base is not there."""
+    if model is None or (Path(model).resolve() == EMBEDDED_BASE and not EMBEDDED_BASE.is_dir()):
+        raise ModelError(
+            f"The embedded base is not at {EMBEDDED_BASE}, where the project's sources have it: "
+            "name a folder or a hub model with --pretrained_model_name_or_path."
+        )
 
 
 def number_of_steps(run: RunConfig, a_pass: int, processes: int) -> int:

@@ -22,6 +22,7 @@ from hra_diffusion.training.families import load
 from hra_diffusion.training.new_words import add_new_words
 from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.portrait import portrait_of
+from hra_diffusion.training.preflight import class_images, pictures
 from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer, trained_parts
@@ -103,6 +104,14 @@ class DreamBooth(Run):
             f"{f' in {shapes} shapes' if shapes > 1 else ''}: {self.number_of_parameters:,} parameters in "
             f"{' and '.join(trained_parts(self.pipe))}, {self.total_steps} steps"
         )
+
+    def material(self) -> Iterator[tuple[str, str]]:
+        """See :class:`Run`."""
+        yield "subjects", " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
+        for line in pictures(self.examples, self.sizes, self.config.data.center_crop):
+            yield "picture", line
+        for images in self.class_images:
+            yield "class", class_images(images)
 
     def draw_class_images(self) -> Iterator[int]:
         """Draw missing pictures of the class; yields how many there are."""

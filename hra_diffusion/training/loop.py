@@ -28,7 +28,7 @@ class StepRecord:
     gradient_norm: float
     """Before clipping."""
     learning_rates: dict[str, float]
-    """By component, in radians."""
+    """By component, in radians; of what is no reflection, as it is."""
 
 
 def train(

@@ -47,9 +47,14 @@ _MAKERS: dict[str, Callable[[Any, OptimiserConfig], torch.optim.Optimizer]] = {
 
 
 def build_optimizer(
-    components: Mapping[str, nn.Module], learning_rates: Mapping[str, float], config: OptimiserConfig
+    components: Mapping[str, nn.Module],
+    learning_rates: Mapping[str, float],
+    config: OptimiserConfig,
+    ordinary: Mapping[str, nn.Module] | None = None,
 ) -> torch.optim.Optimizer:
     """An optimiser over the reflections of some components, each with its learning rate in radians.
+
+    Weights of ``ordinary`` modules, which are no reflections, take their learning rate as it is.
 
     Weight decay would not change H, only the length of its columns: there is none.
 
@@ -60,6 +65,9 @@ def build_optimizer(
         group for name, component in components.items() for group in _groups(name, component, learning_rates[name])
     ]
     reflections = [parameter for group in groups for parameter in group["params"]]
+    for name, module in (ordinary or {}).items():
+        weights = list(module.parameters())
+        groups.append({"params": weights, "lr": learning_rates[name], "lr_per_radian": 1.0, "component": name})
     if config.optimizer == "prodigy":
         for group in groups:
             group["lr"] = 1.0
@@ -69,13 +77,13 @@ def build_optimizer(
     optimizer = _MAKERS[config.optimizer](groups, config)
     if config.optimizer == "schedule_free":
         optimizer.train()
-    optimizer.register_step_post_hook(lambda *_: retract([*reflections, *_sequences(optimizer)]))
+    optimizer.register_step_post_hook(lambda *_: retract([*reflections, *_sequences(optimizer, reflections)]))
     return optimizer
 
 
-def _sequences(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """Weights that an optimiser keeps beside those it is given: the base sequence of schedule-free ones."""
-    return [state["z"] for state in optimizer.state.values() if "z" in state]
+def _sequences(optimizer: torch.optim.Optimizer, reflections: Iterable[Tensor]) -> list[Tensor]:
+    """Reflections that an optimiser keeps beside those it is given: the base sequence of schedule-free ones."""
+    return [optimizer.state[columns]["z"] for columns in reflections if "z" in optimizer.state[columns]]
 
 
 def _adam(config: OptimiserConfig) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -15,6 +15,27 @@ from hra_diffusion.metrics.sheet import contact_sheet
 from hra_diffusion.pipelines import draw, hra_disabled
 from hra_diffusion.training.config import PreviewConfig
 from hra_diffusion.training.subjects import Subject
+
+
+class Preview(Protocol):
+    """Pictures that show what was learned."""
+
+    @property
+    def total(self) -> int:
+        """Number of pictures."""
+        ...
+
+    def draw(self, pipe: Any) -> Iterator[int]:
+        """Draw with a pipeline that has an adapter, as it is and with it; yields how many pictures are done."""
+        ...
+
+    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
+        """Draw with the adapter alone; yields each picture with its prompt and seed."""
+        ...
+
+    def sheet(self) -> Image.Image:
+        """Put the pictures on one labelled sheet."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,19 +7,21 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from hra_diffusion.adapter.model import HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import existing_part
 
 if TYPE_CHECKING:
-    from hra_diffusion.training.dreambooth import DreamBooth
+    from hra_diffusion.training.run import Run
+    from hra_diffusion.training.subjects import Example
 
 SHOWN = 40
 """Pictures that are listed."""
@@ -51,15 +53,13 @@ def check_room(folder: Path, steps: range, trained: int, *, every: int, limit: i
     return f"{count} checkpoints of {size:,.1f} MB, {at_once} at once, in {folder}; {free:,.0f} MB are free there"
 
 
-def describe(run: "DreamBooth") -> str:
+def describe(run: "Run") -> str:
     """Say in some lines what a run would do, after two steps that are taken back."""
     ends = [time.perf_counter(), *(time.perf_counter() for _ in run.rehearse(2))]
     before, step = ends[1] - ends[0], ends[2] - ends[1]  # the first step also encodes the pictures
     left = run.total_steps - run.steps_before
     lines = [
-        ("subjects", " and ".join(f'"{subject.prompt}"' for subject in run.subjects)),
-        *(("picture", line) for line in _pictures(run)),
-        *(("class", _class_images(images)) for images in run.class_images),
+        *run.material(),
         *(("trains", _component(name, part)) for name, part in run.components.items()),
         ("steps", f"{left:,} of {run.total_steps:,}, each of {run.pictures_per_step} pictures"),
         ("time", f"{step:.2f} s a step, {timedelta(seconds=round(step * left))} in all, and {before:.0f} s before"),
@@ -81,13 +81,14 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _pictures(run: "DreamBooth") -> Iterator[str]:
-    pairs = list(zip(run.examples, run.sizes, strict=True))
+def pictures(examples: "Sequence[Example]", sizes: Sequence[tuple[int, int]], center_crop: bool) -> Iterator[str]:
+    """Say what becomes of each picture, a line each; of many, of the first."""
+    pairs = list(zip(examples, sizes, strict=True))
     for example, size in pairs[:SHOWN]:
         own = example.photo.size
         scale = max(side / before for side, before in zip(size, own, strict=True))
         covers = all(abs(side - scale * before) < 0.5 for side, before in zip(size, own, strict=True))
-        crops = "whole" if covers else "its middle" if run.config.data.center_crop else "its middle and both ends"
+        crops = "whole" if covers else "its middle" if center_crop else "its middle and both ends"
         enlarged = f", enlarged {scale:.1f}×" if scale > 1 else ""
         times = f", {example.repeats} times a pass" if example.repeats > 1 else ""
         sizes = f"{own[0]}×{own[1]} → {size[0]}×{size[1]}"
@@ -96,13 +97,16 @@ def _pictures(run: "DreamBooth") -> Iterator[str]:
         yield f"and {len(pairs) - SHOWN} more"
 
 
-def _class_images(images: Any) -> str:
+def class_images(images: Any) -> str:
+    """Say which pictures of a class there are to be, in a line."""
     missing = sum(not path.exists() for path in images.files)
     drawn = f", of which {missing} are to be drawn first, which takes time of its own" if missing else ""
     return f'"{images.prompt}": {images.count} pictures in {images.folder}{drawn}'
 
 
-def _component(name: str, part: HRAModel) -> str:
+def _component(name: str, part: nn.Module) -> str:
+    if not isinstance(part, HRAModel):
+        return f"{name}: {sum(weight.numel() for weight in part.parameters()):,} parameters"
     trained, total = part.get_nb_trainable_parameters()
     ranks = sorted({config.r for config in part.peft_config.values()})
     return (

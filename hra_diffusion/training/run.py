@@ -19,7 +19,7 @@ from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import to_toml, with_values
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.new_words import NewWords
-from hra_diffusion.training.portrait import Portrait, picture_name
+from hra_diffusion.training.portrait import Preview, picture_name
 from hra_diffusion.training.preflight import check_room
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run
@@ -48,7 +48,7 @@ class Run(ABC):
         config: TrainingConfig,
         accelerator: Accelerator,
         pipe: Any,
-        portrait: Portrait,
+        portrait: Preview,
         identity: Mapping[str, Any],
     ) -> None:
         """Find the checkpoint to go on from, and make sure that the results have room.
@@ -83,6 +83,10 @@ class Run(ABC):
     def summary(self) -> str:
         """What will be trained, in one line."""
 
+    @abstractmethod
+    def material(self) -> Iterator[tuple[str, str]]:
+        """What is learned from, in lines of a label and a text."""
+
     @property
     def number_of_parameters(self) -> int:
         """How many numbers train."""
@@ -103,6 +107,11 @@ class Run(ABC):
     def components(self) -> dict[str, HRAModel]:
         """The adapted parts of the pipeline, by name."""
         return adapted_components(self.pipe)
+
+    @property
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        """What something trains in, by name."""
+        return trained_parts(self.pipe)
 
     @property
     def _saved(self) -> dict[str, Saveable]:
@@ -162,8 +171,7 @@ class Run(ABC):
         )
 
     def _trained(self) -> list[torch.nn.Parameter]:
-        parts = trained_parts(self.pipe).values()
-        return [weight for part in parts for weight in part.parameters() if weight.requires_grad]
+        return [weight for part in self._parts.values() for weight in part.parameters() if weight.requires_grad]
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""

@@ -11,7 +11,7 @@ from typing import Any
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.checkpoint import read_progress
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config_file import flat_values
 from hra_diffusion.training.model_digest import model_digest
 
@@ -23,6 +23,9 @@ FREE = frozenset(
         "instance_data_dir",
         "class_data_dir",
         "mask_data_dir",
+        "train_data_dir",
+        "validation_data_dir",
+        "dataset_name",
         "cache_dir",
         "sample_batch_size",
         "output_dir",
@@ -48,7 +51,7 @@ FREE_WITHOUT_PRIOR = frozenset(
 """Settings that make the pictures of the class, and no step where there are none."""
 
 
-def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, processes: int) -> dict[str, Any]:
+def identity(config: TrainingConfig, pictures: Mapping[str, str], pipe: Any, processes: int) -> dict[str, Any]:
     """Collect what makes a run this one and no other, as JSON has it.
 
     Args:
@@ -58,7 +61,8 @@ def identity(config: DreamBoothConfig, pictures: Mapping[str, str], pipe: Any, p
         processes: how many take part.
     """
     settings = flat_values(config)
-    free = FREE if config.prior.with_prior_preservation else FREE | FREE_WITHOUT_PRIOR
+    draws = isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation
+    free = FREE if draws else FREE | FREE_WITHOUT_PRIOR
     return {
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},

@@ -9,12 +9,15 @@ from diffusers.optimization import get_scheduler
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.control.encoder import ConditionEncoder
+from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models
 from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig, TrainingConfig
+from hra_diffusion.training.controlled import ControlledDenoiser
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.noising import noise_process
@@ -90,17 +93,29 @@ def trained_parts(pipe: Any) -> dict[str, torch.nn.Module]:
 
 
 def make_trainer(
-    sources: list[Source], family: Family, accelerator: Accelerator, config: TrainingConfig, steps: int
+    sources: list[Source],
+    family: Family,
+    accelerator: Accelerator,
+    config: TrainingConfig,
+    steps: int,
+    encoder: ConditionEncoder | None = None,
+    encoder_lr: float = 0.0,
 ) -> Trainer:
-    """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures."""
+    """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures.
+
+    An encoder of conditions trains along, at a rate of its own.
+    """
     objective, optimiser, run = config.objective, config.optimiser, config.run
     components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
-    optimizer = build_optimizer(components, _learning_rates(components, optimiser), optimiser)
+    rates = _learning_rates(components, optimiser) | {ENCODER: encoder_lr}
+    optimizer = build_optimizer(components, rates, optimiser, {ENCODER: encoder} if encoder else None)
     lr_scheduler = get_scheduler(
         optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
     )
     process = noise_process(family.pipe.scheduler, objective.flow_shift)
-    denoiser = family.denoiser(config.adapter.text_encoder_trains)
+    denoiser: torch.nn.Module = family.denoiser(config.adapter.text_encoder_trains)
+    if encoder:
+        denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
     loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(

@@ -13,7 +13,7 @@ from torch import Tensor
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.cache import Cache, Tensors
-from hra_diffusion.training.config import DataConfig
+from hra_diffusion.training.config import DataConfig, PictureConfig
 from hra_diffusion.training.families import Condition, Family
 from hra_diffusion.training.latents import Latent, encode
 from hra_diffusion.training.masks import read_mask
@@ -27,7 +27,7 @@ class SourceMaker:
     """Encodes the pictures of a run with its model."""
 
     family: Family
-    data: DataConfig
+    data: PictureConfig
     text_encoder_trains: bool
     seed: int
     cache: Cache
@@ -62,7 +62,7 @@ class SourceMaker:
 
     def _weight(self, example: Example, size: Size, latent: Latent) -> Tensor:
         """Return how much each place of a latent counts, by the picture's mask: shape (V, 1, h, w)."""
-        assert example.mask
+        assert example.mask and isinstance(self.data, DataConfig)
         covering = cover(read_mask(example.photo, example.mask), size)
         height, width = latent.mean.shape[2:]
         crops = [view.crop(covering, size) for view in self._shown(example, size)]

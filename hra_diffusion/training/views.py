@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from hra_diffusion.training.buckets import Size
-from hra_diffusion.training.config import DataConfig
+from hra_diffusion.training.config import PictureConfig
 from hra_diffusion.training.rng import stream
 
 TINTS = 4
@@ -66,7 +66,7 @@ def covering_size(picture: Size, size: Size) -> Size:
     return width, height
 
 
-def views(picture: Size, size: Size, data: DataConfig, seed: int, name: str) -> list[View]:
+def views(picture: Size, size: Size, data: PictureConfig, seed: int, name: str) -> list[View]:
     """List the views of size ``size`` of a picture.
 
     Args:

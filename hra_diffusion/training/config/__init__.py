@@ -7,18 +7,23 @@ picture folder or the embedded base. Nothing heavy is imported here, so that ``-
 A kind of run has a dataclass of such groups, whose base is :class:`TrainingConfig`, what every run is told.
 """
 
+from hra_diffusion.training.config.control import ControlConfig, ControlNetConfig, PairsConfig
 from hra_diffusion.training.config.learning import AdapterConfig, ObjectiveConfig, OptimiserConfig
-from hra_diffusion.training.config.material import DataConfig, ModelConfig, PriorConfig
+from hra_diffusion.training.config.material import DataConfig, ModelConfig, PictureConfig, PriorConfig
 from hra_diffusion.training.config.running import PreviewConfig, RunConfig
 from hra_diffusion.training.config.whole import DreamBoothConfig, TrainingConfig
 
 __all__ = [
     "AdapterConfig",
+    "ControlConfig",
+    "ControlNetConfig",
     "DataConfig",
     "DreamBoothConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimiserConfig",
+    "PairsConfig",
+    "PictureConfig",
     "PreviewConfig",
     "PriorConfig",
     "RunConfig",

@@ -14,6 +14,10 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "resolution": 8,
             "num_class_images": 1,
             "prior_loss_weight": 0,
+            "max_train_samples": 1,
+            "proportion_empty_prompts": 0,
+            "proportion_empty_conditions": 0,
+            "proportion_empty_both": 0,
             "sample_batch_size": 1,
             "rank": 1,
             "num_new_tokens_per_abstraction": 1,
@@ -46,6 +50,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
         {
             "learning_rate": 0,
             "text_encoder_lr": 0,
+            "encoder_lr": 0,
             "adam_epsilon": 0,
             "max_grad_norm": 0,
             "snr_gamma": 0,

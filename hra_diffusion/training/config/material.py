@@ -33,14 +33,9 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """The pictures of the subject, or of several."""
+class PictureConfig:
+    """What is seen of pictures, whatever they are for."""
 
-    instance_data_dir: Path | None = None
-    """Folder with the pictures of the subject, or with such a folder for each of several subjects; a subject.toml
-    beside the pictures may hold the prompts, a text file beside a picture or a metadata.jsonl its caption."""
-    instance_prompt: str | None = None
-    """What pictures without a caption show, with a rare word for the subject: "a photo of a sks dog"."""
     resolution: int | None = None
     """Side of the training pictures in pixels; the model's own by default."""
     center_crop: bool = False
@@ -50,18 +45,29 @@ class DataConfig:
     color_jitter: float = 0.0
     """How far brightness, contrast and saturation vary, for example 0.1; each crop is then seen in its own colours and
     in three others."""
-    aspect_ratio_buckets: bool = False
-    """Keep the shapes of pictures: sizes of about resolution × resolution pixels instead of squares."""
     background_color: str = "white"
     """What is seen through transparent pictures: a name, or "#rrggbb"."""
+    cache_dir: Path | None = None
+    """Folder in which encoded pictures and prompts are kept for further runs; in memory alone by default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(PictureConfig):
+    """The pictures of the subject, or of several."""
+
+    instance_data_dir: Path | None = None
+    """Folder with the pictures of the subject, or with such a folder for each of several subjects; a subject.toml
+    beside the pictures may hold the prompts, a text file beside a picture or a metadata.jsonl its caption."""
+    instance_prompt: str | None = None
+    """What pictures without a caption show, with a rare word for the subject: "a photo of a sks dog"."""
+    aspect_ratio_buckets: bool = False
+    """Keep the shapes of pictures: sizes of about resolution × resolution pixels instead of squares."""
     mask_data_dir: Path | None = None
     """Folder with a mask for each picture, of the same name: white is learned, black counts little."""
     alpha_mask: bool = False
     """Take the transparency of pictures for such masks."""
     unmasked_weight: float = 0.1
     """How much black counts, from 0 to 1."""
-    cache_dir: Path | None = None
-    """Folder in which encoded pictures and prompts are kept for further runs; in memory alone by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,110 @@
+"""Following a run on the screen: what it is about, a progress bar, a signal that becomes a checkpoint."""
+
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tqdm import tqdm
+
+from hra_diffusion.cli.arguments import flag_value
+from hra_diffusion.cli.stopping import Stopped, StopWish, stop_wish
+from hra_diffusion.training.config import TrainingConfig
+from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.defaults import embedded_defaults
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from hra_diffusion.training.loop import StepRecord
+    from hra_diffusion.training.run import Run
+    from hra_diffusion.training.trackers import Tracker
+
+Config = TypeVar("Config", bound=TrainingConfig)
+
+CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags win over it."
+
+
+def defaults(arguments: Sequence[str], kind: type[Config], embedded: str) -> Config:
+    """Return the settings that flags are to win over: those of --config over the defaults.
+
+    Where no model is named, the embedded base is used, and the defaults are those of a file of configs/ that fits it.
+
+    Raises:
+        ConfigError: the file of --config cannot be read.
+    """
+    path = flag_value(arguments, "config")
+    told = read_toml(Path(path), kind()) if path else kind()
+    named = flag_value(arguments, "pretrained_model_name_or_path") or told.model.pretrained_model_name_or_path
+    default = kind() if named else embedded_defaults(kind, embedded)
+    return read_toml(Path(path), default) if path else default
+
+
+def announce(run: "Run") -> None:
+    """Say what will be trained, or with --dry_run all that can be said beforehand."""
+    if run.config.run.dry_run:
+        from hra_diffusion.training.preflight import describe
+
+        told = describe(run)
+        if run.is_main:
+            print(told)
+    elif run.is_main:
+        print(run.summary, file=sys.stderr)
+        if run.resumes_from:
+            print(f"Going on from {run.resumes_from}", file=sys.stderr)
+
+
+def follow(run: "Run") -> None:
+    """Take all steps, with a progress bar; a signal makes the last of them a checkpoint.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    from hra_diffusion.training.trackers import tracking  # imports accelerate: not for --help
+
+    start = run.recording.trainer.done  # encodes the pictures: until then a signal may stop everything
+    with (
+        tracking(run.tracker if run.is_main else None, run.folder, run.config, start) as tracker,
+        stop_wish(patient=run.accelerator.num_processes > 1) as wish,
+        tqdm(desc="training", total=run.total_steps, initial=start, unit="step", disable=not run.is_main) as bar,
+    ):
+        for record in run.steps():
+            rate = (bar.format_dict["rate"] or 0) * run.pictures_per_step
+            bar.set_postfix(_numbers(record, rate), refresh=False)
+            bar.update()
+            tracker.log(record)
+            if record.step % (run.config.preview.validation_steps or sys.maxsize) == 0:
+                _look(run, tracker, record.step, wish)
+            if run.any_process(wish.number is not None):
+                checkpoint = run.save_checkpoint()
+                raise Stopped(
+                    f"Stopped after step {record.step}, which {checkpoint} holds: go on from there with "
+                    "--resume_from_checkpoint latest.",
+                    wish.number or signal.SIGTERM,
+                )
+
+
+def _numbers(record: "StepRecord", pictures_per_second: float) -> dict[str, str]:
+    rates = dict.fromkeys(f"{rate:.3g}" for rate in record.learning_rates.values())
+    return {"loss": f"{record.loss:.4f}", "lr": "/".join(rates), "pictures/s": f"{pictures_per_second:.1f}"}
+
+
+def _look(run: "Run", tracker: "Tracker", step: int, wish: StopWish) -> None:
+    """Draw the validation pictures, and send them to the tracker; a signal ends the drawing."""
+    pictures: dict[str, list[Image]] = {}
+    for prompt, _, picture in run.draw_validation():
+        pictures.setdefault(prompt, []).append(picture)
+        if wish.number is not None:
+            return
+    tracker.log_pictures(pictures, step)
+
+
+def show_progress(progress: Iterable[int], what: str, total: int) -> None:
+    """Show a bar for something that yields how much of it is done; none when there is nothing to do."""
+    bar: Any = None
+    for done in progress:
+        bar = bar or tqdm(desc=what, total=total, unit="picture")
+        bar.update(done - bar.n)
+    if bar:
+        bar.close()

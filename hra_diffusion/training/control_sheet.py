@@ -1,0 +1,56 @@
+"""Looking at a control: condition, the base's picture, the controlled one, and the real one, of some pairs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from hra_diffusion.control import Control
+from hra_diffusion.metrics.sheet import contact_sheet
+from hra_diffusion.pipelines import draw, hra_disabled
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlSheet:
+    """What is drawn: a row for each pair."""
+
+    control: Control
+    prompts: Sequence[str]
+    conditions: Sequence[Image.Image]
+    """Annotated already, of the size that is drawn."""
+    real: Sequence[Image.Image]
+    seed: int
+    """Of the first pair; the others have the next ones."""
+    options: dict[str, Any]
+    """What the pipeline is told."""
+    rows: list[list[Image.Image]] = field(default_factory=list)
+    """What has been drawn."""
+
+    @property
+    def total(self) -> int:
+        """Number of pictures."""
+        return 2 * len(self.prompts)
+
+    def draw(self, pipe: Any) -> Iterator[int]:
+        """Draw with a pipeline that has the control's adapter; yields how many pictures are done."""
+        self.rows.clear()
+        for at, prompt in enumerate(self.prompts):
+            with hra_disabled(pipe):
+                base = draw(pipe, prompt, self.seed + at, **self.options)
+            yield 2 * at + 1
+            self.rows.append([self.conditions[at], base, self._controlled(pipe, at), self.real[at]])
+            yield 2 * at + 2
+
+    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
+        """Draw with the control alone; yields each picture with its prompt and seed."""
+        for at, prompt in enumerate(self.prompts):
+            yield prompt, self.seed + at, self._controlled(pipe, at)
+
+    def sheet(self) -> Image.Image:
+        """Put the pictures on one labelled sheet."""
+        return contact_sheet(self.rows, self.prompts, ["condition", "base", "controlled", "real"])
+
+    def _controlled(self, pipe: Any, at: int) -> Image.Image:
+        with self.control.guiding(pipe, self.conditions[at], annotated=True):
+            return draw(pipe, self.prompts[at], self.seed + at, **self.options)

@@ -1,0 +1,224 @@
+"""ControlNet-style training: a picture is learned from its prompt and its condition (arXiv 2405.17484, section 5.2).
+
+    loss = E‖prediction(x_t, t, prompt, condition) − target‖²
+
+over reflections in the UNet and a small encoder of the condition; now and then the prompt, the condition or both are
+left out, so that guidance has something to guide away from.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hra_diffusion.control import Control, encoder_for, fit, make_annotator
+from hra_diffusion.control.annotators import Given
+from hra_diffusion.control.loading import ENCODER
+from hra_diffusion.errors import ConfigError, ImageError, ModelError
+from hra_diffusion.training.batches import Blank, Source
+from hra_diffusion.training.buckets import checked_resolution
+from hra_diffusion.training.cache import Cache
+from hra_diffusion.training.checkpoint import check_writable
+from hra_diffusion.training.config import ControlNetConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.control_sheet import ControlSheet
+from hra_diffusion.training.controlled import CONDITIONS, KEPT
+from hra_diffusion.training.defaults import check_model_named, number_of_steps
+from hra_diffusion.training.families import load
+from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_pairs
+from hra_diffusion.training.pictures import parse_colour, read_layers
+from hra_diffusion.training.preflight import pictures
+from hra_diffusion.training.rng import stream
+from hra_diffusion.training.run import Run
+from hra_diffusion.training.same_run import identity
+from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
+from hra_diffusion.training.sources import SourceMaker
+from hra_diffusion.training.trainer import Trainer
+
+HELD_OUT = "held_out"
+
+
+class ControlNet(Run):
+    """A run, from its settings to its results. Making it checks everything and writes nothing but an imported dataset.
+
+    >>> run = ControlNet(config)
+    >>> for record in run.steps(): ...
+    >>> run.save()
+    >>> for _ in run.draw_before_after(): ...
+
+    Attributes:
+        family: the model.
+        pairs: what is learned from.
+        annotator: what makes conditions.
+        encoder: what reads them; it trains.
+        resolution: side of the training pictures in pixels.
+    """
+
+    config: ControlNetConfig
+
+    def __init__(self, config: ControlNetConfig) -> None:
+        """Check the settings and the pairs, load the model, put the adapter in and make the encoder.
+
+        Raises:
+            HRAError: something is wrong with the settings, the pairs, the model or the output folder.
+        """
+        check_model_named(config.model.pretrained_model_name_or_path)
+        if config.adapter.train_text_encoder_ti:
+            raise ConfigError(
+                "--train_text_encoder_ti teaches a word for a subject, and a control has none: leave it out."
+            )
+        self.annotator = make_annotator(config.control.annotator, config.control.settings)
+        parse_colour(config.pairs.background_color)
+        if config.pairs.cache_dir:
+            check_writable(config.pairs.cache_dir, "--cache_dir")
+        root = _folder(config)
+        folder = config.run.output_dir or Path("outputs", config.control.annotator)
+        check_writable(folder)
+        self.pairs = read_pairs(root, config.pairs)
+        given = any(pair.condition for pair in self.pairs)
+        if given and config.pairs.random_flip and not self.annotator.mirrors:
+            raise ConfigError(
+                f"--random_flip does not go with given conditions of {self.annotator.name}, which are others once "
+                "their picture is mirrored: leave it out."
+            )
+        if not given:
+            self.annotator.check()
+            if isinstance(self.annotator, Given):
+                raise ImageError(f"--annotator is given, but {root} holds no conditions: add conditioning_images.")
+        accelerator = make_accelerator(config.run)
+        self.family = load(config.model, DTYPES[config.run.mixed_precision])
+        if self.family.denoiser_name != "unet":
+            raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
+        pipe = self.family.pipe.to(accelerator.device)
+        self.resolution = checked_resolution(config.pairs.resolution, self.family)
+        total_steps = number_of_steps(config.run, len(self.pairs), accelerator.num_processes)
+        values = {"resolution": self.resolution, "max_train_steps": total_steps, "output_dir": folder}
+        config = with_values(config, values)
+        add_adapters(self.family, config.adapter, config.model, config.run)
+        self.encoder = encoder_for(pipe, self.annotator, stream(config.run.seed, f"start of {ENCODER}"))
+        self.encoder.to(accelerator.device)
+        digests = {f"pair {pair.example.photo.path.name}": pair.digest for pair in self.pairs}
+        super().__init__(
+            config=config,
+            accelerator=accelerator,
+            pipe=pipe,
+            portrait=self._sheet(root, config),
+            identity=identity(config, digests, pipe, accelerator.num_processes),
+        )
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What trains, by name: adapted parts of the pipeline, and the encoder."""
+        return super().components | {ENCODER: self.encoder}
+
+    @property
+    def _parts(self) -> dict[str, torch.nn.Module]:
+        """See :class:`Run`."""
+        return super()._parts | {ENCODER: self.encoder}
+
+    @property
+    def control(self) -> Control:
+        """What is learned, as it guides the run's pipeline."""
+        return Control(encoder=self.encoder, adapter_name="default")
+
+    @property
+    def summary(self) -> str:
+        """What will be trained, in one line."""
+        counts = {name: _trained(part) for name, part in self.components.items()}
+        made = "given" if any(pair.condition for pair in self.pairs) else "made"
+        return (
+            f"{self.annotator.name} ({made}) from {len(self.pairs)} pairs of {self.resolution} px: "
+            f"{' and '.join(f'{count:,} parameters in {name}' for name, count in counts.items())}, "
+            f"{self.total_steps} steps"
+        )
+
+    def material(self) -> Iterator[tuple[str, str]]:
+        """See :class:`Run`."""
+        yield "condition", f"{self.annotator}"
+        examples = [pair.example for pair in self.pairs]
+        for line in pictures(examples, [self._size] * len(examples), self.config.pairs.center_crop):
+            yield "picture", line
+
+    def make_trainer(self, *, rehearsal: bool) -> Trainer:
+        """Encode pictures and captions, make the conditions, and connect the parts."""
+        cache = Cache(None if rehearsal else self.config.pairs.cache_dir)
+        maker = SourceMaker(
+            family=self.family,
+            data=self.config.pairs,
+            text_encoder_trains=self.config.adapter.text_encoder_trains,
+            seed=self.config.run.seed,
+            cache=cache,
+        )
+        with self.accelerator.main_process_first() if cache.folder else nullcontext():
+            source = self._source(maker)
+        rate = self.config.control.encoder_lr
+        return make_trainer(
+            [source], self.family, self.accelerator, self.config, self.total_steps, self.encoder, encoder_lr=rate
+        )
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.resolution, self.resolution
+
+    def _source(self, maker: SourceMaker) -> Source:
+        """Add conditions to what the maker makes, and what stands for those that are left out."""
+        config = self.config.control
+        source = maker.make("pairs", [(pair.example, self._size) for pair in self.pairs])
+        made = [conditions_of(pair, self._size, self.annotator, self.config.pairs, maker.seed) for pair in self.pairs]
+        no_prompt = self.family.condition([""], maker.text_encoder_trains)
+        no_condition = {KEPT: torch.zeros(1)}
+        return replace(
+            source,
+            conditions={**source.conditions, KEPT: torch.ones(len(self.pairs))},
+            of_views={**source.of_views, CONDITIONS: made},
+            blanks=(
+                Blank(share=config.proportion_empty_prompts, values=no_prompt),
+                Blank(share=config.proportion_empty_conditions, values=no_condition),
+                Blank(share=config.proportion_empty_both, values=no_prompt | no_condition),
+            ),
+        )
+
+    def _sheet(self, root: Path, config: ControlNetConfig) -> ControlSheet:
+        """Choose the pairs that are drawn."""
+        preview = config.preview
+        folder = config.pairs.validation_data_dir or root / HELD_OUT
+        few = with_values(config, {"max_train_samples": preview.num_validation_images}).pairs
+        pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: preview.num_validation_images]
+        return ControlSheet(
+            control=self.control,
+            prompts=[pair.example.caption for pair in pairs],
+            conditions=[condition_of(pair, self.annotator, self._size) for pair in pairs],
+            real=[fit(pair.example.photo.read(), self._size) for pair in pairs],
+            seed=config.run.seed,
+            options={
+                "height": self.resolution,
+                "width": self.resolution,
+                "num_inference_steps": preview.num_inference_steps,
+                "guidance_scale": preview.guidance_scale,
+            },
+        )
+
+
+def condition_of(pair: Pair, annotator: Any, size: tuple[int, int]) -> Any:
+    """Make the condition of a pair's picture as a whole, or take the one it has: RGB, of a size."""
+    if pair.condition:
+        given = read_layers(pair.condition).over((0, 0, 0))
+        return fit(annotator(given) if annotator.name == "depth" else given, size, annotator.labels)
+    return annotator(fit(pair.picture(), size))
+
+
+def _folder(config: ControlNetConfig) -> Path:
+    """Return the folder of the pairs, where a dataset is written to first."""
+    pairs = config.pairs
+    if (pairs.train_data_dir is None) == (pairs.dataset_name is None):
+        raise ConfigError("Say where the pairs are: --train_data_dir, a folder, or else --dataset_name.")
+    if pairs.train_data_dir:
+        return pairs.train_data_dir
+    return import_dataset(pairs, pairs.cache_dir or Path("outputs", "datasets"))
+
+
+def _trained(part: torch.nn.Module) -> int:
+    return sum(weight.numel() for weight in part.parameters() if weight.requires_grad)

@@ -1,0 +1,204 @@
+"""Pairs of a picture and its condition, from a folder or a dataset, checked before the first step.
+
+    scenes/1.jpg, scenes/1.txt, scenes/conditioning_images/1.png
+    scenes/metadata.jsonl      {"image": "1.jpg", "conditioning_image": "edges/1.png", "text": "a cat"}, one a line
+
+One geometry holds for both: a condition is cropped and mirrored as its picture is, and its colours are left alone. A
+condition that is not there is annotated on each view of the picture, before its colours vary.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from hra_diffusion.adapter.state import some
+from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.training.buckets import Size
+from hra_diffusion.training.captions import read_captions
+from hra_diffusion.training.config import PairsConfig
+from hra_diffusion.training.dataset import Photo, check_pictures, file_digest, picture_files
+from hra_diffusion.training.pictures import parse_colour, read_layers
+from hra_diffusion.training.subjects import Example
+from hra_diffusion.training.views import covering_size, views
+
+CONDITIONS_FOLDER, METADATA = "conditioning_images", "metadata.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A picture with its caption, and the file of its condition, if there is one."""
+
+    example: Example
+    condition: Path | None = None
+
+    @property
+    def digest(self) -> str:
+        """Digest everything that training sees of it."""
+        return self.example.digest + (file_digest(self.condition) if self.condition else "")
+
+    def picture(self) -> Image.Image:
+        """Decode the picture, its transparency kept: RGB, or RGBA where there is some."""
+        layers = read_layers(self.example.photo.path)
+        if layers.alpha is None:
+            return layers.colours
+        picture = layers.colours.convert("RGBA")
+        picture.putalpha(layers.alpha)
+        return picture
+
+
+def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
+    """Read the pairs of a folder, and check them.
+
+    Raises:
+        ImageError: a picture or a condition is missing, cannot be read, or has another shape than the other.
+        ConfigError: a caption is missing, or the metadata cannot be read.
+    """
+    table = _read_metadata(folder, config)
+    files = [folder / name for name in table] or picture_files(folder)
+    files = files[: config.max_train_samples]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        raise ImageError(f"{folder / METADATA} names pictures that are not there: {some(missing)}.")
+    photos = check_pictures(files, folder)
+    told = {folder / name: row[config.caption_column] for name, row in table.items() if row.get(config.caption_column)}
+    captions = told if table else read_captions([photo.path for photo in photos], folder)
+    if missing := [photo.path.name for photo in photos if photo.path not in captions]:
+        raise ConfigError(
+            f"Pictures of {folder} have no caption: {some(missing)}. Write it into a text file beside each, or into "
+            f"{METADATA} as {config.caption_column!r}."
+        )
+    conditions = _conditions(photos, folder, table, config)
+    return [
+        Pair(example=Example(photo=photo, caption=captions[photo.path]), condition=conditions.get(photo.path))
+        for photo in photos
+    ]
+
+
+def _read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any]]:
+    """Read the rows of a folder's metadata.jsonl by the names of their pictures; nothing where there is none."""
+    path = folder / METADATA
+    if not path.is_file():
+        return {}
+    rows: dict[str, dict[str, Any]] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                name = row.get(config.image_column) or row["file_name"]
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ConfigError(
+                    f"{path}, line {number}, is no JSON object with {config.image_column} or file_name: {line[:80]}"
+                ) from error
+            rows[str(name)] = row
+    return rows
+
+
+def _conditions(
+    photos: Sequence[Photo], folder: Path, table: Mapping[str, Mapping[str, Any]], config: PairsConfig
+) -> dict[Path, Path]:
+    """Find the conditions of pictures: of all of them, or there are none."""
+    column = config.conditioning_image_column
+    named = {folder / name: folder / row[column] for name, row in table.items() if row.get(column)}
+    beside = folder / CONDITIONS_FOLDER
+    if not named and beside.is_dir():
+        by_name = {path.stem: path for path in picture_files(beside)}
+        named = {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
+    if not named and not beside.is_dir():
+        return {}
+    lonely = [photo.path.name for photo in photos if not (photo.path in named and named[photo.path].is_file())]
+    if lonely:
+        raise ImageError(f"Pictures of {folder} have no condition, though others have: {some(lonely)}. Add them.")
+    for photo in photos:
+        (width, height), (own_width, own_height) = read_layers(named[photo.path]).colours.size, photo.size
+        if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
+            raise ImageError(
+                f"The condition {named[photo.path]} has {width}×{height} pixels and its picture {own_width}×"
+                f"{own_height}: give both one shape."
+            )
+    return named
+
+
+def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> Tensor:
+    """Make the condition of each view of a pair's picture: uint8 of shape (V, 3, height, width)."""
+    given = pair.condition is not None
+    whole = read_layers(pair.condition).over((0, 0, 0)) if pair.condition else pair.picture()
+    if given and not isinstance(annotator, Given) and annotator.name == "depth":
+        whole = annotator(whole)
+    if not given and annotator.name != "segmentation":
+        whole = pair.example.photo.read(parse_colour(config.background_color))
+    resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS
+    covering = whole.resize(covering_size(pair.example.photo.size, size), resampling)
+    shown = views(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
+    crops = [replace(view, tint=()).crop(covering, size) for view in shown]
+    annotate = Given() if given else annotator
+    return torch.stack([torch.from_numpy(np.array(annotate(crop))).permute(2, 0, 1) for crop in crops])
+
+
+def import_dataset(config: PairsConfig, folder: Path) -> Path:
+    """Write the pairs of a dataset of the library datasets into a folder of pairs, once; returns its folder.
+
+    Raises:
+        ConfigError: the library is not installed, or the dataset has no such columns.
+    """
+    from hra_diffusion.formats.files import replacing
+
+    name = f"{config.dataset_name} {config.dataset_config_name} {config.max_train_samples}"
+    place = folder / hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    if not place.is_dir():
+        with replacing(place) as new:
+            rows = list(_rows(config, new))
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            (new / METADATA).write_text(lines, encoding="utf-8")
+    return place
+
+
+def _rows(config: PairsConfig, folder: Path) -> Iterator[dict[str, str]]:
+    columns = {"image": config.image_column, "conditioning_image": config.conditioning_image_column}
+    for number, row in enumerate(_open(config)):
+        if number == config.max_train_samples:
+            return
+        if config.image_column not in row or config.caption_column not in row:
+            raise ConfigError(
+                f"The dataset {config.dataset_name} has the columns {', '.join(row)}: say with --image_column and "
+                "--caption_column which of them are the pictures and the captions."
+            )
+        text = row[config.caption_column]
+        named = {config.caption_column: (text.decode() if isinstance(text, bytes) else str(text)).strip()}
+        for kind, column in columns.items():
+            if row.get(column) is not None:
+                path = (
+                    folder / CONDITIONS_FOLDER / f"{number:06}.png" if kind != "image" else folder / f"{number:06}.png"
+                )
+                path.parent.mkdir(parents=True, exist_ok=True)
+                row[column].save(path)
+                named[column] = str(path.relative_to(folder))
+        yield named
+
+
+def _open(config: PairsConfig) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ConfigError(
+            "--dataset_name needs the library datasets: pip install 'hra-diffusion[datasets]'."
+        ) from error
+    name = str(config.dataset_name)
+    try:
+        if name.endswith(".tar"):
+            return datasets.load_dataset("webdataset", data_files={"train": name}, split="train", streaming=True)
+        if (Path(name) / "dataset_info.json").is_file() or (Path(name) / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(name)
+            return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+        return datasets.load_dataset(name, config.dataset_config_name, split="train")
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"The dataset {name!r} cannot be loaded ({error}): name a folder, tar files, or one of the hub."
+        ) from error

@@ -1,0 +1,229 @@
+"""A control run on a tiny model: pairs are checked first, it learns, repeats and resumes to the bit, and guides."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from safetensors.torch import load_file
+
+from hra_diffusion import StableDiffusionHRAControlPipeline
+from hra_diffusion.cli.main import main
+from hra_diffusion.control import make_annotator
+from hra_diffusion.errors import ConfigError, HRAError, ImageError
+from hra_diffusion.training.config import ControlNetConfig, PairsConfig
+from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.controlnet import ControlNet
+from hra_diffusion.training.pairs import conditions_of, import_dataset, read_pairs
+
+WEIGHTS = (
+    "adapter/unet/adapter_model.safetensors",
+    "adapter/condition_encoder/diffusion_pytorch_model.safetensors",
+    "log.jsonl",
+)
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder of five pictures, each of a box somewhere, with captions."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for at in range(5):
+        picture = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(picture).rectangle((4 + 4 * at, 6, 16 + 4 * at, 20 + at), fill=(40 * at, 0, 255))
+        picture.save(folder / f"{at}.png")
+        (folder / f"{at}.txt").write_text(f"box {at}")
+    return folder
+
+
+@pytest.fixture
+def control_config(tiny_sd, scenes, tmp_path, fresh_accelerate):
+    values = {
+        "pretrained_model_name_or_path": str(tiny_sd),
+        "train_data_dir": scenes,
+        "output_dir": tmp_path / "run",
+        "random_flip": True,
+        "color_jitter": 0.1,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "learning_rate": 0.5,
+        "num_inference_steps": 2,
+        "num_validation_images": 2,
+        "checkpointing_steps": 2,
+        "report_to": "none",
+        "proportion_empty_prompts": 0.2,
+        "proportion_empty_conditions": 0.2,
+        "proportion_empty_both": 0.2,
+    }
+    return with_values(ControlNetConfig(), values)
+
+
+def train(config):
+    run = ControlNet(config)
+    list(run.steps())
+    run.save()
+    return run
+
+
+def bytes_of(folder):
+    return [(folder / name).read_bytes() for name in WEIGHTS]
+
+
+def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(control_config, tiny_sd, scenes, tmp_path):
+    run = ControlNet(control_config)
+    before = {name: weight.clone() for name, weight in run.encoder.state_dict().items()}
+    records = list(run.steps())
+    assert set(records[0].learning_rates) == {"unet", "condition_encoder"}
+    assert records[0].learning_rates["condition_encoder"] == pytest.approx(0.002)
+    run.save()
+    assert any(not torch.equal(weight, before[name]) for name, weight in run.encoder.state_dict().items())
+    assert list(run.draw_before_after()) == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "before_after.png").exists()
+    pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=tmp_path / "run", use_safetensors=True)
+    assert pipe.control.annotator == make_annotator("canny")
+    options = {"num_inference_steps": 2, "output_type": "pt", "height": 32, "width": 32}
+    with Image.open(scenes / "0.png") as picture:
+        guided = pipe("box", image=picture, generator=torch.Generator().manual_seed(0), **options).images
+    plain = pipe("box", generator=torch.Generator().manual_seed(0), **options).images
+    assert not torch.equal(guided, plain)
+
+
+def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never_stopped(control_config, tmp_path):
+    train(with_values(control_config, {"use_ema": True}))
+    again = with_values(control_config, {"use_ema": True, "output_dir": tmp_path / "again"})
+    steps = ControlNet(again).steps()
+    for _ in range(3):
+        next(steps)
+    steps.close()
+    run = ControlNet(with_values(again, {"resume_from_checkpoint": "latest"}))
+    assert run.steps_before == 2
+    list(run.steps())
+    run.save()
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
+    saved = read_toml(tmp_path / "run" / "config.toml", ControlNetConfig())
+    assert saved.control == control_config.control
+
+
+def test_the_base_stays_and_the_first_prediction_is_its_own(control_config):
+    run = ControlNet(control_config)
+    trainer = run.make_trainer(rehearsal=True)
+    batch = trainer.batch_at(0)
+    controlled = trainer.accelerator.unwrap_model(trainer.loss)
+    with torch.no_grad():
+        losses, _ = controlled(**batch.inputs)
+        told = {k: v for k, v in batch.inputs.items() if k not in ("control", "control_kept")}
+        controlled.denoiser = controlled.denoiser.denoiser
+        with run.pipe.unet.disable_adapter():
+            of_base, _ = controlled(**told)
+    assert torch.allclose(losses, of_base, atol=1e-5)
+
+
+def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_config):
+    trainer = ControlNet(control_config).make_trainer(rehearsal=True)
+    batches = [trainer.batch_at(index).inputs for index in range(200)]
+    kept = torch.cat([batch["control_kept"] for batch in batches])
+    prompts = torch.cat([batch["prompt"] for batch in batches])
+    empty = ControlNet(control_config).family.condition([""], False)["prompt"]
+    without_prompt = (prompts == empty).flatten(1).all(1)
+    for share, wanted in (
+        (without_prompt & (kept == 1), 0.2),
+        (~without_prompt & (kept == 0), 0.2),
+        (without_prompt & (kept == 0), 0.2),
+    ):
+        assert abs(share.float().mean().item() - wanted) < 0.08
+
+
+def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scenes):
+    config = PairsConfig(random_flip=True, color_jitter=0.5)
+    (scenes / "conditioning_images").mkdir()
+    for path in scenes.glob("*.png"):
+        shutil.copy(path, scenes / "conditioning_images")
+    pair = read_pairs(scenes, config)[0]
+    given = conditions_of(pair, (32, 32), make_annotator("segmentation"), config, 0)
+    assert len(given) == 4 * 2 * 3
+    assert torch.equal(given[0], given[6])  # another tint of the same view
+    assert torch.equal(given[0].flip(2), given[3])
+    whole = np.asarray(Image.open(scenes / "0.png"))
+    assert set(map(tuple, given[0].permute(1, 2, 0).reshape(-1, 3).tolist())) <= set(
+        map(tuple, whole.reshape(-1, 3).tolist())
+    )
+
+
+def test_a_table_names_pictures_conditions_and_captions(scenes):
+    (scenes / "maps").mkdir()
+    shutil.copy(scenes / "1.png", scenes / "maps" / "a.png")
+    (scenes / "metadata.jsonl").write_text(
+        json.dumps({"image": "1.png", "conditioning_image": "maps/a.png", "text": "told"}) + "\n"
+    )
+    (pair,) = read_pairs(scenes, PairsConfig())
+    assert (pair.example.caption, pair.condition) == ("told", scenes / "maps" / "a.png")
+
+
+def test_datasets_become_folders(tmp_path, scenes):
+    datasets = pytest.importorskip("datasets")
+    pictures = [Image.open(scenes / f"{at}.png") for at in range(3)]
+    columns = {"picture": pictures, "edges": pictures, "text": ["a", "b", "c"]}
+    features = datasets.Features(
+        {"picture": datasets.Image(), "edges": datasets.Image(), "text": datasets.Value("string")}
+    )
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "arrow")
+    config = PairsConfig(
+        dataset_name=str(tmp_path / "arrow"),
+        image_column="picture",
+        conditioning_image_column="edges",
+        max_train_samples=2,
+    )
+    pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
+    assert [pair.example.caption for pair in pairs] == ["a", "b"]
+    assert all(pair.condition for pair in pairs)
+    with pytest.raises(ConfigError, match="columns picture, edges, text: say with --image_column"):
+        import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "error", "complaint"),
+    [
+        (lambda folder: (folder / "3.txt").unlink(), {}, ConfigError, r"no caption: 3\.png"),
+        (lambda folder: (folder / "conditioning_images").mkdir(), {}, ImageError, "have no condition"),
+        (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, is no JSON"),
+        (
+            lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "nix.png", "text": "a"}\n'),
+            {},
+            ImageError,
+            "not there: .*nix",
+        ),
+        (None, {"annotator": "cany"}, ConfigError, "no annotator 'cany'"),
+        (None, {"annotator": "given"}, ImageError, "holds no conditions"),
+        (None, {"annotator": "depth", "annotator_model": "nix"}, HRAError, "'nix' cannot be loaded"),
+        (None, {"annotator_settings": ("low",)}, ConfigError, "write name=value"),
+        (None, {"train_data_dir": None}, ConfigError, "--train_data_dir"),
+        (None, {"resolution": 30}, ConfigError, "steps of 4 pixels"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(
+    control_config, scenes, tmp_path, spoil, changes, error, complaint
+):
+    if spoil:
+        spoil(scenes)
+    with pytest.raises(error, match=complaint):
+        ControlNet(with_values(control_config, changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_shares_of_what_is_left_out_are_shares_of_one():
+    with pytest.raises(ConfigError, match=r"add up to 1\.2"):
+        with_values(ControlNetConfig(), {"proportion_empty_prompts": 0.6, "proportion_empty_both": 0.55})
+
+
+def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd, scenes, tmp_path, capsys):
+    flags = ["--pretrained_model_name_or_path", str(tiny_sd), "--train_data_dir", str(scenes)]
+    flags += ["--output_dir", str(tmp_path / "run"), "--max_train_steps", "1", "--num_inference_steps", "1"]
+    assert main(["train-control", *flags, "--dry_run"]) == 0
+    assert "condition_encoder: " in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+    assert main(["train-control", *flags, "--annotator_settings", "low=40", "high=90", "--report_to", "none"]) == 0
+    encoder = json.loads((tmp_path / "run" / "adapter" / "condition_encoder" / "config.json").read_text())
+    assert encoder["annotator_settings"] == {"low": 40, "high": 90}
+    assert load_file(tmp_path / "run" / WEIGHTS[0])
