@@ -34,3 +34,7 @@ class ImageError(HRAError, ValueError):
 
 class OutputError(HRAError, OSError):
     """A result cannot be written where it was asked for."""
+
+
+class BusyError(HRAError):
+    """Too many ask at once, or one thing would have to end before another begins."""

@@ -1,20 +1,14 @@
 """``hra-diffusion inspect``: what an adapter holds, layer by layer, and how it was made."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import flat_values, read_run
-
-if TYPE_CHECKING:
-    from hra_diffusion.adapter.config import HRAConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,28 +19,6 @@ class InspectConfig:
     """An adapter's folder, a checkpoint's, or the output folder of a run."""
     layers: bool = True
     """List the layers, those that turn most first."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layer:
-    """A layer's part of an adapter."""
-
-    name: str
-    shape: tuple[int, ...]
-    """(d, r) of its columns."""
-    angle: float
-    """The largest angle by which it turns anything, in degrees."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """A component's part of an adapter."""
-
-    name: str
-    config: "HRAConfig"
-    layers: list[Layer]
-    parameters: int
-    """All that the adapter's file holds, columns and what else was trained."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -61,6 +33,8 @@ def report(config: InspectConfig) -> Iterator[str]:
     Raises:
         AdapterFileError: there is none, or it is damaged.
     """
+    from hra_diffusion.formats.contents import read_components  # imports torch: not for --help
+
     components = read_components(config.adapter)
     base = next((each.config.base_model_name_or_path for each in components), None)
     yield f"base model  {base or 'not said'}"
@@ -74,36 +48,6 @@ def report(config: InspectConfig) -> Iterator[str]:
     for text_encoder, words in read_words(config.adapter).items():
         yield f"new words of {text_encoder}: {', '.join(f'{word} ({count} vectors)' for word, count in words.items())}"
     yield from _run_settings(config.adapter)
-
-
-def read_components(folder: Path) -> list[Component]:
-    """Read the adapter in a folder, in its ``adapter`` or in the folder of one component.
-
-    Raises:
-        AdapterFileError: there is none, or it is damaged.
-    """
-    from hra_diffusion.formats.peft import CONFIG_FILE, read_adapter  # these import torch: not for --help
-    from hra_diffusion.householder.geodesic import turning_angles
-
-    places = (folder.glob(pattern) for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"adapter/*/{CONFIG_FILE}"))
-    parts = next((found for place in places if (found := sorted(path.parent for path in place))), [])
-    if not parts:
-        raise AdapterFileError(f"There is no adapter in {folder}: name the output folder of a run, or an adapter's.")
-    components: list[Component] = []
-    for part in parts:
-        config, tensors = read_adapter(part)
-        layers = [
-            Layer(
-                name=name.removesuffix(".hra_u"),
-                shape=tuple(columns.shape),
-                angle=math.degrees(turning_angles(columns).max().item()),
-            )
-            for name, columns in tensors.items()
-            if name.endswith(".hra_u")
-        ]
-        parameters = sum(tensor.numel() for tensor in tensors.values())
-        components.append(Component(name=part.name, config=config, layers=layers, parameters=parameters))
-    return components
 
 
 def read_words(folder: Path) -> dict[str, dict[str, int]]:

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
-from hra_diffusion.cli.inspect import InspectConfig, read_components, report
+from hra_diffusion.cli.inspect import InspectConfig, report
 from hra_diffusion.cli.main import main
+from hra_diffusion.formats.contents import read_components
 
 
 def save(folder, angle: float) -> None:

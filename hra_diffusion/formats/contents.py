@@ -1,0 +1,61 @@
+"""What an adapter's files hold, layer by layer, and how far each layer turns."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.state import COLUMNS
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.peft import CONFIG_FILE, read_adapter
+from hra_diffusion.householder.geodesic import turning_angles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """A layer's part of an adapter."""
+
+    name: str
+    shape: tuple[int, ...]
+    """(d, r) of its columns."""
+    angle: float
+    """The largest angle by which it turns anything, in degrees."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """A component's part of an adapter."""
+
+    name: str
+    config: HRAConfig
+    layers: list[Layer]
+    parameters: int
+    """All that the adapter's file holds, columns and what else was trained."""
+
+
+def read_components(folder: Path) -> list[Component]:
+    """Read the adapter in a folder, in its ``adapter`` or in the folder of one component.
+
+    Raises:
+        AdapterFileError: there is none, or it is damaged.
+    """
+    places = (folder.glob(pattern) for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"adapter/*/{CONFIG_FILE}"))
+    parts = next((found for place in places if (found := sorted(path.parent for path in place))), [])
+    if not parts:
+        raise AdapterFileError(f"There is no adapter in {folder}: name the output folder of a run, or an adapter's.")
+    return [_read_component(part) for part in parts]
+
+
+def _read_component(part: Path) -> Component:
+    config, tensors = read_adapter(part)
+    layers = [
+        Layer(
+            name=name.removesuffix(COLUMNS),
+            shape=tuple(columns.shape),
+            angle=math.degrees(turning_angles(columns).max().item()),
+        )
+        for name, columns in tensors.items()
+        if name.endswith(COLUMNS)
+    ]
+    parameters = sum(tensor.numel() for tensor in tensors.values())
+    return Component(name=part.name, config=config, layers=layers, parameters=parameters)

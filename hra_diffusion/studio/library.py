@@ -1,0 +1,184 @@
+"""The adapters of the studio: folders that `load_hra_weights` takes, each with what is worth knowing of it.
+
+Those that come with the project can be used and not changed; the studio's own are renamed, deleted and added to.
+"""
+
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
+from hra_diffusion.formats.contents import read_components
+from hra_diffusion.formats.files import read_json, remove_folder, replacing, sync, write_file
+from hra_diffusion.formats.peft import CONFIG_FILE
+from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
+
+_NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
+_KEPT = ("config.toml", "metrics.md", "metrics.json", "before_after.png", "loss.png")
+_THUMBNAILS = ("thumbnail.png", "before_after.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """An adapter in the library."""
+
+    name: str
+    folder: Path
+    components: tuple[str, ...]
+    rank: int
+    base: str | None
+    """Name of the base model, as it may be published."""
+    trigger: str | None
+    """The instance prompt of the run that made it."""
+    thumbnail: Path | None
+    built_in: bool
+    """Whether it came with the project."""
+
+    @property
+    def stamp(self) -> int:
+        """Changes when the adapter's files do."""
+        return max(path.stat().st_mtime_ns for path in self.folder.rglob("adapter_*"))
+
+
+class Library:
+    """The adapters in some folders; later ones hide those of the same name in earlier ones."""
+
+    def __init__(self, folder: Path, built_in: Path | None = None) -> None:
+        self.folder = folder
+        self.built_in = built_in
+
+    def entries(self) -> list[Entry]:
+        """All adapters, by name; folders that hold none are passed over."""
+        found = {entry.name: entry for entry in self._entries(self.built_in, built_in=True)}
+        found |= {entry.name: entry for entry in self._entries(self.folder, built_in=False)}
+        return [found[name] for name in sorted(found, key=str.casefold)]
+
+    def entry(self, name: str) -> Entry:
+        """Find an adapter.
+
+        Raises:
+            ConfigError: there is none of this name.
+        """
+        entries = {entry.name: entry for entry in self.entries()}
+        if not isinstance(name, str) or name not in entries:
+            known = ", ".join(entries) or "none"
+            raise ConfigError(f"There is no adapter named {str(name)[:80]!r} in the library; known are: {known}.")
+        return entries[name]
+
+    def rename(self, name: str, new_name: str) -> str:
+        """Rename an adapter of the studio's own; returns the new name.
+
+        Raises:
+            ConfigError: it is not there or not the studio's own, or the new name is taken or cannot be used.
+        """
+        folder = self._own(name).folder
+        folder.rename(self.free_place(new_name))
+        sync(self.folder)
+        return new_name.strip()
+
+    def delete(self, name: str) -> None:
+        """Delete an adapter of the studio's own.
+
+        Raises:
+            ConfigError: it is not there, or not the studio's own.
+        """
+        remove_folder(self._own(name).folder)
+
+    def free_place(self, name: str) -> Path:
+        """Return the folder for a new adapter.
+
+        Raises:
+            ConfigError: the name is taken, or cannot be a folder's.
+        """
+        name = check_name(name)
+        if name.casefold() in {entry.name.casefold() for entry in self.entries()} or (self.folder / name).exists():
+            raise ConfigError(f"There is something named {name!r} in the library already: choose another name.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / name
+
+    def free_name(self, wanted: str) -> str:
+        """Return the name, with a number behind it where it is taken."""
+        taken = {entry.name.casefold() for entry in self.entries()}
+        names: Iterator[str] = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
+        return next(name for name in names if name.casefold() not in taken)
+
+    def add(self, source: Path, name: str, thumbnail: Path | None = None) -> Entry:
+        """Copy an adapter, once all of it has been read and found whole, with what its run left beside it.
+
+        Args:
+            source: the adapter's folder, or the output folder of the run that made it.
+            name: what it is to be called.
+            thumbnail: a picture of it.
+
+        Raises:
+            AdapterFileError: there is none, or it is damaged.
+            ConfigError: the name is taken or cannot be used.
+            OutputError: it cannot be written; nothing is.
+        """
+        place = self.free_place(name)
+        read_components(source)
+        with replacing(place) as new:
+            for component, part in component_folders(source).items():
+                shutil.copytree(part, new / component, ignore=shutil.ignore_patterns("[!a]*"))
+            for kept in _KEPT:
+                if (source / kept).is_file():
+                    shutil.copyfile(source / kept, new / kept)
+            if thumbnail:
+                shutil.copyfile(thumbnail, new / _THUMBNAILS[0])
+        return self.entry(place.name)
+
+    def set_thumbnail(self, name: str, picture: Path) -> None:
+        """Show an adapter of the studio's own by this picture.
+
+        Raises:
+            ConfigError: it is not there, or not the studio's own.
+        """
+        write_file(self._own(name).folder / _THUMBNAILS[0], lambda path: shutil.copyfile(picture, path))
+
+    def _own(self, name: str) -> Entry:
+        entry = self.entry(name)
+        if entry.built_in:
+            raise ConfigError(f"{name!r} comes with the project: it can be used and exported, but not changed.")
+        return entry
+
+    def _entries(self, folder: Path | None, *, built_in: bool) -> Iterator[Entry]:
+        for place in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
+            if place.is_dir() and not place.name.startswith("."):
+                try:
+                    yield _read_entry(place, built_in)
+                except HRAError:  # no adapter, or a damaged one: what is not listed cannot be chosen
+                    continue
+
+
+def check_name(name: str) -> str:
+    """Return a name without spaces around it.
+
+    Raises:
+        ConfigError: it could not be a folder's on every system.
+    """
+    name = str(name).strip()
+    if not _NAME.fullmatch(name) or name.split(".")[0].upper() in ("CON", "PRN", "AUX", "NUL"):
+        raise ConfigError(
+            f"{name[:80]!r} is no name: use at most 64 letters, digits, spaces, dots, + and -, with a letter or "
+            "digit at both ends."
+        )
+    return name
+
+
+def _read_entry(folder: Path, built_in: bool) -> Entry:
+    parts, base = component_folders(folder), base_model(folder)
+    ranks = [read_json(part / CONFIG_FILE).get("r") for part in parts.values()]
+    if not all(isinstance(rank, int) for rank in ranks):
+        raise AdapterFileError(f"{folder} does not say its rank.")
+    return Entry(
+        name=folder.name,
+        folder=folder,
+        components=tuple(parts),
+        rank=max(ranks),
+        base=public_name(base) if base else None,
+        trigger=run_settings(folder).get("instance_prompt"),
+        thumbnail=next((folder / name for name in _THUMBNAILS if (folder / name).is_file()), None),
+        built_in=built_in,
+    )

@@ -1,0 +1,113 @@
+"""The page: header, tabs, and how it is served. Gradio's folders lie in the studio's, and nothing is reported home."""
+
+import html
+import logging
+import os
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.tabs import compare, generate, library, teach
+from hra_diffusion.studio.tabs.common import client_of
+from hra_diffusion.studio.theme import CSS, HEAD, make_theme
+from hra_diffusion.studio.uploads import MAX_BYTES
+
+logger = logging.getLogger(__name__)
+
+_DAY = 86_400
+_MARK = (
+    '<svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true"><rect width="32" height="32" rx="9"/>'
+    '<path d="M7 25 25 7" stroke-dasharray="2.5 3"/><path d="M7 25V11"/><path d="M7 25H21"/></svg>'
+)
+
+
+def launch(config: StudioConfig) -> None:
+    """Open the studio and serve it until it is interrupted.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+    """
+    session = Session(config)
+    page, options = build_page(session), launch_options(session)
+    if config.share and not config.auth:
+        logger.warning(
+            "--share without --auth: whoever has the address can draw, teach and delete here. Add --auth USER:PASSWORD."
+        )
+    page.launch(**options)
+
+
+def build_page(session: Session) -> gr.Blocks:
+    """Put the page together."""
+    os.environ["GRADIO_TEMP_DIR"] = str(session.cache)
+    page = gr.Blocks(title="HRA studio", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=True)
+    with page:
+        gr.HTML(_header(session), elem_id="header")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Generate", id="generate"):
+                settings = generate.build(session)
+            with gr.Tab("Compare", id="compare"):
+                compare.build(session, settings)
+            with gr.Tab("Teach", id="teach", render_children=True):
+                teaching = gr.Column()
+            with gr.Tab("Library", id="library", render_children=True):
+                cards = library.build(session, settings)
+        with teaching:
+            teach.build(session, settings, cards)
+        page.unload(_left(session))
+        gr.api(_adapters(session), api_name="adapters")
+    page.queue(max_size=4 * session.config.max_waiting)
+    return page
+
+
+def launch_options(session: Session) -> dict[str, Any]:
+    """What `Blocks.launch` is to be told."""
+    config = session.config
+    user, _, password = (config.auth or "").partition(":")
+    return {
+        "server_name": config.host,
+        "server_port": config.port,
+        "auth": [(user, password)] if config.auth else None,
+        "share": config.share,
+        "inbrowser": config.open,
+        "mcp_server": config.mcp,
+        "theme": make_theme(),
+        "css": CSS,
+        "head": HEAD,
+        "max_file_size": MAX_BYTES * 20,
+        "footer_links": ["api"],
+        "run_history": False,
+        "enable_monitoring": False,
+        "ssr_mode": False,
+        "show_error": False,
+        "blocked_paths": [str(path) for path in (session.runs.folder, session.library.folder, session.uploads.folder)],
+    }
+
+
+def _header(session: Session) -> str:
+    return (
+        f"<header>{_MARK}<div><h1>HRA studio</h1><p>on {html.escape(session.model.name)}</p></div>"
+        '<button id="look" type="button" aria-label="Switch between light and dark" title="Light or dark">'
+        '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
+        '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'
+    )
+
+
+def _left(session: Session) -> Any:
+    def left(asker: gr.Request) -> None:
+        session.stop(client_of(asker))
+
+    return left
+
+
+def _adapters(session: Session) -> Any:
+    def adapters() -> list[dict[str, Any]]:
+        """The adapters of the library."""
+        session.adopt_finished()
+        return [
+            {"name": entry.name, "base": entry.base, "rank": entry.rank, "trigger": entry.trigger}
+            for entry in session.library.entries()
+        ]
+
+    return adapters

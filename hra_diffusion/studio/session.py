@@ -1,0 +1,193 @@
+"""The studio's state, without any page: a model, a library, runs and pictures, all in one folder.
+
+outputs/studio/
+├── pictures/    what was drawn, by day, each PNG with its request in it
+├── adapters/    the library
+├── runs/        lessons
+├── uploads/     pictures to start from
+└── cache/       what browsers up- and download, removed after a day
+"""
+
+import shutil
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hra_diffusion.errors import HRAError
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.exporting import new_folder
+from hra_diffusion.studio.grid import Grid
+from hra_diffusion.studio.lesson import Lesson
+from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.metadata import png_info
+from hra_diffusion.studio.model import Drawn, Model, Progress, Waiting
+from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.runs import Run, Runs, Status
+from hra_diffusion.studio.uploads import Uploads
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults, find_model
+
+ADOPTED = "adopted.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A picture is done, and its file there."""
+
+    request: DrawRequest
+    image: Image.Image
+    path: Path
+
+
+class Session:
+    """Everything that a page, a script or a test does with the studio.
+
+    Args:
+        config: base, folder and limits.
+
+    Raises:
+        ModelError: the base cannot be loaded.
+    """
+
+    def __init__(self, config: StudioConfig) -> None:
+        self.config = config
+        self.folder = config.folder.absolute()
+        self.pictures, self.cache = self.folder / "pictures", self.folder / "cache"
+        self.library = Library(self.folder / "adapters", PROJECT / "assets" / "adapters")
+        self.uploads = Uploads(self.folder / "uploads")
+        self.runs = Runs(self.folder / "runs")
+        for folder in (self.pictures, self.cache, self.library.folder, self.uploads.folder, self.runs.folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        base = find_model(config.base)
+        self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
+        self.model = Model(base, self.library, self.uploads, device=_device(), max_waiting=config.max_waiting)
+        self.training_defaults = embedded_defaults() if self.embedded else DreamBoothConfig()
+        self._flags: dict[str, set[threading.Event]] = defaultdict(set)
+        self._guard = threading.Lock()
+
+    @property
+    def default_request(self) -> DrawRequest:
+        """What the page begins with."""
+        size = self.model.size
+        if not self.embedded:
+            return DrawRequest(prompt="a photo of a dog on the beach", width=size, height=size)
+        return DrawRequest(prompt="a 3d render of a cat on the beach", width=size, height=size, guidance_scale=4.0)
+
+    def draw(self, request: DrawRequest, client: str) -> Iterator[Waiting | Progress | Saved]:
+        """Draw pictures, each in a file when it is told of; `stop` with the same client ends it.
+
+        Raises:
+            HRAError: it cannot be drawn, or too many requests wait.
+        """
+        with self.stoppable(client) as stop:
+            for event in self.model.draw(request, stop):
+                if isinstance(event, Drawn):
+                    path = _picture_path(self.pictures, event.request)
+                    info = png_info(event.request, self.model.name)
+                    write_file(path, partial(_save, event.image, info))
+                    yield Saved(request=event.request, image=event.image, path=path)
+                else:
+                    yield event
+
+    def draw_grid(self, grid: Grid, client: str) -> Iterator[Waiting | Progress | Saved]:
+        """Draw the cells of a grid, row by row; errors as in `draw`."""
+        with self.stoppable(client) as stop:
+            for request in (cell for row in grid.rows for cell in row):
+                if stop.is_set():
+                    return
+                yield from self.draw(request, client)
+
+    def save_sheet(self, sheet: Image.Image) -> Path:
+        """Save a sheet among the downloads."""
+        path = new_folder(self.cache) / "grid.png"
+        write_file(path, sheet.save)
+        return path
+
+    def stop(self, client: str) -> None:
+        """End what a client is having drawn, within a step."""
+        with self._guard:
+            for flag in self._flags.get(client, ()):
+                flag.set()
+
+    @contextmanager
+    def stoppable(self, client: str) -> Iterator[threading.Event]:
+        """A flag that `stop` sets."""
+        flag = threading.Event()
+        with self._guard:
+            self._flags[client].add(flag)
+        try:
+            yield flag
+        finally:
+            with self._guard:
+                self._flags[client].discard(flag)
+                if not self._flags[client]:
+                    del self._flags[client]
+
+    def teach(self, lesson: Lesson) -> Run:
+        """Start a lesson; errors as in `Runs.start`."""
+        self.library.free_place(lesson.name)
+        return self.runs.start(lesson, self.model.source, self.training_defaults)
+
+    def estimate(self, lesson: Lesson) -> dict[str, str]:
+        """Measure what a lesson would cost; errors as in `Runs.estimate`."""
+        folder = new_folder(self.cache)
+        try:
+            return self.runs.estimate(lesson, self.model.source, self.training_defaults, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def look(self, name: str) -> Run:
+        """Look at a run; what it taught is in the library from when it has ended.
+
+        Raises:
+            ConfigError: there is no such run.
+        """
+        run = self.runs.get(name)
+        if run.status is Status.FINISHED:
+            self.adopt(run)
+        return run
+
+    def adopt_finished(self) -> None:
+        """Bring what runs have taught while nobody looked into the library."""
+        for run in self.runs.all():
+            if run.status is Status.FINISHED:
+                self.adopt(run)
+
+    def adopt(self, run: Run) -> None:
+        """Add what a run taught to the library, once."""
+        with self._guard:
+            mark = run.folder / ADOPTED
+            if mark.exists():
+                return
+            samples = [path for _, path in run.samples()]
+            try:
+                entry = self.library.add(run.folder, self.library.free_name(run.name), next(iter(samples[-1:]), None))
+            except HRAError:
+                return  # the run says itself what is wrong with it
+            write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
+
+
+def _save(image: Image.Image, info: Any, path: Path) -> None:
+    image.save(path, pnginfo=info)
+
+
+def _picture_path(folder: Path, request: DrawRequest) -> Path:
+    """Name a new picture's file by day, time and seed."""
+    now = time.time_ns()
+    day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
+    return folder / day / f"{clock}-{now % 10**9:09d}-seed{request.seed}.png"
+
+
+def _device() -> Any:
+    from accelerate import PartialState
+
+    return PartialState().device or "cpu"

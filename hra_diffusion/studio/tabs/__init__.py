@@ -1,0 +1,1 @@
+"""What is on the page: one file a tab, each with ``build(session, …)``."""

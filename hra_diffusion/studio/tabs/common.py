@@ -1,0 +1,147 @@
+"""What all tabs share: who asks, how errors are shown, and how the settings' values become one typed request."""
+
+import base64
+import functools
+import html
+import inspect
+import io
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from PIL import Image
+
+from hra_diffusion.errors import HRAError
+from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.uploads import read_upload
+
+NEW_SEED_BELOW = 2**31
+
+SETTINGS = (
+    "prompt",
+    "negative_prompt",
+    "adapters",
+    "combine",
+    "steps",
+    "guidance_scale",
+    "width",
+    "height",
+    "scheduler",
+    "seed",
+    "new_seed",
+    "count",
+    "image",
+    "image_strength",
+)
+"""Names of the settings, for the page and the API, in the order of their components."""
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Turn the project's errors into messages on the page and of the API; what they quote cannot become HTML."""
+    try:
+        yield
+    except HRAError as error:
+        raise gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False) from error
+
+
+def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a handler's errors be shown; for functions and generators."""
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def going_on(*values: Any, **named: Any) -> Iterator[Any]:
+            with errors_shown():
+                yield from handler(*values, **named)
+
+        return going_on
+
+    @functools.wraps(handler)
+    def once(*values: Any, **named: Any) -> Any:
+        with errors_shown():
+            return handler(*values, **named)
+
+    return once
+
+
+def named(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """Return a handler of many values, last of them the asker, whose parameters have names for the API.
+
+    None is their default: the API then takes the component's value, or None where there is none.
+    """
+    called = shown(handler)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [inspect.Parameter(name, kind, default=None) for name in names]
+    asker = inspect.Parameter("asker", kind, default=None, annotation=gr.Request)
+    called.__signature__ = inspect.Signature([*parameters, asker])  # pyright: ignore[reportFunctionMemberAccess]
+    called.__annotations__ = {"asker": gr.Request}
+    return called
+
+
+def with_request(session: Session, handler: Callable[..., Iterator[Any]], *extra: str) -> Callable[..., Iterator[Any]]:
+    """Return a handler of the settings' values for one of a typed request: ``handler(request, client, *extra)``."""
+
+    @functools.wraps(handler)
+    def called(*values: Any) -> Iterator[Any]:
+        *said, asker = values
+        request = request_of(session, dict(zip(SETTINGS, said, strict=False)))
+        yield from handler(request, client_of(asker), *said[len(SETTINGS) :])
+
+    return named(called, *SETTINGS, *extra)
+
+
+def request_of(session: Session, values: dict[str, Any]) -> DrawRequest:
+    """Make the request that the settings say; raises ConfigError, or ImageError for the picture to start from."""
+    if values.get("new_seed"):
+        values["seed"] = secrets.randbelow(NEW_SEED_BELOW)
+    if image := values.get("image"):
+        values["image"] = session.uploads.keep(read_upload(Path(image)))
+    return DrawRequest.of(values)
+
+
+def client_of(request: gr.Request | None) -> str:
+    """Who asks: a page, or a client of the API. One without a session is nobody else."""
+    return getattr(request, "session_hash", None) or secrets.token_hex(8)
+
+
+def served(session: Session, path: Path) -> str:
+    """Return a copy of one of the studio's files that browsers may fetch; its address cannot be guessed."""
+    return save_file_to_cache(path, cache_dir=str(session.cache))
+
+
+def data_url(picture: Image.Image | Path | bytes, side: int = 256) -> str:
+    """Return a small picture that stands in the page itself; bytes are those of a JPEG file."""
+    if isinstance(picture, Path):
+        with Image.open(picture) as opened:
+            return data_url(opened.convert("RGB"), side)
+    if isinstance(picture, Image.Image):
+        small = picture.convert("RGB")
+        small.thumbnail((side, side))
+        file = io.BytesIO()
+        small.save(file, "JPEG", quality=88)
+        picture = file.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+
+
+def in_words(seconds: float) -> str:
+    """Say a time."""
+    if seconds < 1:
+        return "a moment"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def note(text: str, kind: str = "plain") -> str:
+    """A line of text for the page, escaped."""
+    return f'<p class="note {kind}">{html.escape(text)}</p>' if text else ""
+
+
+def empty(title: str, text: str) -> str:
+    """What stands where there is nothing yet: what this place is for, and what to do."""
+    return f'<div class="empty"><b>{html.escape(title)}</b><span>{html.escape(text)}</span></div>'

@@ -1,0 +1,66 @@
+"""Pictures from outside: their bytes and pixels are counted, then they are decoded, before anything uses them."""
+
+import hashlib
+from pathlib import Path
+
+from PIL import Image
+
+from hra_diffusion.errors import ImageError
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.training.pictures import read_picture
+
+MAX_BYTES = 30_000_000
+MAX_PIXELS = 50_000_000
+MAX_FILES = 200
+_DIGEST = 32
+
+
+def read_upload(path: Path) -> Image.Image:
+    """Decode an uploaded picture, upright and in RGB.
+
+    Raises:
+        ImageError: it is too large or no picture; the message has the file's name, not its folder.
+    """
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ImageError(f"{path.name} has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: save it smaller.")
+    try:
+        with Image.open(path) as header:
+            width, height = header.size
+    except Exception:  # not Pillow's to say why: read_picture names the reason
+        width, height = 0, 0
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{path.name} has {width}×{height} pixels, more than {MAX_PIXELS / 1e6:.0f} million: scale it down."
+        )
+    try:
+        return read_picture(path)
+    except ImageError as error:
+        raise ImageError(str(error).replace(str(path), path.name)) from None
+
+
+class Uploads:
+    """Pictures that were drawn from, kept by what they look like, so that a request can name them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def keep(self, picture: Image.Image) -> str:
+        """Keep a picture; returns its digest."""
+        digest = hashlib.blake2b(f"{picture.size}".encode() + picture.tobytes(), digest_size=_DIGEST // 2).hexdigest()
+        path = self.folder / f"{digest}.png"
+        if not path.exists():
+            write_file(path, picture.save)
+        return digest
+
+    def path(self, digest: str) -> Path:
+        """Find a picture that was kept.
+
+        Raises:
+            ImageError: there is none; a digest is no path.
+        """
+        known = len(digest) == _DIGEST and set(digest) <= set("0123456789abcdef")
+        path = self.folder / f"{digest}.png"
+        if not known or not path.is_file():
+            raise ImageError("The picture to start from is not here any more: choose it again.")
+        return path

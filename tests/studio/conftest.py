@@ -1,0 +1,88 @@
+"""A studio that is served on this machine, small adapters for it, and a browser where there is one."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+CHROMIUM = shutil.which("chromium")
+BASE = PROJECT / "assets" / "emoji-sd"
+NAMES = ("amber", "birch", "cedar", "dune")
+
+
+@pytest.fixture(scope="session")
+def adapter_folders(tmp_path_factory) -> dict[str, Path]:
+    """Four adapters of the embedded base, untrained, each with random turns of its own."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from hra_diffusion import HRAConfig, HRAModel
+
+    folder = tmp_path_factory.mktemp("adapters")
+    for seed, name in enumerate(NAMES):
+        unet = UNet2DConditionModel.from_pretrained(BASE / "unet", use_safetensors=True)
+        config = HRAConfig(
+            r=2, target_modules=["to_q", "to_v"], init_weights=False, base_model_name_or_path="assets/emoji-sd"
+        )
+        model = HRAModel(unet, config, generator=torch.Generator().manual_seed(seed))
+        model.save_pretrained(folder / name / "unet")
+    return {name: folder / name for name in NAMES}
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory, adapter_folders):
+    """A studio with the four adapters."""
+    from hra_diffusion.studio.config import StudioConfig
+    from hra_diffusion.studio.session import Session
+
+    studio = Session(StudioConfig(base=str(BASE), folder=tmp_path_factory.mktemp("studio") / "it", max_waiting=8))
+    for name, folder in adapter_folders.items():
+        studio.library.add(folder, name)
+    yield studio
+    studio.model.close()
+
+
+@pytest.fixture(scope="module")
+def address(session):
+    """Where the studio is served."""
+    from hra_diffusion.studio.page import build_page, launch_options
+
+    page = build_page(session)
+    _, url, _ = page.launch(**launch_options(session), prevent_thread_lock=True, quiet=True)
+    yield url
+    page.close()
+
+
+@pytest.fixture
+def client(address, tmp_path):
+    from gradio_client import Client
+
+    return Client(address, verbose=False, download_files=str(tmp_path / "downloads"))
+
+
+@pytest.fixture(scope="session")
+def browser_type_launch_args():
+    """Debian's chromium for pytest-playwright."""
+    return {"executable_path": CHROMIUM, "args": ["--no-sandbox", "--disable-dev-shm-usage"]}
+
+
+@pytest.fixture
+def tab(request, address):
+    """A page of the studio in a browser; it keeps the addresses of all that it asked for, and what went wrong in it."""
+    if CHROMIUM is None:
+        pytest.skip("There is no chromium here: apt-get install chromium.")
+    page = request.getfixturevalue("page")
+    page.asked, page.wrong = [], []
+    page.on("request", lambda sent: page.asked.append(sent.url))
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.locator("#generate").wait_for()
+    return page
+
+
+@pytest.fixture(scope="session")
+def subject() -> list[Path]:
+    """Pictures of a subject."""
+    return sorted((PROJECT / "assets" / "subjects" / "cat").glob("*.png"))

@@ -1,0 +1,320 @@
+"""The studio through its API: many clients at once, stopping, hostile input, odd prompts.
+
+CLIENTS, REQUESTS and STOPS from the environment make it longer: 8, 25 and 30 are the whole measure.
+"""
+
+import io
+import json
+import os
+import threading
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from hra_diffusion.errors import BusyError, HRAError
+from hra_diffusion.studio.metadata import read_request
+from hra_diffusion.studio.model import Drawn
+from hra_diffusion.studio.requests import AdapterUse, DrawRequest
+
+pytestmark = pytest.mark.slow
+
+CLIENTS, REQUESTS, STOPS = (
+    int(os.environ.get(name, few)) for name, few in (("CLIENTS", 4), ("REQUESTS", 3), ("STOPS", 3))
+)
+NAMES = ("amber", "birch", "cedar", "dune")
+
+
+def wish(number: int) -> DrawRequest:
+    """One of many requests: two of the four adapters, at strengths of its own."""
+    first, second = NAMES[number % 4], NAMES[(number // 4 + 1 + number) % 4]
+    uses = [AdapterUse(name=first, strength=0.5 + number % 3 / 2)]
+    if second != first:
+        uses.append(AdapterUse(name=second, strength=0.75))
+    return DrawRequest(
+        prompt="a 3d render of a cat",
+        adapters=tuple(uses),
+        steps=1,
+        width=128,
+        height=128,
+        guidance_scale=1,
+        seed=number,
+    )
+
+
+def said(request: DrawRequest) -> dict:
+    """The request as the API takes it."""
+    values = request.to_json()
+    return values | {"new_seed": False, "image": None}
+
+
+def picture(client: Client, request: DrawRequest) -> Path:
+    return Path(client.predict(**said(request), api_name="/generate")[0][0]["image"])
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as opened:
+        return opened.tobytes()
+
+
+def wait_until_idle(session, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while session.model.busy and time.monotonic() < end:
+        time.sleep(0.02)
+    assert not session.model.busy
+
+
+def test_pictures_of_many_clients_are_the_serial_ones(session, address, tmp_path):
+    different = min(CLIENTS * REQUESTS, 24)
+    serial = {}
+    for number in range(different):
+        (drawn,) = (each for each in session.model.draw(wish(number), threading.Event()) if isinstance(each, Drawn))
+        serial[number] = drawn.image.tobytes()
+    process = psutil.Process()
+    memory = []
+
+    def ask(client_number: int) -> list[tuple[int, bytes]]:
+        client = Client(address, verbose=False, download_files=str(tmp_path / str(client_number)))
+        found = []
+        for index in range(REQUESTS):
+            number = (client_number * REQUESTS + index) % different
+            found.append((number, pixels(picture(client, wish(number)))))
+            memory.append(process.memory_info().rss)
+        return found
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        answers = [answer for found in clients.map(ask, range(CLIENTS)) for answer in found]
+    assert len(answers) == CLIENTS * REQUESTS
+    assert [number for number, answer in answers if answer != serial[number]] == []
+    settled = memory[len(memory) // 3]
+    assert memory[-1] < settled * 1.1, [f"{each / 1e6:.0f} MB" for each in memory]
+
+
+def test_too_many_requests_are_refused_with_a_message(session):
+    stops = [threading.Event() for _ in range(session.config.max_waiting + 1)]
+    slow = DrawRequest(prompt="a cat", steps=150, width=128, height=128)
+    drawings = [session.model.draw(slow, stop) for stop in stops]
+    try:
+        for each in drawings:
+            next(each)
+        with pytest.raises(BusyError, match="Try again"):
+            next(session.model.draw(slow, threading.Event()))
+    finally:
+        for stop in stops:
+            stop.set()
+        for each in drawings:
+            each.close()
+    wait_until_idle(session)
+
+
+@pytest.mark.parametrize("how", ["stop", "cancel"])
+def test_a_stopped_request_leaves_the_model_idle_and_the_next_one_right(session, address, tmp_path, how):
+    client = Client(address, verbose=False, download_files=str(tmp_path))
+    right = pixels(picture(client, wish(0)))
+    slow = said(DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, width=128, height=128))
+    for _ in range(STOPS):
+        job = client.submit(**slow, api_name="/generate")
+        while not job.outputs():
+            time.sleep(0.02)
+        if how == "stop":
+            client.predict(api_name="/stop")
+        else:
+            job.cancel()
+        wait_until_idle(session, 10)
+        assert pixels(picture(client, wish(0))) == right
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "",
+        "a" * 100_000,
+        "\U0001f600" * 200,
+        "قطة على الشاطئ",
+        "<script>alert(1)</script><img src=x onerror=alert(1)>",
+        "a\0b\ud800",
+    ],
+    ids=["empty", "long", "emoji", "right-to-left", "html", "nul and surrogate"],
+)
+def test_odd_prompts_are_drawn_and_what_is_not_read_is_shown_escaped(client, session, prompt):
+    request = {"prompt": prompt, "steps": 1, "seed": 1, "new_seed": False}
+    if "\ud800" in prompt:  # JSON cannot carry it: as a client that escapes would send it
+        prompt = request["prompt"] = "a\0b"
+    gallery, _, unread, *_ = client.predict(**request, api_name="/generate")
+    assert read_request(Path(gallery[0]["image"])).prompt == prompt.replace("\0", "")
+    assert ("does not read the end" in unread) == bool(session.model.left_out(prompt))
+    assert "<script" not in unread and "<img" not in unread
+
+
+def test_a_picture_to_start_from_decides_the_picture(client, subject):
+    request = {"prompt": "a cat", "steps": 2, "seed": 1, "new_seed": False, "image_strength": 0.5}
+    plain = client.predict(**request, api_name="/generate")[0][0]["image"]
+    started = client.predict(**request, image=handle_file(str(subject[0])), api_name="/generate")[0][0]["image"]
+    assert pixels(Path(plain)) != pixels(Path(started))
+    assert len(read_request(Path(started)).image or "") == 32
+
+
+HOSTILE_NAMES = [
+    *("", " ", ".", "..", "/", "/etc", "../..", "../../etc/passwd", "..\\..\\x", "a/b", "a\\b", "C:\\x", "~", "~root"),
+    *("a\0b", "\n", "con", "NUL", "AUX.txt", "-", "--help", "$(id)", "`id`", ";id", "|id", "a" * 300, "<b>x</b>"),
+    *("%2e%2e%2f", "..%2f", "\u202egnp", "\u2215etc", "．．／", "file:///etc/passwd", "http://127.0.0.1/", "x."),
+    *("data:text/plain,x", "\\\\host\\share", ".hidden", "amber/", "amber/../birch", "./amber", "*", "?", "{}", "[]"),
+    *("'", '"', "a\tb", "\ud83d", "..;/", "....//"),
+]
+
+
+def files_below(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def ask_raw(address: str, endpoint: str, data: list) -> str:
+    """Call an endpoint past the client's own checks; returns what came back."""
+    body = json.dumps({"data": data}).encode()
+    kind = {"Content-Type": "application/json"}
+    try:
+        call = urllib.request.Request(f"{address}gradio_api/call/{endpoint}", body, kind)
+        event = json.load(urllib.request.urlopen(call, timeout=60))["event_id"]
+        return urllib.request.urlopen(f"{address}gradio_api/call/{endpoint}/{event}", timeout=120).read().decode()
+    except urllib.error.HTTPError as error:
+        if error.code >= 500:
+            raise
+        return f"HTTP {error.code}"
+
+
+def test_hostile_names_and_paths_reach_nothing(session, address, tmp_path):
+    outside = session.folder.parent
+    (outside / "secret.txt").write_text("a secret")
+    before, names = files_below(outside), [entry.name for entry in session.library.entries()]
+    for name in HOSTILE_NAMES:
+        for endpoint, data in (
+            ("rename", ["amber", name]),
+            ("delete", [name]),
+            ("adapter", [name]),
+            ("export_lora", [name, "kohya", 1, "fp16"]),
+            ("run", [name]),
+            ("stop_run", [name]),
+        ):
+            answer = ask_raw(address, endpoint, data)
+            assert "secret" not in answer
+    assert [entry.name for entry in session.library.entries()] == names
+    changed = {path for path, time_ in files_below(outside).items() if before.get(path) != time_}
+    assert {path for path in changed if session.cache not in path.parents} == set()
+
+
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../../../../etc/passwd", "file:///etc/passwd", "data:image/png;base64,AAAA"]
+)
+def test_files_that_nobody_uploaded_are_not_read(session, address, path):
+    file = {"path": path, "url": path, "orig_name": path, "meta": {"_type": "gradio.FileData"}}
+    for endpoint, data in (("restore", [file]), ("examine", [[file]]), ("import_adapter", [[file], "x"])):
+        answer = ask_raw(address, endpoint, data)
+        assert "root:" not in answer and ("error" in answer or answer.startswith("HTTP 4") or "no picture" in answer)
+    for route in ("file=", "file/"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(
+                f"{address}gradio_api/{route}{session.library.folder}/amber/unet/adapter_config.json"
+            )
+        assert refused.value.code in (403, 404)
+
+
+def bomb(side: int) -> bytes:
+    """A small file that decodes to many pixels."""
+    file = io.BytesIO()
+    Image.new("1", (side, side)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_that_are_too_large_once_decoded_are_refused(client, tmp_path, session):
+    (tmp_path / "bomb.png").write_bytes(bomb(8000))
+    (tmp_path / "heavy.png").write_bytes(bomb(64) + b"\0" * 31_000_000)
+    for name, why in {"bomb.png": "pixels", "heavy.png": "MB"}.items():
+        with pytest.raises(AppError, match=why):
+            client.predict(prompt="a", steps=1, image=handle_file(str(tmp_path / name)), api_name="/generate")
+        report, _ = client.predict([handle_file(str(tmp_path / name))], api_name="/examine")
+        assert name in report and why in report
+
+
+def archive(members: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no zip",
+        archive({"readme.txt": b"nothing"}),
+        archive({"../../../adapter_config.json": b"{}", "/adapter_model.safetensors": b"x"}),
+        archive({"unet/adapter_config.json": b"{", "unet/adapter_model.safetensors": b""}),
+        archive({"unet/adapter_config.json": b"{}", "unet/adapter_model.bin": b"pickle"}),
+        archive({"a/unet/adapter_config.json": b"{}", "b/unet/adapter_config.json": b"{}"}),
+        archive({"unet/adapter_model.safetensors": b"\0" * 501_000_000}),
+    ],
+    ids=["no zip", "no adapter", "outside", "damaged", "pickle", "two", "bomb"],
+)
+def test_archives_that_hold_no_adapter_leave_nothing(client, session, tmp_path, content):
+    (tmp_path / "a.zip").write_bytes(content)
+    before = set(session.folder.parent.rglob("*"))
+    with pytest.raises(AppError):
+        client.predict([handle_file(str(tmp_path / "a.zip"))], "new one", api_name="/import_adapter")
+    new = {
+        path for path in set(session.folder.parent.rglob("*")) - before if session.cache not in [path, *path.parents]
+    }
+    assert new == set()
+
+
+def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):
+    exported = client.predict("amber", "kohya", 1.0, "fp32", api_name="/export_lora")
+    client.predict([handle_file(exported)], "amber again", api_name="/import_adapter")
+    before, after = (
+        next(
+            each
+            for each in session.model.draw(DrawRequest(**shared, adapters=(AdapterUse(name=name),)), threading.Event())
+            if isinstance(each, Drawn)
+        )
+        for shared in ({"prompt": "a cat", "steps": 2, "width": 128, "height": 128},)
+        for name in ("amber", "amber again")
+    )
+    difference = max(abs(a - b) for a, b in zip(before.image.tobytes(), after.image.tobytes(), strict=True))
+    assert difference <= 2
+    client.predict("amber again", "birch 2", api_name="/rename")
+    client.predict("birch 2", api_name="/delete")
+    assert [entry.name for entry in session.library.entries()] == list(NAMES)
+
+
+def test_a_merged_model_is_a_diffusers_folder(client, tmp_path):
+    from hra_diffusion.pipelines import load_pipeline
+
+    file = client.predict("amber", 1.0, "fp16", api_name="/export_model")
+    with zipfile.ZipFile(file) as opened:
+        opened.extractall(tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if (path / "model_index.json").is_file())
+    load_pipeline(str(folder))
+
+
+def test_every_action_is_a_named_endpoint(client):
+    named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    wanted = "generate before_after stop restore compare examine estimate teach run runs stop_run resume_run"
+    library = "adapters adapter rename delete import_adapter export_lora export_model push"
+    assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}
+    assert [each["parameter_name"] for each in named["/generate"]["parameters"]][:2] == ["prompt", "negative_prompt"]
+
+
+def test_errors_keep_their_class(session):
+    with pytest.raises(HRAError):
+        next(
+            session.model.draw(
+                DrawRequest(adapters=(AdapterUse(name="nobody"),), width=128, height=128), threading.Event()
+            )
+        )
