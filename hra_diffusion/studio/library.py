@@ -13,6 +13,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
 from hra_diffusion.formats.files import read_json, remove_folder, replacing, sync, write_file
 from hra_diffusion.formats.peft import CONFIG_FILE
+from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
@@ -39,7 +40,7 @@ class Entry:
     @property
     def stamp(self) -> int:
         """Changes when the adapter's files do."""
-        return max(path.stat().st_mtime_ns for path in self.folder.rglob("adapter_*"))
+        return max(path.stat().st_mtime_ns for path in self.folder.rglob("*.safetensors"))
 
 
 class Library:
@@ -122,6 +123,8 @@ class Library:
         with replacing(place) as new:
             for component, part in component_folders(source).items():
                 shutil.copytree(part, new / component, ignore=shutil.ignore_patterns("[!a]*"))
+                if (tokens := part.parent / TOKENS).is_dir():
+                    shutil.copytree(tokens, new / TOKENS, dirs_exist_ok=True)
             for kept in _KEPT:
                 if (source / kept).is_file():
                     shutil.copyfile(source / kept, new / kept)
