@@ -173,16 +173,11 @@ class AdaptedModel(ModelProxy):
     @contextmanager
     def ejected(self) -> Generator[nn.Module]:
         """Give the model without its adapters within a `with` block, for whatever must see the base model alone."""
-        enabled = self._acting.enabled
-        self._act(enabled=False)
-        try:
-            with self._injection.ejected() as base:
-                yield base
-        finally:
-            self._act(enabled=enabled)
+        with self._injection.ejected() as base:
+            yield base
 
     def _act(self, **changes: Any) -> None:
-        """Change which adapters act and how, all or nothing, and let those train that do."""
+        """Change which adapters act and how, all or nothing; those that do may train."""
         before, acting = self._acting, replace(self._acting, **changes)
         try:
             self._injection.act(acting)
@@ -190,11 +185,10 @@ class AdaptedModel(ModelProxy):
             self._injection.act(before)
             raise
         self._acting = acting
-        self.model.requires_grad_(False)
-        for name in acting.names:
-            if not acting.inference_mode and not self.peft_config[name].inference_mode:
-                for parameter in self._injection.trained_parameters(name):
-                    parameter.requires_grad_(True)
+        for name, config in self.peft_config.items():
+            trains = name in acting.names and not acting.inference_mode and not config.inference_mode
+            for parameter in self._injection.trained_parameters(name):
+                parameter.requires_grad = trains
 
     def _to_merge(self, adapter_names: Sequence[str] | None) -> Mixture:
         self._check_known(*adapter_names or ())

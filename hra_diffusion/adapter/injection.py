@@ -34,6 +34,7 @@ class Injection:
         self.layers: dict[str, HRALayer] = {}
         self.copies: dict[str, TrainedCopy] = {}
         self.biases: dict[str, TrainedBiases] = {}
+        self._homes: dict[str, nn.Module] = {}
 
     def add(
         self,
@@ -70,12 +71,12 @@ class Injection:
             biases.load(state.biases)
         for name, (columns, anchor) in starts.items():
             layers[name].put_adapter(adapter, columns, anchor=anchor, orthonormal=config.apply_GS)
-            self.model.set_submodule(name, layers[name])
+            self._place(name, layers[name])
         self.layers |= layers
         for name, module in copies.items():
             self.copies[name] = self.copies.get(name) or TrainedCopy(self.model.get_submodule(name))
             self.copies[name].put_copy(adapter, module)
-            self.model.set_submodule(name, self.copies[name])
+            self._place(name, self.copies[name])
         self.biases[adapter] = biases
 
     def swap(self, adapter: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
@@ -84,11 +85,11 @@ class Injection:
         Raises:
             AdapterFileError: they do not fit.
         """
-        slots = {name: layer for name, layer in self.layers.items() if adapter in layer.hra_u}
+        slots = {name: layer for name, layer in self.layers.items() if layer.has(adapter)}
         with self.ejected() as base:
             state = sort_state(base, config, state_dict)
         check_columns({name: slots[name] for name in state.columns if name in slots}, config, state.columns)
-        room = min(layer.hra_u[adapter].shape[1] for layer in slots.values())
+        room = min(layer.own_columns(adapter).shape[1] for layer in slots.values())
         unplaced = [name for name in state.columns if name not in slots]
         if unplaced or config.r > room or state.biases or state.copies or self.biases[adapter].parameters:
             raise AdapterFileError(
@@ -105,7 +106,7 @@ class Injection:
     def pad(self, adapter: str, rank: int) -> None:
         """Make an adapter's chains plain, and fill them up to `rank` columns with identities."""
         for layer in self.layers.values():
-            if adapter in layer.hra_u:
+            if layer.has(adapter):
                 columns = layer.chain_columns(adapter)
                 layer.drop_adapter(adapter)
                 layer.put_adapter(adapter, nn.functional.pad(columns, (0, rank - columns.shape[1])))
@@ -116,23 +117,28 @@ class Injection:
         for name, layer in list(self.layers.items()):
             layer.drop_adapter(adapter)
             if not layer.hra_u:
-                self.model.set_submodule(name, self.layers.pop(name).base_layer)
+                self._place(name, self.layers.pop(name).base_layer)
         for name, wrapper in list(self.copies.items()):
             wrapper.drop_copy(adapter)
             if not wrapper.copies:
-                self.model.set_submodule(name, self.copies.pop(name).base_layer)
+                self._place(name, self.copies.pop(name).base_layer)
 
     @contextmanager
     def ejected(self) -> Generator[nn.Module]:
-        """Give the model without its adapters' wrappers within a `with` block."""
+        """Give the model without its adapters' wrappers and biases within a `with` block."""
         wrappers = {**self.layers, **self.copies}
+        trained = [biases for biases in self.biases.values() if biases.acting]
+        for biases in trained:
+            biases.act(False)
         for name, wrapper in wrappers.items():
-            self.model.set_submodule(name, wrapper.base_layer)
+            self._place(name, wrapper.base_layer)
         try:
             yield self.model
         finally:
             for name, wrapper in wrappers.items():
-                self.model.set_submodule(name, wrapper)
+                self._place(name, wrapper)
+            for biases in trained:
+                biases.act(True)
 
     def act(self, acting: Acting) -> None:
         """Let adapters act, and compute the blends that takes.
@@ -154,15 +160,15 @@ class Injection:
             biases.act(keep_trained and biases.acting)
         for name, wrapper in {**self.layers, **self.copies}.items():
             kept = wrapper.answering if keep_trained and isinstance(wrapper, TrainedCopy) else wrapper.base_layer
-            self.model.set_submodule(name, kept)
-        self.layers, self.copies, self.biases = {}, {}, {}
+            self._place(name, kept)
+        self.layers, self.copies, self.biases, self._homes = {}, {}, {}, {}
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
         """Return an adapter's tensors as those of a plain chain of `config.r` columns."""
         columns = {
             name: layer.chain_columns(adapter)[:, : config.r]
             for name, layer in self.layers.items()
-            if adapter in layer.hra_u
+            if layer.has(adapter)
         }
         copies = {n: each.copies[adapter].state_dict() for n, each in self.copies.items() if adapter in each.copies}
         return AdapterState(columns, self.biases[adapter].trained(), copies)
@@ -170,12 +176,19 @@ class Injection:
     def trained_parameters(self, adapter: str) -> Generator[nn.Parameter]:
         """Parameters that training an adapter changes."""
         for layer in self.layers.values():
-            if adapter in layer.hra_u:
-                yield layer.hra_u[adapter]
+            if layer.has(adapter):
+                yield layer.own_columns(adapter)
         for wrapper in self.copies.values():
             if adapter in wrapper.copies:
                 yield from wrapper.copies[adapter].parameters()
         yield from self.biases[adapter].parameters.values()
+
+    def _place(self, name: str, module: nn.Module) -> None:
+        """Put a module in the place of that name; its parent is looked up only once, for models are deep."""
+        parent, _, child = name.rpartition(".")
+        if name not in self._homes:
+            self._homes[name] = self.model.get_submodule(parent)
+        setattr(self._homes[name], child, module)
 
 
 def start_columns(

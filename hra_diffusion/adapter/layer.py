@@ -138,7 +138,7 @@ class HRALayer(Wrapper):
         self._blended[blend] = (self._state_of(blend), columns)
 
     def _state_of(self, blend: Blend) -> object:
-        parameters = [tensor for name, _ in blend for tensor in (self.hra_u[name], self.hra_anchor.get(name))]
+        parameters = [self._parameters.get(prefix + name) for name, _ in blend for prefix in (_COLUMNS, _ANCHOR)]
         return [(p.data_ptr(), p._version, p.device) for p in parameters if p is not None]
 
     def _named(self, prefix: str) -> dict[str, nn.Parameter]:

@@ -92,6 +92,7 @@ class HRAModel(AdaptedModel):
         """
         self._check_new(adapter_name, config)
         self._injection.add(adapter_name, config, state_dict, on_meta=low_cpu_mem_usage, generator=generator)
+        self.model.requires_grad_(False)
         self.peft_config[adapter_name] = config
         self._act(names=self._acting.names or (adapter_name,), strengths={**self.strengths, adapter_name: 1.0})
         if state_dict is None and config.init_weights and config.r % 2 and not config.apply_GS:
@@ -111,6 +112,7 @@ class HRAModel(AdaptedModel):
         if adapter_name in self.merged_adapters:
             raise ConfigError(f"The adapter {adapter_name!r} is merged into the model: unmerge it before deleting it.")
         self._injection.drop(adapter_name)
+        self.model.requires_grad_(False)
         del self.peft_config[adapter_name]
         remaining = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
         self._act(names=tuple(remaining), strengths={name: self.strengths[name] for name in self.peft_config})

@@ -57,7 +57,8 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
         AdapterFileError: the model lacks the place, or the shape differs, or part of a trained module is missing.
     """
     state = AdapterState({})
-    modules, parameters = dict(base.named_modules()), dict(base.named_parameters())
+    modules = dict(base.named_modules())
+    parameters = dict(base.named_parameters()) if config.bias != "none" else {}
     trained = find_named(base, config.modules_to_save or ())
     strangers: list[str] = []
     for key, tensor in sorted(state_dict.items()):
@@ -70,7 +71,7 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
             continue
         elif owner is not None:
             state.copies.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = tensor
-        elif config.bias != "none" and bias.split(".")[-1] == "bias" and bias in parameters:
+        elif bias.split(".")[-1] == "bias" and bias in parameters:
             state.biases[bias] = tensor
         else:
             strangers.append(key)

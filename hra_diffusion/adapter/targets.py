@@ -64,7 +64,7 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
     Raises:
         TargetError: one of them means no module.
     """
-    known = [name for name, _ in model.named_modules() if name]
+    known = [name for name, _ in model.named_modules() if name] if names else []
     for name in names:
         if name not in known and not any(_has_suffix(other, (name,)) for other in known):
             near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[-5:]

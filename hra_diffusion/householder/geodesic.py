@@ -45,12 +45,12 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         ConfigError: a chain has an odd number of reflections.
     """
     like = chains[0]
-    wide = [columns.to("cpu", torch.float64) for columns in chains]
-    Q = torch.linalg.qr(torch.cat(wide, dim=-1)).Q
+    Q, R = torch.linalg.qr(torch.cat([columns.to("cpu", torch.float64) for columns in chains], dim=-1))
     generator = torch.zeros(())
-    for columns, strength in zip(wide, strengths, strict=True):
-        generator = generator + strength * log_orthogonal(_on_span(*factor(columns), Q))
-    return (Q @ reflections_of(torch.linalg.matrix_exp(generator))).to(like.device, like.dtype)
+    for own, strength in zip(R.split([columns.shape[-1] for columns in chains], dim=-1), strengths, strict=True):
+        generator = generator + strength * log_orthogonal(_dense(own))
+    blended = reflections_of(torch.linalg.matrix_exp(generator))
+    return (Q.to(like.dtype) @ blended.to(like.dtype)).to(like.device)
 
 
 @torch.no_grad()
@@ -63,15 +63,14 @@ def turning_angles(columns: Tensor) -> Tensor:
     Returns:
         min(d, r) angles in [0, π], (..., min(d, r)); a plane's angle comes twice, a mirrored direction has π.
     """
-    U, T = factor(columns.to("cpu", torch.float64))
-    K = _on_span(U, T, torch.linalg.qr(U).Q)
+    K = _dense(torch.linalg.qr(columns.to("cpu", torch.float64), mode="r").R)
     return torch.linalg.eigvals(K).angle().abs().sort(dim=-1, descending=True).values
 
 
-def _on_span(U: Tensor, T: Tensor, Q: Tensor) -> Tensor:
-    """K = Qᵀ H Q for H = I − U T Uᵀ."""
-    P = Q.mT @ U
-    return torch.eye(Q.shape[-1], dtype=Q.dtype) - P @ T @ P.mT
+def _dense(R: Tensor) -> Tensor:
+    """Multiply a chain out, where its columns are few and short: those of R, in the coordinates of Q R = U."""
+    U, T = factor(R)
+    return torch.eye(R.shape[-2], dtype=R.dtype) - U @ T @ U.mT
 
 
 def log_orthogonal(K: Tensor) -> Tensor:
