@@ -23,7 +23,7 @@ class GenerateConfig:
     negative_prompt: str | None = None
     """What to keep away from."""
     pretrained_model_name_or_path: str | None = None
-    """The base model; the one the adapter was trained on by default."""
+    """The base model, a single .safetensors file too; the one the adapter was trained on by default."""
     seed: int = 0
     """Decides the picture; further ones take seed + 1, …"""
     num_images: int = 1

@@ -17,7 +17,7 @@ class MergeConfig:
     """Write a whole model, with adapters multiplied into its weights."""
 
     model: tyro.conf.Positional[str]
-    """The base model: a folder in diffusers' layout, or a name on the hub."""
+    """The base model: a folder in diffusers' layout, a name on the hub, or a single .safetensors file."""
     output: tyro.conf.Positional[Path]
     """The folder to write, which must not exist or be empty."""
     adapters: tuple[str, ...]

@@ -5,6 +5,7 @@
                 kohya                                    diffusers                         peft
     file        one                                      one                               a folder a component
     module      lora_unet_mid_block_attentions_0_…       unet.mid_block.attentions.0.…     base_model.model.mid_block.…
+    in SDXL     lora_unet_middle_block_1_…               the same                          the same
     A           .lora_down.weight                        .lora_A.weight                    .lora_A.weight
     B           .lora_up.weight                          .lora_B.weight                    .lora_B.weight
     scale       .alpha / rank                            1                                 lora_alpha / r
@@ -34,6 +35,7 @@ from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.files import read_tensors
+from hra_diffusion.formats.original_names import original_names
 from hra_diffusion.householder.compact_wy import orthonormal_delta
 
 Layout = Literal["kohya", "diffusers", "peft"]
@@ -43,6 +45,9 @@ KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_e
 # The first text encoder of models that have two.
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
 _TEXT_MODEL: Final = "text_model."
+
+Place = tuple[str, str]
+"""The component a module is in, and its name there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,17 +93,27 @@ def with_rank(update: Update, rank: int) -> Update:
     return Update(component=update.component, module=update.module, A=A, B=B)
 
 
-def kohya_name(component: str, module: str, *, two_text_encoders: bool) -> str:
-    """Return kohya's name of a module.
+def kohya_names(modules: Iterable[Place], *, two_text_encoders: bool) -> dict[Place, str]:
+    """Return kohya's names of a pipeline's modules, but for components that kohya has none for.
 
-    Raises:
-        ConfigError: kohya has no names for modules of this component.
+    Of SDXL, kohya trains the UNet of the original code, whose names all tools know; of others, diffusers'.
+
+    Args:
+        modules: component and name of all modules.
+        two_text_encoders: whether this is SDXL.
     """
-    if component not in KOHYA_PREFIXES:
-        raise ConfigError(f"kohya's layout has no place for a {component}: use --layout diffusers.")
-    first_of_two = two_text_encoders and component == "text_encoder"
-    prefix = KOHYA_FIRST_OF_TWO if first_of_two else KOHYA_PREFIXES[component]
-    return f"{prefix}_{_spelled_out(component, module)}".replace(".", "_")
+    modules = list(modules)
+    original = original_names(module for component, module in modules if component == "unet")
+    names: dict[Place, str] = {}
+    for component, module in modules:
+        if component in KOHYA_PREFIXES:
+            first_of_two = two_text_encoders and component == "text_encoder"
+            prefix = KOHYA_FIRST_OF_TWO if first_of_two else KOHYA_PREFIXES[component]
+            spelled = _spelled_out(component, module)
+            if two_text_encoders and component == "unet":
+                spelled = original.get(module, module)
+            names[component, module] = f"{prefix}_{spelled}".replace(".", "_")
+    return names
 
 
 def diffusers_name(component: str, module: str) -> str:
@@ -106,11 +121,17 @@ def diffusers_name(component: str, module: str) -> str:
     return f"{component}.{_spelled_out(component, module)}"
 
 
-def kohya_tensors(updates: list[Update], dtype: torch.dtype, *, two_text_encoders: bool) -> dict[str, Tensor]:
-    """Name an adapter's updates, of one rank, as kohya does."""
+def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[Place, str]) -> dict[str, Tensor]:
+    """Name an adapter's updates, of one rank, as kohya does.
+
+    Raises:
+        ConfigError: kohya has no names for modules of a component.
+    """
     tensors: dict[str, Tensor] = {}
     for update in updates:
-        name = kohya_name(update.component, update.module, two_text_encoders=two_text_encoders)
+        if (update.component, update.module) not in names:
+            raise ConfigError(f"kohya's layout has no place for a {update.component}: use --layout diffusers.")
+        name = names[update.component, update.module]
         tensors[f"{name}.lora_down.weight"] = update.A.to(dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = update.B.to(dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(update.A)), dtype=dtype)
@@ -149,7 +170,7 @@ _SPELLINGS: Final = (
 )
 
 
-def read_lora(path: Path, modules: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Factors]:
+def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
     """Read a LoRA in kohya's or diffusers' layout.
 
     Args:
@@ -163,10 +184,13 @@ def read_lora(path: Path, modules: Iterable[tuple[str, str]]) -> dict[tuple[str,
         AdapterFileError: the file is damaged, or holds something else than LoRAs of these modules.
     """
     tensors = read_tensors(path)
-    scales = _scales(path)
-    found: dict[tuple[str, str], Factors] = {}
+    scales, modules = _scales(path), list(modules)
+    kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
+    found: dict[Place, Factors] = {}
     for component, module in modules:
-        for name, (down, up) in itertools.product(_names(component, module), _SPELLINGS):
+        names = [each[component, module] for each in kohya if (component, module) in each]
+        names += [diffusers_name(component, module), f"{component}.{module}"]
+        for name, (down, up) in itertools.product(dict.fromkeys(names), _SPELLINGS):
             A, B = tensors.get(f"{name}.{down}"), tensors.get(f"{name}.{up}")
             if A is None or B is None:
                 continue
@@ -180,14 +204,6 @@ def read_lora(path: Path, modules: Iterable[tuple[str, str]]) -> dict[tuple[str,
             f"{some(tensors) or 'it is empty'}."
         )
     return found
-
-
-def _names(component: str, module: str) -> list[str]:
-    """List the names a module may go by in a LoRA's file."""
-    names = [diffusers_name(component, module), f"{component}.{module}"]
-    if component in KOHYA_PREFIXES:
-        names += [kohya_name(component, module, two_text_encoders=two) for two in (False, True)]
-    return list(dict.fromkeys(names))
 
 
 def _scales(path: Path) -> dict[str, float]:

@@ -15,7 +15,7 @@ from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.formats.files import write_together
-from hra_diffusion.formats.lora import Factors, read_lora
+from hra_diffusion.formats.lora import Factors, Place, read_lora
 from hra_diffusion.formats.peft import CONFIG_FILE, adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
 from hra_diffusion.pipelines.components import models, offloading_suspended
@@ -76,9 +76,6 @@ def fit_lora(file: str | Path, folder: str | Path, base: Any) -> Fit:
         lost=math.hypot(*lost.values()) / math.hypot(*size.values()),
         layers=dict(sorted(layers.items(), key=lambda item: -item[1])),
     )
-
-
-Place = tuple[str, str]
 
 
 def _fit_layers(

@@ -14,8 +14,6 @@ from hra_diffusion.pipelines.loading import load_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.tokens import fold_tokens
 
-_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".bin")
-
 
 def merge_hra(
     base: str | Path,
@@ -30,7 +28,7 @@ def merge_hra(
     Merging is done in float32, whatever the precision of the files.
 
     Args:
-        base: the base model's folder or its name on the hub.
+        base: the base model's folder, its name on the hub, or a single file: see `load_pipeline`.
         output: the folder to write, which must not exist or be empty.
         adapters: the strength of each adapter, by its folder or repository; a product has their order.
         combine: "lie" for their mean exp(Σ sᵢ log Hᵢ), "product" for H_first ⋯ H_last, each with its strength.
@@ -43,17 +41,16 @@ def merge_hra(
     Raises:
         ModelError: the base cannot be loaded.
         AdapterFileError: an adapter cannot be read or does not fit.
-        ConfigError: a file was named where a folder is needed, or a strength or mean cannot be had.
+        ConfigError: the output is to be a single file, or a strength or mean cannot be had.
         MergeError: a merged weight would not be finite.
         OutputError: the folder is there already, or cannot be written.
     """
     output = Path(output)
-    for path in (Path(base), output):
-        if path.suffix in _SINGLE_FILES:
-            raise ConfigError(
-                f"{path} is a single file: models are merged as diffusers folders. diffusers reads single files with "
-                "from_single_file, and save_pretrained then makes a folder; it has nothing that writes them."
-            )
+    if output.suffix in (".safetensors", ".ckpt"):
+        raise ConfigError(
+            f"{output} would be a single file, for which diffusers has no writer: name a folder. Other tools read "
+            "the adapter as a LoRA (hra-diffusion export-lora)."
+        )
     if not adapters:
         raise ConfigError("Name at least one adapter to merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

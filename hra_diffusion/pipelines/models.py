@@ -1,23 +1,32 @@
 """Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same picture."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline
+from diffusers.loaders.single_file_utils import (
+    SingleFileComponentError,
+    fetch_diffusers_config,
+    load_single_file_checkpoint,
+)
 from PIL import Image
 from safetensors import SafetensorError
 
 from hra_diffusion.errors import ModelError
 
+_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+
 
 def pipeline_class(name: str, revision: str | None = None) -> str:
-    """Return the name of the pipeline class that a model folder or a model on the hub is for.
+    """Return the name of the pipeline class that a model folder, a model on the hub or a single file is for.
 
     Raises:
-        ModelError: it is neither.
+        ModelError: it is none of them.
     """
-    return _index(name, revision)["_class_name"]
+    return _index(_layout(name), revision)["_class_name"]
 
 
 def _index(name: str, revision: str | None) -> dict[str, Any]:
@@ -28,36 +37,84 @@ def _index(name: str, revision: str | None) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"{name!r} is no model folder and no model of the hub that can be reached: a model folder holds "
-            "model_index.json beside unet, text_encoder, tokenizer, vae and scheduler."
+            "model_index.json beside unet, text_encoder, tokenizer, vae and scheduler. Beside a single file, "
+            "a folder named like it, without .safetensors, says how it is built; there, JSON files suffice."
         ) from error
 
 
-def load_pipeline(name: str, *, vae: str | None = None, rescale_betas_zero_snr: bool = False, **options: Any) -> Any:
-    """Load a pipeline from a folder or the hub, from safetensors files only, in float32, without progress bars.
+def load_pipeline(
+    name: str,
+    *,
+    config: str | None = None,
+    vae: str | None = None,
+    rescale_betas_zero_snr: bool = False,
+    **options: Any,
+) -> Any:
+    """Load a pipeline from a folder, the hub or a single file, from safetensors only, in float32, without bars.
 
     Args:
-        name: the folder, or the name on the hub.
-        vae: another autoencoder in place of the model's own, likewise.
+        name: the folder, the name on the hub, or a checkpoint in one file, by the names of the original code.
+        config: for a single file, what says how its model is built: a model folder, of which the JSON files suffice, or
+            a name on the hub. Left out, it is the folder beside the file that is named like it (``sd15`` for
+            ``sd15.safetensors``), or the model on the hub that diffusers takes it for.
+        vae: another autoencoder in place of the model's own: a folder or a name on the hub.
         rescale_betas_zero_snr: let noise go all the way, as the model is then to be trained and drawn with.
         options: passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
         ModelError: it is no model, or an incomplete or damaged one.
     """
-    index = _index(name, options.get("revision"))
+    layout = config or _layout(name)
+    index = _index(layout, options.get("revision"))
     left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
     loading = vae
     try:
         if vae:
             options["vae"] = AutoModel.from_pretrained(vae, use_safetensors=True)
         loading = name
-        pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if _is_file(name):
+            pipe = _from_single_file(name, layout, getattr(diffusers, index["_class_name"]), left_out | options)
+        else:
+            pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
     if rescale_betas_zero_snr:
         _rescale(pipe, name)
     pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix in (".safetensors", *_PICKLED)
+
+
+def _layout(name: str) -> str:
+    """Return the model folder or the model on the hub that says how a model is built: of single files, another one.
+
+    Raises:
+        ModelError: a single file is missing, pickled or damaged.
+    """
+    if not _is_file(name):
+        return name
+    if Path(name).suffix in _PICKLED:
+        raise ModelError(f"{name!r} is pickled, which is never read: convert it to safetensors first.")
+    beside = Path(name).with_suffix("")
+    if (beside / "model_index.json").is_file():
+        return str(beside)
+    try:
+        return fetch_diffusers_config(load_single_file_checkpoint(name))["pretrained_model_name_or_path"]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"The model {name!r} cannot be read: {error}") from error
+
+
+def _from_single_file(file: str, layout: str, kind: Any, options: dict[str, Any]) -> Any:
+    """Load a checkpoint by diffusers' converter, which leaves weights that are not there without numbers."""
+    pipe = kind.from_single_file(file, config=layout, **options)
+    for name, component in pipe.components.items():
+        if isinstance(component, torch.nn.Module) and any(p.is_meta for p in component.parameters()):
+            raise ValueError(f"it lacks weights of the {name} that {layout} has.")
+    pipe.register_to_config(_name_or_path=file)
     return pipe
 
 

@@ -1,8 +1,8 @@
 """Every name of a kohya file leads A1111 and ComfyUI to the right module of Stable Diffusion 1.5 and XL.
 
-Both name modules as the original code does: `original_names` lists these from the architecture. The rules are theirs as
-published: A1111 rewrites kohya's names (extensions-builtin/Lora/networks.py), ComfyUI looks them up in the names that
-diffusers gives to the same modules (comfy/lora.py).
+Both name modules as the original code does: `of_the_architecture` lists these. The rules are theirs as published: A1111
+rewrites kohya's names of SD 1.5 and takes SDXL's as they are (extensions-builtin/Lora/networks.py), ComfyUI looks for
+either in both (comfy/lora.py).
 """
 
 import re
@@ -12,7 +12,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from hra_diffusion.formats.lora import kohya_name
+from hra_diffusion.formats.lora import kohya_names
+from hra_diffusion.formats.original_names import original_names
 
 SD15 = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -71,7 +72,7 @@ def a1111(name: str) -> str:
     return name
 
 
-def original_names(config) -> set[str]:
+def of_the_architecture(config) -> set[str]:
     """Names of the same layers in the original code, dots as underscores."""
     levels, depths = len(config["block_out_channels"]), config.get("transformer_layers_per_block", (1, 1, 1, 1))
     widths = config["block_out_channels"]
@@ -114,30 +115,42 @@ def transformer(place: str, depth: int) -> set[str]:
     return {f"{place}_{part}" for part in blocks | {"proj_in", "proj_out"}}
 
 
-# What A1111's rules do not reach in SDXL: they were made for SD 1, whose first upsampler has no attention before it.
-UNREACHED = {"output_blocks_2_2_conv": "output_blocks_2_1_conv", "label_emb_0_0": "add_embedding_linear_1"}
-UNREACHED["label_emb_0_2"] = "add_embedding_linear_2"
+def kohya(config, *, two_text_encoders: bool) -> dict[str, str]:
+    """kohya's names of a UNet's layers by diffusers'."""
+    named = kohya_names([("unet", name) for name in adaptable(config)], two_text_encoders=two_text_encoders)
+    return {module: name for (_, module), name in named.items()}
 
 
-@pytest.mark.parametrize(("config", "unreached"), [(SD15, {}), (SDXL, UNREACHED)], ids=["SD 1.5", "SDXL"])
-def test_a1111_finds_every_layer_of_the_original_model(config, unreached):
-    reached = [a1111(kohya_name("unet", name, two_text_encoders=False)) for name in adaptable(config)]
+def test_a1111_rewrites_the_names_to_every_layer_of_stable_diffusion_1_5():
+    reached = [a1111(name) for name in kohya(SD15, two_text_encoders=False).values()]
     assert len(set(reached)) == len(reached)
-    original = {unreached.get(name, name) for name in original_names(config)}
-    assert set(reached) == original
+    assert set(reached) == of_the_architecture(SD15)
+
+
+def test_the_names_of_stable_diffusion_xl_are_the_original_ones_of_every_layer():
+    names = list(kohya(SDXL, two_text_encoders=True).values())
+    assert len(set(names)) == len(names)
+    assert set(names) == {f"lora_unet_{name}" for name in of_the_architecture(SDXL)}
+
+
+def test_comfyui_finds_diffusers_names_with_underscores():
+    names = kohya(SD15, two_text_encoders=False)
+    assert len(set(names.values())) == len(adaptable(SD15))
+    assert all(key == f"lora_unet_{name}".replace(".", "_") for name, key in names.items())
 
 
 @pytest.mark.parametrize("config", [SD15, SDXL], ids=["SD 1.5", "SDXL"])
-def test_comfyui_finds_diffusers_names_with_underscores(config):
-    names = {kohya_name("unet", name, two_text_encoders=True): name for name in adaptable(config)}
-    assert len(names) == len(adaptable(config))
-    assert all(key == f"lora_unet_{name}".replace(".", "_") for key, name in names.items())
+def test_a1111_s_rules_and_our_table_agree_on_where_an_attention_is(config):
+    for module, name in original_names(adaptable(config)).items():
+        if "attentions" in module:
+            assert a1111(f"lora_unet_{module}".replace(".", "_")) == name.replace(".", "_")
 
 
 def test_text_encoders_are_told_apart_by_their_number_where_there_are_two():
     layer = "encoder.layers.3.self_attn.q_proj"
     spelled = "text_model_encoder_layers_3_self_attn_q_proj"
     for module in (layer, f"text_model.{layer}"):
-        assert kohya_name("text_encoder", module, two_text_encoders=False) == f"lora_te_{spelled}"
-        assert kohya_name("text_encoder", module, two_text_encoders=True) == f"lora_te1_{spelled}"
-        assert kohya_name("text_encoder_2", module, two_text_encoders=True) == f"lora_te2_{spelled}"
+        encoders = [("text_encoder", module), ("text_encoder_2", module)]
+        assert list(kohya_names(encoders[:1], two_text_encoders=False).values()) == [f"lora_te_{spelled}"]
+        two = [f"lora_te1_{spelled}", f"lora_te2_{spelled}"]
+        assert list(kohya_names(encoders, two_text_encoders=True).values()) == two

@@ -139,6 +139,47 @@ def xl_adapter(tiny_xl, tmp_path_factory):
     return write_adapter(pipe, tmp_path_factory.mktemp("adapters") / "xl", base=str(tiny_xl))
 
 
+@pytest.fixture(scope="session")
+def xl_conv_adapter(tiny_xl, tmp_path_factory):
+    """An adapter of layers of every kind that the UNet of Stable Diffusion XL has."""
+    pipe = load_kind(StableDiffusionXLPipeline, tiny_xl)
+    everything = (*UNET_EVERYTHING, "conv_in", "upsamplers.0.conv", "linear_1", "linear_2")
+    folder = tmp_path_factory.mktemp("adapters") / "xl-conv"
+    return write_adapter(pipe, folder, unet=everything, text_encoders=None, base=str(tiny_xl))
+
+
+@pytest.fixture(scope="session")
+def tiny_sd2(tiny_sd, tmp_path_factory):
+    """A folder with a tiny model built as Stable Diffusion 2 is: linear projections, one wide text encoder, v."""
+    sd = load_kind(StableDiffusionPipeline, tiny_sd)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        text = {**sd.text_encoder.config.to_dict(), "hidden_size": 1024, "num_attention_heads": 16}
+        unet = {**sd.unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
+        scheduler = DDIMScheduler.from_config(
+            sd.scheduler.config, prediction_type="v_prediction", timestep_spacing="leading"
+        )
+        pipe = StableDiffusionPipeline(
+            **{
+                **sd.components,
+                "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
+                "unet": UNet2DConditionModel.from_config(unet),
+                "scheduler": scheduler,
+            },
+            requires_safety_checker=False,
+        )
+    folder = tmp_path_factory.mktemp("models") / "tiny-sd2"
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd2_adapter(tiny_sd2, tmp_path_factory):
+    """An adapter of both components of the tiny Stable Diffusion 2."""
+    pipe = load_kind(StableDiffusionPipeline, tiny_sd2)
+    return write_adapter(pipe, tmp_path_factory.mktemp("adapters") / "sd2", base=str(tiny_sd2))
+
+
 def _control(folder):
     sd = load_kind(StableDiffusionPipeline, folder)
     controlnet = ControlNetModel.from_unet(sd.unet, conditioning_embedding_out_channels=(8, 8, 8))

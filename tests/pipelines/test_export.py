@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from hra_diffusion import export_lora, load_hra_weights, set_hra_adapters, using_hra_adapters
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
+from hra_diffusion.formats.original_names import original_names
 from hra_diffusion.pipelines import adapted_components
 
 STRENGTHS = (0.5, 1.0, 1.3)
@@ -29,11 +30,14 @@ def read(file):
         return load_file(file), opened.metadata()
 
 
-@pytest.fixture(params=["SD", "SD with convolutions", "SDXL"])
+@pytest.fixture(params=["SD", "SD with convolutions", "SD 2", "SDXL", "SDXL with convolutions"])
 def case(request, tiny_sd, tiny_xl, adapters):
     """A kind of pipeline, its folder and an adapter."""
-    if request.param == "SDXL":
-        return StableDiffusionXLPipeline, tiny_xl, request.getfixturevalue("xl_adapter")
+    if "XL" in request.param:
+        name = "xl_conv_adapter" if "conv" in request.param else "xl_adapter"
+        return StableDiffusionXLPipeline, tiny_xl, request.getfixturevalue(name)
+    if request.param == "SD 2":
+        return StableDiffusionPipeline, *(request.getfixturevalue(name) for name in ("tiny_sd2", "sd2_adapter"))
     return StableDiffusionPipeline, tiny_sd, adapters / ("conv" if "conv" in request.param else "a")
 
 
@@ -68,8 +72,10 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
         prefixes |= {"text_encoder": "lora_te1_text_model_", "text_encoder_2": "lora_te2_text_model_"}
     for component, model in adapted_components(pipe).items():
         model.merge_adapter()
+        original = component == "unet" and kind is StableDiffusionXLPipeline
+        spelled = original_names([module for module, _ in model.named_modules()]) if original else {}
         for module, layer in model.layers().items():
-            name = prefixes[component] + module.removeprefix("text_model.").replace(".", "_")
+            name = prefixes[component] + spelled.get(module, module.removeprefix("text_model.")).replace(".", "_")
             up, down, alpha = (
                 tensors.pop(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha")
             )

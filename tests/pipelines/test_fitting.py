@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import export_lora, fit_lora, load_hra_weights
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.formats.lora import kohya_names
 from hra_diffusion.pipelines import base_model
 
 
@@ -111,3 +112,28 @@ def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapter
     assert not (tmp_path / "fit").exists()
     with pytest.raises(OutputError, match="holds an adapter already"):
         fit_lora(file, adapters / "a", pipe)
+
+
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_either_names(
+    convolutions, request, xl_adapter, tiny_xl, load, tmp_path
+):
+    """By those of the original code, as kohya writes them, and by diffusers', as some converters do."""
+    adapter = request.getfixturevalue("xl_conv_adapter") if convolutions else xl_adapter
+    pipe = load(StableDiffusionXLPipeline, tiny_xl)
+    file = export_lora(adapter, tmp_path / "original.safetensors", base=pipe, dtype="fp32")
+    names = kohya_names(
+        [("unet", name) for name, module in pipe.unet.named_modules() if hasattr(module, "weight")],
+        two_text_encoders=True,
+    )
+    diffusers = {name: f"lora_unet_{module}".replace(".", "_") for (_, module), name in names.items()}
+    tensors = {}
+    for key, tensor in load_file(file).items():
+        module, part = key.split(".", 1)
+        assert module.startswith(("lora_te1_text_model_", "lora_te2_text_model_")) or module in diffusers
+        tensors[f"{diffusers.get(module, module)}.{part}"] = tensor
+    assert any("lora_unet_output_blocks_0_1_transformer_blocks_1_attn2_to_k" in name for name in load_file(file))
+    save_file(tensors, tmp_path / "diffusers.safetensors")
+    fits = [fit_lora(tmp_path / f"{name}.safetensors", tmp_path / name, pipe) for name in ("original", "diffusers")]
+    assert fits[0] == fits[1]
+    assert fits[0].lost < 1e-5
