@@ -2,8 +2,7 @@
 
     y = base_layer(H x),   W' = W H
 
-The base layer is only called: it may be quantised, offloaded, hooked or compiled. Its weight is read for merging, and
-by convolutions with a spatial kernel, where H acts on the unfolded patches of x rather than on x.
+The base layer is only called: it may be quantised, offloaded, hooked or compiled. Its weight is read for merging alone.
 """
 
 from collections.abc import Callable, Iterable

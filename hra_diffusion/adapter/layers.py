@@ -6,7 +6,7 @@ from torch.nn.functional import conv2d
 from hra_diffusion.adapter.layer import HRALayer, compute_dtype
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
-from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
+from hra_diffusion.householder.compact_wy import factor, full_precision
 
 
 class HRALinear(HRALayer):
@@ -73,9 +73,34 @@ class HRAConv2d(HRALayer):
         x = x.to(compute_dtype(x))
         with full_precision(x.device):
             U, T = factor(columns.to(x.device), x.dtype)
-            B, _ = CompactWY(U, T).low_rank_delta(self.unfold_weight(self.base_layer.weight))
-        z = self.base_layer._conv_forward(x, self.fold_weight(U.mT), None)
+        filters = self.fold_weight(U.mT)
+        answers = self._answers(filters)
+        with full_precision(x.device):
+            B = -(answers.to(T.dtype).mT @ T)
+        z = self.base_layer._conv_forward(x, filters, None)
         return self.base_layer(x, *args, **kwargs) + conv2d(z, B.to(x.dtype)[..., None, None])
+
+    def _answers(self, patches: Tensor) -> Tensor:
+        """(r, out) for patches (r, in, kh, kw): W times each, by calling the base layer, wherever its weight is.
+
+        Each patch lies in an otherwise empty picture, where an output sees it whole and nothing of the padding.
+        """
+        base = self.base_layer
+        left, _, top, _ = base._reversed_padding_repeated_twice
+        outputs, windows, sizes = [], [], []
+        for padding, stride, dilation, size in zip(
+            (top, left), base.stride, base.dilation, base.kernel_size, strict=True
+        ):
+            output = -(-padding // stride)
+            start = output * stride - padding
+            end = start + dilation * (size - 1) + 1
+            outputs.append(output)
+            windows.append(slice(start, end, dilation))
+            sizes.append(max(end, padding + 1))  # padding by reflection takes no more than there is
+        pictures = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # the last stays empty: the bias
+        pictures[(slice(len(patches)), slice(None), *windows)] = patches
+        answers = base(pictures)[:, :, outputs[0], outputs[1]]
+        return answers[:-1] - answers[-1]
 
 
 def wrap(name: str, module: nn.Module) -> HRALayer:

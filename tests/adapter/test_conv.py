@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import HRAConfig as PeftHRAConfig
 from peft import get_peft_model
 from torch import nn
@@ -128,3 +129,24 @@ def test_the_chain_of_a_convolution_is_that_of_its_patches():
     gain = nn.functional.conv2d(narrow, B.reshape(5, 4, 1, 1))
     assert torch.allclose(layer(x) - layer.base_layer(x), gain, atol=1e-12)
     assert list(itertools.chain(gain.shape)) == [1, 5, 5, 5]
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("padding", [0, 3, (2, 1)])
+def test_a_weight_that_is_taken_away_between_calls_is_never_read(padding, padding_mode):
+    """Accelerate leaves offloaded layers without numbers, and gives them theirs for the length of a call."""
+    layer = HRAConv2d(nn.Conv2d(3, 5, (3, 2), stride=2, padding=padding, padding_mode=padding_mode))
+    layer.put_adapter("a", torch.randn(18, 4, generator=torch.Generator().manual_seed(0)))
+    layer.mixture = ((("a", 1.0),),)
+    model, x = nn.Sequential(layer), torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(x)
+        assert torch.allclose(
+            expected,
+            layer.base_layer._conv_forward(x, layer.merged_weight(layer.mixture), layer.base_layer.bias),
+            rtol=0,
+            atol=1e-5,
+        )
+        cpu_offload(model, execution_device="cpu")
+        assert layer.base_layer.weight.is_meta
+        assert torch.equal(model(x), expected)
