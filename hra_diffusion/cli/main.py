@@ -19,6 +19,7 @@ COMMANDS = {
     "train-control": "teach a model to follow a condition, such as edges (ControlNet)",
     "generate": "draw pictures with an adapter",
     "evaluate": "measure an adapter",
+    "evaluate-control": "measure whether a control is followed",
     "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",
     "push": "publish an adapter on the Hugging Face hub",
     "merge": "write a whole model with adapters in its weights",

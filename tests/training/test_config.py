@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config import AdapterConfig, DreamBoothConfig, RunConfig
+from hra_diffusion.training.config import AdapterConfig, ControlNetConfig, DreamBoothConfig, RunConfig
 from hra_diffusion.training.config_file import flag_types, read_toml, to_toml, with_values
 
 DEFAULT = DreamBoothConfig()

@@ -227,3 +227,10 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     encoder = json.loads((tmp_path / "run" / "adapter" / "condition_encoder" / "config.json").read_text())
     assert encoder["annotator_settings"] == {"low": 40, "high": 90}
     assert load_file(tmp_path / "run" / WEIGHTS[0])
+    assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "3"]) == 0
+    table = capsys.readouterr().out
+    assert "| canny F1, within 1 px | " in table
+    assert "Prompts are not measured" in table
+    measures = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]
+    assert set(measures["canny F1, within 0 px"]) == {"controlled", "shuffled", "base", "real"}
+    assert measures["canny F1, within 0 px"]["real"]["value"] == 1

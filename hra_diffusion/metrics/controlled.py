@@ -1,0 +1,160 @@
+"""Does a model follow its condition? The same prompts and seeds with the right condition, another's, and none.
+
+A model that ignores its condition agrees with the wrong ones as well as with the right ones; agreement is therefore
+always measured three times, in the modes ``controlled``, ``shuffled`` and ``base``, and of real pictures.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hra_diffusion.control import Control
+from hra_diffusion.control.annotators import Canny, Depth, Landmarks, Scribble, Segmentation, SoftEdge
+from hra_diffusion.formats.files import write_together
+from hra_diffusion.metrics.agreement import (
+    depth_agreement,
+    edge_agreement,
+    label_agreement,
+    landmark_agreement,
+    object_mask,
+)
+from hra_diffusion.metrics.bootstrap import Estimate, bootstrap
+from hra_diffusion.metrics.instruments import Instruments
+from hra_diffusion.metrics.report import markdown_table
+from hra_diffusion.metrics.vocabulary import classify
+
+MODES = {
+    "controlled": "controlled",
+    "shuffled": "with another's condition",
+    "base": "without",
+    "real": "real pictures",
+}
+"""Columns of the table."""
+
+EDGE_TOLERANCE = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Pairs to measure on, none of which was trained on."""
+
+    prompts: Sequence[str]
+    real: Sequence[Image.Image]
+    """Of the size that is drawn."""
+    conditions: Sequence[Image.Image]
+    """Annotated already."""
+    masks: Sequence[Image.Image] = ()
+    """White where the thing in the middle is, where that is known."""
+    objects: Sequence[str] = ()
+    """What the judge should see, where that is known."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the pipeline is told: size, steps, guidance."""
+    batch_size: int = 8
+    pictures: dict[str, list[Image.Image]] = field(default_factory=dict)
+    """What has been drawn, by mode."""
+
+    @property
+    def total(self) -> int:
+        """Number of pictures in all modes."""
+        return 3 * len(self.prompts)
+
+    def draw(self, pipe: Any, control: Control) -> Iterator[int]:
+        """Draw everything, pair i with seed i; yields how many pictures are done."""
+        self.pictures.clear()
+        shifted = [*self.conditions[1:], self.conditions[0]]
+        for mode, conditions in (("controlled", self.conditions), ("shuffled", shifted), ("base", None)):
+            drawn = self.pictures.setdefault(mode, [])
+            for start in range(0, len(self.prompts), self.batch_size):
+                few = slice(start, start + self.batch_size)
+                prompts = list(self.prompts[few])
+                generators = [torch.Generator().manual_seed(start + at) for at in range(len(prompts))]
+                guided = conditions and control.guiding(pipe, conditions[few], annotated=True)
+                with guided or nullcontext():
+                    drawn += pipe(prompts, generator=generators, **self.options).images
+                yield sum(map(len, self.pictures.values()))
+
+    def measure(self, annotator: Any, instruments: Instruments | None = None) -> dict[str, dict[str, Estimate]]:
+        """Measure what was drawn against the right conditions: rows of the table, by mode."""
+        rows: dict[str, dict[str, Estimate]] = {}
+        for mode, drawn in {**self.pictures, "real": list(self.real)}.items():
+            for name, estimate in self._measures(annotator, drawn, instruments).items():
+                rows.setdefault(name, {})[mode] = estimate
+        return rows
+
+    def _measures(
+        self, annotator: Any, drawn: list[Image.Image], instruments: Instruments | None
+    ) -> dict[str, Estimate]:
+        measured = condition_agreement(annotator, self.real, self.conditions, drawn)
+        if self.masks:
+            wanted = [(np.asarray(mask.convert("L")) > 127).astype(np.int64) for mask in self.masks]
+            found = [object_mask(np.asarray(picture.convert("RGB"))) for picture in drawn]
+            agreement = label_agreement(wanted, found, 2)
+            measured |= {f"object and background, {name}": each for name, each in agreement.items()}
+        if instruments:
+            vectors = instruments.clip.images(drawn)
+            told = instruments.clip.texts(list(self.prompts))
+            measured[f"prompt fidelity, CLIP-T ({instruments.clip.name})"] = bootstrap((vectors * told).sum(axis=1))
+            captions = instruments.vocabulary.attributes.get("object") if instruments.vocabulary else None
+            if captions and self.objects:
+                seen = classify(instruments.clip, vectors, captions)
+                right = [float(one == other) for one, other in zip(seen, self.objects, strict=True)]
+                measured[f"object accuracy ({instruments.clip.name})"] = bootstrap(right)
+        return measured
+
+
+def condition_agreement(
+    annotator: Any, real: Sequence[Image.Image], wanted: Sequence[Image.Image], drawn: Sequence[Image.Image]
+) -> dict[str, Estimate]:
+    """Annotate what was drawn and compare; by what the annotator's conditions are.
+
+    Args:
+        annotator: the control's.
+        real: pictures that the conditions come from, for landmarks.
+        wanted: the conditions.
+        drawn: the pictures.
+    """
+    if isinstance(annotator, Landmarks):
+        points = [(annotator.points(one), annotator.points(other)) for one, other in zip(real, drawn, strict=True)]
+        known = [(one, other) for one, other in points if one is not None]
+        return landmark_agreement([one for one, _ in known], [other for _, other in known]) if known else {}
+    if isinstance(annotator, Segmentation) and annotator.model is None:
+        return {}  # what is drawn has no transparency: see masks
+    if isinstance(annotator, Depth) and annotator.model is None:
+        return {}
+    maps = [[np.asarray(one.convert("RGB")) for one in wanted], [np.asarray(annotator(each)) for each in drawn]]
+    if isinstance(annotator, Segmentation):
+        found = [annotator.label_map(each) for each in drawn]
+        return label_agreement([annotator.label_map(each) for each in real], found, 256)
+    if isinstance(annotator, Canny | Scribble | SoftEdge):
+        edges = [[each[..., 0] for each in side] for side in maps]
+        return {
+            f"{annotator.name} {name}, within {tolerance} px": estimate
+            for tolerance in (0, EDGE_TOLERANCE)
+            for name, estimate in edge_agreement(edges[0], edges[1], tolerance).items()
+        }
+    return {f"{annotator.name}, RMSE": depth_agreement(*([each / 255 for each in side] for side in maps))}
+
+
+def write_report(folder: Path, rows: Mapping[str, Mapping[str, Estimate]], about: Mapping[str, Any]) -> str:
+    """Write metrics.json and metrics.md, both or none; returns the Markdown.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    method = f"In brackets 95 % bootstrap intervals. {about['pairs']} pairs, pair i drawn with seed i."
+    text = f"{method}\n\n{markdown_table(rows, MODES)}\n"
+    record = {**about, "measures": {row: {mode: asdict(e) for mode, e in cells.items()} for row, cells in rows.items()}}
+    write_together(
+        {
+            folder / "metrics.json": (json.dumps(record, indent=1) + "\n").encode(),
+            folder / "metrics.md": text.encode(),
+        }
+    )
+    return text

@@ -1,0 +1,79 @@
+"""Agreement is one for what is the same, falls with distance, and tells a model that ignores its condition."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from hra_diffusion.control.annotators import make_annotator
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.metrics.agreement import (
+    depth_agreement,
+    edge_agreement,
+    label_agreement,
+    landmark_agreement,
+    object_mask,
+)
+from hra_diffusion.metrics.controlled import condition_agreement
+
+
+def line(at, size=20):
+    edges = np.zeros((size, size), np.uint8)
+    edges[:, at] = 255
+    return edges
+
+
+def test_edges_agree_within_the_tolerance_only():
+    assert edge_agreement([line(5)], [line(5)])["F1"].value == 1
+    assert edge_agreement([line(5)], [line(6)])["F1"].value == 0
+    assert edge_agreement([line(5)], [line(6)], tolerance=1)["F1"].value == 1
+    assert edge_agreement([line(5)], [line(5) * 0])["F1"].value == 0
+    half = edge_agreement([line(5) + line(10)], [line(5)])
+    assert half["F1"].value == pytest.approx(2 / 3)
+    assert half["IoU"].value == pytest.approx(1 / 2)
+
+
+def test_labels_are_counted_by_class():
+    wanted = np.array([[0, 0, 0, 1]])
+    found = np.array([[0, 0, 1, 1]])
+    scores = {name: each.value for name, each in label_agreement([wanted], [found], 3).items()}
+    assert scores["aAcc"] == 0.75
+    assert scores["mAcc"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["mIoU"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+
+
+def test_depth_and_landmarks_are_distances_and_what_is_not_found_is_a_share():
+    assert depth_agreement([np.zeros((2, 2))], [np.full((2, 2), 0.5)]).value == 0.5
+    points = np.zeros((4, 2))
+    scores = landmark_agreement([points, points], [points + np.array([3, 4]), None])
+    assert (scores["landmark error"].value, scores["not detected"].value) == (5, 0.5)
+    assert "landmark error" not in landmark_agreement([points], [None])
+
+
+def test_different_sizes_are_refused():
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        edge_agreement([line(1, 20)], [line(1, 30)])
+
+
+def test_the_thing_in_the_middle_is_told_from_its_background():
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(200, 255, (64, 64, 3), dtype=np.uint8))
+    truth = Image.new("L", (64, 64))
+    ImageDraw.Draw(picture).ellipse((16, 12, 48, 50), fill="blue")
+    ImageDraw.Draw(truth).ellipse((16, 12, 48, 50), fill=1)
+    score = label_agreement([np.asarray(truth)], [object_mask(np.asarray(picture))], 2)["mIoU"].value
+    assert score > 0.9
+    assert not object_mask(np.zeros((32, 32, 3), np.uint8)).any()
+
+
+def test_each_kind_of_condition_has_its_measure():
+    picture = Image.new("RGB", (32, 32), "white")
+    ImageDraw.Draw(picture).rectangle((8, 8, 20, 24), fill="red")
+    for name, perfect in (("canny", 1), ("scribble", 1), ("color", 0), ("normal", 0)):
+        annotator = make_annotator(name)
+        condition = annotator(picture)
+        same = condition_agreement(annotator, [picture], [condition], [picture])
+        other = condition_agreement(annotator, [picture], [condition], [picture.rotate(90)])
+        assert same
+        for row, estimate in same.items():
+            assert estimate.value == perfect
+            assert (other[row].value < 1) if perfect else (other[row].value > 0)
