@@ -17,7 +17,7 @@ from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
-_KEPT = ("config.toml", "metrics.md", "metrics.json", "before_after.png", "loss.png")
+_KEPT = ("config.toml", "metrics.md", "metrics.json", "before_after.png")
 _THUMBNAILS = ("thumbnail.png", "before_after.png")
 
 

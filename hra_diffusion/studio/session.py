@@ -70,7 +70,9 @@ class Session:
         base = find_model(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
         self.model = Model(base, self.library, self.uploads, device=_device(), max_waiting=config.max_waiting)
-        self.training_defaults = embedded_defaults() if self.embedded else DreamBoothConfig()
+        self.training_defaults = (
+            embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
+        )
         self._flags: dict[str, set[threading.Event]] = defaultdict(set)
         self._guard = threading.Lock()
 

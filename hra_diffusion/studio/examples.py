@@ -1,0 +1,90 @@
+"""Makes the adapters that come with the project: ``python -m hra_diffusion.studio.examples``.
+
+Small ones, of rank 4, of the project's subjects on its base, with a picture and a card each; the same command makes
+the same files on the same machine.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hra_diffusion.formats.files import remove_folder, write_file
+from hra_diffusion.formats.model_card import ModelCard
+from hra_diffusion.pipelines import draw
+from hra_diffusion.pipelines.folders import run_settings
+from hra_diffusion.studio.library import Library
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.defaults import embedded_defaults
+from hra_diffusion.training.dreambooth import DreamBooth
+
+SUBJECTS = ("tiger", "teapot")
+_SMALL = {
+    "rank": 4,
+    "text_encoder_target_modules": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "checkpoints_total_limit": 1,
+    "report_to": "none",
+}
+
+
+def main() -> None:
+    """Parse the command and make them."""
+    parser = argparse.ArgumentParser(prog="python -m hra_diffusion.studio.examples", description=__doc__)
+    parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), help="folders of assets/subjects")
+    parser.add_argument("--adapters", type=Path, default=Path("assets/adapters"), help="where they go")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/examples"), help="where the runs go")
+    parser.add_argument("--steps", type=int, default=200)
+    options = parser.parse_args()
+    default = embedded_defaults(DreamBoothConfig, "embedded.toml")
+    subjects = (default.data.instance_data_dir or Path()).parent
+    for name in options.subjects:
+        told = {"instance_data_dir": subjects / name, "output_dir": options.work_dir / name}
+        config = with_values(default, _SMALL | told | {"max_train_steps": options.steps})
+        make(name, config, Library(options.adapters))
+
+
+def make(name: str, config: DreamBoothConfig, library: Library) -> None:
+    """Train an adapter and put it, with its picture and card, into a library in place of what was there."""
+    run = DreamBooth(config)
+    for _ in tqdm(run.draw_class_images(), f"{name}: class pictures"):
+        pass
+    for _ in tqdm(run.steps(), f"{name}: steps", run.total_steps):
+        pass
+    run.save()
+    thumbnail = run.folder / "thumbnail.png"
+    write_file(thumbnail, _portrait(run).save)
+    if (library.folder / name).exists():
+        remove_folder(library.folder / name)
+    entry = library.add(run.folder, name, thumbnail)
+    settings = run_settings(entry.folder)
+    card = ModelCard(
+        name=name,
+        repository=f"assets/adapters/{name}",
+        components=entry.components,
+        rank=entry.rank,
+        base_model="assets/emoji-sd",
+        instance_prompt=entry.trigger,
+        licence="mit",
+        pictures={thumbnail.name: entry.trigger or ""},
+        settings=settings,
+    )
+    write_file(entry.folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8"))
+
+
+def _portrait(run: DreamBooth) -> Any:
+    preview, side = run.config.preview, run.resolution
+    return draw(
+        run.pipe,
+        run.subjects[0].prompt,
+        0,
+        height=side,
+        width=side,
+        num_inference_steps=preview.num_inference_steps,
+        guidance_scale=preview.guidance_scale,
+    )
+
+
+if __name__ == "__main__":
+    main()
