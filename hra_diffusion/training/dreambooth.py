@@ -5,6 +5,7 @@
 the second term being prior preservation: it keeps the class's word from turning into the subject.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
@@ -29,6 +30,8 @@ from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator,
 from hra_diffusion.training.sources import SourceMaker
 from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 from hra_diffusion.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class DreamBooth(Run):
@@ -80,6 +83,7 @@ class DreamBooth(Run):
         add_adapters(self.family, config.adapter, config.model, config.run)
         if config.adapter.train_text_encoder_ti:
             add_new_words(self.family, [subject.prompt for subject in self.subjects], config.adapter)
+        self._report_cut_captions()
         self.class_images = images_of_classes(config, self.subjects, folder, pipe)
         super().__init__(
             config=config,
@@ -146,6 +150,11 @@ class DreamBooth(Run):
     def _examples_of_classes(self) -> Iterator[Example]:
         for images in self.class_images:
             yield from captioned(images.read(), images.folder, images.prompt)
+
+    def _report_cut_captions(self) -> None:
+        for caption in dict.fromkeys(example.caption for example in self.examples):
+            if cut := self.family.cut_off(caption):
+                logger.warning('The caption "%s" is too long for the model, which does not read "%s".', caption, cut)
 
     def _digests(self, root: Path | None) -> dict[str, str]:
         """Digest each picture that is trained on, by name."""

@@ -68,7 +68,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False)
     if model.quantization:
-        quantise(getattr(pipe, family.denoiser_name))
+        quantise(getattr(pipe, family.denoiser_name), model.quantization)
     for name, modules in targets.items():
         config = HRAConfig(
             r=adapter.rank,

@@ -229,6 +229,13 @@ def test_the_summary_counts_what_trains(config):
     assert f"from 4 pictures of 32 px: {2 * widths:,} parameters in" in run.summary
 
 
+def test_what_the_model_does_not_read_of_a_caption_is_named(config, caplog):
+    long = "a sks dog " + "x" * 40
+    DreamBooth(with_values(config, {"instance_prompt": long, "class_prompt": "a dog"}))
+    limit = 40 - 2 - len("asksdog")  # of the tiny model, which spells
+    assert f'is too long for the model, which does not read "{"x" * (40 - limit)}"' in caplog.text
+
+
 def test_an_odd_rank_is_warned_about(config):
     with pytest.warns(UserWarning, match="rank r = 3 is odd"):
         DreamBooth(with_values(config, {"rank": 3}))

@@ -32,11 +32,23 @@ def test_weights_are_rounded_to_a_255th_of_their_rows_range():
     assert ((rounded - weight).abs() <= 0.52 * step).all()
 
 
-def test_a_quantised_base_learns_what_the_whole_one_does(config, tmp_path):
-    pytest.importorskip("torchao")
+def test_nf4_rounds_each_weight_to_one_of_sixteen_of_its_64s_largest():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(nn.Linear(64, 48))
+    weight = model[0].weight.detach().clone()
+    quantise(model, "nf4")
+    rounded = bitsandbytes.functional.dequantize_4bit(model[0].weight, model[0].weight.quant_state)
+    scale = weight.abs().amax(1, keepdim=True)
+    assert max(len(row.unique()) for row in rounded) <= 16
+    assert ((rounded - weight).abs() <= 0.16 * scale).all()
+
+
+@pytest.mark.parametrize(("kind", "package", "close"), [("int8", "torchao", 0.02), ("nf4", "bitsandbytes", 0.1)])
+def test_a_quantised_base_learns_what_the_whole_one_does(config, tmp_path, kind, package, close):
+    pytest.importorskip(package)
     _, whole_losses, whole = trained(config)
-    run, losses, moved = trained(config, quantization="int8", output_dir=tmp_path / "int8")
-    assert losses == pytest.approx(whole_losses, rel=0.02)
+    run, losses, moved = trained(config, quantization=kind, output_dir=tmp_path / "quantised")
+    assert losses == pytest.approx(whole_losses, rel=close)
     alike = torch.cosine_similarity(
         *(torch.cat([w.flatten() for w in each.values()]) for each in (whole, moved)), dim=0
     )
@@ -46,7 +58,9 @@ def test_a_quantised_base_learns_what_the_whole_one_does(config, tmp_path):
     assert draw(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    with pytest.raises(ConfigError, match=r"package torchao .*pip install 'hra-diffusion\[int8\]'"):
-        quantise(nn.Linear(2, 2))
+@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, kind, package):
+    for name in (f"{package}.quantization", f"{package}.nn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"package {package} .*pip install 'hra-diffusion\[{kind}\]'"):
+        quantise(nn.Linear(2, 2), kind)

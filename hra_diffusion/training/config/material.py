@@ -20,7 +20,7 @@ class ModelConfig:
     rescale_betas_zero_snr: bool = False
     """Let noise go all the way, so that pictures may be as dark or bright as a prompt wants; not for models that
     predict noise."""
-    quantization: Literal["int8"] | None = None
+    quantization: Literal["int8", "nf4"] | None = None
     """Keeps the frozen denoiser in fewer bits while training; pictures of generate are drawn with the whole model."""
 
     @property

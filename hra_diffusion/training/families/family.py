@@ -62,11 +62,25 @@ class Family(ABC):
         """Return the module that maps (noisy latents, timesteps, condition) to the prediction."""
         return Denoiser(self, text_encoder_trains)
 
-    def _tokens(self, text_encoder_name: str, prompts: list[str]) -> Tensor:
+    def cut_off(self, prompt: str) -> str:
+        """Return the end of a prompt that the text encoders do not read, since it is longer than they can; often ""."""
+        ends = [""]
+        for name in self.text_encoder_names:
+            tokenizer, spelled = self._spelled(name, [prompt])
+            (ids,) = tokenizer(spelled, verbose=False).input_ids
+            ends.append(tokenizer.decode(ids[tokenizer.model_max_length - 1 : -1]).strip())  # -1: the end's own token
+        return max(ends, key=len)
+
+    def _spelled(self, text_encoder_name: str, prompts: list[str]) -> tuple[Any, list[str]]:
+        """Return a text encoder's tokenizer, and prompts with a word for each vector of a learned one."""
         tokenizer = getattr(self.pipe, text_encoder_name.replace("text_encoder", "tokenizer"))
-        spell = getattr(self.pipe, "maybe_convert_prompt", lambda prompts, _: prompts)  # words of several vectors
+        spell = getattr(self.pipe, "maybe_convert_prompt", lambda prompts, _: prompts)
+        return tokenizer, spell(prompts, tokenizer)
+
+    def _tokens(self, text_encoder_name: str, prompts: list[str]) -> Tensor:
+        tokenizer, spelled = self._spelled(text_encoder_name, prompts)
         return tokenizer(
-            spell(prompts, tokenizer),
+            spelled,
             padding="max_length",
             max_length=tokenizer.model_max_length,
             truncation=True,

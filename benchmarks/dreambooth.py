@@ -1,0 +1,140 @@
+"""Training beside diffusers' own LoRA DreamBooth script: time and memory of whole runs, as ratios.
+
+    python benchmarks/dreambooth.py --script path/to/train_dreambooth_lora.py
+
+The script is examples/dreambooth/train_dreambooth_lora.py of the installed diffusers' release; it needs peft and
+torchvision. Both sides teach the same base the same pictures, with the same steps, batch and rank, and draw no
+previews; each run is a process of its own, from its start to its saved adapter. Without --script, only what concerns
+this project: pictures a second beside the bare UNet, the time to the first step, and that of --help.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measure import describe_machine, interleaved, print_table, seconds
+
+PROJECT = Path(__file__).resolve().parent.parent
+PROMPT = "a photo of a sks dog"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--script", type=Path, help="diffusers' train_dreambooth_lora.py")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it")
+    parser.add_argument("--model", default=str(PROJECT / "assets" / "emoji-sd"))
+    parser.add_argument("--pictures", type=Path, default=PROJECT / "assets" / "subjects" / "tiger")
+    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rank", type=int, default=8)
+    if sys.argv[1:2] in (["whole"], ["bare"]):  # a process of this script's own
+        train(sys.argv[2:], bare=sys.argv[1] == "bare")
+        return
+    arguments = parser.parse_args()
+    print(describe_machine())
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = Path(folder) / "pictures"
+        pictures.mkdir()
+        for path in arguments.pictures.glob("*.png"):  # the other script takes a folder of pictures and no more
+            shutil.copy(path, pictures)
+        arguments.pictures = pictures
+        if arguments.script:
+            compare(arguments, Path(folder))
+        alone(arguments, Path(folder))
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    """Whole runs of both sides."""
+    rows = []
+    for title, more in (("UNet", []), ("UNet and text encoder", ["--train_text_encoder"])):
+        peer_flags = ["--instance_prompt", PROMPT, "--learning_rate", "1e-4", "--lr_warmup_steps", "0"]
+        peer = [arguments.python, str(arguments.script), *common(arguments, folder / "peer"), *peer_flags, *more]
+        own = [*own_command(arguments, folder / "own", "whole"), *more]
+        (peer_time, peer_memory), (own_time, own_memory) = whole(peer), whole(own)
+        rows.append([title, peer_time, own_time / peer_time, peer_memory, own_memory / peer_memory])
+    columns = ["trains", "diffusers, s", "this project ×", "diffusers, GB", "this project ×"]
+    print_table(f"{arguments.steps} steps of {arguments.batch} pictures, rank {arguments.rank}", columns, rows)
+
+
+def alone(arguments: argparse.Namespace, folder: Path) -> None:
+    """What concerns this project alone."""
+    command, began = own_command(arguments, folder / "alone", "bare"), os.environ | {"BEGAN": str(time.time())}
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=began).stdout.split()
+    help_time, _ = whole([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
+    rows = [["pictures/s beside the bare UNet's", float(told[-1])], ["--help, s", help_time]]
+    print_table("This project", ["", ""], [["start to first step, s", float(told[-2])], *rows])
+
+
+def train(flags: list[str], *, bare: bool) -> None:
+    """Take a run's steps; with ``bare``, print the time to the first, and a forward and backward's over a step's."""
+    began = float(os.environ["BEGAN"])
+    from hra_diffusion.cli.train import parse_config
+    from hra_diffusion.training.dreambooth import DreamBooth
+
+    run = DreamBooth(parse_config(flags))
+    steps = run.steps()
+    next(steps)
+    to_first = time.time() - began
+    if bare:
+        taken = interleaved({"bare": bare_step(run), "step": lambda: seconds(lambda: next(steps))}, 20)
+        print(to_first, taken["bare"] / taken["step"])
+        return
+    list(steps)
+    run.save()
+
+
+def bare_step(run):  # noqa: ANN001, ANN201 (a function that times a forward and backward of the UNet without adapters)
+    from hra_diffusion.pipelines import load_pipeline
+
+    unet = load_pipeline(run.config.model.pretrained_model_name_or_path).unet.requires_grad_(False)
+    batch = run.recording.trainer.batch_at(0).inputs
+    noisy = batch["latents"].requires_grad_()
+
+    def once() -> None:
+        prediction = unet(noisy, batch["timesteps"], encoder_hidden_states=batch["prompt"]).sample
+        torch.nn.functional.mse_loss(prediction, batch["noise"]).backward()
+
+    return lambda: seconds(once)
+
+
+def common(arguments: argparse.Namespace, output: Path) -> list[str]:
+    """Flags that mean the same on both sides."""
+    values = {
+        "pretrained_model_name_or_path": arguments.model,
+        "instance_data_dir": arguments.pictures,
+        "output_dir": output,
+        "resolution": arguments.resolution,
+        "train_batch_size": arguments.batch,
+        "max_train_steps": arguments.steps,
+        "rank": arguments.rank,
+        "seed": 0,
+    }
+    return [text for name, value in values.items() for text in (f"--{name}", str(value))]
+
+
+def own_command(arguments: argparse.Namespace, output: Path, what: str) -> list[str]:
+    switches = ["--no_with_prior_preservation", "--report_to", "none", "--instance_prompt", PROMPT]
+    return [sys.executable, __file__, what, *common(arguments, output), *switches]
+
+
+def whole(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak gigabytes of a process."""
+    began = time.time()
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | {"BEGAN": str(began)})
+        _, status, usage = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{said.read()[-3000:]}")
+    return time.time() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+if __name__ == "__main__":
+    main()
