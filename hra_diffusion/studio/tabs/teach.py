@@ -101,7 +101,7 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
             )
             measured = gr.Markdown("", elem_id="measured")
     timer = gr.Timer(1.0, active=going is not None)
-    shape = gr.State(("", -1, ""))
+    shape, ended = gr.State(("", -1, "")), gr.State("")
 
     @shown
     def examine_them(files: list[str] | None) -> Any:
@@ -139,22 +139,21 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     @shown
     def look(name: str | None, before: tuple[str, int, str]) -> list[Any]:
         if not name:
-            return [_NO_RUN, *[gr.update(visible=False)] * 4, "", gr.Timer(active=False), before, gr.skip(), gr.skip()]
+            return [_NO_RUN, *[gr.update(visible=False)] * 4, "", gr.Timer(active=False), before, ""]
         run = session.look(name)
         now = (run.name, run.done, run.status.value)
-        ended = run.status is not Status.RUNNING
+        running = run.status is Status.RUNNING
         fresh = now != tuple(before)
-        cards = [gr.update(entries=entries(session))] * 2 if ended and fresh else [gr.skip()] * 2
         return [
             _status(run),
-            gr.update(visible=not ended),
+            gr.update(visible=running),
             gr.update(visible=run.resumable or run.status is Status.STOPPED),
             _curve(run) if fresh else gr.skip(),
             _samples(session, run) if fresh else gr.skip(),
             run.measured() or "",
-            gr.Timer(active=not ended),
+            gr.Timer(active=running),
             now,
-            *cards,
+            "" if running else run.name,
         ]
 
     @shown
@@ -171,7 +170,10 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     def found_again() -> Any:
         going = session.runs.running()
         newest = going.name if going else next(iter(_names(session)), None)
-        return gr.update(choices=_names(session), value=newest), gr.Timer(active=going is not None)
+        return gr.update(choices=_names(session), value=newest), gr.Timer(active=going is not None), *cards()
+
+    def cards() -> list[Any]:
+        return [gr.update(entries=entries(session))] * 2
 
     def runs() -> list[str]:
         """Names of all runs, the newest first."""
@@ -191,7 +193,7 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
         looks,
         preview_steps,
     ]
-    seen = [status, stop, resume, curve, samples, measured, timer, shape, settings.picker, library]
+    seen = [status, stop, resume, curve, samples, measured, timer, shape, ended]
     files.change(examine_them, files, [checked, table], api_name="examine")
     teach.click(named(start, *_TEACHING), teaching, [chosen, timer], api_name="teach").success(
         look, [chosen, shape], seen, show_progress="hidden", api_visibility="private"
@@ -203,7 +205,9 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     resume.click(resume_run, chosen, timer, api_name="resume_run")
     gr.api(run_status, api_name="run")
     gr.api(runs, api_name="runs")
-    gr.on(None, found_again, None, [chosen, timer], api_visibility="private", show_progress="hidden")
+    both = [settings.picker, library]
+    ended.change(cards, None, both, api_visibility="private", show_progress="hidden")
+    gr.on(None, found_again, None, [chosen, timer, *both], api_visibility="private", show_progress="hidden")
 
 
 _TEACHING = (
