@@ -13,7 +13,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 INSTALL = re.compile(r"^python3 -m venv \.venv && (?:\.venv/bin/pip install [^&]+ && )+")
 # Enough to see that a command works; benchmarks/default_run.py takes the whole way.
-SHORT = ["--max_train_steps", "2", "--num_class_images", "2", "--num_inference_steps", "2"]
+SHORT = {
+    "train_dreambooth_hra.py": ["--num_class_images", "2"],
+    "train_controlnet_hra.py": ["--max_train_samples", "8", "--num_validation_images", "1"],
+}
+SHORT_RUN = ["--max_train_steps", "2", "--num_inference_steps", "2"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -26,10 +30,12 @@ def commands(language: str, block: str) -> list[list[str]]:
     if language == "python":
         return [[sys.executable, "-c", block]]
     words = [shlex.split(INSTALL.sub("", line)) for line in block.strip().splitlines()]
-    found = [
-        [_program(program), *rest, *(SHORT if "train_dreambooth_hra.py" in rest else [])] for program, *rest in words
-    ]
+    found = [[_program(program), *rest, *_shortened(rest)] for program, *rest in words]
     return [command for command in found if Path(command[0]).name != "pytest"]  # that is what runs here
+
+
+def _shortened(arguments: list[str]) -> list[str]:
+    return next(([*flags, *SHORT_RUN] for script, flags in SHORT.items() if script in arguments), [])
 
 
 def _program(name: str) -> str:
@@ -39,10 +45,11 @@ def _program(name: str) -> str:
 @pytest.fixture
 def checkout(tmp_path, tiny_sd) -> Path:
     """A folder like the checkout, with photos, and a tiny model that goes by the name of a famous one."""
-    for name in ("train_dreambooth_hra.py", "app.py", "assets", "configs", "benchmarks"):
+    for name in ("train_dreambooth_hra.py", "train_controlnet_hra.py", "app.py", "assets", "configs", "benchmarks"):
         (tmp_path / name).symlink_to(PROJECT / name)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog").symlink_to(PROJECT / "assets" / "subjects" / "cat")
+    (tmp_path / "photos" / "pairs").symlink_to(PROJECT / "assets" / "control")
     (tmp_path / "stable-diffusion-v1-5").mkdir()
     (tmp_path / "stable-diffusion-v1-5" / "stable-diffusion-v1-5").symlink_to(tiny_sd)
     return tmp_path
