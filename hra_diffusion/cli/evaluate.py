@@ -103,7 +103,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.training.dataset import picture_files, read_pictures
 
     _check(config)
-    home, run = read_run(config.adapter)
+    home, run = read_run(config.adapter, DreamBoothConfig())
     output = config.output_dir or home
     check_writable(output)
     config = _filled_in(config, run)

@@ -69,7 +69,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     model = config.pretrained_model_name_or_path or base_model(config.adapter)
     if not model:
         raise ModelError(f"The adapter {config.adapter} does not say its base: add --pretrained_model_name_or_path.")
-    _, run = read_run(config.adapter)
+    _, run = read_run(config.adapter, DreamBoothConfig())
     pipe = load_pipeline(find_model(model), **run.model.loading).to(PartialState().device)
     load_hra_weights(pipe, config.adapter)
     options = _options(config, run)

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import flat_values, read_run
 
 
@@ -64,8 +64,10 @@ def read_words(folder: Path) -> dict[str, dict[str, int]]:
 
 def _run_settings(folder: Path) -> Iterator[str]:
     """Yield what the run that made an adapter was told other than the defaults, if its config.toml is there."""
-    _, run = read_run(folder)
-    default = flat_values(DreamBoothConfig())
+    is_control = any((place / "condition_encoder").is_dir() for place in (folder, folder / "adapter"))
+    fresh = ControlNetConfig() if is_control else DreamBoothConfig()
+    _, run = read_run(folder, fresh)
+    default = flat_values(fresh)
     told = {name: value for name, value in flat_values(run).items() if value != default[name]}
     if told:
         yield "trained with"

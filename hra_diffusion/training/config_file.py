@@ -78,19 +78,31 @@ def read_toml(path: Path, default: Config) -> Config:
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
 
 
-def read_run(folder: Path) -> tuple[Path, DreamBoothConfig]:
+def read_run(folder: Path, default: Config) -> tuple[Path, Config]:
     """Find the run that made an adapter, by its config.toml in the adapter's folder or the one above.
+
+    Args:
+        folder: the adapter's, or the run's.
+        default: what the config does not say; its class tells the kind of run.
 
     Returns:
         The run's folder and settings; the given folder and the defaults, where there is no run.
 
     Raises:
-        ConfigError: its config.toml is damaged.
+        ConfigError: its config.toml is damaged, or of a control.
     """
     for place in (folder, folder.absolute().parent):
         if (place / "config.toml").is_file():
-            return place, read_toml(place / "config.toml", DreamBoothConfig())
-    return folder, DreamBoothConfig()
+            if (
+                isinstance(default, DreamBoothConfig)
+                and "[control]" in (place / "config.toml").read_text(encoding="utf-8").splitlines()
+            ):
+                raise ConfigError(
+                    f"{folder} is of a control: draw with StableDiffusionHRAControlPipeline, and measure with "
+                    "hra-diffusion evaluate-control."
+                )
+            return place, read_toml(place / "config.toml", default)
+    return folder, default
 
 
 def to_toml(config: "DataclassInstance") -> str:

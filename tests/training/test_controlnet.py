@@ -231,6 +231,10 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     table = capsys.readouterr().out
     assert "| canny F1, within 1 px | " in table
     assert "Prompts are not measured" in table
+    assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
+    assert "is of a control" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "run")]) == 0
+    assert "annotator_settings = low=40 high=90" in capsys.readouterr().out
     measures = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]
     assert set(measures["canny F1, within 0 px"]) == {"controlled", "shuffled", "base", "real"}
     assert measures["canny F1, within 0 px"]["real"]["value"] == 1
