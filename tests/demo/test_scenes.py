@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from hra_diffusion.demo import backgrounds, paint, scenes, world
+from hra_diffusion.demo import backgrounds, control_pairs, paint, scenes, world
 
 BLUE_DISC = Image.fromarray(
     np.dstack([np.full((128, 128, 3), (40, 80, 220), np.uint8), backgrounds.figures("spotted", 128, 1) > 0]).astype(
@@ -64,3 +66,14 @@ def test_recolouring_turns_the_mean_towards_the_colour_and_keeps_the_outline(col
 def test_places_vary_with_the_generator_and_repeat_with_its_seed(place):
     first, again, other = (backgrounds.place(place, np.random.default_rng(seed)).tobytes() for seed in (0, 0, 1))
     assert first == again != other
+
+
+def test_pairs_for_a_control_come_with_captions_and_those_held_out_with_masks(painter, tmp_path):
+    control_pairs.make(painter, tmp_path, train=2, held_out=2)
+    for folder in (tmp_path, tmp_path / "held_out"):
+        rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+        assert [row["file_name"] for row in rows] == ["000.webp", "001.webp"]
+        assert all(row["object"] in row["text"] for row in rows)
+        assert Image.open(folder / "000.webp").size == (128, 128)
+    share = np.asarray(Image.open(tmp_path / "held_out" / "masks" / "000.png")).mean()
+    assert 0.02 < share < 0.9

@@ -90,6 +90,7 @@ def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(contr
     assert not torch.equal(guided, plain)
 
 
+@pytest.mark.slow
 def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never_stopped(control_config, tmp_path):
     train(with_values(control_config, {"use_ema": True}))
     again = with_values(control_config, {"use_ema": True, "output_dir": tmp_path / "again"})
@@ -122,7 +123,7 @@ def test_the_base_stays_and_the_first_prediction_is_its_own(control_config):
 
 def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_config):
     trainer = ControlNet(control_config).make_trainer(rehearsal=True)
-    batches = [trainer.batch_at(index).inputs for index in range(200)]
+    batches = [trainer.batch_at(index).inputs for index in range(120)]
     kept = torch.cat([batch["control_kept"] for batch in batches])
     prompts = torch.cat([batch["prompt"] for batch in batches])
     empty = ControlNet(control_config).family.condition([""], False)["prompt"]
@@ -132,7 +133,7 @@ def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_c
         (~without_prompt & (kept == 0), 0.2),
         (without_prompt & (kept == 0), 0.2),
     ):
-        assert abs(share.float().mean().item() - wanted) < 0.08
+        assert abs(share.float().mean().item() - wanted) < 0.1
 
 
 def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scenes):
