@@ -29,13 +29,17 @@ def launch(config: StudioConfig) -> None:
     Raises:
         ModelError: the base cannot be loaded.
     """
+    warn_of_open_doors(config)
     session = Session(config)
-    page, options = build_page(session), launch_options(session)
+    build_page(session).launch(**launch_options(session))
+
+
+def warn_of_open_doors(config: StudioConfig) -> None:
+    """Say so where anybody could come in."""
     if config.share and not config.auth:
         logger.warning(
             "--share without --auth: whoever has the address can draw, teach and delete here. Add --auth USER:PASSWORD."
         )
-    page.launch(**options)
 
 
 def build_page(session: Session) -> gr.Blocks:

@@ -198,14 +198,11 @@ class Runs:
             child.poll()  # or it stays behind as a zombie
         if _process(folder):
             return Status.RUNNING, None
-        said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace") if (folder / OUTPUT).is_file() else ""
-        if (error := _error(said)) is not None:
-            return Status.FAILED, error
         if done >= total and (folder / "adapter").is_dir():
             return Status.FINISHED, None
-        if "Stopped after step" in said or "Interrupted" in said or not said.rstrip().endswith("Traceback"):
-            return Status.STOPPED, None
-        return Status.FAILED, said[-_TAIL:]
+        said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace") if (folder / OUTPUT).is_file() else ""
+        error = _error(said)
+        return (Status.FAILED, error) if error else (Status.STOPPED, None)
 
 
 def _command(folder: Path, *flags: str) -> list[str]:
@@ -228,9 +225,10 @@ def _started(folder: Path) -> float:
 
 
 def _error(said: str) -> str | None:
-    """Return the error that a command ended with."""
-    found = re.search(r"^(?:Error: |\w*Error: )(.+)\Z", said.strip(), re.MULTILINE | re.DOTALL)
-    return found[1].strip()[:_TAIL] if found else None
+    """Return the error that a command ended with: its last line says so."""
+    last = next(reversed(said.strip().splitlines()), "")
+    found = re.fullmatch(r"[\w.]*Error: (.+)", last)
+    return found[1][:_TAIL] if found else None
 
 
 def _records(folder: Path) -> list[StepRecord]:

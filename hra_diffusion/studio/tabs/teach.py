@@ -86,7 +86,7 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
                 stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-run")
                 resume = gr.Button("Go on", size="sm", visible=False, elem_id="resume-run")
             curve = gr.LinePlot(
-                x="step", y="loss", color="of", height=260, visible=False, label="Loss", elem_id="loss", x_title="step"
+                x="step", y="loss", color="of", height=300, visible=False, label="Loss", elem_id="loss", x_title="step"
             )
             samples = gr.Gallery(
                 label="Samples on the way",

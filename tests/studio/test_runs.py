@@ -1,0 +1,100 @@
+"""Runs are what lies in their folders; lessons and names are checked before anything is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.studio.lesson import CROPS, Effort, Lesson, Sitting, cropped
+from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.runs import Runs, Status
+from hra_diffusion.training.config import DreamBoothConfig
+
+RECORD = {
+    "loss": 1.0,
+    "losses": {"instance": 1.0},
+    "penalty": 0.0,
+    "gradient_norm": 1.0,
+    "learning_rates": {"unet": 0.1},
+}
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+def lesson(photo: Path, **changes) -> Lesson:
+    return Lesson(
+        **{"name": "dog", "sittings": (Sitting(file=photo),), "subject": "dog", "effort": Effort(steps=4)} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("steps", "said", "adapter", "status"),
+    [
+        (4, "a table", True, Status.FINISHED),
+        (2, "Stopped after step 2, which checkpoint-2 holds", False, Status.STOPPED),
+        (2, "", False, Status.STOPPED),
+        (0, "warm-up\rError: The model cannot be loaded.", False, Status.FAILED),
+        (1, "Traceback (most recent call last):\n  …\ntorch.OutOfMemoryError: 3 GB", False, Status.FAILED),
+        (2, "ValueError: of a warning, long ago\nand then it was killed", False, Status.STOPPED),
+    ],
+)
+def test_a_run_stands_as_its_folder_says(tmp_path, photo, steps, said, adapter, status):
+    folder = tmp_path / "runs" / "dog"
+    lesson(photo).write(folder, lesson(photo).settings("base", DreamBoothConfig(), folder))
+    (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "created": 0}))
+    (folder / "output.txt").write_text(said)
+    (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(steps)))
+    if adapter:
+        (folder / "adapter").mkdir()
+    (run,) = Runs(tmp_path / "runs").all()
+    assert (run.status, run.done, run.total) == (status, steps, 4)
+    assert (run.error is not None) == (status is Status.FAILED)
+
+
+def test_a_lesson_is_pictures_captions_and_settings(tmp_path, photo):
+    told = lesson(photo, sittings=(Sitting(file=photo, caption="a sks dog asleep", crop="0, 0, 20, 30"),))
+    told.write(tmp_path / "run", told.settings("base", DreamBoothConfig(), tmp_path / "run"))
+    with Image.open(tmp_path / "run" / "pictures" / "000.png") as picture:
+        assert picture.size == (20, 30)
+    assert (tmp_path / "run" / "pictures" / "000.txt").read_text() == "a sks dog asleep"
+    assert (told.prompt, told.class_prompt) == ("a photo of a sks dog", "a photo of a dog")
+
+
+@pytest.mark.parametrize("crop", CROPS)
+def test_crops_by_name_are_squares_or_the_whole(photo, crop):
+    assert cropped(Sitting(file=photo, crop=crop)).size == ((60, 40) if crop == "whole" else (40, 40))
+
+
+@pytest.mark.parametrize("crop", ["middle-ish", "0, 0, 0, 5", "50, 0, 20, 20", "-1, 0, 5, 5", "1, 2, 3"])
+def test_a_crop_that_cannot_be_is_refused_by_the_picture_s_name(photo, crop):
+    with pytest.raises(ImageError, match=r"a\.png"):
+        cropped(Sitting(file=photo, crop=crop))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "../x"}, {"name": ""}, {"subject": " "}, {"token": ""}, {"sittings": ()}, {"token": "a\nb"}]
+)
+def test_a_lesson_that_cannot_be_is_refused(photo, changes):
+    with pytest.raises(ConfigError):
+        lesson(photo, **changes)
+
+
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"rank": 3}, {"looks": 99}, {"class_pictures": -1}])
+def test_an_effort_out_of_range_is_refused(changes):
+    with pytest.raises(ConfigError):
+        Effort(**{"steps": 10} | changes)
+
+
+def test_what_came_with_the_project_is_neither_renamed_nor_deleted(tmp_path):
+    built_in = Path(__file__).resolve().parents[2] / "assets" / "adapters"
+    library = Library(tmp_path, built_in)
+    assert {entry.name for entry in library.entries()} >= {"tiger", "teapot"}
+    for change in (lambda: library.delete("tiger"), lambda: library.rename("tiger", "lion")):
+        with pytest.raises(ConfigError, match="comes with the project"):
+            change()
