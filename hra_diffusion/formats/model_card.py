@@ -1,5 +1,6 @@
 """The page that a published adapter introduces itself with: README.md, with the hub's metadata on top."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -89,8 +90,13 @@ class ModelCard:
             "```python\n"
             "from diffusers import DiffusionPipeline\n"
             "from hra_diffusion import load_hra_weights\n\n"
-            f"pipe = DiffusionPipeline.from_pretrained({(self.base_model or '…')!r}, use_safetensors=True)\n"
-            f"load_hra_weights(pipe, {self.repository!r})\n"
-            f"pipe({(self.instance_prompt or '…')!r}).images[0]\n"
+            f"pipe = DiffusionPipeline.from_pretrained({_quoted(self.base_model or '…')}, use_safetensors=True)\n"
+            f"load_hra_weights(pipe, {_quoted(self.repository)})\n"
+            f"pipe({_quoted(self.instance_prompt or '…')}).images[0]\n"
             "```"
         )
+
+
+def _quoted(text: str) -> str:
+    """A text as a Python literal, as formatters write it."""
+    return json.dumps(text, ensure_ascii=False)

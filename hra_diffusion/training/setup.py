@@ -78,6 +78,8 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         )
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
+    if run.torch_compile:
+        getattr(pipe, family.denoiser_name).compile_repeated_blocks()
     if run.gradient_checkpointing:
         getattr(pipe, family.denoiser_name).enable_gradient_checkpointing()
         for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in targets):

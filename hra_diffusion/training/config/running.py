@@ -21,6 +21,8 @@ class RunConfig:
     """Batches an optimiser step."""
     gradient_checkpointing: bool = False
     """Save memory by computing activations twice."""
+    torch_compile: bool = False
+    """Compile the denoiser's repeated blocks at the first step: a wait, for faster steps on a GPU."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the frozen model; the adapter itself always stays in float32."""
     seed: int = 0
