@@ -31,6 +31,12 @@ def models(pipe: Any) -> dict[str, nn.Module]:
     return {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}
 
 
+def module_names(pipe: Any) -> list[tuple[str, str]]:
+    """Return component and name of every module of a pipeline's models, whether or not they hold adapters."""
+    bare = {name: each.model for name, each in adapted_components(pipe).items()}
+    return [(name, module) for name, each in (models(pipe) | bare).items() for module, _ in each.named_modules()]
+
+
 def holders(pipe: Any, *adapter_names: str) -> dict[str, HRAModel]:
     """Return the components that hold one of the adapters, by name.
 

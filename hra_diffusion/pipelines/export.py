@@ -13,7 +13,7 @@ from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.pipelines.acting import using_hra_adapters
-from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended
+from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
 from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
@@ -90,8 +90,8 @@ def export_lora(
         write_together({file / name: content for name, content in files.items()})
         return file
     if layout == "kohya":
-        modules = [(name, module) for name, each in models(pipe).items() for module, _ in each.named_modules()]
-        tensors = lora.kohya_tensors(updates, dtype, lora.kohya_names(modules, two_text_encoders=two_text_encoders))
+        names = lora.kohya_names(module_names(pipe), two_text_encoders=two_text_encoders)
+        tensors = lora.kohya_tensors(updates, dtype, names)
     else:
         tensors = lora.diffusers_tensors(updates, dtype)
     write_together({file: lora.file_bytes(tensors, about)})

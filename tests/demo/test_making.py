@@ -16,6 +16,7 @@ PARTS = (
     "diffusion --steps 2",
     "export",
     "subjects",
+    "control",
     "judge --steps 2",
     "score --count 8",
 )

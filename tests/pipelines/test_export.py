@@ -73,7 +73,7 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
     for component, model in adapted_components(pipe).items():
         model.merge_adapter()
         original = component == "unet" and kind is StableDiffusionXLPipeline
-        spelled = original_names([module for module, _ in model.named_modules()]) if original else {}
+        spelled = original_names([module for module, _ in model.model.named_modules()]) if original else {}
         for module, layer in model.layers().items():
             name = prefixes[component] + spelled.get(module, module.removeprefix("text_model.")).replace(".", "_")
             up, down, alpha = (

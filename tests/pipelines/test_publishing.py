@@ -202,7 +202,7 @@ def check_card(files, tiny_sd) -> None:
     assert card.data.tags == ["text-to-image", "diffusers", "hra", "peft"]
     assert (card.data.license, card.data.instance_prompt) == ("apache-2.0", "a photo of a sks dog")
     assert card.data.to_dict()["widget"] == [{"text": "a sks dog on a beach", "output": {"url": "beach.png"}}]
-    assert "load_hra_weights(pipe, 'tester/dog')" in card.text
+    assert 'load_hra_weights(pipe, "tester/dog")' in card.text
     assert "](before_after.png)" in card.text
     assert "| `max_train_steps` | `6` |" in card.text
     assert tiny_sd.name in card.text

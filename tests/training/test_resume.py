@@ -10,7 +10,7 @@ from PIL import Image
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.training.checkpoint import checkpoints
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.same_run import FREE, FREE_WITHOUT_PRIOR
@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
 
 
 def test_every_free_setting_is_one():
-    assert flag_types(DreamBoothConfig).keys() >= FREE | FREE_WITHOUT_PRIOR
+    assert (flag_types(DreamBoothConfig) | flag_types(ControlNetConfig)).keys() >= FREE | FREE_WITHOUT_PRIOR
 
 
 def test_how_class_pictures_are_drawn_matters_where_there_are_some(config):
