@@ -34,6 +34,7 @@ def report(config: InspectConfig) -> Iterator[str]:
         AdapterFileError: there is none, or it is damaged.
     """
     from hra_diffusion.formats.contents import read_components  # imports torch: not for --help
+    from hra_diffusion.formats.folders import component_folders, tokens_beside
 
     components = read_components(config.adapter)
     base = next((each.config.base_model_name_or_path for each in components), None)
@@ -45,21 +46,10 @@ def report(config: InspectConfig) -> Iterator[str]:
         for layer in sorted(each.layers, key=lambda layer: -layer.angle) if config.layers else ():
             shape = "×".join(map(str, layer.shape))
             yield f"  {layer.angle:6.1f}°  {shape:>9}  {layer.name}"
-    for text_encoder, words in read_words(config.adapter).items():
-        yield f"new words of {text_encoder}: {', '.join(f'{word} ({count} vectors)' for word, count in words.items())}"
+    for text_encoder, words in tokens_beside(component_folders(config.adapter)).items():
+        counts = (f"{word} ({len(vectors)} vectors)" for word, vectors in words.items())
+        yield f"new words of {text_encoder}: {', '.join(counts)}"
     yield from _run_settings(config.adapter)
-
-
-def read_words(folder: Path) -> dict[str, dict[str, int]]:
-    """Read how many vectors each new word of an adapter has, by text encoder.
-
-    Raises:
-        AdapterFileError: a file is damaged.
-    """
-    from hra_diffusion.formats.tokens import read_tokens
-
-    found = read_tokens(folder) or read_tokens(folder / "adapter")
-    return {name: {word: len(vectors) for word, vectors in words.items()} for name, words in found.items()}
 
 
 def _run_settings(folder: Path) -> Iterator[str]:

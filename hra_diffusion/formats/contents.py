@@ -6,8 +6,8 @@ from pathlib import Path
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.state import COLUMNS
-from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.peft import CONFIG_FILE, read_adapter
+from hra_diffusion.formats.folders import component_folders
+from hra_diffusion.formats.peft import read_adapter
 from hra_diffusion.householder.geodesic import turning_angles
 
 
@@ -39,14 +39,11 @@ def read_components(folder: Path) -> list[Component]:
     Raises:
         AdapterFileError: there is none, or it is damaged.
     """
-    places = (folder.glob(pattern) for pattern in (CONFIG_FILE, f"*/{CONFIG_FILE}", f"adapter/*/{CONFIG_FILE}"))
-    parts = next((found for place in places if (found := sorted(path.parent for path in place))), [])
-    if not parts:
-        raise AdapterFileError(f"There is no adapter in {folder}: name the output folder of a run, or an adapter's.")
-    return [_read_component(part) for part in parts]
+    parts = component_folders(folder)
+    return [_read_component(name or part.resolve().name, part) for name, part in parts.items()]
 
 
-def _read_component(part: Path) -> Component:
+def _read_component(name: str, part: Path) -> Component:
     config, tensors = read_adapter(part)
     layers = [
         Layer(
@@ -58,4 +55,4 @@ def _read_component(part: Path) -> Component:
         if name.endswith(COLUMNS)
     ]
     parameters = sum(tensor.numel() for tensor in tensors.values())
-    return Component(name=part.name, config=config, layers=layers, parameters=parameters)
+    return Component(name=name, config=config, layers=layers, parameters=parameters)

@@ -5,6 +5,7 @@
 >>> pipe("a photo of a sks tiger").images[0]
 """
 
+from hra_diffusion.formats.folders import base_model
 from hra_diffusion.pipelines.acting import (
     LoadedAdapter,
     fuse_hra,
@@ -17,7 +18,6 @@ from hra_diffusion.pipelines.acting import (
 from hra_diffusion.pipelines.components import adapted_components, denoiser_name
 from hra_diffusion.pipelines.export import DTYPES, export_lora
 from hra_diffusion.pipelines.fitting import Fit, fit_lora
-from hra_diffusion.pipelines.folders import base_model
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.merging import merge_hra
 from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class

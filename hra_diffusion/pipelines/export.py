@@ -12,9 +12,9 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.pipelines.acting import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
-from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 

@@ -8,11 +8,11 @@ from torch import nn
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
+from hra_diffusion.formats.folders import component_folders, tokens_beside
 from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.pipelines.acting import list_hra_adapters, set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended
-from hra_diffusion.pipelines.folders import component_folders, tokens_beside
 from hra_diffusion.pipelines.tokens import remove_tokens, set_tokens
 
 

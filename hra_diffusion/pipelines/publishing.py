@@ -8,10 +8,10 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
 from hra_diffusion.formats.files import read_json
+from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
 from hra_diffusion.formats.tokens import token_files
-from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 
 CARD = "README.md"
 _SHEET, _METRICS, _TABLE = "before_after.png", "metrics.json", "metrics.md"

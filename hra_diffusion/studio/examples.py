@@ -11,9 +11,9 @@ from typing import Any
 from tqdm import tqdm
 
 from hra_diffusion.formats.files import remove_folder, write_file
+from hra_diffusion.formats.folders import run_settings
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.pipelines import draw
-from hra_diffusion.pipelines.folders import run_settings
 from hra_diffusion.studio.library import Library
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values

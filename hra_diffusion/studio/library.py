@@ -12,9 +12,9 @@ from pathlib import Path
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
 from hra_diffusion.formats.files import read_json, remove_folder, replacing, sync, write_file
+from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings
 from hra_diffusion.formats.peft import CONFIG_FILE
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
-from hra_diffusion.pipelines.folders import base_model, component_folders, public_name, run_settings
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 _KEPT = ("config.toml", "metrics.md", "metrics.json", "before_after.png")

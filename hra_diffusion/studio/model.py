@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, ConfigError
+from hra_diffusion.formats.folders import public_name
 from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline, unload_hra_weights, using_hra_adapters
 from hra_diffusion.pipelines.components import denoiser_name
-from hra_diffusion.pipelines.folders import public_name
 from hra_diffusion.studio.library import Entry, Library
 from hra_diffusion.studio.preview import Preview
 from hra_diffusion.studio.requests import DrawRequest

@@ -46,8 +46,8 @@ def component_folders(source: str | Path, subfolder: str | None = None, **hub: A
     if (folder / CONFIG_FILE).exists():
         return {"": folder}
     raise AdapterFileError(
-        f"There is no adapter in {folder}: its folder holds one sub-folder for each adapted component (unet, "
-        f"text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
+        f"There is no adapter in {folder}: name the output folder of a run, or an adapter's, which holds one "
+        f"sub-folder for each adapted component (unet, text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
     )
 
 
