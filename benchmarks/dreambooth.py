@@ -3,9 +3,9 @@
     python benchmarks/dreambooth.py --script path/to/train_dreambooth_lora.py
 
 The script is examples/dreambooth/train_dreambooth_lora.py of the installed diffusers' release; it needs peft and
-torchvision. Both sides teach the same base the same pictures, with the same steps, batch and rank, and draw no
-previews; each run is a process of its own, from its start to its saved adapter. Without --script, only what concerns
-this project: pictures a second beside the bare UNet, the time to the first step, and that of --help.
+torchvision. Both sides teach the same layers of the same base the same pictures, with the same steps, batch and rank,
+and draw no previews; each run is a process of its own, from its start to its saved adapter. Without --script, only
+what concerns this project: pictures a second beside the bare UNet, the time to the first step, and that of --help.
 """
 
 import argparse
@@ -20,8 +20,11 @@ from pathlib import Path
 import torch
 from measure import describe_machine, interleaved, print_table, seconds
 
+from hra_diffusion.adapter.targets import CLIP_TEXT_ATTENTION, UNET_ATTENTION
+
 PROJECT = Path(__file__).resolve().parent.parent
 PROMPT = "a photo of a sks dog"
+ROUNDS = 15
 
 
 def main() -> None:
@@ -30,7 +33,7 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it")
     parser.add_argument("--model", default=str(PROJECT / "assets" / "emoji-sd"))
     parser.add_argument("--pictures", type=Path, default=PROJECT / "assets" / "subjects" / "tiger")
-    parser.add_argument("--resolution", type=int, default=64)
+    parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
@@ -65,7 +68,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 def alone(arguments: argparse.Namespace, folder: Path) -> None:
     """What concerns this project alone."""
-    command, began = own_command(arguments, folder / "alone", "bare"), os.environ | {"BEGAN": str(time.time())}
+    command = [*own_command(arguments, folder / "alone", "bare"), "--max_train_steps", str(ROUNDS + 2)]
+    began = os.environ | {"BEGAN": str(time.time())}
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=began).stdout.split()
     help_time, _ = whole([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
     rows = [["pictures/s beside the bare UNet's", float(told[-1])], ["--help, s", help_time]]
@@ -83,7 +87,7 @@ def train(flags: list[str], *, bare: bool) -> None:
     next(steps)
     to_first = time.time() - began
     if bare:
-        taken = interleaved({"bare": bare_step(run), "step": lambda: seconds(lambda: next(steps))}, 20)
+        taken = interleaved({"bare": bare_step(run), "step": lambda: seconds(lambda: next(steps))}, ROUNDS)
         print(to_first, taken["bare"] / taken["step"])
         return
     list(steps)
@@ -121,7 +125,8 @@ def common(arguments: argparse.Namespace, output: Path) -> list[str]:
 
 def own_command(arguments: argparse.Namespace, output: Path, what: str) -> list[str]:
     switches = ["--no_with_prior_preservation", "--report_to", "none", "--instance_prompt", PROMPT]
-    return [sys.executable, __file__, what, *common(arguments, output), *switches]
+    the_scripts = ["--target_modules", *UNET_ATTENTION, "--text_encoder_target_modules", *CLIP_TEXT_ATTENTION]
+    return [sys.executable, __file__, what, *common(arguments, output), *switches, *the_scripts]
 
 
 def whole(command: list[str]) -> tuple[float, float]:

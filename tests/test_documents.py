@@ -45,7 +45,8 @@ def _program(name: str) -> str:
 @pytest.fixture
 def checkout(tmp_path, tiny_sd) -> Path:
     """A folder like the checkout, with photos, and a tiny model that goes by the name of a famous one."""
-    for name in ("train_dreambooth_hra.py", "train_controlnet_hra.py", "app.py", "assets", "configs", "benchmarks"):
+    scripts = ("train_dreambooth_hra.py", "train_controlnet_hra.py", "app.py")
+    for name in (*scripts, "assets", "benchmarks", "configs", "examples"):
         (tmp_path / name).symlink_to(PROJECT / name)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "dog").symlink_to(PROJECT / "assets" / "subjects" / "cat")

@@ -46,7 +46,7 @@ def checked_resolution(wanted: int | None, family: "Family") -> int:
     """Return the resolution to train at, the model's own if none is wanted.
 
     Raises:
-        ConfigError: the model does not work at that one.
+        ConfigError: the model does not work at that one, or has none of its own.
     """
     step = family.resolution_step
     if wanted is not None and wanted % step:
@@ -54,4 +54,6 @@ def checked_resolution(wanted: int | None, family: "Family") -> int:
             f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
             f"use {max(step, wanted // step * step)}."
         )
-    return wanted or family.resolution
+    if not (resolution := wanted or family.resolution):
+        raise ConfigError("The model does not say what resolution it was made for: give one with --resolution.")
+    return resolution

@@ -122,11 +122,13 @@ def test_diffusers_scale_is_refused_rather_than_ignored(adapted, picture):
 def test_fused_the_picture_is_the_same_and_a_thousand_cycles_leave_no_trace(adapted, picture):
     set_hra_adapters(adapted, ["a", "b"], [0.8, 0.5])
     acting = picture(adapted)
-    weights = {name: p.detach().clone() for name, p in adapted.unet.model.named_parameters()}
+    models = (adapted.unet.model, adapted.text_encoder.model)
+    weights = [{name: p.detach().clone() for name, p in model.named_parameters()} for model in models]
     for _ in range(1000):
         fuse_hra(adapted)
         unfuse_hra(adapted)
-    assert all(torch.equal(p, weights[name]) for name, p in adapted.unet.model.named_parameters())
+    for model, before in zip(models, weights, strict=True):
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
     fuse_hra(adapted)
     assert list_hra_adapters(adapted)["a"].fused
     assert close(picture(adapted), acting, 1e-4)
@@ -157,16 +159,18 @@ def test_threads_share_a_pipeline_by_turns(adapted, adapters, picture):
     for order in orders:
         set_hra_adapters(adapted, *order)
         expected[order] = picture(adapted, num_inference_steps=1)
-    found, chance = [], random.Random(0)
+    found: list = []
 
-    def serve(order) -> None:
-        with using_hra_adapters(adapted, *order):
-            found.append((order, picture(adapted, num_inference_steps=1)))
+    def serve(number: int) -> None:
+        chance = random.Random(number)
+        for order in chance.choices(orders, k=4):
+            with using_hra_adapters(adapted, *order):
+                found.append((order, picture(adapted, num_inference_steps=1)))
 
-    threads = [threading.Thread(target=serve, args=(chance.choice(orders),)) for _ in range(8)]
+    threads = [threading.Thread(target=serve, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 8
+    assert len(found) == 32
     assert all(torch.equal(image, expected[order]) for order, image in found)

@@ -19,7 +19,7 @@ class Family(ABC):
     Attributes:
         pipe: the diffusers pipeline; its adapted components are replaced in place.
         process: how its latents become noise, and what its denoiser predicts.
-        resolution: side in pixels of the pictures the model was made for.
+        resolution: side in pixels of the pictures the model was made for, if it says so.
         resolution_step: sides must be multiples of this.
     """
 
@@ -37,7 +37,7 @@ class Family(ABC):
         self.process = noise_process(pipe.scheduler)
         config = getattr(pipe, self.denoiser_name).config
         self.resolution_step: int = pipe.vae_scale_factor * (config.get("patch_size") or 1)
-        self.resolution: int = config.sample_size * pipe.vae_scale_factor
+        self.resolution: int | None = config.sample_size and config.sample_size * pipe.vae_scale_factor
 
     @abstractmethod
     def read(self, tokens: Condition) -> Condition:

@@ -1,0 +1,41 @@
+"""The example that serves many adapters on several devices, started as it would be."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hra_diffusion import load_hra_weights, using_hra_adapters
+from hra_diffusion.pipelines import load_pipeline
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "serve.py"
+
+
+@pytest.mark.slow
+def test_two_processes_draw_what_one_pipeline_does(tiny_sd, adapters, tmp_path):
+    requests = [
+        {"adapter": name, "strength": strength, "prompt": f"a {name} dog", "seed": seed}
+        for seed, (name, strength) in enumerate([("a", 1.0), ("b", 0.5), ("low", 1.0), ("a", 0.5), ("b", 1.0)])
+    ]
+    (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    folders = {name: adapters / name for name in ("a", "b", "low")}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
+    inputs = [tmp_path / "requests.jsonl", tmp_path / "pictures", "--adapters", *folders.values()]
+    settings = ["--model", tiny_sd, "--num_inference_steps", "2"]
+    subprocess.run([*command, *inputs, *settings], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    pipe = load_pipeline(str(tiny_sd))
+    for name, folder in folders.items():
+        load_hra_weights(pipe, folder, name)
+    for number, request in enumerate(requests):
+        generator = torch.Generator().manual_seed(request["seed"])
+        with using_hra_adapters(pipe, request["adapter"], request["strength"]):
+            expected = pipe(request["prompt"], generator=generator, num_inference_steps=2, output_type="np").images[0]
+        with Image.open(tmp_path / "pictures" / f"{number}.png") as found:
+            assert np.abs(np.asarray(found) / 255 - expected).max() < 1 / 255
