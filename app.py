@@ -4,15 +4,7 @@ import sys
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.cli.main import run
-from hra_diffusion.studio.config import StudioConfig
-
-
-def main(arguments: list[str]) -> None:  # noqa: D103
-    config = parse_settings(StudioConfig, arguments, prog="app.py")
-    from hra_diffusion.studio.page import launch  # imports torch and gradio: not for --help
-
-    launch(config)
-
+from hra_diffusion.studio import StudioConfig, launch
 
 if __name__ == "__main__":
-    sys.exit(run(main, sys.argv[1:]))
+    sys.exit(run(lambda arguments: launch(parse_settings(StudioConfig, arguments, prog="app.py")), sys.argv[1:]))

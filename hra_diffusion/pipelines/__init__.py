@@ -3,27 +3,62 @@
 >>> pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True)
 >>> load_hra_weights(pipe, "tiger")
 >>> pipe("a photo of a sks tiger").images[0]
+
+The public names are looked up when they are first used: to know an adapter's folder, diffusers is not needed.
 """
 
-from hra_diffusion.formats.folders import base_model
-from hra_diffusion.pipelines.acting import (
-    LoadedAdapter,
-    fuse_hra,
-    hra_disabled,
-    list_hra_adapters,
-    set_hra_adapters,
-    unfuse_hra,
-    using_hra_adapters,
-)
-from hra_diffusion.pipelines.components import adapted_components, denoiser_name
-from hra_diffusion.pipelines.export import DTYPES, export_lora
-from hra_diffusion.pipelines.fitting import Fit, fit_lora
-from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
-from hra_diffusion.pipelines.merging import merge_hra
-from hra_diffusion.pipelines.models import draw, load_pipeline, pipeline_class
-from hra_diffusion.pipelines.publishing import push_hra_weights
-from hra_diffusion.pipelines.saving import save_hra_weights
-from hra_diffusion.pipelines.tokens import set_tokens, token_embeddings, tokens_of
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from hra_diffusion.formats.folders import base_model
+    from hra_diffusion.pipelines.acting import (
+        LoadedAdapter,
+        fuse_hra,
+        hra_disabled,
+        list_hra_adapters,
+        set_hra_adapters,
+        unfuse_hra,
+        using_hra_adapters,
+    )
+    from hra_diffusion.pipelines.components import adapted_components, denoiser_name
+    from hra_diffusion.pipelines.export import DTYPES, export_lora
+    from hra_diffusion.pipelines.fitting import Fit, fit_lora
+    from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
+    from hra_diffusion.pipelines.merging import merge_hra
+    from hra_diffusion.pipelines.models import draw, load_pipeline, model_layout, pipeline_class
+    from hra_diffusion.pipelines.publishing import push_hra_weights
+    from hra_diffusion.pipelines.saving import save_hra_weights
+    from hra_diffusion.pipelines.tokens import set_tokens, token_embeddings, tokens_of
+
+_HOMES: Final = {
+    "DTYPES": "hra_diffusion.pipelines.export",
+    "Fit": "hra_diffusion.pipelines.fitting",
+    "LoadedAdapter": "hra_diffusion.pipelines.acting",
+    "adapted_components": "hra_diffusion.pipelines.components",
+    "base_model": "hra_diffusion.formats.folders",
+    "denoiser_name": "hra_diffusion.pipelines.components",
+    "draw": "hra_diffusion.pipelines.models",
+    "export_lora": "hra_diffusion.pipelines.export",
+    "fit_lora": "hra_diffusion.pipelines.fitting",
+    "fuse_hra": "hra_diffusion.pipelines.acting",
+    "hra_disabled": "hra_diffusion.pipelines.acting",
+    "list_hra_adapters": "hra_diffusion.pipelines.acting",
+    "load_hra_weights": "hra_diffusion.pipelines.loading",
+    "load_pipeline": "hra_diffusion.pipelines.models",
+    "merge_hra": "hra_diffusion.pipelines.merging",
+    "model_layout": "hra_diffusion.pipelines.models",
+    "pipeline_class": "hra_diffusion.pipelines.models",
+    "push_hra_weights": "hra_diffusion.pipelines.publishing",
+    "save_hra_weights": "hra_diffusion.pipelines.saving",
+    "set_hra_adapters": "hra_diffusion.pipelines.acting",
+    "set_tokens": "hra_diffusion.pipelines.tokens",
+    "token_embeddings": "hra_diffusion.pipelines.tokens",
+    "tokens_of": "hra_diffusion.pipelines.tokens",
+    "unfuse_hra": "hra_diffusion.pipelines.acting",
+    "unload_hra_weights": "hra_diffusion.pipelines.loading",
+    "using_hra_adapters": "hra_diffusion.pipelines.acting",
+}
 
 __all__ = [
     "DTYPES",
@@ -41,6 +76,7 @@ __all__ = [
     "load_hra_weights",
     "load_pipeline",
     "merge_hra",
+    "model_layout",
     "pipeline_class",
     "push_hra_weights",
     "save_hra_weights",
@@ -52,3 +88,13 @@ __all__ = [
     "unload_hra_weights",
     "using_hra_adapters",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

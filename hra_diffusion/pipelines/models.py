@@ -26,7 +26,7 @@ def pipeline_class(name: str, revision: str | None = None) -> str:
     Raises:
         ModelError: it is none of them.
     """
-    return _index(_layout(name), revision)["_class_name"]
+    return _index(model_layout(name), revision)["_class_name"]
 
 
 def _index(name: str, revision: str | None) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def load_pipeline(
     Raises:
         ModelError: it is no model, or an incomplete or damaged one.
     """
-    layout = config or _layout(name)
+    layout = config or model_layout(name)
     index = _index(layout, options.get("revision"))
     left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
     loading = vae
@@ -89,7 +89,7 @@ def _is_file(name: str) -> bool:
     return Path(name).suffix in (".safetensors", *_PICKLED)
 
 
-def _layout(name: str) -> str:
+def model_layout(name: str) -> str:
     """Return the model folder or the model on the hub that says how a model is built: of single files, another one.
 
     Raises:

@@ -2,3 +2,18 @@
 
 What it does knows no gradio; `page`, `theme` and `tabs` show it.
 """
+
+from hra_diffusion.studio.config import StudioConfig
+
+__all__ = ["StudioConfig", "launch"]
+
+
+def launch(config: StudioConfig) -> None:
+    """Open the studio and serve it until it is interrupted.
+
+    Raises:
+        ModelError: there is no such base, or it is incomplete.
+    """
+    from hra_diffusion.studio.page import serve  # imports torch and gradio: not for --help
+
+    serve(config)

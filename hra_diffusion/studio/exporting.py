@@ -6,10 +6,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from hra_diffusion import pipelines
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.formats.peft import FILES
-from hra_diffusion.pipelines import DTYPES, export_lora, fit_lora, load_hra_weights, merge_hra, unload_hra_weights
 from hra_diffusion.studio.library import Entry, Library
 from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import AdapterUse
@@ -29,21 +29,21 @@ def as_lora(model: Model, entry: Entry, folder: Path, layout: str, strength: flo
     AdapterUse(name=entry.name, strength=strength)  # checks it
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}; found {str(layout)[:40]!r}.")
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}; found {str(dtype)[:40]!r}.")
+    if dtype not in pipelines.DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(pipelines.DTYPES)}; found {str(dtype)[:40]!r}.")
     place = new_folder(folder)
     file = place / (entry.name if layout == "peft" else f"{entry.name}.safetensors")
-    model.run(lambda pipe: export_lora(entry.folder, file, layout, pipe, strength, dtype))  # pyright: ignore
+    model.run(lambda pipe: pipelines.export_lora(entry.folder, file, layout, pipe, strength, dtype))  # pyright: ignore
     return zipped(file) if file.is_dir() else file
 
 
 def as_model(model: Model, uses: Sequence[AdapterUse], folder: Path, combine: str, dtype: str) -> Path:
     """Write the base model with adapters in its weights, as a zip of a diffusers folder."""
-    if dtype not in DTYPES or combine not in ("lie", "product"):
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, combine lie or product.")
+    if dtype not in pipelines.DTYPES or combine not in ("lie", "product"):
+        raise ConfigError(f"dtype must be one of {', '.join(pipelines.DTYPES)}, combine lie or product.")
     entries = {model.library.entry(use.name).folder: use.strength for use in uses}
-    output = new_folder(folder) / f"{model.name}-{'-'.join(use.name for use in uses)}"[:80]
-    model.run(lambda _: merge_hra(model.source, output, entries, combine, DTYPES[dtype]))  # pyright: ignore
+    output = new_folder(folder) / f"{model.base.name}-{'-'.join(use.name for use in uses)}"[:80]
+    model.run(lambda _: pipelines.merge_hra(model.base.source, output, entries, combine, pipelines.DTYPES[dtype]))  # pyright: ignore
     return zipped(output)
 
 
@@ -67,7 +67,7 @@ def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             _unpack(files[0], place)
         elif len(files) == 1 and files[0].suffix.lower() == ".safetensors":
-            lost = model.run(lambda pipe: fit_lora(files[0], place, pipe)).lost
+            lost = model.run(lambda pipe: pipelines.fit_lora(files[0], place, pipe)).lost
         elif sorted(file.name for file in files) == sorted(FILES):
             for file in files:
                 shutil.copyfile(file, place / file.name)
@@ -80,8 +80,8 @@ def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -
 
 def _check_fits(model: Model, folder: Path) -> None:
     def try_it(pipe: object) -> None:
-        load_hra_weights(pipe, folder, "trial")
-        unload_hra_weights(pipe, "trial")
+        pipelines.load_hra_weights(pipe, folder, "trial")
+        pipelines.unload_hra_weights(pipe, "trial")
 
     model.run(try_it)
 

@@ -23,15 +23,18 @@ _MARK = (
 )
 
 
-def launch(config: StudioConfig) -> None:
+def serve(config: StudioConfig) -> None:
     """Open the studio and serve it until it is interrupted.
 
     Raises:
-        ModelError: the base cannot be loaded.
+        ModelError: there is no such base, or it is incomplete.
     """
     warn_of_open_doors(config)
     session = Session(config)
-    build_page(session).launch(**launch_options(session))
+    page = build_page(session)
+    page.launch(**launch_options(session), prevent_thread_lock=True)
+    session.model.warm_up()
+    page.block_thread()
 
 
 def warn_of_open_doors(config: StudioConfig) -> None:
@@ -91,7 +94,7 @@ def launch_options(session: Session) -> dict[str, Any]:
 
 def _header(session: Session) -> str:
     return (
-        f"<header>{_MARK}<div><h1>HRA studio</h1><p>on {html.escape(session.model.name)}</p></div>"
+        f"<header>{_MARK}<div><h1>HRA studio</h1><p>on {html.escape(session.model.base.name)}</p></div>"
         '<button id="look" type="button" aria-label="Switch between light and dark" title="Light or dark">'
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'

@@ -1,8 +1,7 @@
 """Samplers by the names that people know, made from the model's own settings."""
 
+from collections.abc import Mapping
 from typing import Any
-
-import diffusers
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.requests import OWN_SCHEDULER
@@ -16,21 +15,23 @@ _CLASSES = {
 }
 
 
-def scheduler_names(own: Any) -> tuple[str, ...]:
-    """Return the names that a model whose own scheduler is given can be asked for."""
-    if "flow" in str(own.config.get("prediction_type", "flow")) or "FlowMatch" in type(own).__name__:
+def scheduler_names(own: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names that a model can be asked for, whose own scheduler has this class and these settings."""
+    if "flow" in str(settings.get("prediction_type", "flow")) or "FlowMatch" in own:
         return (OWN_SCHEDULER,)
     return (OWN_SCHEDULER, *_CLASSES)
 
 
-def make_scheduler(name: str, own: Any) -> Any:
-    """Make a scheduler that follows the same noise as the model's own.
+def check_scheduler(name: str, known: tuple[str, ...]) -> None:
+    """Raise ConfigError for a name that is not among the known ones."""
+    if name not in known:
+        raise ConfigError(f"There is no scheduler {name[:80]!r}; known are: {', '.join(known)}.")
 
-    Raises:
-        ConfigError: there is none of this name for this model.
-    """
+
+def make_scheduler(name: str, own: Any) -> Any:
+    """Make a scheduler, of a name that the model can be asked for, that follows the same noise as the model's own."""
     if name == OWN_SCHEDULER:
         return own
-    if name not in scheduler_names(own):
-        raise ConfigError(f"There is no scheduler {name[:80]!r}; known are: {', '.join(scheduler_names(own))}.")
+    import diffusers  # the page, which shows the names, does without
+
     return getattr(diffusers, _CLASSES[name]).from_config(own.config)

@@ -23,13 +23,15 @@ from PIL import Image
 
 from hra_diffusion.errors import HRAError
 from hra_diffusion.formats.files import write_file
+from hra_diffusion.studio.base import read_base
 from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.events import Drawn, Progress, Reading, Waiting
 from hra_diffusion.studio.exporting import new_folder
 from hra_diffusion.studio.grid import Grid
 from hra_diffusion.studio.lesson import Lesson
 from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.metadata import png_info
-from hra_diffusion.studio.model import Drawn, Model, Progress, Waiting
+from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.runs import Run, Runs, Status
 from hra_diffusion.studio.uploads import Uploads
@@ -55,7 +57,7 @@ class Session:
         config: base, folder and limits.
 
     Raises:
-        ModelError: the base cannot be loaded.
+        ModelError: there is no such base, or it is incomplete.
     """
 
     def __init__(self, config: StudioConfig) -> None:
@@ -69,7 +71,7 @@ class Session:
             folder.mkdir(parents=True, exist_ok=True)
         base = find_model(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
-        self.model = Model(base, self.library, self.uploads, device=_device(), max_waiting=config.max_waiting)
+        self.model = Model(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
         self.training_defaults = (
             embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
         )
@@ -79,12 +81,12 @@ class Session:
     @property
     def default_request(self) -> DrawRequest:
         """What the page begins with."""
-        size = self.model.size
+        size = self.model.base.size
         if not self.embedded:
             return DrawRequest(prompt="a photo of a dog on the beach", width=size, height=size)
         return DrawRequest(prompt="a 3d render of a cat on the beach", width=size, height=size, guidance_scale=4.0)
 
-    def draw(self, request: DrawRequest, client: str) -> Iterator[Waiting | Progress | Saved]:
+    def draw(self, request: DrawRequest, client: str) -> Iterator[Reading | Waiting | Progress | Saved]:
         """Draw pictures, each in a file when it is told of; `stop` with the same client ends it.
 
         Raises:
@@ -94,13 +96,13 @@ class Session:
             for event in self.model.draw(request, stop):
                 if isinstance(event, Drawn):
                     path = _picture_path(self.pictures, event.request)
-                    info = png_info(event.request, self.model.name)
+                    info = png_info(event.request, self.model.base.name)
                     write_file(path, partial(_save, event.image, info))
                     yield Saved(request=event.request, image=event.image, path=path)
                 else:
                     yield event
 
-    def draw_grid(self, grid: Grid, client: str) -> Iterator[Waiting | Progress | Saved]:
+    def draw_grid(self, grid: Grid, client: str) -> Iterator[Reading | Waiting | Progress | Saved]:
         """Draw the cells of a grid, row by row; errors as in `draw`."""
         with self.stoppable(client) as stop:
             for request in (cell for row in grid.rows for cell in row):
@@ -137,13 +139,13 @@ class Session:
     def teach(self, lesson: Lesson) -> Run:
         """Start a lesson; errors as in `Runs.start`."""
         self.library.free_place(lesson.name)
-        return self.runs.start(lesson, self.model.source, self.training_defaults)
+        return self.runs.start(lesson, self.model.base.source, self.training_defaults)
 
     def estimate(self, lesson: Lesson) -> dict[str, str]:
         """Measure what a lesson would cost; errors as in `Runs.estimate`."""
         folder = new_folder(self.cache)
         try:
-            return self.runs.estimate(lesson, self.model.source, self.training_defaults, folder)
+            return self.runs.estimate(lesson, self.model.base.source, self.training_defaults, folder)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -187,9 +189,3 @@ def _picture_path(folder: Path, request: DrawRequest) -> Path:
     now = time.time_ns()
     day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
     return folder / day / f"{clock}-{now % 10**9:09d}-seed{request.seed}.png"
-
-
-def _device() -> Any:
-    from accelerate import PartialState
-
-    return PartialState().device or "cpu"

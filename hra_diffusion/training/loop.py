@@ -5,12 +5,14 @@ Whoever iterates decides what happens with a record (a progress bar, a log line,
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from hra_diffusion.training.batches import Batch
+if TYPE_CHECKING:  # that one imports diffusers, and this is read for the records, too
+    from hra_diffusion.training.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ def train(
     loss_of: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
-    batch_at: Callable[[int], Batch],
+    batch_at: "Callable[[int], Batch]",
     *,
     steps: int,
     max_grad_norm: float,
@@ -88,5 +90,5 @@ def train(
         )
 
 
-def _means(per_example: Tensor, batch: Batch) -> dict[str, Tensor]:
+def _means(per_example: Tensor, batch: "Batch") -> dict[str, Tensor]:
     return {name: per_example[rows].mean() for name, rows in batch.parts.items()}

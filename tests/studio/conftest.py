@@ -1,4 +1,4 @@
-"""A studio that is served on this machine, small adapters for it, and a browser where there is one."""
+"""A studio on a tiny base that is served on this machine, adapters for it, and a browser where there is one."""
 
 import shutil
 from pathlib import Path
@@ -7,13 +7,12 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
-BASE = PROJECT / "assets" / "emoji-sd"
 NAMES = ("amber", "birch", "cedar", "dune")
 
 
 @pytest.fixture(scope="session")
-def adapter_folders(tmp_path_factory) -> dict[str, Path]:
-    """Four adapters of the embedded base, untrained, each with random turns of its own."""
+def adapter_folders(tmp_path_factory, tiny_sd) -> dict[str, Path]:
+    """Four adapters of the base, untrained, each with random turns of its own."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -21,29 +20,29 @@ def adapter_folders(tmp_path_factory) -> dict[str, Path]:
 
     folder = tmp_path_factory.mktemp("adapters")
     for seed, name in enumerate(NAMES):
-        unet = UNet2DConditionModel.from_pretrained(BASE / "unet", use_safetensors=True)
+        unet = UNet2DConditionModel.from_pretrained(tiny_sd / "unet", use_safetensors=True)
         config = HRAConfig(
-            r=2, target_modules=["to_q", "to_v"], init_weights=False, base_model_name_or_path="assets/emoji-sd"
+            r=2, target_modules=["to_q", "to_v"], init_weights=False, base_model_name_or_path=str(tiny_sd)
         )
         model = HRAModel(unet, config, generator=torch.Generator().manual_seed(seed))
         model.save_pretrained(folder / name / "unet")
     return {name: folder / name for name in NAMES}
 
 
-@pytest.fixture(scope="module")
-def session(tmp_path_factory, adapter_folders):
+@pytest.fixture(scope="session")
+def session(tmp_path_factory, adapter_folders, tiny_sd):
     """A studio with the four adapters."""
     from hra_diffusion.studio.config import StudioConfig
     from hra_diffusion.studio.session import Session
 
-    studio = Session(StudioConfig(base=str(BASE), folder=tmp_path_factory.mktemp("studio") / "it", max_waiting=8))
+    studio = Session(StudioConfig(base=str(tiny_sd), folder=tmp_path_factory.mktemp("studio") / "it", max_waiting=8))
     for name, folder in adapter_folders.items():
         studio.library.add(folder, name)
     yield studio
     studio.model.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def address(session):
     """Where the studio is served."""
     from hra_diffusion.studio.page import build_page, launch_options

@@ -21,8 +21,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, HRAError
+from hra_diffusion.studio.events import Drawn
 from hra_diffusion.studio.metadata import read_request
-from hra_diffusion.studio.model import Drawn
 from hra_diffusion.studio.requests import AdapterUse, DrawRequest
 
 pytestmark = pytest.mark.slow
@@ -40,11 +40,11 @@ def wish(number: int) -> DrawRequest:
     if second != first:
         uses.append(AdapterUse(name=second, strength=0.75))
     return DrawRequest(
-        prompt="a 3d render of a cat",
+        prompt="a photo of a cat",
         adapters=tuple(uses),
         steps=1,
-        width=128,
-        height=128,
+        width=32,
+        height=32,
         guidance_scale=1,
         seed=number,
     )
@@ -100,7 +100,7 @@ def test_pictures_of_many_clients_are_the_serial_ones(session, address, tmp_path
 
 def test_too_many_requests_are_refused_with_a_message(session):
     stops = [threading.Event() for _ in range(session.config.max_waiting + 1)]
-    slow = DrawRequest(prompt="a cat", steps=150, width=128, height=128)
+    slow = DrawRequest(prompt="a cat", steps=150, count=16, width=32, height=32)
     drawings = [session.model.draw(slow, stop) for stop in stops]
     try:
         for each in drawings:
@@ -119,7 +119,9 @@ def test_too_many_requests_are_refused_with_a_message(session):
 def test_a_stopped_request_leaves_the_model_idle_and_the_next_one_right(session, address, tmp_path, how):
     client = Client(address, verbose=False, download_files=str(tmp_path))
     right = pixels(picture(client, wish(0)))
-    slow = said(DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, width=128, height=128))
+    slow = said(
+        DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32)
+    )
     for _ in range(STOPS):
         job = client.submit(**slow, api_name="/generate")
         while not job.outputs():
@@ -150,7 +152,7 @@ def test_odd_prompts_are_drawn_and_what_is_not_read_is_shown_escaped(client, ses
         prompt = request["prompt"] = "a\0b"
     gallery, _, unread, *_ = client.predict(**request, api_name="/generate")
     assert read_request(Path(gallery[0]["image"])).prompt == prompt.replace("\0", "")
-    assert ("does not read the end" in unread) == bool(session.model.left_out(prompt))
+    assert ("does not read the end" in unread) == bool(session.model.painter.left_out(prompt))
     assert "<script" not in unread and "<img" not in unread
 
 
@@ -283,7 +285,7 @@ def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):
             for each in session.model.draw(DrawRequest(**shared, adapters=(AdapterUse(name=name),)), threading.Event())
             if isinstance(each, Drawn)
         )
-        for shared in ({"prompt": "a cat", "steps": 2, "width": 128, "height": 128},)
+        for shared in ({"prompt": "a cat", "steps": 2, "width": 32, "height": 32},)
         for name in ("amber", "amber again")
     )
     difference = max(abs(a - b) for a, b in zip(before.image.tobytes(), after.image.tobytes(), strict=True))
@@ -315,6 +317,6 @@ def test_errors_keep_their_class(session):
     with pytest.raises(HRAError):
         next(
             session.model.draw(
-                DrawRequest(adapters=(AdapterUse(name="nobody"),), width=128, height=128), threading.Event()
+                DrawRequest(adapters=(AdapterUse(name="nobody"),), width=32, height=32), threading.Event()
             )
         )

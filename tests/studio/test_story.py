@@ -135,7 +135,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     # the LoRA loads in diffusers
     from hra_diffusion.pipelines import load_pipeline
 
-    pipe = load_pipeline(session.model.source)
+    pipe = load_pipeline(session.model.base.source)
     pipe.load_lora_weights(str(lora), use_safetensors=True)
     assert pipe.get_list_adapters()["unet"]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
+from hra_diffusion.studio.events import Progress
 from hra_diffusion.studio.grid import AXES, NO_ADAPTER, Axis, Grid
-from hra_diffusion.studio.model import Progress
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.session import Saved, Session
 from hra_diffusion.studio.tabs.common import client_of, data_url, empty, note, with_request

@@ -9,10 +9,9 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.events import Progress, Reading, Waiting
 from hra_diffusion.studio.metadata import read_request
-from hra_diffusion.studio.model import Progress, Waiting
 from hra_diffusion.studio.requests import DrawRequest
-from hra_diffusion.studio.schedulers import scheduler_names
 from hra_diffusion.studio.session import Saved, Session
 from hra_diffusion.studio.tabs.common import (
     client_of,
@@ -93,8 +92,10 @@ def build(session: Session) -> Settings:
     def generate(request: DrawRequest, client: str) -> Iterator[Any]:
         """Draw pictures. Returns their files, which hold their settings, the seed, and the prompt's unread end."""
         saved: list[Saved] = []
-        unread, hidden = _left_out(session, request), gr.update(visible=False)
+        unread, hidden = "", gr.update(visible=False)
         for event in session.draw(request, client):
+            if not isinstance(event, Reading | Waiting):  # the model, which knows, is there
+                unread = unread or _left_out(session, request)
             if isinstance(event, Saved):
                 saved.append(event)
                 shown = (_gallery(session, saved), gr.skip(), gr.update(visible=True))
@@ -178,11 +179,11 @@ def _settings(session: Session) -> Settings:
             steps = gr.Slider(1, 150, first.steps, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(0, 30, first.guidance_scale, step=0.5, label="Guidance", elem_id="guidance")
         with gr.Row():
-            step = session.model.pipe.vae_scale_factor
+            step = session.model.base.multiple
             width = gr.Slider(8 * step, 2048, first.width, step=step, label="Width", elem_id="width")
             height = gr.Slider(8 * step, 2048, first.height, step=step, label="Height", elem_id="height")
         with gr.Row():
-            names = scheduler_names(session.model.own_scheduler)
+            names = session.model.base.schedulers
             scheduler = gr.Dropdown(list(names), value=names[0], label="Scheduler", elem_id="scheduler")
             count = gr.Slider(1, 16, 1, step=1, label="How many", elem_id="count")
         with gr.Row():
@@ -205,8 +206,10 @@ def _gallery(session: Session, saved: list[Saved]) -> list[tuple[str, str]]:
     return [(served(session, each.path), f"{each.request.prompt[:120]} · seed {each.request.seed}") for each in saved]
 
 
-def _going_on(event: Waiting | Progress) -> str:
+def _going_on(event: Reading | Waiting | Progress) -> str:
     """The picture as it comes to be, and how long it takes."""
+    if isinstance(event, Reading):
+        return empty("Reading the model", "It is read once; this takes some seconds.")
     if isinstance(event, Waiting):
         return empty("Waiting", f"{event.before} before you: the model draws one request at a time.")
     which = f"Picture {event.picture + 1} of {event.pictures} · " if event.pictures > 1 else ""
@@ -222,7 +225,7 @@ def _going_on(event: Waiting | Progress) -> str:
 def _left_out(session: Session, request: DrawRequest) -> str:
     parts: list[str] = []
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        if unread := session.model.left_out(text):
+        if unread := session.model.painter.left_out(text):
             start = html.escape(unread[:160]) + ("…" if len(unread) > 160 else "")
             parts.append(f'<p class="note warning">The model does not read the end of the {name}: <q>{start}</q></p>')
     return "".join(parts)

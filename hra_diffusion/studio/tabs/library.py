@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from hra_diffusion import pipelines
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contents import Component, read_components
 from hra_diffusion.formats.lora import LAYOUTS
-from hra_diffusion.pipelines import push_hra_weights
 from hra_diffusion.studio.exporting import as_lora, as_model, bring_in
 from hra_diffusion.studio.library import Entry
 from hra_diffusion.studio.requests import adapter_uses
@@ -118,7 +118,7 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         if not token or not repository:
             raise ConfigError("Give a repository, USER/NAME, and an access token that may write to it.")
         folder = session.library.entry(name).folder
-        return note(push_hra_weights(folder, repository, licence=licence or None, token=token))
+        return note(pipelines.push_hra_weights(folder, repository, licence=licence or None, token=token))
 
     both = [picker, settings.picker]
     picker.change(details, picker, [about, doing, ready, sure], api_name="adapter", show_progress="hidden")

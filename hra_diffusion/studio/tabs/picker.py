@@ -39,7 +39,7 @@ def entries(session: Session) -> list[dict[str, Any]]:
         {
             "name": entry.name,
             "base": entry.base or "base not said",
-            "fits": entry.base in (None, session.model.name),
+            "fits": entry.base in (None, session.model.base.name),
             "rank": entry.rank,
             "trigger": entry.trigger or "",
             "picture": data_url(entry.thumbnail, 160) if entry.thumbnail else "",

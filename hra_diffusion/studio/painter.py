@@ -1,0 +1,149 @@
+"""A pipeline and the adapters that are in it. It draws on one thread, `Model`'s, which alone has it.
+
+To import this is to import diffusers, and to make it is to read the weights: seconds, which the page does not wait for.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline, unload_hra_weights, using_hra_adapters
+from hra_diffusion.studio.events import Drawn, Event, Progress
+from hra_diffusion.studio.library import Entry, Library
+from hra_diffusion.studio.preview import Preview
+from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.schedulers import make_scheduler
+from hra_diffusion.studio.uploads import Uploads
+
+_KEPT_ADAPTERS = 12
+"""Adapters that stay in the model between requests."""
+_READ_CHARACTERS = 20_000
+"""No model reads as many."""
+
+
+class _StopDrawing(Exception):  # noqa: N818 - it is no error
+    """Leaves a pipeline between two steps."""
+
+
+class Painter:
+    """Draws requests.
+
+    Args:
+        source: the model's folder, its file, or its name on the hub.
+        library: where adapters come from.
+        uploads: where pictures to start from are.
+        device: where it draws.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(self, source: str, library: Library, uploads: Uploads, device: Any) -> None:
+        self.pipe = load_pipeline(source).to(device)
+        self._library, self._uploads = library, uploads
+        self._preview = Preview(self.pipe.vae)
+        self._own_scheduler = self.pipe.scheduler
+        self._loaded: dict[str, tuple[str, int]] = {}
+        self._count = 0
+
+    def draw(self, request: DrawRequest, stop: threading.Event, tell: Callable[[Event], None]) -> None:
+        """Draw, telling of every step and picture; ends early, without an error, when ``stop`` is set.
+
+        Raises:
+            HRAError: it cannot be drawn.
+        """
+        inside = self._bring_in([self._library.entry(use.name) for use in request.adapters])
+        strengths = [use.strength for use in request.adapters]
+        start, done = time.monotonic(), 0
+
+        def after_step(pipe: Any, step: int, timestep: Any, told: dict[str, Any]) -> dict[str, Any]:
+            nonlocal done
+            if stop.is_set():
+                raise _StopDrawing
+            done, steps = done + 1, pipe.num_timesteps
+            tell(
+                Progress(
+                    picture=(done - 1) // steps,
+                    pictures=request.count,
+                    step=step + 1,
+                    steps=steps,
+                    seconds_left=(time.monotonic() - start) / done * (steps * request.count - done),
+                    preview=self._preview(told["latents"]),
+                )
+            )
+            return {}
+
+        for index in range(request.count):
+            if stop.is_set():
+                return
+            one = request.single(index)
+            with using_hra_adapters(self.pipe, inside, strengths, request.combine), self._scheduled(request.scheduler):
+                try:
+                    image = self._picture(one, after_step)
+                except _StopDrawing:
+                    return
+            tell(Drawn(request=one, image=image))
+
+    def alone(self) -> Any:
+        """Return the pipeline without adapters in it."""
+        self._forget(list(self._loaded))
+        return self.pipe
+
+    def left_out(self, prompt: str) -> str:
+        """Return the end of a prompt that the model does not read."""
+        tokenizer = self.pipe.tokenizer
+        start, end = prompt[:_READ_CHARACTERS], prompt[_READ_CHARACTERS:]
+        ids = tokenizer(start, truncation=True, max_length=tokenizer.model_max_length).input_ids
+        whole = tokenizer(start, truncation=False, verbose=False).input_ids
+        if len(whole) <= len(ids):
+            return end
+        return tokenizer.decode(whole[len(ids) - 1 : -1], skip_special_tokens=True) + end
+
+    def _picture(self, request: DrawRequest, after_step: Callable[..., dict[str, Any]]) -> Image.Image:
+        options: dict[str, Any] = {
+            "negative_prompt": request.negative_prompt or None,
+            "num_inference_steps": request.steps,
+            "guidance_scale": request.guidance_scale,
+            "callback_on_step_end": after_step,
+        }
+        if request.image is None:
+            options |= {"height": request.height, "width": request.width}
+            return draw(self.pipe, request.prompt, request.seed, **options)
+        with Image.open(self._uploads.path(request.image)) as start:
+            image = start.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
+        from diffusers import AutoPipelineForImage2Image  # imports every pipeline there is: only when it is needed
+
+        pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
+        pipe.set_progress_bar_config(disable=True)
+        return draw(pipe, request.prompt, request.seed, image=image, strength=request.image_strength, **options)
+
+    @contextmanager
+    def _scheduled(self, name: str) -> Iterator[None]:
+        self.pipe.scheduler = make_scheduler(name, self._own_scheduler)
+        try:
+            yield
+        finally:
+            self.pipe.scheduler = self._own_scheduler
+
+    def _bring_in(self, entries: list[Entry]) -> list[str]:
+        """Load what is missing or has changed, and return the names that the adapters have in the pipeline."""
+        known = {entry.name: entry.stamp for entry in entries}
+        changed = [name for name, stamp in known.items() if self._loaded.get(name, ("", stamp))[1] != stamp]
+        self._forget(changed)
+        for entry in entries:
+            if entry.name in self._loaded:
+                self._loaded[entry.name] = self._loaded.pop(entry.name)  # the last to go
+                continue
+            self._count += 1
+            load_hra_weights(self.pipe, entry.folder, f"adapter{self._count}")
+            self._loaded[entry.name] = (f"adapter{self._count}", entry.stamp)
+        self._forget([name for name in self._loaded if name not in known][: max(0, len(self._loaded) - _KEPT_ADAPTERS)])
+        return [self._loaded[entry.name][0] for entry in entries]
+
+    def _forget(self, names: list[str]) -> None:
+        for name in names:
+            unload_hra_weights(self.pipe, self._loaded.pop(name)[0])

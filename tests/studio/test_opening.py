@@ -1,0 +1,81 @@
+"""The page opens before the weights are read: what it needs to know of a base is in its JSON files."""
+
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.studio.base import read_base
+from hra_diffusion.studio.events import Reading
+from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.model import Model
+from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.uploads import Uploads
+
+
+@pytest.fixture
+def copy(tiny_sd, tmp_path):
+    """A copy of the tiny base that may be broken."""
+    return shutil.copytree(tiny_sd, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd_v"])
+def test_a_base_is_what_its_pipeline_says(request, family):
+    from diffusers import StableDiffusionPipeline
+
+    folder = request.getfixturevalue(family)
+    pipe, base = StableDiffusionPipeline.from_pretrained(folder), read_base(str(folder))
+    assert base.multiple == pipe.vae_scale_factor
+    assert base.size == pipe.unet.config.sample_size * pipe.vae_scale_factor
+    assert base.name == folder.name
+    assert "DDIM" in base.schedulers
+
+
+def test_a_bad_base_is_refused_at_once_by_what_is_wrong_with_it(copy, tmp_path):
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no \.safetensors file in its unet"):
+        read_base(str(copy))
+    (copy / "vae" / "config.json").write_text("{}")
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").touch()
+    with pytest.raises(ModelError, match="block_out_channels"):
+        read_base(str(copy))
+    (copy / "model_index.json").write_text('{"_class_name": "AudioPipeline", "vocoder": ["x", "Y"]}')
+    with pytest.raises(ModelError, match="is a AudioPipeline"):
+        read_base(str(copy))
+    for nothing in (tmp_path, tmp_path / "nowhere", "nobody/nothing"):
+        with pytest.raises(ModelError, match=r"model_index\.json"):
+            read_base(str(nothing))
+    (tmp_path / "a.ckpt").touch()
+    with pytest.raises(ModelError, match="pickled"):
+        read_base(str(tmp_path / "a.ckpt"))
+
+
+def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logged(copy, tmp_path, caplog):
+    (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    model = Model(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
+    model.warm_up()
+    for _ in range(2):
+        events = model.draw(DrawRequest(width=32, height=32), threading.Event())
+        assert next(events) == Reading()
+        with pytest.raises(ModelError, match="cannot be loaded"):
+            next(events)
+    model.close()
+    assert "cannot be loaded" in caplog.text
+
+
+@pytest.mark.slow
+def test_the_page_is_built_without_diffusers(tiny_sd, tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from hra_diffusion.studio import StudioConfig
+from hra_diffusion.studio.page import build_page
+from hra_diffusion.studio.session import Session
+build_page(Session(StudioConfig(base={str(tiny_sd)!r}, folder=Path({str(tmp_path)!r}))))
+print([name for name in ("diffusers", "transformers") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
