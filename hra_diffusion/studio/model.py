@@ -107,10 +107,10 @@ class Model:
         before = self._inside
         turn = self._submit(work)
         try:
-            if before:
-                yield Waiting(before)
-            elif self._painter is None:
+            if self._painter is None:
                 yield Reading()
+            elif before:
+                yield Waiting(before)
             while not (stop.is_set() and turn.cancel()):
                 with suppress(queue.Empty):
                     if (event := events.get(timeout=_GLANCE)) is None:
