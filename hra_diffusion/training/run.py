@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.idle import idle_models, move, present
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.new_words import NewWords
 from hra_diffusion.training.portrait import Preview, picture_name
@@ -68,6 +70,7 @@ class Run(ABC):
         self.folder, self.total_steps = config.run.output_dir, config.run.max_train_steps
         self.tracker = choose_tracker(config.run.report_to)
         self._identity = identity
+        self._idle: list[torch.nn.Module] = []
         wanted = config.run.resume_from_checkpoint
         self.resumes_from = find_checkpoint(wanted, self.folder) if wanted else None
         if self.resumes_from:
@@ -135,6 +138,8 @@ class Run(ABC):
         )
         if self.resumes_from:
             recording.go_back(self.resumes_from)
+        self._idle = idle_models(self.pipe, recording.trainer.loss)
+        move(self._idle, "cpu")
         return recording
 
     def steps(self) -> Iterator[StepRecord]:
@@ -188,6 +193,8 @@ class Run(ABC):
         folder = self.folder / "adapter"
         self.accelerator.wait_for_everyone()
         self.recording.trainer.show()
+        move(self._idle, self.accelerator.device)
+        self._idle = []
         if self.is_main:
             save_adapter(self._saved, folder)
         return folder
@@ -200,14 +207,20 @@ class Run(ABC):
         """
         if self.is_main:
             folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
-            with self.recording.trainer.shown(), self.accelerator.autocast():
+            with self._shown():
                 for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
                     write_file(folder / picture_name(prompt, seed), picture.save)
                     yield prompt, seed, picture
 
+    @contextmanager
+    def _shown(self) -> Iterator[None]:
+        """Have the whole pipeline on the device within a ``with`` block, with the weights that are to be drawn with."""
+        with present(self._idle, self.accelerator.device), self.recording.trainer.shown(), self.accelerator.autocast():
+            yield
+
     def draw_before_after(self) -> Iterator[int]:
         """Draw before_after.png; yields how many of its pictures are done."""
         if self.is_main:
-            with self.recording.trainer.shown(), self.accelerator.autocast():
+            with self._shown():
                 yield from self.portrait.draw(self.pipe)
             write_file(self.folder / "before_after.png", self.portrait.sheet().save)
