@@ -115,6 +115,39 @@ def tiny_sd_v(tmp_path_factory) -> Path:
     return make_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction")
 
 
+def make_control(base, folder, seed=0):
+    """Write a control that was never trained but acts: its adapter turns everything, its encoder says something."""
+    from diffusers import StableDiffusionPipeline
+
+    from hra_diffusion import HRAConfig, HRAModel
+    from hra_diffusion.control import Control, encoder_for, make_annotator, save_hra_control
+
+    pipe = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    generator = torch.Generator().manual_seed(seed)
+    encoder = encoder_for(pipe, make_annotator("canny", {"low": 50, "high": 100}), generator)
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj")
+    pipe.unet = HRAModel(pipe.unet, HRAConfig(r=4, target_modules=targets), generator=generator)
+    with torch.no_grad():
+        for layer in pipe.unet.layers().values():
+            columns = layer.hra_u["default"]
+            columns += 0.3 * torch.randn(columns.shape, generator=generator)
+        last = encoder.embedding.conv_out.weight
+        last.copy_(3 * torch.randn(last.shape, generator=generator))
+    return save_hra_control(pipe, Control(encoder=encoder, adapter_name="default"), folder)
+
+
+@pytest.fixture(scope="session")
+def control_folder(tiny_sd, tmp_path_factory) -> Path:
+    """The folder of a control of the tiny model that follows edges."""
+    return make_control(tiny_sd, tmp_path_factory.mktemp("control") / "canny")
+
+
+@pytest.fixture(scope="session")
+def subject_folder(tiny_sd, tmp_path_factory) -> Path:
+    """An adapter of another kind, whose encoder is of no interest."""
+    return make_control(tiny_sd, tmp_path_factory.mktemp("control") / "subject", seed=1)
+
+
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """A folder named dog with four small pictures of different shapes and formats."""

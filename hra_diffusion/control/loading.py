@@ -16,11 +16,8 @@ from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors, replacing
-from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, find_encoder
 from hra_diffusion.pipelines import load_hra_weights, unload_hra_weights
-
-ENCODER = "condition_encoder"
-_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 def load_hra_control(
@@ -56,13 +53,6 @@ def load_hra_control(
     return Control(encoder=encoder.eval().requires_grad_(False), adapter_name=adapter_name)
 
 
-def find_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
-    """Return the encoder's folder; None where an adapter has none, because it is no control."""
-    patterns = [f"{place}{ENCODER}/{name}" for place in ("", "adapter/") for name in _FILES]
-    root = local_folder(folder, subfolder, patterns, **hub)
-    return next((place / ENCODER for place in (root, root / "adapter") if (place / ENCODER).is_dir()), None)
-
-
 def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -> ConditionEncoder:
     """Read a control's encoder.
 
@@ -75,7 +65,7 @@ def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -
             f"{folder} holds no control: that is a folder with {ENCODER} beside unet. An adapter without one is loaded "
             "with load_hra_weights."
         )
-    read_tensors(place / _FILES[1])
+    read_tensors(place / ENCODER_FILES[1])
     try:
         encoder = ConditionEncoder.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
         encoder.annotator  # noqa: B018 (an annotator that is not known is found out here)

@@ -3,7 +3,8 @@
     tiger/
     ├── unet/          adapter_config.json, adapter_model.safetensors
     ├── text_encoder/  the same
-    └── tokens/        learned tokens, if any: see :mod:`hra_diffusion.formats.tokens`
+    ├── tokens/        learned tokens, if any: see :mod:`hra_diffusion.formats.tokens`
+    └── condition_encoder/  of a control: see :mod:`hra_diffusion.control.loading`
 
 A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
 """
@@ -25,6 +26,8 @@ from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
 _PATTERNS = (*(place + name for place in ("", "*/", "adapter/*/") for name in FILES), PATTERN, f"adapter/{PATTERN}")
+
+ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 def component_folders(source: str | Path, subfolder: str | None = None, **hub: Any) -> dict[str, Path]:
@@ -58,6 +61,13 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
         AdapterFileError: a file is damaged.
     """
     return read_tokens(parts[""] if "" in parts else next(iter(parts.values())).parent)
+
+
+def find_encoder(source: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
+    """Return the folder of a control's encoder; None where an adapter has none, because it is no control."""
+    patterns = [f"{place}{ENCODER}/{name}" for place in ("", "adapter/") for name in ENCODER_FILES]
+    root = local_folder(source, subfolder, patterns, **hub)
+    return next((place / ENCODER for place in (root, root / "adapter") if (place / ENCODER).is_dir()), None)
 
 
 def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> str | None:

@@ -6,8 +6,10 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import hra_diffusion
 from hra_diffusion import pipelines
 from hra_diffusion.errors import AdapterFileError, ConfigError
+from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, find_encoder
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.formats.peft import FILES
 from hra_diffusion.studio.library import Entry, Library
@@ -27,6 +29,7 @@ def as_lora(model: Model, entry: Entry, folder: Path, layout: str, strength: flo
         BusyError: too many requests wait.
     """
     AdapterUse(name=entry.name, strength=strength)  # checks it
+    _check_no_control(entry)
     if layout not in LAYOUTS:
         raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}; found {str(layout)[:40]!r}.")
     if dtype not in pipelines.DTYPES:
@@ -41,10 +44,18 @@ def as_model(model: Model, uses: Sequence[AdapterUse], folder: Path, combine: st
     """Write the base model with adapters in its weights, as a zip of a diffusers folder."""
     if dtype not in pipelines.DTYPES or combine not in ("lie", "product"):
         raise ConfigError(f"dtype must be one of {', '.join(pipelines.DTYPES)}, combine lie or product.")
-    entries = {model.library.entry(use.name).folder: use.strength for use in uses}
+    entries = [model.library.entry(use.name) for use in uses]
+    for entry in entries:
+        _check_no_control(entry)
+    strengths = {entry.folder: use.strength for entry, use in zip(entries, uses, strict=True)}
     output = new_folder(folder) / f"{model.base.name}-{'-'.join(use.name for use in uses)}"[:80]
-    model.run(lambda _: pipelines.merge_hra(model.base.source, output, entries, combine, pipelines.DTYPES[dtype]))  # pyright: ignore
+    model.run(lambda _: pipelines.merge_hra(model.base.source, output, strengths, combine, pipelines.DTYPES[dtype]))  # pyright: ignore
     return zipped(output)
+
+
+def _check_no_control(entry: Entry) -> None:
+    if entry.annotator:
+        raise ConfigError(f"{entry.name!r} is a control, whose encoder fits into no LoRA and no plain model.")
 
 
 def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -> tuple[Entry, float]:
@@ -79,8 +90,10 @@ def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -
 
 
 def _check_fits(model: Model, folder: Path) -> None:
+    load = hra_diffusion.load_hra_control if find_encoder(folder) else pipelines.load_hra_weights
+
     def try_it(pipe: object) -> None:
-        pipelines.load_hra_weights(pipe, folder, "trial")
+        load(pipe, folder, "trial")
         pipelines.unload_hra_weights(pipe, "trial")
 
     model.run(try_it)
@@ -90,7 +103,7 @@ def _unpack(archive: Path, place: Path) -> None:
     """Unpack the adapter's files alone, by the names of folder and file; no path of the archive is followed."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [each for each in opened.infolist() if Path(each.filename).name in FILES]
+            members = [each for each in opened.infolist() if _wanted(Path(each.filename))]
             if not members or len(members) > _MAX_MEMBERS or sum(each.file_size for each in members) > MAX_BYTES:
                 raise AdapterFileError(
                     f"{archive.name} holds no adapter, or one that is too large: {', '.join(FILES)}."
@@ -105,6 +118,10 @@ def _unpack(archive: Path, place: Path) -> None:
                     file.write(source.read(MAX_BYTES))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise AdapterFileError(f"{archive.name} is no zip that can be read: {error}") from error
+
+
+def _wanted(path: Path) -> bool:
+    return path.name in (ENCODER_FILES if path.parent.name == ENCODER else FILES)
 
 
 def new_folder(folder: Path) -> Path:

@@ -5,14 +5,23 @@ Those that come with the project can be used and not changed; the studio's own a
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
-from hra_diffusion.formats.files import read_json, remove_folder, replacing, sync, write_file
-from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings
+from hra_diffusion.formats.files import read_json, read_tensors, remove_folder, replacing, sync, write_file
+from hra_diffusion.formats.folders import (
+    ENCODER,
+    ENCODER_FILES,
+    base_model,
+    component_folders,
+    find_encoder,
+    public_name,
+    run_settings,
+)
 from hra_diffusion.formats.peft import CONFIG_FILE
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 
@@ -33,6 +42,9 @@ class Entry:
     """Name of the base model, as it may be published."""
     trigger: str | None
     """The instance prompt of the run that made it."""
+    annotator: str | None
+    """What it follows, where it is a control."""
+    annotator_settings: Mapping[str, Any]
     thumbnail: Path | None
     built_in: bool
     """Whether it came with the project."""
@@ -120,11 +132,17 @@ class Library:
         """
         place = self.free_place(name)
         read_components(source)
+        encoder = find_encoder(source)
+        if encoder:
+            read_tensors(encoder / ENCODER_FILES[1])
         with replacing(place) as new:
             for component, part in component_folders(source).items():
                 shutil.copytree(part, new / component, ignore=shutil.ignore_patterns("[!a]*"))
                 if (tokens := part.parent / TOKENS).is_dir():
                     shutil.copytree(tokens, new / TOKENS, dirs_exist_ok=True)
+            for name in ENCODER_FILES if encoder else ():
+                (new / ENCODER).mkdir(exist_ok=True)
+                shutil.copyfile(encoder / name, new / ENCODER / name)
             for kept in _KEPT:
                 if (source / kept).is_file():
                     shutil.copyfile(source / kept, new / kept)
@@ -175,6 +193,8 @@ def _read_entry(folder: Path, built_in: bool) -> Entry:
     ranks = [read_json(part / CONFIG_FILE).get("r") for part in parts.values()]
     if not all(isinstance(rank, int) for rank in ranks):
         raise AdapterFileError(f"{folder} does not say its rank.")
+    encoder = find_encoder(folder)
+    said = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
     return Entry(
         name=folder.name,
         folder=folder,
@@ -182,6 +202,8 @@ def _read_entry(folder: Path, built_in: bool) -> Entry:
         rank=max(ranks),
         base=public_name(base) if base else None,
         trigger=run_settings(folder).get("instance_prompt"),
+        annotator=str(said.get("annotator", "given")) if encoder else None,
+        annotator_settings=dict(said.get("annotator_settings") or {}),
         thumbnail=next((folder / name for name in _THUMBNAILS if (folder / name).is_file()), None),
         built_in=built_in,
     )

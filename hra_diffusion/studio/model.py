@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import BusyError, ConfigError, HRAError
 from hra_diffusion.studio.base import Base
+from hra_diffusion.studio.conditions import control_among
 from hra_diffusion.studio.events import Event, Reading, Waiting
 from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.requests import DrawRequest
@@ -155,5 +156,8 @@ class Model:
                 raise ConfigError(f"This model draws in steps of {step} pixels: take {max(step, side // step * step)}.")
         if request.image:
             self.uploads.path(request.image)
-        for use in request.adapters:
-            self.library.entry(use.name)
+        control = control_among([self.library.entry(use.name) for use in request.adapters])
+        if control and not request.condition:
+            raise ConfigError(f"{control.name!r} follows a picture: draw or choose one under “Follow a picture”.")
+        if request.condition:
+            self.uploads.path(request.condition)

@@ -113,7 +113,13 @@ def _adapters(session: Session) -> Any:
         """The adapters of the library."""
         session.adopt_finished()
         return [
-            {"name": entry.name, "base": entry.base, "rank": entry.rank, "trigger": entry.trigger}
+            {
+                "name": entry.name,
+                "base": entry.base,
+                "rank": entry.rank,
+                "trigger": entry.trigger,
+                "annotator": entry.annotator,
+            }
             for entry in session.library.entries()
         ]
 

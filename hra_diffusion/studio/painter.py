@@ -6,11 +6,12 @@ To import this is to import diffusers, and to make it is to read the weights: se
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from PIL import Image
 
+from hra_diffusion.control import Control, load_hra_control
 from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline, unload_hra_weights, using_hra_adapters
 from hra_diffusion.studio.events import Drawn, Event, Progress
 from hra_diffusion.studio.library import Entry, Library
@@ -48,6 +49,7 @@ class Painter:
         self._preview = Preview(self.pipe.vae)
         self._own_scheduler = self.pipe.scheduler
         self._loaded: dict[str, tuple[str, int]] = {}
+        self._controls: dict[str, Control] = {}
         self._count = 0
 
     def draw(self, request: DrawRequest, stop: threading.Event, tell: Callable[[Event], None]) -> None:
@@ -56,8 +58,9 @@ class Painter:
         Raises:
             HRAError: it cannot be drawn.
         """
-        inside = self._bring_in([self._library.entry(use.name) for use in request.adapters])
-        strengths = [use.strength for use in request.adapters]
+        names = self._bring_in([self._library.entry(use.name) for use in request.adapters])
+        acting = dict(zip(names, (use.strength for use in request.adapters), strict=True))
+        controls = [(self._controls[name], acting.pop(name)) for name in names if name in self._controls]
         start, done = time.monotonic(), 0
 
         def after_step(pipe: Any, step: int, timestep: Any, told: dict[str, Any]) -> dict[str, Any]:
@@ -81,9 +84,12 @@ class Painter:
             if stop.is_set():
                 return
             one = request.single(index)
-            with using_hra_adapters(self.pipe, inside, strengths, request.combine), self._scheduled(request.scheduler):
+            with (
+                using_hra_adapters(self.pipe, list(acting), list(acting.values()), request.combine),
+                self._scheduled(request.scheduler),
+            ):
                 try:
-                    image = self._picture(one, after_step)
+                    image = self._picture(one, controls, after_step)
                 except _StopDrawing:
                     return
             tell(Drawn(request=one, image=image))
@@ -103,23 +109,46 @@ class Painter:
             return end
         return tokenizer.decode(whole[len(ids) - 1 : -1], skip_special_tokens=True) + end
 
-    def _picture(self, request: DrawRequest, after_step: Callable[..., dict[str, Any]]) -> Image.Image:
-        options: dict[str, Any] = {
-            "negative_prompt": request.negative_prompt or None,
-            "num_inference_steps": request.steps,
-            "guidance_scale": request.guidance_scale,
-            "callback_on_step_end": after_step,
-        }
-        if request.image is None:
-            options |= {"height": request.height, "width": request.width}
-            return draw(self.pipe, request.prompt, request.seed, **options)
-        with Image.open(self._uploads.path(request.image)) as start:
-            image = start.convert("RGB").resize((request.width, request.height), Image.Resampling.LANCZOS)
-        from diffusers import AutoPipelineForImage2Image  # imports every pipeline there is: only when it is needed
+    def _picture(
+        self, request: DrawRequest, controls: list[tuple[Control, float]], after_step: Callable[..., dict[str, Any]]
+    ) -> Image.Image:
+        pipe, options = self.pipe, {"height": request.height, "width": request.width}
+        if request.image:
+            from diffusers import AutoPipelineForImage2Image  # imports every pipeline there is: only when it is needed
 
-        pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
-        pipe.set_progress_bar_config(disable=True)
-        return draw(pipe, request.prompt, request.seed, image=image, strength=request.image_strength, **options)
+            pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
+            pipe.set_progress_bar_config(disable=True)
+            image = self._uploads.read(request.image).convert("RGB")
+            image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
+            options = {"image": image, "strength": request.image_strength}
+        with self._following(pipe, request, controls):
+            return draw(
+                pipe,
+                request.prompt,
+                request.seed,
+                negative_prompt=request.negative_prompt or None,
+                num_inference_steps=request.steps,
+                guidance_scale=request.guidance_scale,
+                callback_on_step_end=after_step,
+                **options,
+            )
+
+    @contextmanager
+    def _following(self, pipe: Any, request: DrawRequest, controls: list[tuple[Control, float]]) -> Iterator[None]:
+        """Let the control, if one was chosen, act."""
+        with ExitStack() as acting:
+            for control, strength in controls:
+                guiding = control.guiding(
+                    pipe,
+                    self._uploads.read(request.condition or ""),
+                    strength=strength,
+                    start=request.control_start,
+                    end=request.control_end,
+                    annotated=True,
+                    combine=request.combine,
+                )
+                acting.enter_context(guiding)
+            yield
 
     @contextmanager
     def _scheduled(self, name: str) -> Iterator[None]:
@@ -139,11 +168,17 @@ class Painter:
                 self._loaded[entry.name] = self._loaded.pop(entry.name)  # the last to go
                 continue
             self._count += 1
-            load_hra_weights(self.pipe, entry.folder, f"adapter{self._count}")
-            self._loaded[entry.name] = (f"adapter{self._count}", entry.stamp)
+            inside = f"adapter{self._count}"
+            if entry.annotator:
+                self._controls[inside] = load_hra_control(self.pipe, entry.folder, inside)
+            else:
+                load_hra_weights(self.pipe, entry.folder, inside)
+            self._loaded[entry.name] = (inside, entry.stamp)
         self._forget([name for name in self._loaded if name not in known][: max(0, len(self._loaded) - _KEPT_ADAPTERS)])
         return [self._loaded[entry.name][0] for entry in entries]
 
     def _forget(self, names: list[str]) -> None:
         for name in names:
-            unload_hra_weights(self.pipe, self._loaded.pop(name)[0])
+            inside, _ = self._loaded.pop(name)
+            unload_hra_weights(self.pipe, inside)
+            self._controls.pop(inside, None)

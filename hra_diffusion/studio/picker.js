@@ -51,12 +51,13 @@ function card(entry, use) {
   const button = make('button', 'face');
   button.type = 'button';
   button.setAttribute('aria-pressed', String(Boolean(use)));
-  button.setAttribute('aria-label', `${entry.name}, an adapter of ${entry.base}`);
+  button.setAttribute('aria-label', `${entry.name}, ${entry.follows ? 'a control' : 'an adapter'} of ${entry.base}`);
   const picture = make(entry.picture ? 'img' : 'span', 'picture');
   if (entry.picture) Object.assign(picture, { src: entry.picture, alt: `What ${entry.name} draws` });
   else picture.textContent = entry.name.slice(0, 1).toUpperCase();
   const words = make('span', 'words');
   words.append(make('b', '', entry.name), make('small', '', `${entry.base} · rank ${entry.rank}`));
+  if (entry.follows) words.append(make('small', 'control', `control · follows ${entry.follows}`));
   if (!entry.fits) words.append(make('small', 'warning', 'made for another base'));
   button.append(picture, words, make('span', 'tick', use ? '✓' : ''));
   button.addEventListener('click', () => toggle(entry.name));

@@ -28,6 +28,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "count": (1, 16),
     "image_strength": (0.05, 1),
+    "control_start": (0, 1),
+    "control_end": (0, 1),
 }
 
 
@@ -63,6 +65,12 @@ class DrawRequest:
     """Digest of a picture to start from, among the studio's uploads."""
     image_strength: float = 0.6
     """How far it is taken back to noise, from hardly to wholly."""
+    condition: str | None = None
+    """Digest of what the control among the adapters follows, likewise."""
+    control_start: float = 0.0
+    """Where in the denoising range the control begins to act, from 0, noise, …"""
+    control_end: float = 1.0
+    """… to 1, the finished picture."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for what cannot be drawn."""
@@ -70,6 +78,8 @@ class DrawRequest:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"{name} is {value}: give a number from {least} to {most}.")
+        if self.control_start >= self.control_end:
+            raise ConfigError(f"control_start is {self.control_start}: give less than control_end, {self.control_end}.")
         if self.combine not in get_args(Combine):
             raise ConfigError(f"combine is {self.combine!r}: choose one of {', '.join(get_args(Combine))}.")
         names = [use.name for use in self.adapters]
@@ -105,7 +115,7 @@ class DrawRequest:
 
     def without_adapters(self) -> "DrawRequest":
         """The same of the plain base model."""
-        return replace(self, adapters=())
+        return replace(self, adapters=(), condition=None)
 
 
 def adapter_uses(value: Any) -> tuple[AdapterUse, ...]:

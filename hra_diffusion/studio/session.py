@@ -4,7 +4,7 @@ outputs/studio/
 ├── pictures/    what was drawn, by day, each PNG with its request in it
 ├── adapters/    the library
 ├── runs/        lessons
-├── uploads/     pictures to start from
+├── uploads/     pictures to start from, and conditions
 └── cache/       what browsers up- and download, removed after a day
 """
 
@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from PIL import Image
 from hra_diffusion.errors import HRAError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.base import read_base
+from hra_diffusion.studio.conditions import annotated, control_among
 from hra_diffusion.studio.config import StudioConfig
 from hra_diffusion.studio.events import Drawn, Progress, Reading, Waiting
 from hra_diffusion.studio.exporting import new_folder
@@ -34,7 +35,7 @@ from hra_diffusion.studio.metadata import png_info
 from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.runs import Run, Runs, Status
-from hra_diffusion.studio.uploads import Uploads
+from hra_diffusion.studio.uploads import Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults, find_model
 
@@ -115,6 +116,25 @@ class Session:
         path = new_folder(self.cache) / "grid.png"
         write_file(path, sheet.save)
         return path
+
+    def following(self, request: DrawRequest, picture: Path, annotator: str) -> DrawRequest:
+        """Return a request with what its control, if it has one, is to follow.
+
+        Args:
+            request: which adapters, which size.
+            picture: an upload.
+            annotator: a key of `conditions.ANNOTATORS`.
+
+        Raises:
+            ImageError: the picture cannot be used.
+            ConfigError: there is no such annotator, or it cannot work here.
+        """
+        control = control_among([self.library.entry(use.name) for use in request.adapters])
+        if control is None:
+            return request
+        read = read_upload(picture, transparent=True)
+        condition = annotated(read, control, annotator, (request.width, request.height))
+        return replace(request, condition=self.uploads.keep(condition))
 
     def stop(self, client: str) -> None:
         """End what a client is having drawn, within a step."""

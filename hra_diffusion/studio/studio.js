@@ -11,6 +11,14 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') click('#stop, #stop-grid');
 }, true);
 
+// Pictures of small models are shown larger than they are, but not so large that they blur.
+const LARGER = 3;
+document.addEventListener('load', ({ target }) => {
+  const alone = target.closest?.('#pictures .thumbnail-item, #samples .thumbnail-item');
+  const box = alone ? target : target.closest?.('#slider');
+  if (box && target.naturalWidth) box.style.maxWidth = `${LARGER * target.naturalWidth}px`;
+}, true);
+
 function remembered() { try { return localStorage.getItem('studio-look'); } catch { return null; } }
 function look(dark) {
   document.body.classList.toggle('dark', dark);

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.training.pictures import read_picture
+from hra_diffusion.training.pictures import WHITE, read_layers
 
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000
@@ -15,8 +15,8 @@ MAX_FILES = 200
 _DIGEST = 32
 
 
-def read_upload(path: Path) -> Image.Image:
-    """Decode an uploaded picture, upright and in RGB.
+def read_upload(path: Path, *, transparent: bool = False) -> Image.Image:
+    """Decode an uploaded picture, upright and in RGB; RGBA where it has transparency and that was asked for.
 
     Raises:
         ImageError: it is too large or no picture; the message has the file's name, not its folder.
@@ -27,20 +27,24 @@ def read_upload(path: Path) -> Image.Image:
     try:
         with Image.open(path) as header:
             width, height = header.size
-    except Exception:  # not Pillow's to say why: read_picture names the reason
+    except Exception:  # not Pillow's to say why: read_layers names the reason
         width, height = 0, 0
     if width * height > MAX_PIXELS:
         raise ImageError(
             f"{path.name} has {width}×{height} pixels, more than {MAX_PIXELS / 1e6:.0f} million: scale it down."
         )
     try:
-        return read_picture(path)
+        layers = read_layers(path)
     except ImageError as error:
         raise ImageError(str(error).replace(str(path), path.name)) from None
+    if not (transparent and layers.alpha):
+        return layers.over(WHITE)
+    layers.colours.putalpha(layers.alpha)
+    return layers.colours
 
 
 class Uploads:
-    """Pictures that were drawn from, kept by what they look like, so that a request can name them."""
+    """Pictures that were drawn from or followed, kept by what they look like, so that a request can name them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -62,5 +66,10 @@ class Uploads:
         known = len(digest) == _DIGEST and set(digest) <= set("0123456789abcdef")
         path = self.folder / f"{digest}.png"
         if not known or not path.is_file():
-            raise ImageError("The picture to start from is not here any more: choose it again.")
+            raise ImageError("The picture to start from, or to follow, is not here any more: choose it again.")
         return path
+
+    def read(self, digest: str) -> Image.Image:
+        """Read a picture that was kept; errors as in `path`."""
+        with Image.open(self.path(digest)) as picture:
+            return picture.copy()

@@ -30,14 +30,15 @@ def adapter_folders(tmp_path_factory, tiny_sd) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def session(tmp_path_factory, adapter_folders, tiny_sd):
-    """A studio with the four adapters."""
+def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
+    """A studio with the four adapters and a control."""
     from hra_diffusion.studio.config import StudioConfig
     from hra_diffusion.studio.session import Session
 
     studio = Session(StudioConfig(base=str(tiny_sd), folder=tmp_path_factory.mktemp("studio") / "it", max_waiting=8))
     for name, folder in adapter_folders.items():
         studio.library.add(folder, name)
+    studio.library.add(control_folder, "edges")
     yield studio
     studio.model.close()
 

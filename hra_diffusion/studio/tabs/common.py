@@ -37,6 +37,10 @@ SETTINGS = (
     "count",
     "image",
     "image_strength",
+    "control_image",
+    "annotator",
+    "control_start",
+    "control_end",
 )
 """Names of the settings, for the page and the API, in the order of their components."""
 
@@ -101,7 +105,10 @@ def request_of(session: Session, values: dict[str, Any]) -> DrawRequest:
         values["seed"] = secrets.randbelow(NEW_SEED_BELOW)
     if image := values.get("image"):
         values["image"] = session.uploads.keep(read_upload(Path(image)))
-    return DrawRequest.of(values)
+    request = DrawRequest.of(values)
+    if values.get("control_image"):
+        request = session.following(request, Path(values["control_image"]), values["annotator"])
+    return request
 
 
 def client_of(request: gr.Request | None) -> str:

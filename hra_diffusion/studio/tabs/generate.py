@@ -8,11 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.studio.conditions import GIVEN, OWN
 from hra_diffusion.studio.events import Progress, Reading, Waiting
 from hra_diffusion.studio.metadata import read_request
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.session import Saved, Session
+from hra_diffusion.studio.tabs import follow
 from hra_diffusion.studio.tabs.common import (
     client_of,
     data_url,
@@ -26,6 +28,8 @@ from hra_diffusion.studio.tabs.common import (
 from hra_diffusion.studio.tabs.picker import adapter_picker
 
 _NOTHING_YET = empty("Nothing drawn yet", "Write what you want to see, and press Generate or Ctrl+Enter.")
+_LARGER = 3
+"""How much larger than it is a picture is shown at most; studio.js says the same."""
 _MIX = [("Together (their mean on the rotation group)", "lie"), ("One after the other (product)", "product")]
 
 
@@ -38,8 +42,8 @@ class Settings:
     go: gr.Button
     end: gr.Button
 
-    def values(self, request: DrawRequest) -> list[Any]:
-        """What they show for a request; the picture to start from is not part of it."""
+    def values(self, session: Session, request: DrawRequest) -> list[Any]:
+        """What they show for a request; pictures that are not among the uploads any more are left out."""
         said = request.to_json()
         order = ("prompt", "negative_prompt", "adapters", "combine", "steps", "guidance_scale", "width", "height")
         return [
@@ -48,8 +52,12 @@ class Settings:
             request.seed,
             False,
             1,
-            None,
+            _kept(session, request.image),
             request.image_strength,
+            _kept(session, request.condition),
+            GIVEN if request.condition else OWN,
+            request.control_start,
+            request.control_end,
         ]
 
 
@@ -100,7 +108,7 @@ def build(session: Session) -> Settings:
                 saved.append(event)
                 shown = (_gallery(session, saved), gr.skip(), gr.update(visible=True))
             else:
-                shown = (gr.skip(), _going_on(event), gr.skip())
+                shown = (gr.skip(), _going_on(event, request), gr.skip())
             yield *shown[:1], request.seed, unread, shown[1], gr.skip(), shown[2], gr.skip(), hidden
         stage = "" if saved else _NOTHING_YET
         if len(saved) < request.count:
@@ -118,7 +126,7 @@ def build(session: Session) -> Settings:
                 if isinstance(event, Saved):
                     found.append(event)
                 else:
-                    yield gr.skip(), _going_on(event), gr.skip()
+                    yield gr.skip(), _going_on(event, request), gr.skip()
         if len(found) < 2:
             yield gr.skip(), note("Stopped."), gr.skip()
             return
@@ -127,13 +135,13 @@ def build(session: Session) -> Settings:
     @shown
     def restore_from(png: str) -> list[Any]:
         """Read a PNG's settings. Returns the values of all settings, in the order of the parameters of generate."""
-        return settings.values(read_request(Path(png)))
+        return settings.values(session, read_request(Path(png)))
 
     @shown
     def restore_drawn(paths: list[str], index: int) -> list[Any]:
         if not paths:
             raise ConfigError("Nothing has been drawn yet.")
-        return settings.values(read_request(Path(paths[min(index, len(paths) - 1)])))
+        return settings.values(session, read_request(Path(paths[min(index, len(paths) - 1)])))
 
     def stop(asker: gr.Request) -> None:
         """Stop what this client is having drawn, within a step."""
@@ -195,7 +203,17 @@ def _settings(session: Session) -> Settings:
         )
         strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="How much of it may change", elem_id="image-strength")
     inputs = [prompt, negative, picker, combine, steps, guidance, width, height, scheduler, seed, new_seed, count]
-    return Settings([*inputs, image, strength], picker, go, end)
+    following = follow.build(session, picker, width, height)
+    return Settings([*inputs, image, strength, *following], picker, go, end)
+
+
+def _kept(session: Session, digest: str | None) -> str | None:
+    """Return a copy for the page of a picture that a request names."""
+    try:
+        return served(session, session.uploads.path(digest)) if digest else None
+    except ImageError as error:
+        gr.Warning(str(error))
+        return None
 
 
 def _selected(event: gr.SelectData) -> int:
@@ -206,7 +224,7 @@ def _gallery(session: Session, saved: list[Saved]) -> list[tuple[str, str]]:
     return [(served(session, each.path), f"{each.request.prompt[:120]} · seed {each.request.seed}") for each in saved]
 
 
-def _going_on(event: Reading | Waiting | Progress) -> str:
+def _going_on(event: Reading | Waiting | Progress, request: DrawRequest) -> str:
     """The picture as it comes to be, and how long it takes."""
     if isinstance(event, Reading):
         return empty("Reading the model", "It is read once; this takes some seconds.")
@@ -216,7 +234,8 @@ def _going_on(event: Reading | Waiting | Progress) -> str:
     part = (event.picture * event.steps + event.step) / (event.pictures * event.steps)
     text = f"{which}step {event.step} of {event.steps} · {in_words(event.seconds_left)} left"
     return (
-        f'<figure class="preview"><img src="{data_url(event.preview)}" alt="The picture so far">'
+        f'<figure class="preview"><img src="{data_url(event.preview)}" alt="The picture so far" '
+        f'style="max-width: {_LARGER * request.width}px">'
         f'<figcaption role="status">{text}</figcaption>'
         f'<progress max="1" value="{part:.3f}" aria-label="{text}"></progress></figure>'
     )

@@ -149,6 +149,7 @@ def _about(entry: Entry, components: list[Component]) -> str:
         "Called by": f"“{entry.trigger}”" if entry.trigger else "not said",
         "Base": entry.base or "not said",
         "Adapts": ", ".join(entry.components),
+        **({"Follows": entry.annotator} if entry.annotator else {}),
         "Rank": str(entry.rank),
         "Parameters": f"{parameters:,} in {len(layers)} layers",
         "From": "the project" if entry.built_in else "this studio",

@@ -41,6 +41,7 @@ def entries(session: Session) -> list[dict[str, Any]]:
             "base": entry.base or "base not said",
             "fits": entry.base in (None, session.model.base.name),
             "rank": entry.rank,
+            "follows": entry.annotator or "",
             "trigger": entry.trigger or "",
             "picture": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
             "own": not entry.built_in,

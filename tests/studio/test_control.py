@@ -1,0 +1,158 @@
+"""Controls in the studio: what they follow, what is drawn with them, and that they come and go like other adapters."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gradio_client import handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image, ImageDraw
+
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.studio.conditions import annotated, of_drawing
+from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.metadata import read_request
+
+pytestmark = pytest.mark.slow
+
+ASKED = {"prompt": "a cat", "steps": 3, "width": 32, "height": 32, "guidance_scale": 3, "seed": 5, "new_seed": False}
+EDGES = {"name": "edges", "strength": 0.75}
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory) -> Path:
+    """A picture with edges and transparency, of another shape than what is drawn."""
+    drawn = Image.new("RGBA", (48, 40), (255, 255, 255, 0))
+    ImageDraw.Draw(drawn).rectangle((10, 8, 30, 33), fill="blue")
+    path = tmp_path_factory.mktemp("pictures") / "shapes.png"
+    drawn.save(path)
+    return path
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened.convert("RGB"))
+
+
+@pytest.mark.parametrize("subject", [None, "amber"])
+def test_what_is_drawn_is_what_the_control_pipeline_draws(
+    client, picture, tiny_sd, control_folder, adapter_folders, subject
+):
+    from hra_diffusion import StableDiffusionHRAControlPipeline, load_hra_weights, set_hra_adapters
+
+    uses = [EDGES, *([{"name": subject, "strength": 0.5}] if subject else [])]
+    drawn = client.predict(
+        **ASKED, adapters=uses, control_image=handle_file(str(picture)), control_end=0.8, api_name="/generate"
+    )[0][0]["image"]
+
+    pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=control_folder, dtype=torch.float32)
+    if subject:
+        load_hra_weights(pipe, adapter_folders[subject], subject)
+        set_hra_adapters(pipe, [subject], [0.5])
+    with Image.open(picture) as image:
+        expected = pipe(
+            ASKED["prompt"],
+            image=image.convert("RGBA"),
+            control_strength=0.75,
+            control_end=0.8,
+            num_inference_steps=3,
+            guidance_scale=3,
+            height=32,
+            width=32,
+            generator=torch.Generator().manual_seed(5),
+        ).images[0]
+    assert np.array_equal(pixels(drawn), np.asarray(expected))
+    plain = client.predict(**ASKED, adapters=uses[1:], api_name="/generate")[0][0]["image"]
+    assert not np.array_equal(pixels(drawn), pixels(plain))
+
+
+def test_a_picture_restores_what_it_followed_and_what_it_began_with(client, picture, subject):
+    asked = ASKED | {"adapters": [EDGES], "control_start": 0.1, "image_strength": 0.9}
+    pictures = {"control_image": handle_file(str(picture)), "image": handle_file(str(subject[0]))}
+    first = client.predict(**asked, **pictures, api_name="/generate")[0][0]["image"]
+    request = read_request(Path(first))
+    assert request.condition is not None and request.image is not None
+    values = list(client.predict(handle_file(first), api_name="/restore"))
+    again = client.predict(
+        *(handle_file(value) if isinstance(value, str) and value.endswith(".png") else value for value in values),
+        api_name="/generate",
+    )[0][0]["image"]
+    assert read_request(Path(again)) == request
+    assert np.array_equal(pixels(again), pixels(first))
+
+
+def test_the_condition_can_be_seen_before_anything_is_drawn(client, picture):
+    from hra_diffusion.control import fit, make_annotator
+
+    def seen(annotator: str) -> np.ndarray:
+        found = client.predict(["edges"], handle_file(str(picture)), annotator, 32, 32, api_name="/annotate")
+        return pixels(found["value"] if isinstance(found, dict) else found)
+
+    with Image.open(picture) as image:
+        fitted = fit(image, (32, 32))
+    own = {"low": 50, "high": 100}
+    for name, settings in {"canny": own, "scribble": None, "segmentation": None, "color": None, "depth": None}.items():
+        assert np.array_equal(seen(name), np.asarray(make_annotator(name, settings)(fitted))), name
+    assert np.array_equal(seen("own"), seen("canny"))
+    assert np.array_equal(seen("given"), np.asarray(fitted.convert("RGB")))
+
+
+def test_what_cannot_be_followed_is_refused_by_what_is_wrong(client, picture, session, tmp_path, control_folder):
+    Image.new("1", (8000, 8000)).save(tmp_path / "bomb.png")
+    session.library.add(control_folder, "edges 2")
+    try:
+        for changes, why in (
+            ({"adapters": [EDGES]}, "draw or choose one"),
+            ({"adapters": ["edges", "edges 2"], "control_image": picture}, "one acts at a time"),
+            ({"adapters": [EDGES], "control_image": picture, "annotator": "x-ray"}, "x-ray"),
+            ({"adapters": [EDGES], "control_image": picture, "control_start": 0.7, "control_end": 0.6}, "less than"),
+            ({"adapters": [EDGES], "control_image": tmp_path / "bomb.png"}, "million"),
+        ):
+            files = {name: handle_file(str(changes[name])) for name in ("control_image",) if name in changes}
+            with pytest.raises((AppError, ValueError), match=why):
+                client.predict(**ASKED | changes | files, api_name="/generate")
+        with pytest.raises(AppError, match="is a control"):
+            client.predict("edges", "kohya", 1.0, "fp16", api_name="/export_lora")
+    finally:
+        session.library.delete("edges 2")
+
+
+def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_folder, tmp_path, session):
+    file = shutil.make_archive(str(tmp_path / "canny"), "zip", control_folder.parent, control_folder.name)
+    client.predict([handle_file(file)], "outlines", api_name="/import_adapter")
+    try:
+        told = {each["name"]: each["annotator"] for each in client.predict(api_name="/adapters")}
+        assert (told["outlines"], told["amber"]) == ("canny", None)
+        assert session.library.entry("outlines").annotator_settings == {"low": 50, "high": 100}
+    finally:
+        client.predict("outlines", api_name="/delete")
+
+    damaged = shutil.copytree(control_folder, tmp_path / "damaged")
+    (damaged / "condition_encoder" / "diffusion_pytorch_model.safetensors").write_bytes(b"x")
+    file = shutil.make_archive(str(tmp_path / "damaged"), "zip", tmp_path, "damaged")
+    with pytest.raises(AppError):
+        client.predict([handle_file(file)], "broken", api_name="/import_adapter")
+    assert "broken" not in [entry.name for entry in session.library.entries()]
+
+
+def test_an_annotator_that_needs_a_model_is_not_run(control_folder, tmp_path):
+    """The model's path would come from a file that anybody may have sent."""
+    folder = shutil.copytree(control_folder, tmp_path / "library" / "deep")
+    config = folder / "condition_encoder" / "config.json"
+    for said in ('"annotator": "depth", "annotator_settings": {"model": "/etc"}', '"annotator": "pose"'):
+        config.write_text("{" + said + "}")
+        with pytest.raises(ConfigError, match="annotated already"):
+            annotated(Image.new("RGB", (8, 8)), Library(tmp_path / "library").entry("deep"), "own", (8, 8))
+
+
+def test_a_picture_without_transparency_has_no_object(control_folder, tmp_path):
+    shutil.copytree(control_folder, tmp_path / "edges")
+    with pytest.raises(ImageError, match="without transparency"):
+        annotated(Image.new("RGB", (8, 8)), Library(tmp_path).entry("edges"), "segmentation", (8, 8))
+
+
+def test_a_drawing_for_edges_becomes_light_on_dark(session):
+    drawing = Image.new("RGB", (4, 4), "white")
+    assert of_drawing(drawing, [session.library.entry("edges")]).getpixel((0, 0)) == (0, 0, 0)
