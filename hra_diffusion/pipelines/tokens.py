@@ -6,6 +6,7 @@ token of several vectors is spelled `<sks> <sks>_1 …` before it is looked up, 
 
 from collections.abc import Mapping
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -104,6 +105,7 @@ def set_tokens(pipe: Any, adapter_name: str, tokens: Tokens) -> None:
             tokenizer = plain
         model.set_input_embeddings(embedding)
         setattr(pipe, _tokenizer(name), tokenizer)
+    _guard_numbers(pipe)
 
 
 def remove_tokens(pipe: Any, adapter_name: str | None = None) -> None:
@@ -124,6 +126,24 @@ def fold_tokens(pipe: Any) -> None:
         with torch.no_grad():
             model.get_input_embeddings().weight[extended.num_embeddings :] = vectors
         del tokenizer.save_pretrained  # with the tokens
+    _guard_numbers(pipe)
+
+
+def _guard_numbers(pipe: Any) -> None:
+    """Refuse diffusers' textual inversion as long as there are tokens, whose numbers follow those of the embeddings."""
+    words = sorted({word for each in token_embeddings(pipe).values() for word in chain(*each.tokens.values())})
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ConfigError(
+            f"The pipeline knows {', '.join(words)} from HRA adapters, whose numbers come after those of textual "
+            "inversion: load or unload that before load_hra_weights, or after unload_hra_weights."
+        )
+
+    for name in ("load_textual_inversion", "unload_textual_inversion"):
+        if words:
+            setattr(pipe, name, refuse)
+        else:
+            pipe.__dict__.pop(name, None)
 
 
 def _extended(plain: Any, tokens: Mapping[str, Mapping[str, int]]) -> Any:
