@@ -1,6 +1,10 @@
 """Shared fixtures: small models of the kinds that are adapted, a tiny Stable Diffusion on disk, folders of pictures."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -13,6 +17,38 @@ from PIL import Image
 from torch import nn
 
 VOCABULARY_END = "</w>"
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def pytest_xdist_auto_num_workers(config):
+    """As many as there are processors, up to four, for the whole suite; none for a part, which imports take most of."""
+    return min(os.cpu_count() or 1, 4) if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory):
+    """The function that does what ``python <arguments>`` does in a folder, without the time for imports."""
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    printed = [tmp_path_factory.mktemp("printed") / name for name in ("stdout", "stderr")]
+    program = [sys.executable, str(PROJECT / "tests" / "warm_python.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(program, env=environment, start_new_session=True, **pipes) as process:
+
+        def run(*arguments: object, cwd: Path = PROJECT) -> subprocess.CompletedProcess:
+            for path in printed:
+                path.write_bytes(b"")
+            order = (str(cwd), [str(each) for each in arguments], *map(str, printed))
+            try:
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+                exit_code = int(process.stdout.readline())
+            except BaseException:  # such as a time-out: its answer must not be taken for that of the next order
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+            return subprocess.CompletedProcess(arguments, exit_code, *(path.read_text("utf-8") for path in printed))
+
+        yield run
+        process.stdin.close()
 
 
 def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, half=False, seed=0):

@@ -1,10 +1,8 @@
 """Signals and full disks: what was trained is kept, and the user is told how to go on."""
 
 import os
-import resource
 import signal
 import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from accelerate.state import AcceleratorState, GradientState
 from hra_diffusion.cli.main import main
 from hra_diffusion.training.batches import Batches
 from hra_diffusion.training.checkpoint import checkpoints
-
-PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -67,12 +63,15 @@ main(sys.argv[1:])
 """
 
 
-def python(*arguments: str, **options) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, **options)
+LIMITED = """
+import resource, sys
+from hra_diffusion.cli.main import main
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+sys.exit(main(sys.argv[1:]))
+"""
 
 
-def test_a_second_signal_stops_at_once(flags, tmp_path):
+def test_a_second_signal_stops_at_once(flags, tmp_path, python):
     code = TWICE.format(first=int(signal.SIGINT), second=int(signal.SIGTERM))
     assert python("-c", code, *flags).returncode == -signal.SIGTERM
     assert (tmp_path / "run" / "log.jsonl").read_text() == ""
@@ -83,16 +82,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_checkpoint_there_is_no_room_for_leaves_the_one_before_and_says_what_to_do(flags, tmp_path):
+def test_a_checkpoint_there_is_no_room_for_leaves_the_one_before_and_says_what_to_do(flags, tmp_path, python):
     """The system limits the size of files so that a log and an adapter may be written, but no state of the run."""
     folder = tmp_path / "run"
     assert main([*flags, "--max_train_steps", "2"]) == 0
     before = contents(folder / "checkpoint-2")
     size = len(before["training_state.safetensors"])
-    done = python(
-        *("-m", "hra_diffusion.cli.main", *flags, "--resume_from_checkpoint", "latest"),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, size - 1)),
-    )
+    done = python("-c", LIMITED.format(limit=size - 1), *flags, "--resume_from_checkpoint", "latest")
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
     assert "checkpoint-5" in error

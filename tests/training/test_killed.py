@@ -14,8 +14,8 @@ from hra_diffusion.training.config_file import to_toml, with_values
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def order(tmp_path):
+@pytest.fixture(scope="module")
+def order(tmp_path_factory):
     """Order a run from killable_runs.py: see there."""
     program = [sys.executable, str(PROJECT / "tests" / "training" / "killable_runs.py")]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
@@ -23,7 +23,7 @@ def order(tmp_path):
     with subprocess.Popen(program, env=environment, **pipes) as process:
 
         def order(config, event=None, delay=0.0) -> tuple[int, bool]:
-            path = tmp_path / "config.toml"
+            path = tmp_path_factory.mktemp("orders") / "config.toml"
             path.write_text(to_toml(config))
             process.stdin.write(json.dumps([str(path), event, delay]) + "\n")
             process.stdin.flush()
