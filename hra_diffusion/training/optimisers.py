@@ -59,7 +59,7 @@ def build_optimizer(
     Weight decay would not change H, only the length of its columns: there is none.
 
     Raises:
-        ConfigError: its package is not installed, or the device or the settings do not go with it.
+        ConfigError: its package is not installed, or the settings do not go with it.
     """
     groups = [
         group for name, component in components.items() for group in _groups(name, component, learning_rates[name])
@@ -71,8 +71,6 @@ def build_optimizer(
     if config.optimizer == "prodigy":
         for group in groups:
             group["lr"] = 1.0
-    if config.optimizer == "adamw_8bit" and reflections[0].device.type == "cpu":
-        raise ConfigError("--optimizer adamw_8bit needs a GPU: choose adamw here, or adafactor for its small state.")
     retract(reflections)
     optimizer = _MAKERS[config.optimizer](groups, config)
     if config.optimizer == "schedule_free":

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,6 +15,10 @@ from hra_diffusion.training.config import DreamBoothConfig, OptimiserConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.optimisers import build_optimizer, retract
+
+IN_8_BITS = pytest.param(
+    "adamw_8bit", marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+)
 
 
 def adapted(width: int, rank: int) -> HRAModel:
@@ -36,7 +41,7 @@ def step(model: HRAModel, optimizer: torch.optim.Optimizer, seed: int) -> None:
 
 @pytest.mark.parametrize("width", [16, 64, 320, 1280])
 @pytest.mark.parametrize("rank", [2, 8, 32])
-@pytest.mark.parametrize("name", ["adamw", "schedule_free", "lion", "adafactor"])
+@pytest.mark.parametrize("name", ["adamw", IN_8_BITS, "schedule_free", "lion", "adafactor"])
 def test_the_first_step_moves_the_rotation_by_the_learning_rate(width, rank, name):
     if rank > width:
         pytest.skip("more columns than dimensions")
@@ -92,7 +97,7 @@ def test_components_have_learning_rates_of_their_own():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
 
 
-OTHERS = ["schedule_free", "prodigy", "lion", "adafactor"]
+OTHERS = [IN_8_BITS, "schedule_free", "prodigy", "lion", "adafactor"]
 
 
 @pytest.mark.parametrize("name", ["adamw", *OTHERS])
@@ -130,6 +135,19 @@ def test_a_run_with_another_optimiser_goes_on_to_the_bit(config, tmp_path, name)
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
+def test_adamw_in_8_bits_keeps_its_state_in_bytes_and_goes_where_adamw_goes():
+    ends, start = [], columns(adapted(128, 32)).detach()
+    for name in ("adamw", "adamw_8bit"):
+        model = adapted(128, 32)
+        optimizer = build_optimizer({"unet": model}, {"unet": 0.05}, OptimiserConfig(optimizer=name))
+        for seed in range(10):
+            step(model, optimizer, seed)
+        ends.append((columns(model).detach() - start).flatten())
+    assert {optimizer.state[columns(model)][moment].dtype for moment in ("state1", "state2")} == {torch.uint8}
+    assert torch.cosine_similarity(*ends, dim=0) > 0.98
+
+
 def test_prodigy_logs_the_rate_it_has_in_radians(config):
     config = with_values(config, {"optimizer": "prodigy", "with_prior_preservation": False, "max_train_steps": 1})
     (record,) = DreamBooth(config).steps()
@@ -149,5 +167,6 @@ def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(ConfigError, match=r"package prodigyopt .*pip install 'hra-diffusion\[optimisers\]'"):
         build_optimizer({"unet": adapted(8, 2)}, {"unet": 0.1}, OptimiserConfig(optimizer="prodigy"))
-    with pytest.raises(ConfigError, match="adamw_8bit needs a GPU"):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(ConfigError, match=r"package bitsandbytes .*pip install 'hra-diffusion\[8bit\]'"):
         build_optimizer({"unet": adapted(8, 2)}, {"unet": 0.1}, OptimiserConfig(optimizer="adamw_8bit"))

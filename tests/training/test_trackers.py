@@ -1,14 +1,23 @@
 """Where numbers go: TensorBoard by default where it is installed, what was asked for, or nowhere."""
 
 import importlib.util
+import json
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from accelerate import PartialState
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.config_file import to_toml
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.trackers import choose_tracker, tracking
 
+PROJECT = Path(__file__).resolve().parents[2]
 INSTALLED = bool(importlib.util.find_spec("tensorboard"))
 
 
@@ -52,3 +61,77 @@ def test_tensorboard_has_the_numbers_and_pictures_of_each_step_once(config, tmp_
     assert [event.value for event in losses] == pytest.approx([1.5 / step for step in (1, 2, 3, 4)])
     assert [event.value for event in events.Scalars("learning rate/unet")] == pytest.approx([0.02] * 4)
     assert events.Images("a dog")[-1].step == 4
+
+
+def records_of(log: bytes):
+    """The records of wandb's file, which after seven bytes is a log as LevelDB writes them, in blocks of 32 KB."""
+    record, at = b"", 7
+    while at + 7 <= len(log):
+        if (left := 32768 - at % 32768) < 7:
+            at += left
+            continue
+        _, size, kind = struct.unpack_from("<IHB", log, at)
+        record += log[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):  # a whole record, or the last piece of one
+            yield record
+            record = b""
+
+
+def test_wandb_has_the_numbers_and_pictures_of_each_step(config, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    PartialState()  # as a run has it, for accelerate to log by
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    with tracking("wandb", tmp_path, config, 0) as tracker:
+        for step in (1, 2):
+            tracker.log(record(step))
+        tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]}, 2)
+        tracker.log(record(3))
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    entries = [Record.FromString(each) for each in records_of(path.read_bytes())]
+    rows = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item}
+        for entry in entries
+        if entry.HasField("history")
+    ]
+    assert [row["loss"] for row in rows] == pytest.approx([1.5, 0.75, 0.5])
+    assert [row["_step"] for row in rows] == [1, 2, 3]
+    assert len(list(path.parent.glob("files/media/images/a dog_2_*.png"))) == 2
+
+
+def test_trackio_has_the_numbers_of_each_step(config, tmp_path, monkeypatch):
+    """Read by another process: trackio decides at its import where it keeps them."""
+    pytest.importorskip("trackio")
+    code = """
+import sys
+from pathlib import Path
+from accelerate import PartialState
+from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.trackers import tracking
+from PIL import Image
+PartialState()
+config = read_toml(Path(sys.argv[1]), DreamBoothConfig())
+with tracking("trackio", Path("run"), config, 0) as tracker:
+    for step in (1, 2, 3):
+        tracker.log(StepRecord(step=step, loss=1.5 / step, losses={}, gradient_norm=2.0, learning_rates={}))
+    tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8), "red")]}, 3)
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = SQLiteStorage.get_runs("run")
+print([(row["step"], row["loss"]) for row in SQLiteStorage.get_logs("run", run)])
+"""
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "config.toml"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[(1, 1.5), (2, 0.75), (3, 0.5)]" in done.stdout.splitlines()
