@@ -1,22 +1,22 @@
-"""The studio through its API: many clients at once, stopping, hostile input, odd prompts.
-
-CLIENTS, REQUESTS and STOPS from the environment make it longer: 8, 25 and 30 are the whole measure.
-"""
+"""The studio through its API: many clients at once, stopping, hostile input, odd prompts."""
 
 import io
 import json
-import os
+import secrets
 import threading
 import time
 import urllib.error
 import urllib.request
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
-from gradio_client import Client, handle_file
+from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
@@ -24,12 +24,11 @@ from hra_diffusion.errors import BusyError, HRAError
 from hra_diffusion.studio.events import Drawn
 from hra_diffusion.studio.metadata import read_request
 from hra_diffusion.studio.requests import AdapterUse, DrawRequest
+from hra_diffusion.studio.tabs.common import SETTINGS
 
 pytestmark = pytest.mark.slow
 
-CLIENTS, REQUESTS, STOPS = (
-    int(os.environ.get(name, few)) for name, few in (("CLIENTS", 4), ("REQUESTS", 3), ("STOPS", 3))
-)
+CLIENTS, REQUESTS, STOPS = 8, 25, 30
 NAMES = ("amber", "birch", "cedar", "dune")
 
 
@@ -50,14 +49,10 @@ def wish(number: int) -> DrawRequest:
     )
 
 
-def said(request: DrawRequest) -> dict:
-    """The request as the API takes it."""
-    values = {name: value for name, value in request.to_json().items() if name != "condition"}
-    return values | {"new_seed": False, "image": None}
-
-
-def picture(client: Client, request: DrawRequest) -> Path:
-    return Path(client.predict(**said(request), api_name="/generate")[0][0]["image"])
+def in_order(request: DrawRequest) -> list:
+    """The request as a page sends it."""
+    values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}
+    return [values[name] for name in SETTINGS]
 
 
 def pixels(path: Path) -> bytes:
@@ -72,8 +67,8 @@ def wait_until_idle(session, seconds: float = 60) -> None:
     assert not session.model.busy
 
 
-def test_pictures_of_many_clients_are_the_serial_ones(session, address, tmp_path):
-    different = min(CLIENTS * REQUESTS, 24)
+def test_pictures_of_many_clients_are_the_serial_ones(session, address):
+    different = 24
     serial = {}
     for number in range(different):
         (drawn,) = (each for each in session.model.draw(wish(number), threading.Event()) if isinstance(each, Drawn))
@@ -82,11 +77,13 @@ def test_pictures_of_many_clients_are_the_serial_ones(session, address, tmp_path
     memory = []
 
     def ask(client_number: int) -> list[tuple[int, bytes]]:
-        client = Client(address, verbose=False, download_files=str(tmp_path / str(client_number)))
         found = []
         for index in range(REQUESTS):
             number = (client_number * REQUESTS + index) % different
-            found.append((number, pixels(picture(client, wish(number)))))
+            said = ask_raw(address, "generate", in_order(wish(number)))
+            gallery = json.loads(said.split("event: complete\ndata: ")[1].splitlines()[0])[0]
+            file = io.BytesIO(urllib.request.urlopen(gallery[0]["image"]["url"], timeout=60).read())
+            found.append((number, Image.open(file).tobytes()))
             memory.append(process.memory_info().rss)
         return found
 
@@ -115,23 +112,38 @@ def test_too_many_requests_are_refused_with_a_message(session):
     wait_until_idle(session)
 
 
-@pytest.mark.parametrize("how", ["stop", "cancel"])
-def test_a_stopped_request_leaves_the_model_idle_and_the_next_one_right(session, address, tmp_path, how):
-    client = Client(address, verbose=False, download_files=str(tmp_path))
-    right = pixels(picture(client, wish(0)))
-    slow = said(
-        DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32)
-    )
-    for _ in range(STOPS):
-        job = client.submit(**slow, api_name="/generate")
-        while not job.outputs():
-            time.sleep(0.02)
-        if how == "stop":
-            client.predict(api_name="/stop")
-        else:
-            job.cancel()
+@contextmanager
+def drawing_tab(address: str, fn_index: int, request: DrawRequest) -> Iterator[dict]:
+    """Do as a browser's tab does that draws: a session with a heartbeat, and its events up to the first step."""
+    tab = {"session_hash": secrets.token_hex(6)}
+    with httpx.Client(base_url=f"{address}gradio_api", timeout=60) as browser, ExitStack() as connections:
+        connections.enter_context(browser.stream("GET", f"/heartbeat/{tab['session_hash']}"))
+        browser.post("/queue/join", json=tab | {"fn_index": fn_index, "data": in_order(request)}).raise_for_status()
+        events = connections.enter_context(browser.stream("GET", "/queue/data", params=tab))
+        next(line for line in events.iter_lines() if "step 1 of" in line)
+        yield tab
+
+
+def test_after_a_stop_or_a_closed_tab_the_model_is_idle_and_the_next_picture_right(session, address, client):
+    ids = {each["api_name"]: each["id"] for each in client.config["dependencies"]}
+    slow = DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32)
+
+    def right() -> bytes:
+        return next(
+            each.image.tobytes() for each in session.model.draw(wish(0), threading.Event()) if isinstance(each, Drawn)
+        )
+
+    expected, pictures = right(), set(session.pictures.rglob("*.png"))
+    for number in range(STOPS):
+        with drawing_tab(address, ids["generate"], slow) as tab:
+            assert session.model.busy == 1
+            if number % 2:
+                stopping = tab | {"fn_index": ids["stop"], "data": []}
+                httpx.post(f"{address}gradio_api/run/predict", json=stopping).raise_for_status()
+                wait_until_idle(session, 10)
         wait_until_idle(session, 10)
-        assert pixels(picture(client, wish(0))) == right
+        assert right() == expected
+    assert len(set(session.pictures.rglob("*.png")) - pictures) < STOPS * slow.count
 
 
 @pytest.mark.parametrize(
@@ -295,14 +307,28 @@ def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):
     assert [entry.name for entry in session.library.entries() if not entry.built_in] == [*NAMES, "edges"]
 
 
-def test_a_merged_model_is_a_diffusers_folder(client, tmp_path):
-    from hra_diffusion.pipelines import load_pipeline
+def test_a_merged_model_draws_what_its_adapters_draw_together(client, session, tmp_path):
+    import torch
 
-    file = client.predict("amber", 1.0, "fp16", api_name="/export_model")
+    from hra_diffusion.pipelines import draw, load_pipeline
+
+    uses = [AdapterUse(name="amber", strength=0.5), AdapterUse(name="birch", strength=1.25)]
+    others = [{"name": "birch", "strength": 1.25}]
+    file = client.predict("amber", 0.5, "fp32", True, others, "lie", api_name="/export_model")
     with zipfile.ZipFile(file) as opened:
         opened.extractall(tmp_path)
     (folder,) = (path for path in tmp_path.iterdir() if (path / "model_index.json").is_file())
-    load_pipeline(str(folder))
+    request = DrawRequest(prompt="a cat", adapters=tuple(uses), steps=2, width=32, height=32, guidance_scale=1)
+    acting = next(each for each in session.model.draw(request, threading.Event()) if isinstance(each, Drawn)).image
+    merged = draw(
+        load_pipeline(str(folder)), "a cat", 0, height=32, width=32, num_inference_steps=2, guidance_scale=1.0
+    )
+    one, other = (torch.tensor(list(picture.tobytes())).float() for picture in (acting, merged))
+    assert (one - other).abs().max() <= 2
+    plain = next(
+        each for each in session.model.draw(request.without_adapters(), threading.Event()) if isinstance(each, Drawn)
+    ).image
+    assert plain.tobytes() != acting.tobytes()
 
 
 def test_every_action_is_a_named_endpoint(client):

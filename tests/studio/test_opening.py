@@ -9,10 +9,12 @@ import pytest
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.studio.base import read_base
+from hra_diffusion.studio.config import StudioConfig
 from hra_diffusion.studio.events import Reading
 from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.uploads import Uploads
 
 
@@ -64,6 +66,14 @@ def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logge
             next(events)
     model.close()
     assert "cannot be loaded" in caplog.text
+
+
+def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
+    session = Session(StudioConfig(folder=tmp_path))
+    assert session.embedded
+    assert session.model.base.name == "emoji-sd"
+    assert session.default_request.width == 128
+    assert {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"} == {"teapot", "tiger"}
 
 
 @pytest.mark.slow

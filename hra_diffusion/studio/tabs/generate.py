@@ -39,6 +39,7 @@ class Settings:
 
     inputs: list[Any]
     picker: gr.HTML
+    combine: gr.Radio
     go: gr.Button
     end: gr.Button
 
@@ -204,7 +205,7 @@ def _settings(session: Session) -> Settings:
         strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="How much of it may change", elem_id="image-strength")
     inputs = [prompt, negative, picker, combine, steps, guidance, width, height, scheduler, seed, new_seed, count]
     following = follow.build(session, picker, width, height)
-    return Settings([*inputs, image, strength, *following], picker, go, end)
+    return Settings([*inputs, image, strength, *following], picker, combine, go, end)
 
 
 def _kept(session: Session, digest: str | None) -> str | None:

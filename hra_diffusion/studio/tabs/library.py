@@ -48,6 +48,10 @@ def build(session: Session, settings: Settings) -> gr.HTML:
                     with gr.Row():
                         lora = gr.Button("As a LoRA", variant="primary", elem_id="export-lora")
                         merged = gr.Button("As a whole model", elem_id="export-model")
+                    several = gr.Checkbox(
+                        label="The whole model with those chosen under Generate, too, at their strengths",
+                        elem_id="several",
+                    )
                     with gr.Column(visible=False) as ready:
                         exported = gr.File(label="Download", interactive=False, elem_id="exported")
                 with gr.Accordion("Publish on the Hugging Face hub", open=False):
@@ -107,10 +111,13 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         return str(path), gr.update(visible=True)
 
     @shown
-    def export_model(name: str, strength: float, dtype: str) -> Any:
-        """Export the base model with an adapter in its weights; returns a zip of a diffusers folder."""
-        uses = adapter_uses([{"name": name, "strength": strength}])
-        return str(as_model(session.model, uses, session.cache, "lie", dtype)), gr.update(visible=True)
+    def export_model(
+        name: str, strength: float, dtype: str, several: bool, adapters: list[Any] | None, combine: str
+    ) -> Any:
+        """Export the base model with an adapter, or several, in its weights; returns a zip of a diffusers folder."""
+        others = [use for use in adapter_uses(adapters or []) if several and use.name != name]
+        uses = [*adapter_uses([{"name": name, "strength": strength}]), *others]
+        return str(as_model(session.model, uses, session.cache, combine, dtype)), gr.update(visible=True)
 
     @shown
     def push_it(name: str, repository: str, licence: str, token: str) -> str:
@@ -125,7 +132,8 @@ def build(session: Session, settings: Settings) -> gr.HTML:
     rename.click(rename_it, [picker, new_name], [*both, new_name], api_name="rename")
     bring.click(bring_it_in, [files, import_name], [*both, files, import_name], api_name="import_adapter")
     lora.click(export_lora, [picker, layout, strength, dtype], [exported, ready], api_name="export_lora")
-    merged.click(export_model, [picker, strength, dtype], [exported, ready], api_name="export_model")
+    together = [picker, strength, dtype, several, settings.picker, settings.combine]
+    merged.click(export_model, together, [exported, ready], api_name="export_model")
     push.click(push_it, [picker, repository, licence, token], pushed, api_name="push")
     delete.click(_ask, picker, [sure, question], api_visibility="private")
     no.click(lambda: gr.update(visible=False), None, sure, api_visibility="private")
