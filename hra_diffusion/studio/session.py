@@ -5,6 +5,7 @@ outputs/studio/
 ├── adapters/    the library
 ├── runs/        lessons
 ├── uploads/     pictures to start from, and conditions
+├── costs.json   what teaching costs here, once it was measured
 └── cache/       what browsers up- and download, removed after a day
 """
 
@@ -26,6 +27,7 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.base import read_base
 from hra_diffusion.studio.conditions import annotated, control_among
 from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.costs import Costs
 from hra_diffusion.studio.events import Drawn, Progress, Reading, Waiting
 from hra_diffusion.studio.exporting import new_folder
 from hra_diffusion.studio.grid import Grid
@@ -68,6 +70,7 @@ class Session:
         self.library = Library(self.folder / "adapters", PROJECT / "assets" / "adapters")
         self.uploads = Uploads(self.folder / "uploads")
         self.runs = Runs(self.folder / "runs")
+        self.costs = Costs(self.folder / "costs.json")
         for folder in (self.pictures, self.cache, self.library.folder, self.uploads.folder, self.runs.folder):
             folder.mkdir(parents=True, exist_ok=True)
         base = find_model(config.base)
@@ -162,10 +165,12 @@ class Session:
         return self.runs.start(lesson, self.model.base.source, self.training_defaults)
 
     def estimate(self, lesson: Lesson) -> dict[str, str]:
-        """Measure what a lesson would cost; errors as in `Runs.estimate`."""
+        """Measure what a lesson would cost, and keep it for the presets; errors as in `Runs.estimate`."""
         folder = new_folder(self.cache)
         try:
-            return self.runs.estimate(lesson, self.model.base.source, self.training_defaults, folder)
+            told = self.runs.estimate(lesson, self.model.base.source, self.training_defaults, folder)
+            self.costs.keep(self.model.base.source, told)
+            return told
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.studio.costs import Costs
 from hra_diffusion.studio.lesson import CROPS, Effort, Lesson, Sitting, cropped
 from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.runs import Runs, Status
@@ -98,3 +99,13 @@ def test_what_came_with_the_project_is_neither_renamed_nor_deleted(tmp_path):
     for change in (lambda: library.delete("tiger"), lambda: library.rename("tiger", "lion")):
         with pytest.raises(ConfigError, match="comes with the project"):
             change()
+
+
+def test_what_was_measured_once_says_what_every_effort_costs(tmp_path):
+    costs = Costs(tmp_path / "costs.json")
+    assert costs.of("base") is None
+    costs.keep("base", {"time": "0.50 s a step, 0:01:40 in all, and 12 s before", "memory": "1.25 GB at most in two"})
+    costs.keep("other", {"time": "unknown"})
+    cost = Costs(tmp_path / "costs.json").of("base")
+    assert cost is not None and costs.of("other") is None
+    assert (cost.seconds(Effort(steps=200)), cost.memory) == (112.0, 1.25)

@@ -61,7 +61,7 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
                     token = gr.Textbox("sks", label="Rare word for it", elem_id="token")
                     looks_like = gr.Textbox(look_like, label="What the pictures are", elem_id="looks-like")
             preset = gr.Radio(
-                [(f"{name} · {effort.steps} steps", name) for name, effort in PRESETS.items()],
+                _presets(session),
                 value="Usual",
                 label="Effort",
                 elem_id="preset",
@@ -170,7 +170,8 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     def found_again() -> Any:
         going = session.runs.running()
         newest = going.name if going else next(iter(_names(session)), None)
-        return gr.update(choices=_names(session), value=newest), gr.Timer(active=going is not None), *cards()
+        said = gr.update(choices=_presets(session))
+        return gr.update(choices=_names(session), value=newest), gr.Timer(active=going is not None), *cards(), said
 
     def cards() -> list[Any]:
         return [gr.update(entries=entries(session))] * 2
@@ -198,7 +199,9 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     teach.click(named(start, *_TEACHING), teaching, [chosen, timer], api_name="teach").success(
         look, [chosen, shape], seen, show_progress="hidden", api_visibility="private"
     )
-    measure.click(named(estimate, *_TEACHING), teaching, cost, api_name="estimate")
+    measure.click(named(estimate, *_TEACHING), teaching, cost, api_name="estimate").success(
+        lambda: gr.update(choices=_presets(session)), None, preset, api_visibility="private", show_progress="hidden"
+    )
     for event in (timer.tick, chosen.change):
         event(look, [chosen, shape], seen, show_progress="hidden", api_visibility="private")
     stop.click(stop_run, chosen, None, api_name="stop_run")
@@ -207,7 +210,7 @@ def build(session: Session, settings: Settings, library: gr.HTML) -> None:
     gr.api(runs, api_name="runs")
     both = [settings.picker, library]
     ended.change(cards, None, both, api_visibility="private", show_progress="hidden")
-    gr.on(None, found_again, None, [chosen, timer, *both], api_visibility="private", show_progress="hidden")
+    gr.on(None, found_again, None, [chosen, timer, *both, preset], api_visibility="private", show_progress="hidden")
 
 
 _TEACHING = (
@@ -258,6 +261,19 @@ def _known(name: str | None) -> str:
     if not name or not isinstance(name, str):
         raise ConfigError("Choose a run first.")
     return name
+
+
+def _presets(session: Session) -> list[tuple[str, str]]:
+    """The presets, and what each costs once it was measured for the base."""
+    cost = session.costs.of(session.model.base.source)
+    return [
+        (
+            f"{name} · {effort.steps} steps"
+            + (f" · {in_words(cost.seconds(effort))}, {cost.memory:.1f} GB" if cost else ""),
+            name,
+        )
+        for name, effort in PRESETS.items()
+    ]
 
 
 def _names(session: Session) -> list[str]:
