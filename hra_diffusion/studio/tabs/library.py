@@ -150,7 +150,8 @@ def _ask(name: str | None) -> Any:
 
 def _about(entry: Entry, components: list[Component]) -> str:
     """The card of an adapter: picture, words, numbers, and how far each layer turns."""
-    picture = f'<img src="{data_url(entry.thumbnail, 640)}" alt="What {html.escape(entry.name)} draws">'
+    said = f"What {html.escape(entry.name)} draws"
+    picture = f'<img src="{data_url(entry.thumbnail, 640)}" alt="{said}">' if entry.thumbnail else ""
     parameters = sum(each.parameters for each in components)
     layers = [(each.name, layer) for each in components for layer in each.layers]
     facts = {
@@ -170,7 +171,7 @@ def _about(entry: Entry, components: list[Component]) -> str:
         for component, layer in sorted(layers, key=lambda each: -each[1].angle)[:_SHOWN_LAYERS]
     )
     return (
-        f'<article class="about">{picture if entry.thumbnail else ""}<div><h2>{html.escape(entry.name)}</h2>'
+        f'<article class="about">{picture}<div><h2>{html.escape(entry.name)}</h2>'
         f"<dl>{rows}</dl></div></article>"
         f'<details class="angles"><summary>How far each layer turns, at most {most:.1f}°</summary>'
         f"<ol>{bars}</ol></details>"
