@@ -53,7 +53,7 @@ class Control:
         strength: float = 1.0,
         start: float = 0.0,
         end: float = 1.0,
-        unconditional: bool = True,
+        unconditional: bool = False,
         annotated: bool = False,
         combine: Literal["lie", "product"] = "lie",
     ) -> Iterator[None]:
@@ -66,8 +66,8 @@ class Control:
             strength: of the condition, and the adapter's place on its geodesic: 0 is the pipeline without control.
             start: where in the denoising range it begins to act, from 0, noise, …
             end: … to 1, the finished picture.
-            unconditional: whether the condition guides the unconditional prediction of classifier-free guidance, too.
-                Without it, guidance also strengthens the condition.
+            unconditional: whether the condition guides the unconditional prediction of classifier-free guidance, too,
+                as ControlNets' does. Where it does not, guidance strengthens the condition as it does the prompt.
             annotated: whether the pictures are annotations already.
             combine: how the adapter goes together with others that act, see `set_hra_adapters`.
 

@@ -61,7 +61,7 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
         control_strength: float = 1.0,
         control_start: float = 0.0,
         control_end: float = 1.0,
-        control_unconditional: bool = True,
+        control_unconditional: bool = False,
         control_combine: Literal["lie", "product"] = "lie",
         annotated: bool = False,
         **options: Any,
