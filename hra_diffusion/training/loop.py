@@ -11,6 +11,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hra_diffusion.training.sharding import average_gradients
+
 if TYPE_CHECKING:  # that one imports diffusers, and this is read for the records, too
     from hra_diffusion.training.batches import Batch
 
@@ -69,6 +71,7 @@ def train(
                 means = _means(per_example, batch)
                 accelerator.backward(penalty + sum(batch.weights[name] * mean for name, mean in means.items()))
                 if accelerator.sync_gradients:
+                    average_gradients(accelerator, trainable)
                     norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -26,6 +26,7 @@ from hra_diffusion.training.preflight import check_room
 from hra_diffusion.training.recording import Recording
 from hra_diffusion.training.same_run import check_same_run
 from hra_diffusion.training.setup import trained_parts
+from hra_diffusion.training.sharding import gather, gathered
 from hra_diffusion.training.trackers import choose_tracker
 from hra_diffusion.training.trainer import Trainer
 
@@ -195,6 +196,7 @@ class Run(ABC):
         self.recording.trainer.show()
         move(self._idle, self.accelerator.device)
         self._idle = []
+        gather(self.recording.trainer.loss)
         if self.is_main:
             save_adapter(self._saved, folder)
         return folder
@@ -205,12 +207,13 @@ class Run(ABC):
         In float32 a picture is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
         this step.
         """
-        if self.is_main:
-            folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
-            with self._shown():
-                for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
-                    write_file(folder / picture_name(prompt, seed), picture.save)
-                    yield prompt, seed, picture
+        folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
+        with gathered(self.recording.trainer.loss):
+            if self.is_main:
+                with self._shown():
+                    for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
+                        write_file(folder / picture_name(prompt, seed), picture.save)
+                        yield prompt, seed, picture
 
     @contextmanager
     def _shown(self) -> Iterator[None]:

@@ -25,6 +25,7 @@ from hra_diffusion.training.optimisers import build_optimizer
 from hra_diffusion.training.quantisation import quantise
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.sampling import Sampling
+from hra_diffusion.training.sharding import set_up_sharding
 from hra_diffusion.training.trainer import Trainer
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -43,11 +44,11 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ConfigError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which cuts weights into pieces, but the "
-            "columns of a reflection have to stay whole to be kept on their sphere: launch with --config_file "
-            "configs/accelerate/ddp.yaml, where each device holds the whole model."
+            "accelerate is set up for DeepSpeed, which takes over optimiser and gradients, but the columns of a "
+            "reflection have to be kept on their sphere after each step: launch with --config_file "
+            "configs/accelerate/ddp.yaml, where each device holds the whole model, or fsdp.yaml, where it holds a part."
         )
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
@@ -119,6 +120,7 @@ def make_trainer(
     if encoder:
         denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
     loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
+    set_up_sharding(accelerator, loss, getattr(family.pipe, family.denoiser_name)._no_split_modules or ())
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator, DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from safetensors.torch import load_file
@@ -18,6 +18,8 @@ from hra_diffusion.pipelines import adapted_components, hra_disabled
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_toml, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.setup import make_accelerator
+from hra_diffusion.training.sharding import set_up_sharding
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -259,33 +261,37 @@ def test_large_photographs_train(config, tmp_path):
     assert (tmp_path / "run" / "before_after.png").exists()
 
 
-def test_sharding_is_refused_by_name(config, monkeypatch):
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ConfigError, match=r"set up for FSDP.*configs/accelerate/ddp\.yaml"):
+def test_deepspeed_is_refused_by_name(config, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ConfigError, match=r"set up for DeepSpeed.*configs/accelerate/ddp\.yaml.*fsdp\.yaml"):
         DreamBooth(config)
 
 
-def test_the_launch_config_is_one_of_accelerates():
-    launch = load_config_from_file(str(PROJECT / "configs" / "accelerate" / "ddp.yaml"))
-    assert launch.distributed_type == DistributedType.MULTI_GPU
+def test_the_first_version_of_fsdp_is_refused_by_name(config, monkeypatch, net):
+    accelerator = make_accelerator(config.run)
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
+    with pytest.raises(ConfigError, match=r"first version of FSDP.*configs/accelerate/fsdp\.yaml"):
+        set_up_sharding(accelerator, net, ())
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", DistributedType.MULTI_GPU), ("fsdp", DistributedType.FSDP)])
+def test_the_launch_configs_are_accelerates(name, kind):
+    launch = load_config_from_file(str(PROJECT / "configs" / "accelerate" / f"{name}.yaml"))
+    assert launch.distributed_type == kind
     assert not launch.use_cpu
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_adapter_of_one(config, tmp_path):
-    config = with_values(config, {"orthogonality_weight": 0.001, "noise_offset": 0.1})
+@pytest.mark.parametrize("program", ["train_dreambooth_hra.py", "tests/training/sharded_run.py"], ids=["DDP", "FSDP"])
+def test_two_processes_give_the_adapter_of_one(config, tmp_path, program):
+    config = with_values(config, {"orthogonality_weight": 0.001, "noise_offset": 0.1, "max_grad_norm": 0.1})
     train(config)
-    flags = [
-        "--config",
-        str(tmp_path / "run" / "config.toml"),
-        "--output_dir",
-        str(tmp_path / "two"),
-        "--train_batch_size",
-        "1",
-    ]
+    flags = ["--config", str(tmp_path / "run" / "config.toml"), "--output_dir", str(tmp_path / "two")]
+    flags += ["--train_batch_size", "1", "--validation_steps", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = PROJECT / "train_dreambooth_hra.py"
-    with subprocess.Popen([*launch, script, *flags], env={**os.environ, "ACCELERATE_USE_CPU": "1"}) as processes:
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(PROJECT)}
+    with subprocess.Popen([*launch, PROJECT / program, *flags], env=environment) as processes:
         try:
             assert processes.wait(timeout=500) == 0
         finally:
@@ -293,3 +299,5 @@ def test_two_processes_give_the_adapter_of_one(config, tmp_path):
     for name in WEIGHTS[:2]:
         one, two = (load_file(tmp_path / folder / name) for folder in ("run", "two"))
         assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
+    assert (tmp_path / "two" / "before_after.png").exists()
+    assert len(list((tmp_path / "two" / "validation").glob("step-2/*.png"))) > 0
