@@ -207,7 +207,8 @@ def compare(name: str, case: Case, rounds: int, rank: int, arguments: list[str])
 
     steps = interleaved({each: partial(timed, each, run_step) for each in case.contenders}, rounds)
     forwards = interleaved({each: partial(timed, each, run_forward) for each in case.contenders}, rounds)
-    peaks = {each: peak_gigabytes([*arguments, "--only", name, "--peak-of", each]) for each in case.contenders}
+    runs = 1 if "--smoke" in arguments else 3
+    peaks = {each: peak_gigabytes([*arguments, "--only", name, "--peak-of", each], runs) for each in case.contenders}
     print_table(
         f"{name}, r = {rank}",
         ["", "parameters", "step s", "× frozen", "forward s", "× frozen", "peak GB", "× frozen"],

@@ -38,11 +38,14 @@ def interleaved(actions: Mapping[str, Callable[[], float]], rounds: int) -> dict
     return {name: statistics.median(taken) for name, taken in timings.items()}
 
 
-def peak_gigabytes(arguments: Sequence[str]) -> float:
-    """Peak memory of this script run with other arguments; it is to print the number itself, with `own_peak`."""
+def peak_gigabytes(arguments: Sequence[str], runs: int = 3) -> float:
+    """Peak memory of this script run with other arguments; it is to print the number itself, with `own_peak`.
+
+    The median of several runs: what an allocator takes from the system differs by a percent from run to run.
+    """
     command = [sys.executable, sys.argv[0], *arguments]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan")
+    finished = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(runs)]
+    return statistics.median(float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan") for run in finished)
 
 
 def own_peak() -> float:

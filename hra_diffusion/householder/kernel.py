@@ -13,7 +13,7 @@ be factored for all layers at once, and once for many calls. Kept are the slim s
 
     x                     which a frozen layer would not keep: nearly all that an adapter adds to memory; or
     y                     X qᵀ = Y qᵀ + U s qᵀ, where what follows keeps y anyway, as a convolution does; or
-    nothing               where x is the product of a gated feed-forward, whose factors the product itself keeps
+    nothing               where the step that made x keeps what X qᵀ can be had from, see `recall`
 """
 
 from collections.abc import Callable
@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from hra_diffusion.householder.chain import column_norms
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
-from hra_diffusion.householder.recall import product_of
+from hra_diffusion.householder.recall import recalled
+from hra_diffusion.householder.sideways import add, correlate, on_its_side, product
 
 
 def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_is_kept: bool = False) -> Tensor:
@@ -41,19 +42,25 @@ def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_i
         if factored is None:
             with torch.no_grad():
                 factored = factor(u, x.dtype)
-        return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else product_of(x))
+        return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else recalled(x))
 
 
 class _Reflect(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, u: Tensor, U: Tensor, T: Tensor, output_is_kept: bool, again: Callable[[], Tensor] | None
+        ctx: Any,
+        x: Tensor,
+        u: Tensor,
+        U: Tensor,
+        T: Tensor,
+        output_is_kept: bool,
+        recall: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        X = _on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
-        s = (T @ _product(U.mT, X).to(T.dtype)).to(x.dtype)
-        y = _add(X, U, s, alpha=-1).mT.view(x.shape)
-        ctx.output_is_kept, ctx.again = output_is_kept, again
-        ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if again is None else None)
+        X = on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
+        s = (T @ product(U.mT, X).to(T.dtype)).to(x.dtype)
+        y = add(X, U, s, alpha=-1).mT.view(x.shape)
+        ctx.output_is_kept, ctx.recall = output_is_kept, recall
+        ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if recall is None else None)
         return y
 
     @staticmethod
@@ -62,50 +69,27 @@ class _Reflect(torch.autograd.Function):
         (grad,) = grad_outputs
         u, U, T, s, kept = ctx.saved_tensors
         with full_precision(grad.device):
-            G = _on_its_side(grad, pictures=s.dim() == 3)
-            q = -(T.mT @ _product(U.mT, G).to(T.dtype)).to(grad.dtype)
-            grad_x = _add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
+            G = on_its_side(grad, pictures=s.dim() == 3)
+            q = -(T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
+            grad_x = add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
             grad_u = None
             if ctx.needs_input_grad[1]:
-                kept = ctx.again() if kept is None else kept
-                K = _on_its_side(kept, pictures=s.dim() == 3)
-                grad_u = _columns_gradient(u, U, K, ctx.output_is_kept, s, G, q)
+                K = None if kept is None else on_its_side(kept, pictures=s.dim() == 3)
+                correlated = ctx.recall(q) if K is None else correlate(q, K)
+                grad_u = _columns_gradient(u, U, correlated, ctx.output_is_kept, s, G, q)
         return grad_x, grad_u, None, None, None, None
 
 
-def _columns_gradient(u: Tensor, U: Tensor, K: Tensor, is_output: bool, s: Tensor, G: Tensor, q: Tensor) -> Tensor:
-    """The gradient of u (d, r); K is X, or Y when it is the output."""
-    direct = (_correlate(q, K) - _correlate(s, G)).mT.to(u.dtype)
-    both = _correlate(q, s).to(u.dtype)
+def _columns_gradient(
+    u: Tensor, U: Tensor, correlated: Tensor, of_output: bool, s: Tensor, G: Tensor, q: Tensor
+) -> Tensor:
+    """The gradient of u (d, r); correlated is q Xᵀ, or q Yᵀ of the output."""
+    direct = (correlated - correlate(s, G)).mT.to(u.dtype)
+    both = correlate(q, s).to(u.dtype)
     S = torch.triu(both, diagonal=1)
-    within = both.mT - S - S.mT if is_output else -S - S.mT
+    within = both.mT - S - S.mT if of_output else -S - S.mT
     grad_unit = torch.addmm(direct, U.to(u.dtype), within)
     norms = column_norms(u)
     unit = u / norms
     radial = torch.linalg.vecdot(unit, grad_unit, dim=0)
     return torch.addcmul(grad_unit, unit, radial, value=-1) / norms
-
-
-# Here x, s and q lie on their side: (d, n), or (batch, d, n) for pictures, whose channels come first and are not to be
-# moved. The slim factor of each product is then the one on the left, where matrix libraries are several times faster.
-
-
-def _on_its_side(x: Tensor, pictures: bool) -> Tensor:
-    return x.mT if pictures else x.reshape(-1, x.shape[-1]).mT
-
-
-def _product(A: Tensor, X: Tensor) -> Tensor:
-    """A X."""
-    return A @ X if X.dim() == 2 else torch.bmm(A.expand(len(X), -1, -1), X)
-
-
-def _add(X: Tensor, U: Tensor, s: Tensor, alpha: int = 1) -> Tensor:
-    """X + alpha U s, laid out in memory as X is."""
-    if X.dim() == 2:
-        return torch.addmm(X.mT, s.mT, U.mT, alpha=alpha).mT
-    return torch.baddbmm(X, U.expand(len(X), -1, -1), s, alpha=alpha)
-
-
-def _correlate(s: Tensor, X: Tensor) -> Tensor:
-    """S Xᵀ, summed over the batch."""
-    return s @ X.mT if X.dim() == 2 else torch.bmm(s, X.mT).sum(dim=0)

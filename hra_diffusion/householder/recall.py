@@ -1,8 +1,17 @@
-"""An input that need not be kept for the gradient, because the step that made it keeps all it was made of.
+"""Inputs that need not be kept for the gradient, because the step that made them keeps all they were made of.
 
-A gated feed-forward layer ends in a product a · b, as wide as four times the model. Autograd's node of the product
-keeps both factors for its own gradient, which it computes after that of whatever the product went into. So the product
-can be had again, by one pass over memory, instead of being kept as well.
+What the gradient of the columns takes from the input is the slim X qᵀ alone.
+
+*A product* X = A ⊙ B, as a gated feed-forward layer ends in, is as wide as four times the model. Autograd's node of it
+keeps both factors for its own gradient, which it computes after that of whatever the product went into: one pass over
+memory makes the product again.
+
+*Layer normalisation* X = w ⊙ (A − 1 μᵀ) / σ + b, which stands before each attention and feed-forward layer: its node
+keeps A and each row's μ and 1/σ. With p = q / σ,
+
+    X qᵀ = w ⊙ (A pᵀ − 1 (p μ)ᵀ) + b (q 1)ᵀ
+
+so that X need not be made again at all.
 """
 
 from collections.abc import Callable
@@ -12,19 +21,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hra_diffusion.householder.sideways import correlate, on_its_side
 
-def product_of(x: Tensor) -> Callable[[], Tensor] | None:
-    """Return what computes x again during the backward pass, if x is a product whose node keeps both factors.
+
+def recalled(x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return what computes q Xᵀ for a slim q (r, n) during the backward pass, if the node that made x keeps enough.
 
     Not where saved tensors are packed away (gradient checkpointing, offloading): there, each may be asked for once.
     """
-    node = None if torch.compiler.is_compiling() else x.grad_fn
-    if node is None or node.name() != "MulBackward0" or _are_packed():
+    node: Any = None if torch.compiler.is_compiling() else x.grad_fn
+    if node is None or _are_packed():
         return None
-    factors: Any = node
-    if factors._saved_self is None or factors._saved_other is None:
-        return None
-    return partial(_multiply, factors)
+    if node.name() == "MulBackward0" and node._saved_self is not None and node._saved_other is not None:
+        return partial(_correlate_product, node)
+    if node.name() == "NativeLayerNormBackward0" and len(node._saved_normalized_shape) == 1:
+        return partial(_correlate_normalised, node)
+    return None
 
 
 def _are_packed() -> bool:
@@ -32,5 +44,18 @@ def _are_packed() -> bool:
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
 
 
-def _multiply(node: Any) -> Tensor:
-    return node._saved_self * node._saved_other
+def _correlate_product(node: Any, q: Tensor) -> Tensor:
+    return correlate(q, on_its_side(node._saved_self * node._saved_other, pictures=q.dim() == 3))
+
+
+def _correlate_normalised(node: Any, q: Tensor) -> Tensor:
+    wide = torch.promote_types(q.dtype, torch.float32)
+    mean, inverse_deviation = node._saved_result1.flatten(), node._saved_result2.flatten()
+    p = (q * inverse_deviation).to(q.dtype)
+    A = on_its_side(node._saved_input, pictures=False).to(q.dtype)
+    correlated = correlate(p, A).to(wide) - (p.to(wide) @ mean.to(wide)).unsqueeze(1)
+    if node._saved_weight is not None:
+        correlated = correlated * node._saved_weight
+    if node._saved_bias is not None:
+        correlated = correlated + torch.outer(q.sum(dim=1, dtype=wide), node._saved_bias.to(wide))
+    return correlated

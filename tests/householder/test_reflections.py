@@ -234,6 +234,33 @@ def test_a_product_is_not_kept_besides_its_factors():
     assert kept_of_sum - alone > a.nbytes
 
 
+def normalised(seed: int, affine: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with means and deviations of their own, and what a layer normalisation makes of them."""
+    a = torch.randn(2, 64, 32, generator=seeded(seed)) * torch.rand(64, 1, generator=seeded(seed + 1)) + 0.3
+    weight, bias = torch.randn(2, 32, generator=seeded(seed + 2)).to(dtype) if affine else (None, None)
+    a = a.to(dtype).requires_grad_()
+    return a, torch.nn.functional.layer_norm(a, (32,), weight, bias)
+
+
+def test_what_a_layer_normalisation_makes_is_not_kept_besides_what_it_is_made_of():
+    u = paired_columns(32, 2, generator=seeded()).requires_grad_()
+    alone = kept_by_autograd(lambda: normalised(0, True, torch.float32)[1])
+    kept = kept_by_autograd(lambda: reflect(normalised(0, True, torch.float32)[1], u))
+    assert kept - alone < 2 * 64 * 32 * 4 / 2
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_normalised_rows_give_the_gradient_of_their_value(dtype, accuracy, affine):
+    u = columns(32, 4).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
+    a, x = normalised(0, affine, dtype)
+    upstream = torch.randn(x.shape, generator=seeded(9)).to(dtype)
+    expected_a, expected = torch.autograd.grad(reflect(x + 0, u), (a, u), upstream, retain_graph=True)
+    mine_a, mine = torch.autograd.grad(reflect(x, u), (a, u), upstream)
+    assert torch.equal(mine_a, expected_a)
+    assert (mine - expected).norm() < accuracy * expected.norm()
+
+
 @pytest.mark.parametrize("scale", [3.0, torch.tensor(3.0), torch.full((1, 6), 3.0)])
 def test_products_of_every_kind_give_the_gradient_of_their_value(scale):
     u, x = columns(6, 4).float().requires_grad_(), torch.randn(5, 6, generator=seeded()).requires_grad_()
