@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.householder.chain import unit_columns
+from hra_diffusion.householder.sideways import add, on_its_side, product
 
 
 class CompactWY(NamedTuple):
@@ -30,8 +31,13 @@ class CompactWY(NamedTuple):
 
     def apply(self, x: Tensor) -> Tensor:
         """H x for each row of x (*, d)."""
-        s = (x @ self.U).to(self.T.dtype) @ self.T.mT
-        return x - s.to(x.dtype) @ self.U.mT
+        return self.apply_in_parts(x)[0]
+
+    def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """H x for each row of x (*, d), and the slim s = T Uᵀ X, on its side, with which H X = X − U s."""
+        X = on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
+        s = (self.T @ product(self.U.mT, X).to(self.T.dtype)).to(x.dtype)
+        return add(X, self.U, s, alpha=-1).mT.view(x.shape), s
 
     def inverse(self) -> "CompactWY":
         """H⁻¹ = Hᵀ = I − U Tᵀ Uᵀ."""

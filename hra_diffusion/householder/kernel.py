@@ -3,10 +3,12 @@
 With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ,
 
     Y = X − U s
-    q = −Tᵀ Uᵀ Ȳ                                    what reaches z
-    X̄ = Ȳ + U q                                     which is Hᵀ Ȳ
-    Ū = X qᵀ − Ȳ sᵀ − U (S + Sᵀ),  S = striu(q sᵀ)  the last term is the way through T
-    ū = (Ū − û (û · Ū)) / ‖u‖                      through the normalisation: orthogonal to u
+    q = Tᵀ Uᵀ Ȳ                                     minus what reaches z
+    X̄ = Ȳ − U q                                     which is Hᵀ Ȳ
+    Ū = U S − X qᵀ − Ȳ sᵀ                           S, the way through T: q sᵀ, its upper triangle mirrored
+    ū = Ū / ‖u‖
+
+The diagonal of S, from that of T⁻¹, makes each column of Ū orthogonal to u: H does not depend on its length.
 
 Autograd would reach the same numbers through a dozen saved tensors a layer. Here T is a constant of the graph: it may
 be factored for all layers at once, and once for many calls. Kept are the slim s (r × n) and one of
@@ -42,6 +44,8 @@ def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_i
         if factored is None:
             with torch.no_grad():
                 factored = factor(u, x.dtype)
+        if not torch.is_grad_enabled():
+            return factored.apply(x)
         return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else recalled(x))
 
 
@@ -56,9 +60,7 @@ class _Reflect(torch.autograd.Function):
         output_is_kept: bool,
         recall: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        X = on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
-        s = (T @ product(U.mT, X).to(T.dtype)).to(x.dtype)
-        y = add(X, U, s, alpha=-1).mT.view(x.shape)
+        y, s = CompactWY(U, T).apply_in_parts(x)
         ctx.output_is_kept, ctx.recall = output_is_kept, recall
         ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if recall is None else None)
         return y
@@ -70,26 +72,21 @@ class _Reflect(torch.autograd.Function):
         u, U, T, s, kept = ctx.saved_tensors
         with full_precision(grad.device):
             G = on_its_side(grad, pictures=s.dim() == 3)
-            q = -(T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
-            grad_x = add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
+            q = (T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
+            grad_x = add(G, U, q, alpha=-1).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
             grad_u = None
             if ctx.needs_input_grad[1]:
-                K = None if kept is None else on_its_side(kept, pictures=s.dim() == 3)
-                correlated = ctx.recall(q) if K is None else correlate(q, K)
-                grad_u = _columns_gradient(u, U, correlated, ctx.output_is_kept, s, G, q)
+                both = correlate(q, s).to(u.dtype)
+                if kept is None:
+                    direct, S = ctx.recall(q), _mirrored(both)
+                else:
+                    direct = correlate(q, on_its_side(kept, pictures=s.dim() == 3))
+                    S = torch.triu(both - both.mT) if ctx.output_is_kept else _mirrored(both)
+                direct = (direct + correlate(s, G)).mT.to(u.dtype)
+                grad_u = torch.addmm(direct, U.to(u.dtype), S, beta=-1) / column_norms(u)
         return grad_x, grad_u, None, None, None, None
 
 
-def _columns_gradient(
-    u: Tensor, U: Tensor, correlated: Tensor, of_output: bool, s: Tensor, G: Tensor, q: Tensor
-) -> Tensor:
-    """The gradient of u (d, r); correlated is q Xᵀ, or q Yᵀ of the output."""
-    direct = (correlated - correlate(s, G)).mT.to(u.dtype)
-    both = correlate(q, s).to(u.dtype)
-    S = torch.triu(both, diagonal=1)
-    within = both.mT - S - S.mT if of_output else -S - S.mT
-    grad_unit = torch.addmm(direct, U.to(u.dtype), within)
-    norms = column_norms(u)
-    unit = u / norms
-    radial = torch.linalg.vecdot(unit, grad_unit, dim=0)
-    return torch.addcmul(grad_unit, unit, radial, value=-1) / norms
+def _mirrored(both: Tensor) -> Tensor:
+    """The symmetric matrix with the same upper triangle."""
+    return torch.triu(both) + torch.triu(both, diagonal=1).mT
