@@ -12,7 +12,8 @@ step adds to an entry, for every method alike. Each run leaves a file when it is
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from math import sqrt
@@ -33,7 +34,7 @@ from hra_diffusion.metrics.drawing import Drawings, Plan, make_plan
 from hra_diffusion.metrics.evaluation import evaluate
 from hra_diffusion.metrics.instruments import Instruments, load_instruments
 from hra_diffusion.pipelines import adapted_components, hra_disabled
-from hra_diffusion.training.config import ObjectiveConfig, OptimiserConfig
+from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimiserConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
 from hra_diffusion.training.dreambooth import DreamBooth
@@ -65,6 +66,8 @@ def methods(rank: int) -> dict[str, Method]:
         return get_peft_model(model, kind(target_modules=list(targets), **settings))
 
     def full(model: nn.Module, targets: Sequence[str]) -> nn.Module:
+        frozen = [weight.detach().clone() for weight in model.parameters()]
+        model.disable_adapter = partial(_with_weights, model, frozen)
         return model.requires_grad_(True)
 
     def lora_of_equal_size(model: nn.Module, targets: Sequence[str]) -> nn.Module:
@@ -82,6 +85,19 @@ def methods(rank: int) -> dict[str, Method]:
         "OFT": Method(adapt=partial(peft, OFTConfig, r=0, oft_block_size=rank)),
         "full fine-tuning": Method(adapt=full),
     }
+
+
+@contextmanager
+def _with_weights(model: nn.Module, weights: Sequence[torch.Tensor]) -> Generator[None]:
+    """Give a model other weights within a `with` block."""
+    own = [parameter.data for parameter in model.parameters()]
+    try:
+        for parameter, weight in zip(model.parameters(), weights, strict=True):
+            parameter.data = weight
+        yield
+    finally:
+        for parameter, weight in zip(model.parameters(), own, strict=True):
+            parameter.data = weight
 
 
 def make_optimizer(components: Components, rate: float, rank: int) -> torch.optim.Optimizer:
@@ -107,7 +123,7 @@ def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
         "rank": options.rank,
     }
     (folder / "class_images").mkdir(parents=True, exist_ok=True)
-    run = DreamBooth(with_values(embedded_defaults(), values))
+    run = DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values))
     for _ in run.draw_class_images():
         pass
     return run

@@ -42,6 +42,8 @@ class Source:
     """At most one of them befalls an example."""
     weight: float = 1.0
     """Weight of its mean loss in the sum."""
+    taught_by_base: bool = False
+    """Whether the base model's prediction is to be met, not what leads to the pictures."""
 
     @cached_property
     def of_size(self) -> dict[torch.Size, list[int]]:
@@ -90,6 +92,11 @@ class Batches:
         """Whether any picture has places that count less."""
         return any(latent.weight is not None for source in self.sources for latent in source.latents)
 
+    @property
+    def _taught(self) -> bool:
+        """Whether the base model teaches any source."""
+        return any(source.taught_by_base for source in self.sources)
+
     def _size(self, index: int) -> tuple[torch.Size, int]:
         """Return the size of a batch, and how many batches of that size came before."""
         of_size = self.sources[0].of_size
@@ -121,13 +128,18 @@ class Batches:
         ]
         seen = list(zip(picks[own], shown, strict=True))
         told = {name: condition[picks[own]] for name, condition in source.conditions.items()}
-        return ({"weights": torch.stack(weights)} if self._masked else {}) | {
-            "latents": torch.stack(latents),
-            **{name: each[own] for name, each in noises.items()},
-            "timesteps": timesteps[own],
-            **self._with_blanks(told, source, torch.rand(count, generator=rng)[own]),
-            **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_views.items()},
-        }
+        taught = {"taught_by_base": torch.full((self.batch_size,), source.taught_by_base)} if self._taught else {}
+        return (
+            ({"weights": torch.stack(weights)} if self._masked else {})
+            | taught
+            | {
+                "latents": torch.stack(latents),
+                **{name: each[own] for name, each in noises.items()},
+                "timesteps": timesteps[own],
+                **self._with_blanks(told, source, torch.rand(count, generator=rng)[own]),
+                **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_views.items()},
+            }
+        )
 
     @staticmethod
     def _with_blanks(told: dict[str, Tensor], source: Source, chance: Tensor) -> dict[str, Tensor]:

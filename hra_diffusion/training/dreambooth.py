@@ -144,7 +144,8 @@ class DreamBooth(Run):
             sources = [maker.make("instance", zip(self.examples, self.sizes, strict=True))]
             if self.class_images:
                 in_all_sizes = product(of_class, sorted(set(self.sizes)))
-                sources.append(maker.make("class", in_all_sizes, self.config.prior.prior_loss_weight))
+                prior = self.config.prior
+                sources.append(maker.make("class", in_all_sizes, prior.prior_loss_weight, prior.prior_target == "base"))
         return make_trainer(sources, self.family, self.accelerator, self.config, self.total_steps)
 
     def _examples_of_classes(self) -> Iterator[Example]:

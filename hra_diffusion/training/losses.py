@@ -10,6 +10,7 @@ estimation (Yu et al., arXiv 2310.08442); c² turns that into weights of what is
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,7 @@ class DenoisingLoss(nn.Module):
         timesteps: Tensor,
         weights: Tensor | None = None,
         added_noise: Tensor | None = None,
+        taught_by_base: Tensor | None = None,
         **condition: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Losses of shape (B,), and what is added to their mean.
@@ -71,10 +73,15 @@ class DenoisingLoss(nn.Module):
             weights: (B, 1, h, w). The mean is then weighted: Σ w e² / Σ w, so that a small subject in a large picture
                 counts as much as a large one.
             added_noise: (B, C, h, w), what the latents are noised with where it is not ``noise``.
+            taught_by_base: (B,), whether an example's target is what the model predicts without its adapters.
             condition: what the denoiser is told of each example.
         """
         noisy = self.process.add_noise(latents, noise if added_noise is None else added_noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
+        if taught_by_base is not None:
+            rows = taught_by_base.nonzero().squeeze(1)
+            told = {name: each[rows] for name, each in condition.items()}
+            target = target.index_copy(0, rows, self._base_prediction(noisy[rows], timesteps[rows], told).to(target))
         prediction = self.denoiser(noisy, timesteps, condition)
         errors = (prediction.float() - target.float()).square()
         if weights is None:
@@ -83,6 +90,13 @@ class DenoisingLoss(nn.Module):
             weights = weights.expand_as(errors)
             losses = (weights * errors).flatten(1).sum(1) / weights.flatten(1).sum(1).clamp(min=1e-6)
         return losses * snr_weights(self.process, timesteps, self.objective), self._penalty(losses)
+
+    @torch.no_grad()
+    def _base_prediction(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        with ExitStack() as without_adapters:
+            for model in self.adapted:
+                without_adapters.enter_context(model.disable_adapter())
+            return self.denoiser(noisy, timesteps, condition)
 
     def _penalty(self, like: Tensor) -> Tensor:
         """Return λ Σ over layers of ‖I − ÛᵀÛ‖_F (arXiv 2405.17484, equation 6)."""

@@ -46,7 +46,7 @@ FREE = frozenset(
 """Settings that a resumed run may change."""
 
 FREE_WITHOUT_PRIOR = frozenset(
-    {"class_prompt", "num_class_images", "prior_loss_weight", "num_inference_steps", "guidance_scale"}
+    {"class_prompt", "num_class_images", "prior_loss_weight", "prior_target", "num_inference_steps", "guidance_scale"}
 )
 """Settings that make the pictures of the class, and no step where there are none."""
 

@@ -32,7 +32,9 @@ class SourceMaker:
     seed: int
     cache: Cache
 
-    def make(self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0) -> Source:
+    def make(
+        self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0, taught_by_base: bool = False
+    ) -> Source:
         """Make a source of pictures, each cropped to a size; a picture may occur in several sizes."""
         pairs = list(examples)
         latents = [self._latent(*pair) for pair in pairs]
@@ -46,6 +48,7 @@ class SourceMaker:
             conditions={key: torch.cat([condition[key] for condition in conditions])[told] for key in conditions[0]},
             of_views={"sizes": [self._sizes(*pairs[at]) for at in order]},
             weight=weight,
+            taught_by_base=taught_by_base,
         )
 
     def _latent(self, example: Example, size: Size) -> Latent:

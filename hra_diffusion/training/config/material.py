@@ -85,5 +85,9 @@ class PriorConfig:
     """How many pictures of each class there are to be."""
     prior_loss_weight: float = 1.0
     """Weight of the class pictures' loss."""
+    prior_target: Literal["picture", "base"] = "picture"
+    """What is to be predicted for pictures of the class: what leads to the picture, as in the paper, or what the base
+    model predicts, so that its idea of the class is kept and not what so few pictures show of it. That takes one more
+    forward pass over them."""
     sample_batch_size: int = 4
     """How many class pictures are drawn at once."""
