@@ -151,6 +151,51 @@ def tiny_sd_v(tmp_path_factory) -> Path:
     return make_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd-v", prediction_type="v_prediction")
 
 
+@pytest.fixture(scope="session")
+def tiny_xl(tiny_sd, tmp_path_factory) -> Path:
+    """A folder with a tiny Stable Diffusion XL: two text encoders, added conditions, linear projections."""
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    sd = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        text = {**sd.text_encoder.config.to_dict(), "projection_dim": 16}
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=64,
+            attention_head_dim=2,
+            norm_num_groups=4,
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 16,
+        )
+        pipe = StableDiffusionXLPipeline(
+            vae=AutoencoderKL.from_config(sd.vae.config),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
+            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)),
+            tokenizer=sd.tokenizer,
+            tokenizer_2=sd.tokenizer,
+            unet=unet,
+            scheduler=DDIMScheduler.from_config(sd.scheduler.config),
+        )
+    folder = tmp_path_factory.mktemp("models") / "tiny-xl"
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def make_control(base, folder, seed=0):
     """Write a control that was never trained but acts: its adapter turns everything, its encoder says something."""
     from diffusers import StableDiffusionPipeline

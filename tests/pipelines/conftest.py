@@ -3,7 +3,6 @@
 import pytest
 import torch
 from diffusers import (
-    AutoencoderKL,
     ControlNetModel,
     DDIMScheduler,
     StableDiffusionControlNetPipeline,
@@ -14,7 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_FULL
@@ -93,42 +92,6 @@ def adapters(tiny_sd, tmp_path_factory):
     write_adapter(pipe, folder / "b", seed=2, text_encoders=None, base=base)
     write_adapter(pipe, folder / "low", seed=3, rank=2, base=base)
     write_adapter(pipe, folder / "conv", unet=UNET_EVERYTHING, seed=4, base=base)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_xl(tiny_sd, tmp_path_factory):
-    """A folder with a tiny Stable Diffusion XL: two text encoders, added conditions, linear projections."""
-    sd = load_kind(StableDiffusionPipeline, tiny_sd)
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        text = {**sd.text_encoder.config.to_dict(), "projection_dim": 16}
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 32),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            cross_attention_dim=64,
-            attention_head_dim=2,
-            norm_num_groups=4,
-            transformer_layers_per_block=(1, 2),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 16,
-        )
-        pipe = StableDiffusionXLPipeline(
-            vae=AutoencoderKL.from_config(sd.vae.config),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
-            text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**text)),
-            tokenizer=sd.tokenizer,
-            tokenizer_2=sd.tokenizer,
-            unet=unet,
-            scheduler=DDIMScheduler.from_config(sd.scheduler.config),
-        )
-    folder = tmp_path_factory.mktemp("models") / "tiny-xl"
-    pipe.save_pretrained(folder)
     return folder
 
 
