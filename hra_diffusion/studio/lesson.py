@@ -96,12 +96,12 @@ class Lesson:
     @property
     def prompt(self) -> str:
         """What the subject is called."""
-        return f"{self.looks_like.strip()} a {self.token.strip()} {self.subject.strip()}".strip()
+        return called(self.looks_like, self.token, self.subject)
 
     @property
     def class_prompt(self) -> str:
         """What any of its class is called."""
-        return f"{self.looks_like.strip()} a {self.subject.strip()}".strip()
+        return called(self.looks_like, self.subject)
 
     def settings(self, base: str, default: DreamBoothConfig, folder: Path) -> DreamBoothConfig:
         """Return the settings of the run.
@@ -149,6 +149,11 @@ class Lesson:
                 text = caption.encode("utf-8", "replace").decode()
                 write_file(folder / PICTURES / f"{number:03d}.txt", lambda path, t=text: path.write_text(t, "utf-8"))
         write_file(folder / SETTINGS, lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+
+
+def called(looks_like: str, *words: str) -> str:
+    """Return the prompt that names something: "a photo of", "sks", "dog" make "a photo of a sks dog"."""
+    return " ".join([looks_like.strip(), "a", *(word.strip() for word in words)]).strip()
 
 
 def cropped(sitting: Sitting) -> Image.Image:

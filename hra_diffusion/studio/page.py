@@ -10,7 +10,7 @@ import gradio as gr
 from hra_diffusion.studio.config import StudioConfig
 from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.tabs import compare, generate, library, teach
-from hra_diffusion.studio.tabs.common import client_of
+from hra_diffusion.studio.tabs.common import stopper
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 from hra_diffusion.studio.uploads import MAX_BYTES
 
@@ -54,16 +54,19 @@ def build_page(session: Session) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Generate", id="generate"):
                 settings = generate.build(session)
-            with gr.Tab("Compare", id="compare"):
-                compare.build(session, settings)
+            with gr.Tab("Compare", id="compare") as tab:
+                compare.build(session, settings, tab)
             with gr.Tab("Teach", id="teach", render_children=True):
                 teaching = gr.Column()
             with gr.Tab("Library", id="library", render_children=True):
                 cards = library.build(session, settings)
         with teaching:
             teach.build(session, settings, cards)
-        page.unload(_left(session))
+        page.unload(stopper(session))
         gr.api(_adapters(session), api_name="adapters")
+    for endpoint in page.fns.values():  # tools of --mcp are called as functions are
+        if endpoint.api_visibility == "public":
+            endpoint.fn.__name__ = endpoint.api_name
     page.queue(max_size=4 * session.config.max_waiting)
     return page
 
@@ -99,13 +102,6 @@ def _header(session: Session) -> str:
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'
     )
-
-
-def _left(session: Session) -> Any:
-    def left(asker: gr.Request) -> None:
-        session.stop(client_of(asker))
-
-    return left
 
 
 def _adapters(session: Session) -> Any:

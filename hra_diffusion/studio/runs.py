@@ -77,9 +77,9 @@ class Run:
         return sorted(((step, path) for step, path in found if not path.name.startswith(".")), reverse=True)
 
     def measured(self) -> str | None:
-        """The table of numbers at the end."""
+        """The table of numbers at the end; whoever reads it here need not know where the studio's folder is."""
         path = self.folder / "metrics.md"
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8").replace(f"{self.folder.parent}/", "") if path.is_file() else None
 
 
 class Runs:

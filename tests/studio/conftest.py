@@ -1,6 +1,8 @@
 """A studio on a tiny base that is served on this machine, adapters for it, and a browser where there is one."""
 
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,35 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium")
 NAMES = ("amber", "birch", "cedar", "dune")
+
+
+_FILES = {"open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rmdir", "os.rename", "os.link", "os.symlink"}
+_LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", None)
+
+
+@pytest.fixture(scope="session")
+def touched() -> Callable[[], tuple[set[Path], set[str]]]:
+    """Returns, and forgets, what this process has touched: paths of files, and hosts that are not this machine."""
+    paths: set[Path] = set()
+    hosts: set[str] = set()
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event in _FILES:
+            found = arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]
+            paths.update(Path(path) for path in found if isinstance(path, str) and path.startswith("/"))
+        elif event in ("socket.connect", "socket.getaddrinfo"):
+            host = arguments[1][0] if event == "socket.connect" and isinstance(arguments[1], tuple) else arguments[0]
+            if isinstance(host, str) and host not in _LOCAL:
+                hosts.add(host)
+
+    def taken() -> tuple[set[Path], set[str]]:
+        found = set(paths), set(hosts)
+        paths.clear()
+        hosts.clear()
+        return found
+
+    sys.addaudithook(watch)  # for good: hooks cannot be taken away
+    return taken
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import io
 import json
 import secrets
+import sys
 import threading
 import time
 import urllib.error
@@ -29,6 +30,7 @@ from hra_diffusion.studio.tabs.common import SETTINGS
 pytestmark = pytest.mark.slow
 
 CLIENTS, REQUESTS, STOPS = 8, 25, 30
+PROJECT = Path(__file__).resolve().parents[2]
 NAMES = ("amber", "birch", "cedar", "dune")
 
 
@@ -95,7 +97,7 @@ def test_pictures_of_many_clients_are_the_serial_ones(session, address):
     assert memory[-1] < settled * 1.1, [f"{each / 1e6:.0f} MB" for each in memory]
 
 
-def test_too_many_requests_are_refused_with_a_message(session):
+def test_too_many_requests_are_refused_with_a_message(session, address):
     stops = [threading.Event() for _ in range(session.config.max_waiting + 1)]
     slow = DrawRequest(prompt="a cat", steps=150, count=16, width=32, height=32)
     drawings = [session.model.draw(slow, stop) for stop in stops]
@@ -104,6 +106,7 @@ def test_too_many_requests_are_refused_with_a_message(session):
             next(each)
         with pytest.raises(BusyError, match="Try again"):
             next(session.model.draw(slow, threading.Event()))
+        assert "requests wait already" in ask_raw(address, "generate", in_order(wish(0)))
     finally:
         for stop in stops:
             stop.set()
@@ -203,21 +206,72 @@ def ask_raw(address: str, endpoint: str, data: list) -> str:
         return f"HTTP {error.code}"
 
 
-def test_hostile_names_and_paths_reach_nothing(session, address, tmp_path):
+HOSTILE_FILES = [
+    *("/etc/passwd", "../../../../etc/passwd", "file:///etc/passwd", "/proc/self/environ", "~/.ssh/id_rsa", ".", "/"),
+    *("data:image/png;base64,AAAA", "data:text/html,<script>", "data:application/zip;base64,UEsFBg==", "data:,"),
+    *("C:\\Windows\\win.ini", "\\\\host\\share\\a.png", "/dev/zero", "/dev/stdin", "a\0b", "", "x" * 5000),
+]
+FILE_ENDPOINTS = {
+    "restore": lambda file: [file],
+    "examine": lambda file: [[file]],
+    "import_adapter": lambda file: [[file], "x"],
+    "annotate": lambda file: [[{"name": "edges"}], file, "own", 32, 32],
+}
+
+
+def file_data(path: str) -> dict:
+    return {"path": path, "url": path, "orig_name": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def hostile_calls() -> Iterator[tuple[str, list]]:
+    for name in HOSTILE_NAMES:
+        yield "rename", ["amber", name]
+        yield "export_lora", [name, "kohya", 1, "fp16"]
+        for endpoint in ("delete", "adapter", "run", "stop_run", "resume_run"):
+            yield endpoint, [name]
+    for path in HOSTILE_FILES:
+        for endpoint, data in FILE_ENDPOINTS.items():
+            yield endpoint, data(file_data(path))
+
+
+def ask_private(address: str, fn_index: int, data: list) -> str:
+    """Call what is no endpoint, as a page does, with values of the caller's own."""
+    tab = {"session_hash": secrets.token_hex(6)}
+    with httpx.Client(base_url=f"{address}gradio_api", timeout=60) as browser:
+        joined = browser.post("/queue/join", json=tab | {"fn_index": fn_index, "data": data})
+        assert joined.status_code < 500
+        with browser.stream("GET", "/queue/data", params=tab) as events:
+            said = ""
+            for line in events.iter_lines():
+                said += line
+                if "process_completed" in line or "close_stream" in line:
+                    return said
+    return said
+
+
+def test_hostile_names_paths_and_payloads_reach_nothing_outside_the_folder(session, address, client, touched):
     outside = session.folder.parent
     (outside / "secret.txt").write_text("a secret")
     before, names = files_below(outside), [entry.name for entry in session.library.entries()]
-    for name in HOSTILE_NAMES:
-        for endpoint, data in (
-            ("rename", ["amber", name]),
-            ("delete", [name]),
-            ("adapter", [name]),
-            ("export_lora", [name, "kohya", 1, "fp16"]),
-            ("run", [name]),
-            ("stop_run", [name]),
-        ):
-            answer = ask_raw(address, endpoint, data)
-            assert "secret" not in answer
+    private = [each for each in client.config["dependencies"] if each["api_visibility"] == "private" and each["queue"]]
+    calls = list(hostile_calls())
+    assert len(calls) >= 400
+    ask_raw(address, "restore", [file_data("/etc/passwd")])  # what is imported only now
+    touched()
+    for endpoint, data in calls:
+        answer = ask_raw(address, endpoint, data)
+        assert "secret" not in answer and "root:" not in answer
+    for each in private:
+        for value in ("../../secret.txt", file_data(str(outside / "secret.txt")), [[str(outside / "secret.txt"), ""]]):
+            answer = ask_private(address, each["id"], [value] * len(each["inputs"]))
+            assert "a secret" not in answer, each
+    paths, hosts = touched()
+    assert any(path.is_relative_to(session.folder) for path in paths)  # what is touched is seen
+    ours = (session.folder, PROJECT / "hra_diffusion", PROJECT / "assets", PROJECT / "tests", PROJECT / ".pytest_cache")
+    system = (Path(sys.prefix), Path(sys.base_prefix), Path("/dev"), Path("/proc/self"), Path("/proc/meminfo"))
+    strange = {path for path in paths if not any(path.is_relative_to(each) for each in (*ours, *system))}
+    assert strange == set()
+    assert hosts == set()
     assert [entry.name for entry in session.library.entries()] == names
     changed = {path for path, time_ in files_below(outside).items() if before.get(path) != time_}
     assert {path for path in changed if session.cache not in path.parents} == set()
@@ -227,9 +281,8 @@ def test_hostile_names_and_paths_reach_nothing(session, address, tmp_path):
     "path", ["/etc/passwd", "../../../../etc/passwd", "file:///etc/passwd", "data:image/png;base64,AAAA"]
 )
 def test_files_that_nobody_uploaded_are_not_read(session, address, path):
-    file = {"path": path, "url": path, "orig_name": path, "meta": {"_type": "gradio.FileData"}}
-    for endpoint, data in (("restore", [file]), ("examine", [[file]]), ("import_adapter", [[file], "x"])):
-        answer = ask_raw(address, endpoint, data)
+    for endpoint in ("restore", "examine", "import_adapter"):
+        answer = ask_raw(address, endpoint, FILE_ENDPOINTS[endpoint](file_data(path)))
         assert "root:" not in answer and ("error" in answer or answer.startswith("HTTP 4") or "no picture" in answer)
     for route in ("file=", "file/"):
         with pytest.raises(urllib.error.HTTPError) as refused:
@@ -337,6 +390,36 @@ def test_every_action_is_a_named_endpoint(client):
     library = "adapters adapter rename delete import_adapter export_lora export_model push"
     assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}
     assert [each["parameter_name"] for each in named["/generate"]["parameters"]][:2] == ["prompt", "negative_prompt"]
+
+
+def test_publishing_asks_for_a_token_and_says_what_the_hub_said(client):
+    with pytest.raises(AppError, match="access token"):
+        client.predict("amber", "somebody/amber", "mit", "", api_name="/push")
+    with pytest.raises(AppError, match=r"somebody/amber|hub|offline"):
+        client.predict("amber", "somebody/amber", "mit", "hf_wrong", api_name="/push")
+
+
+def test_presets_say_what_they_cost_once_it_was_measured(session):
+    from hra_diffusion.studio.tabs.lesson_form import presets
+
+    told = {"time": "0.50 s a step, 0:01:40 in all, and 20 s before", "memory": "1.25 GB at most in two"}
+    assert not any("GB" in said for said, _ in presets(session))
+    session.costs.keep(session.model.base.source, told)
+    try:
+        assert {name: said for said, name in presets(session)}["Usual"] == "Usual · 200 steps · 2 min, 1.2 GB"
+    finally:
+        session.costs.file.unlink()
+
+
+def test_an_empty_number_of_a_lesson_is_the_preset_s_and_what_is_no_number_is_refused(subject):
+    from hra_diffusion.studio.lesson import PRESETS
+    from hra_diffusion.studio.tabs.lesson_form import lesson_of
+
+    words = [[str(subject[0])], [], "a name", "cat", "sks", "a photo of", "Quick look"]
+    assert lesson_of([*words, "", None, " ", "", ""]).effort == PRESETS["Quick look"]
+    assert lesson_of([*words, "7", 6, "0", 5.0, ""]).effort.steps == 7
+    with pytest.raises(HRAError, match="Rank must be a whole number"):
+        lesson_of([*words, "", "four", "", "", ""])
 
 
 def test_errors_keep_their_class(session):

@@ -1,13 +1,18 @@
 """Who comes in, and what becomes of what they leave behind: passwords, public addresses, closed tabs."""
 
+import asyncio
+import re
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import httpx
 import pytest
 from gradio_client import Client
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.metadata import read_request
 
 
 @pytest.mark.parametrize("auth", ["", "user", "user:", ":word"])
@@ -44,6 +49,56 @@ def test_a_password_is_asked_for(session):
     finally:
         session.config = config
         page.close()
+
+
+@pytest.mark.slow
+def test_language_models_find_and_use_every_endpoint(session, tmp_path):
+    pytest.importorskip("mcp")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    from hra_diffusion.studio.page import build_page, launch_options
+
+    page = build_page(session)
+    config, session.config = session.config, replace(session.config, mcp=True)
+
+    async def use(url: str):
+        async with (
+            streamable_http_client(f"{url}gradio_api/mcp/") as (reading, writing, _),
+            ClientSession(reading, writing) as tools,
+        ):
+            await tools.initialize()
+            names = {tool.name for tool in (await tools.list_tools()).tools}
+            asked = {"prompt": "a cat", "steps": 1, "adapters": [{"name": "amber", "strength": 1}], "new_seed": False}
+            return names, await tools.call_tool("generate", asked), await tools.call_tool("adapters", {})
+
+    try:
+        _, url, _ = page.launch(**launch_options(session), prevent_thread_lock=True, quiet=True)
+        with ThreadPoolExecutor(1) as beside:  # the browser's tests have a loop in this thread
+            names, drawn, adapters = beside.submit(lambda: asyncio.run(use(url))).result()
+        assert names == {each.api_name for each in page.fns.values() if each.api_visibility == "public"}
+        assert not drawn.isError, drawn
+        (picture,) = set(re.findall(r"http://127\.0\.0\.1:\d+/[^']+\.png", str(drawn.content)))
+        (tmp_path / "it.png").write_bytes(httpx.get(picture).content)
+        assert read_request(tmp_path / "it.png").adapters[0].name == "amber"
+        assert "amber" in str(adapters)
+    finally:
+        session.config = config
+        page.close()
+
+
+@pytest.mark.slow
+def test_escape_ends_a_drawing(tab, session):
+    tab.locator("#picture-settings .label-wrap").click()
+    for name, value in {"steps": 150, "count": 16}.items():
+        box = tab.locator(f"#{name} input[type=number]")
+        box.fill(str(value))
+        box.press("Tab")
+    tab.keyboard.press("Control+Enter")
+    tab.locator(".preview").wait_for()
+    tab.keyboard.press("Escape")
+    tab.get_by_text("Stopped.").wait_for()
+    assert session.model.busy == 0
 
 
 @pytest.mark.slow

@@ -6,9 +6,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from hra_diffusion.formats.contents import read_components
 from hra_diffusion.studio.metadata import read_request
 
 pytestmark = pytest.mark.slow
+
+
+_NAMELESS = """() => {
+  const shown = (each) => each.checkVisibility() && each.getBoundingClientRect().width > 1;
+  const named = (each) => each.ariaLabel || each.title || each.labels?.length || each.innerText?.trim()
+    || each.getAttribute('aria-labelledby') || each.querySelector('[aria-label], img[alt]') || each.type === 'file';
+  const images = [...document.querySelectorAll('img')].filter((each) => shown(each) && !each.alt);
+  const controls = [...document.querySelectorAll('button, input, textarea, select')].filter(
+    (each) => shown(each) && !named(each));
+  return [...images, ...controls].map((each) => each.outerHTML.slice(0, 200));
+}"""
+"""Pictures without an alternative text, and controls without a label, that are to be seen."""
 
 
 def set_slider(tab, name: str, value: float) -> None:
@@ -43,9 +56,28 @@ def draw(tab, session) -> Path:
     return path
 
 
+def photograph(tab, folder: Path, stage: str) -> None:
+    """Leave pictures of all tabs; no tab scrolls sideways, and everything has a name for those who do not see it."""
+    for name, width, look in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.emulate_media(color_scheme=look)
+        for title in ("Generate", "Compare", "Teach", "Library"):
+            tab.get_by_role("tab", name=title).click()
+            tab.wait_for_timeout(400)
+            assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), title
+            assert tab.evaluate(_NAMELESS) == [], title
+            tab.screenshot(path=folder / f"{stage}-{title.lower()}-{name}.png", full_page=True)
+
+
 def test_the_whole_story(tab, session, subject, tmp_path, request):
     shots = Path(request.config.rootpath) / "outputs" / "studio-screenshots"
     shots.mkdir(parents=True, exist_ok=True)
+
+    # what it looks like at first; something to begin with
+    photograph(tab, shots, "empty")
+    tab.set_viewport_size({"width": 1280, "height": 900})
+    tab.get_by_role("tab", name="Generate").click()
+    tab.locator(".idea").first.wait_for()
 
     # draw, with an adapter
     tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
@@ -82,8 +114,14 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     tab.locator("#run-name input, #run-name textarea").fill("hatted cat")
     tab.locator("#subject input, #subject textarea").fill("cat")
     tab.locator("#effort .label-wrap").click()
-    for name, value in {"teach-steps": 3, "teach-rank": 2, "class-pictures": 0, "looks": 1, "preview-steps": 1}.items():
-        tab.locator(f"#{name} input").fill(str(value))
+    for name, value in {
+        "teach-steps": 3,
+        "teach-rank": 2,
+        "teach-class_pictures": 0,
+        "teach-looks": 1,
+        "teach-preview_steps": 1,
+    }.items():
+        tab.locator(f"#{name} :is(input, textarea)").fill(str(value))
     tab.locator("#teach").click()
     tab.get_by_text("Learning").wait_for()
 
@@ -139,15 +177,20 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     pipe.load_lora_weights(str(lora), use_safetensors=True)
     assert pipe.get_list_adapters()["unet"]
 
-    # what it looks like; no tab scrolls sideways
-    for name, width, look in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
-        tab.set_viewport_size({"width": width, "height": 900})
-        tab.emulate_media(color_scheme=look)
-        for title in ("Generate", "Compare", "Teach", "Library"):
-            tab.get_by_role("tab", name=title).click()
-            tab.wait_for_timeout(400)
-            assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), title
-            tab.screenshot(path=shots / f"{title.lower()}-{name}.png", full_page=True)
+    # how far each of its layers turns
+    tab.get_by_role("tab", name="Library").click()
+    layers = [layer for each in read_components(session.library.entry("hatted cat").folder) for layer in each.layers]
+    tab.locator(".about h2").get_by_text("hatted cat").wait_for()
+    assert tab.locator(".angles li").count() == min(60, len(layers))
+    assert tab.locator(".angles b").first.inner_text() == f"{max(layer.angle for layer in layers):.1f}°"
+
+    # what it looks like, with a grid
+    tab.get_by_role("tab", name="Compare").click()
+    assert "amber" in tab.locator("#compared").inner_text()
+    tab.locator("#x-values textarea").fill("0, 1")
+    tab.locator("#draw-grid").click()
+    tab.locator("#sheet").wait_for()
+    photograph(tab, shots, "full")
 
     # nothing went wrong, and nothing left the machine
     assert tab.wrong == []

@@ -149,6 +149,21 @@ def note(text: str, kind: str = "plain") -> str:
     return f'<p class="note {kind}">{html.escape(text)}</p>' if text else ""
 
 
-def empty(title: str, text: str) -> str:
-    """What stands where there is nothing yet: what this place is for, and what to do."""
-    return f'<div class="empty"><b>{html.escape(title)}</b><span>{html.escape(text)}</span></div>'
+def empty(title: str, text: str, more: str = "") -> str:
+    """What stands where there is nothing yet: what this place is for, and what to do; ``more`` is HTML."""
+    return f'<div class="empty"><b>{html.escape(title)}</b><span>{html.escape(text)}</span>{more}</div>'
+
+
+def heading(text: str) -> None:
+    """Put a heading here."""
+    gr.HTML(f'<h2 class="heading">{html.escape(text)}</h2>')
+
+
+def stopper(session: Session) -> Callable[[gr.Request], None]:
+    """Return what ends whatever its caller is having drawn."""
+
+    def stop(asker: gr.Request) -> None:
+        """Stop what this client is having drawn, within a step."""
+        session.stop(client_of(asker))
+
+    return stop

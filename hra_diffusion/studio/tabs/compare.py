@@ -8,10 +8,10 @@ import gradio as gr
 
 from hra_diffusion.studio.events import Progress
 from hra_diffusion.studio.grid import AXES, NO_ADAPTER, Axis, Grid
-from hra_diffusion.studio.requests import DrawRequest
+from hra_diffusion.studio.requests import DrawRequest, adapter_uses
 from hra_diffusion.studio.session import Saved, Session
-from hra_diffusion.studio.tabs.common import client_of, data_url, empty, note, with_request
-from hra_diffusion.studio.tabs.generate import Settings
+from hra_diffusion.studio.tabs.common import data_url, empty, note, shown, stopper, with_request
+from hra_diffusion.studio.tabs.settings import Settings
 
 _NOTHING_YET = empty(
     "No grid yet", "Choose two settings and their values. Prompt, adapters and the rest are those under Generate."
@@ -24,10 +24,11 @@ _EXAMPLES = {
 }
 
 
-def build(session: Session, settings: Settings) -> None:
-    """Put the tab together."""
+def build(session: Session, settings: Settings, tab: gr.Tab) -> None:
+    """Put the tab together; it says what Generate says whenever it is looked at."""
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=4, min_width=300, elem_classes="side"):
+            subject = gr.HTML(_subject(session.default_request.prompt, []), label="subject", elem_id="compared")
             with gr.Group(elem_classes="panel"):
                 x_axis = gr.Dropdown(list(AXES), value="strength", label="Columns", elem_id="x-axis")
                 x_values = gr.Textbox(_EXAMPLES["strength"], label="Values of the columns", lines=2, elem_id="x-values")
@@ -73,6 +74,8 @@ def build(session: Session, settings: Settings) -> None:
             return ", ".join([NO_ADAPTER, *(entry.name for entry in session.library.entries()[:4])])
         return _EXAMPLES[kind if kind in _EXAMPLES else "seed"]
 
+    prompt, adapters = settings.inputs[0], settings.picker
+    tab.select(_subject, [prompt, adapters], subject, api_visibility="private", queue=False, show_progress="hidden")
     axes = [x_axis, x_values, y_axis, y_values]
     go.click(
         with_request(session, compare, "x_axis", "x_values", "y_axis", "y_values"),
@@ -83,16 +86,17 @@ def build(session: Session, settings: Settings) -> None:
         concurrency_limit=session.config.max_waiting + 4,
         concurrency_id="model",
     )
-    end.click(_stopper(session), api_visibility="private", queue=False)
+    end.click(stopper(session), api_visibility="private", queue=False)
     for axis, values in ((x_axis, x_values), (y_axis, y_values)):
         axis.input(example, axis, values, api_visibility="private", queue=False)
 
 
-def _stopper(session: Session) -> Any:
-    def stop(asker: gr.Request) -> None:
-        session.stop(client_of(asker))
-
-    return stop
+@shown
+def _subject(prompt: str, adapters: list[dict[str, Any]] | None) -> str:
+    """What every cell shares, and what to do where strengths have nothing to act on."""
+    names = ", ".join(use.name for use in adapter_uses(adapters or [])) or "no adapter"
+    said = f'<p class="note compared">“{html.escape(str(prompt)[:160])}” <b>{html.escape(names[:160])}</b></p>'
+    return said if adapters else said + note("Choose an adapter under Generate to compare its strengths.", "warning")
 
 
 def _table(grid: Grid, pictures: list[str], preview: str | None) -> str:
@@ -107,8 +111,8 @@ def _table(grid: Grid, pictures: list[str], preview: str | None) -> str:
             source = pictures[index] if index < len(pictures) else preview if index == len(pictures) else None
             said = html.escape(f"{grid.labels(grid.x)[column]}, {label}"[:160], quote=True)
             going = ' class="going"' if index == len(pictures) else ""
-            shown = f'<img src="{source}" alt="{said}">' if source else "<i></i>"
-            cells.append(f"<td{going}>{shown}</td>")
+            inside = f'<img src="{source}" alt="{said}">' if source else "<i></i>"
+            cells.append(f"<td{going}>{inside}</td>")
         rows.append(f'<tr><th scope="row">{html.escape(label[:120])}</th>{"".join(cells)}</tr>')
     total = len(grid.rows) * columns
     status = f'<p class="note" role="status">{len(pictures)} of {total} pictures</p>'

@@ -15,8 +15,8 @@ from hra_diffusion.studio.library import Entry
 from hra_diffusion.studio.requests import adapter_uses
 from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.tabs.common import data_url, empty, note, shown
-from hra_diffusion.studio.tabs.generate import Settings
 from hra_diffusion.studio.tabs.picker import adapter_picker, entries
+from hra_diffusion.studio.tabs.settings import Settings
 
 _DTYPES = ["fp16", "bf16", "fp32"]
 _CHOOSE = empty("No adapter chosen", "Choose one on the left to see what it holds, to export it, or to rename it.")
@@ -173,6 +173,6 @@ def _about(entry: Entry, components: list[Component]) -> str:
     return (
         f'<article class="about">{picture}<div><h2>{html.escape(entry.name)}</h2>'
         f"<dl>{rows}</dl></div></article>"
-        f'<details class="angles"><summary>How far each layer turns, at most {most:.1f}°</summary>'
+        f'<details class="angles" open><summary>How far each layer turns, at most {most:.1f}°</summary>'
         f"<ol>{bars}</ol></details>"
     )

@@ -1,0 +1,200 @@
+"""What is to be taught, as components: pictures with captions and crops, words, and how much effort."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.lesson import PRESETS, Lesson, Sitting, called, examine, with_effort
+from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.tabs.common import data_url, empty, heading, in_words, named, note, shown
+
+_COLUMNS = ["picture", "caption", "crop"]
+_NO_PICTURES = empty("Four to eight pictures", "One subject, different views, backgrounds and light.")
+_CAPTIONS = (
+    "Caption pictures that show more than the subject. Crops are whole, middle, start, end, or x, y, width, height."
+)
+_USUAL = "Usual"
+_NUMBERS = {
+    "steps": "Steps",
+    "rank": "Rank",
+    "class_pictures": "Class pictures",
+    "looks": "Looks on the way",
+    "preview_steps": "Steps of a look",
+}
+"""Labels of an effort's numbers. They are texts on the page: a number field that is empty there would send 0."""
+NAMES = (
+    "files",
+    "captions",
+    "name",
+    "subject",
+    "token",
+    "looks_like",
+    "preset",
+    *_NUMBERS,
+)
+"""Names of the inputs, for the API, in the order of their components."""
+
+
+@dataclass(frozen=True)
+class LessonForm:
+    """The components that say what to teach, in the order of `NAMES`."""
+
+    inputs: list[Any]
+    preset: gr.Radio
+    teach: gr.Button
+
+
+def lesson_form(session: Session) -> LessonForm:
+    """Put the form together; pictures are looked at, and a lesson is measured, in it."""
+    look_like = "a 3d render of" if session.embedded else "a photo of"
+    heading("Pictures")
+    files = gr.File(
+        label="Pictures of the subject",
+        show_label=False,
+        file_count="multiple",
+        file_types=["image"],
+        height=140,
+        elem_id="photos",
+    )
+    checked = gr.HTML(_NO_PICTURES, label="checked", elem_id="checked")
+    table = gr.Dataframe(
+        headers=_COLUMNS,
+        datatype="str",
+        type="array",
+        column_count=(3, "fixed"),
+        interactive=True,
+        wrap=True,
+        visible=False,
+        label="Captions and crops",
+        elem_id="captions",
+    )
+    heading("Words")
+    with gr.Group(elem_classes="panel"):
+        with gr.Row():
+            name = gr.Textbox(label="Name of it", elem_id="run-name", placeholder="my dog")
+            subject = gr.Textbox(label="What it is", elem_id="subject", placeholder="dog")
+        with gr.Row():
+            token = gr.Textbox("sks", label="Rare word for it", elem_id="token")
+            looks_like = gr.Textbox(look_like, label="Kind of picture", elem_id="looks-like")
+        names = gr.HTML("", label="called", elem_id="called")
+    heading("Effort")
+    preset = gr.Radio(presets(session), value=_USUAL, label="Effort", show_label=False, elem_id="preset")
+    with gr.Accordion("More", open=False, elem_id="effort"):
+        with gr.Row():
+            numbers = [
+                gr.Textbox(
+                    label=label,
+                    placeholder=str(getattr(PRESETS[_USUAL], name)),
+                    max_lines=1,
+                    min_width=140,
+                    elem_id=f"teach-{name}",
+                )
+                for name, label in _NUMBERS.items()
+            ]
+        gr.HTML(note("What is empty here is the preset's."))
+    with gr.Row(elem_classes="actions"):
+        teach = gr.Button("Teach", variant="primary", elem_id="teach", scale=2)
+        measure = gr.Button("Measure cost", elem_id="measure", scale=2)
+    cost = gr.HTML("", label="cost", elem_id="cost")
+    inputs = [files, table, name, subject, token, looks_like, preset, *numbers]
+
+    @shown
+    def examine_them(files: list[str] | None) -> Any:
+        """Look at pictures: what is wrong with each, as HTML, and a table for captions and crops."""
+        found = examine([Path(file) for file in files or []])
+        rows = [[path.name, "", "whole"] for path, size, _ in found if size]
+        return _report(found), gr.update(value=rows, visible=bool(rows))
+
+    def estimate(*values: Any) -> str:
+        """Measure in two steps what teaching would cost in time and memory."""
+        told = session.estimate(lesson_of(values))
+        rows = "".join(f"<dt>{key}</dt><dd>{html.escape(told[key])}</dd>" for key in ("time", "memory") if key in told)
+        return f'<dl class="cost">{rows}</dl>'
+
+    words = [looks_like, token, subject]
+    gr.on([each.change for each in words], _called, words, names, api_visibility="private", queue=False)
+    files.change(examine_them, files, [checked, table], api_name="examine")
+    preset.input(_placeholders, preset, numbers, api_visibility="private", queue=False, show_progress="hidden")
+    measure.click(named(estimate, *NAMES), inputs, cost, api_name="estimate").success(
+        lambda: gr.update(choices=presets(session)), None, preset, api_visibility="private", show_progress="hidden"
+    )
+    return LessonForm(inputs, preset, teach)
+
+
+def lesson_of(values: Sequence[Any]) -> Lesson:
+    """Make the lesson that the form's values, and behind them the asker, say; raises ConfigError."""
+    said = dict(zip(NAMES, values, strict=False))
+    if said["preset"] not in PRESETS:
+        raise ConfigError(f"There is no effort {str(said['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
+    effort = with_effort(PRESETS[said["preset"]], **{name: _number(name, said[name]) for name in _NUMBERS})
+    table = said["captions"]
+    rows = table.get("data", []) if isinstance(table, dict) else table or []
+    words = {str(row[0]): [str(cell or "") for cell in row[1:3]] for row in rows if len(row) >= len(_COLUMNS)}
+    sittings = [
+        Sitting(file=path, caption=words.get(path.name, ["", ""])[0], crop=words.get(path.name, ["", "whole"])[1])
+        for path, size, _ in examine([Path(file) for file in said["files"] or []])
+        if size
+    ]
+    return Lesson(
+        name=str(said["name"] or "").strip(),
+        sittings=tuple(sittings),
+        token=str(said["token"] or ""),
+        subject=str(said["subject"] or ""),
+        looks_like=str(said["looks_like"] or ""),
+        effort=effort,
+    )
+
+
+def _number(name: str, said: Any) -> int | None:
+    """Read a whole number, or None where there is none; raises ConfigError."""
+    if said is None or not str(said).strip():
+        return None
+    try:
+        return int(str(said).strip().removesuffix(".0"))
+    except ValueError:
+        raise ConfigError(f"{_NUMBERS[name]} must be a whole number; found {str(said)[:40]!r}.") from None
+
+
+def _placeholders(preset: str) -> list[Any]:
+    effort = PRESETS.get(preset, PRESETS[_USUAL])
+    return [gr.update(placeholder=str(getattr(effort, name))) for name in _NUMBERS]
+
+
+def _called(looks_like: str, token: str, subject: str) -> str:
+    """What it and its class will be called, in the prompts of the run."""
+    if not subject.strip():
+        return ""
+    own, others = html.escape(called(looks_like, token, subject)), html.escape(called(looks_like, subject))
+    return f'<p class="called">Prompts call it <q>{own}</q>, and others of its kind <q>{others}</q>.</p>'
+
+
+def presets(session: Session) -> list[tuple[str, str]]:
+    """The presets, and what each costs once it was measured for the base."""
+    cost = session.costs.of(session.model.base.source)
+    return [
+        (
+            f"{name} · {effort.steps} steps"
+            + (f" · {in_words(cost.seconds(effort))}, {cost.memory:.1f} GB" if cost else ""),
+            name,
+        )
+        for name, effort in PRESETS.items()
+    ]
+
+
+def _report(found: list[tuple[Path, tuple[int, int] | None, str]]) -> str:
+    """Thumbnails of what can be used, and what is wrong with the rest, by name."""
+    if not found:
+        return _NO_PICTURES
+    good = "".join(
+        f'<figure><img src="{data_url(path, 160)}" alt="{html.escape(path.name)}">'
+        f"<figcaption>{size[0]}×{size[1]}</figcaption></figure>"
+        for path, size, _ in found
+        if size
+    )
+    bad = "".join(note(problem, "warning") for _, size, problem in found if not size)
+    return f'<div class="strip">{good}</div>{bad}{note(_CAPTIONS) if good else ""}'

@@ -1,0 +1,50 @@
+"""The losses of a run as a picture of lines that takes its colours from the page, light or dark."""
+
+import html
+from collections.abc import Sequence
+from math import isfinite
+
+from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.loss_curve import running_mean
+
+_WIDTH, _HEIGHT = 640, 260
+_LEFT, _TOP, _RIGHT, _BOTTOM = 54, 12, 12, 26
+_POINTS = 400
+_NAMES = {"instance": "its pictures", "class": "its class"}
+
+
+def loss_plot(records: Sequence[StepRecord]) -> str:
+    """Return HTML with the smoothed loss of each source over the steps; nothing of fewer than two steps."""
+    if len(records) < 2:
+        return ""
+    every = max(1, len(records) // _POINTS)
+    lines = {name: running_mean([record.losses[name] for record in records])[::every] for name in records[0].losses}
+    steps = [record.step for record in records][::every]
+    highest = max((loss for line in lines.values() for loss in line if isfinite(loss)), default=0.0) or 1.0
+
+    def place(step: float, loss: float) -> tuple[float, float]:
+        x = _LEFT + (_WIDTH - _LEFT - _RIGHT) * (step - steps[0]) / ((steps[-1] - steps[0]) or 1)
+        return x, _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * loss / highest
+
+    drawn: list[str] = []
+    for part in range(5):
+        step, loss = steps[0] + (steps[-1] - steps[0]) * part / 4, highest * part / 4
+        (x, _), (_, y) = place(step, 0), place(0, loss)
+        drawn.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        drawn.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.2g}</text>')
+        anchor = "start" if part == 0 else "end" if part == 4 else "middle"
+        drawn.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{step:.0f}</text>')
+    for number, line in enumerate(lines.values()):
+        points = " ".join(
+            "{:.1f},{:.1f}".format(*place(step, loss)) for step, loss in zip(steps, line, strict=True) if isfinite(loss)
+        )
+        drawn.append(f'<polyline class="line{number % 4}" points="{points}"/>')
+    legend = "".join(
+        f'<span class="line{number % 4}">{html.escape(_NAMES.get(name, name))} <b>{line[-1]:.3g}</b></span>'
+        for number, (name, line) in enumerate(lines.items())
+    )
+    return (
+        f'<figure class="loss"><figcaption>Loss of {legend}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="The loss over the steps">{"".join(drawn)}</svg>'
+        "</figure>"
+    )
