@@ -3,6 +3,7 @@
 To import this is to import diffusers, and to make it is to read the weights: seconds, which the page does not wait for.
 """
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,8 @@ class Painter:
         self.pipe = load_pipeline(source).to(device)
         self._library, self._uploads = library, uploads
         self._preview = Preview(self.pipe.vae)
+        # A tokenizer keeps the truncation it was last asked for: a shared one would cut what is being drawn otherwise.
+        self._tokenizer, self._one_reader = copy.deepcopy(self.pipe.tokenizer), threading.Lock()
         self._own_scheduler = self.pipe.scheduler
         self._loaded: dict[str, tuple[str, int]] = {}
         self._controls: dict[str, Control] = {}
@@ -100,11 +103,12 @@ class Painter:
         return self.pipe
 
     def left_out(self, prompt: str) -> str:
-        """Return the end of a prompt that the model does not read."""
-        tokenizer = self.pipe.tokenizer
+        """Return the end of a prompt that the model does not read; any thread may ask."""
+        tokenizer = self._tokenizer
         start, end = prompt[:_READ_CHARACTERS], prompt[_READ_CHARACTERS:]
-        ids = tokenizer(start, truncation=True, max_length=tokenizer.model_max_length).input_ids
-        whole = tokenizer(start, truncation=False, verbose=False).input_ids
+        with self._one_reader:
+            ids = tokenizer(start, truncation=True, max_length=tokenizer.model_max_length).input_ids
+            whole = tokenizer(start, truncation=False, verbose=False).input_ids
         if len(whole) <= len(ids):
             return end
         return tokenizer.decode(whole[len(ids) - 1 : -1], skip_special_tokens=True) + end

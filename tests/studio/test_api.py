@@ -97,6 +97,29 @@ def test_pictures_of_many_clients_are_the_serial_ones(session, address):
     assert memory[-1] < settled * 1.1, [f"{each / 1e6:.0f} MB" for each in memory]
 
 
+def test_what_others_ask_of_a_prompt_does_not_change_what_is_drawn(session):
+    def drawn() -> bytes:
+        events = session.model.draw(wish(0), threading.Event())
+        return next(each.image.tobytes() for each in events if isinstance(each, Drawn))
+
+    expected, done = drawn(), threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not done.is_set():
+            assert session.model.painter.left_out("a cat " * 20)
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(2) as others:
+        asking = [others.submit(ask) for _ in range(2)]
+        try:
+            assert [drawn() == expected for _ in range(40)] == [True] * 40
+        finally:
+            done.set()
+        assert all(each.result() for each in asking)
+
+
 def test_too_many_requests_are_refused_with_a_message(session, address):
     stops = [threading.Event() for _ in range(session.config.max_waiting + 1)]
     slow = DrawRequest(prompt="a cat", steps=150, count=16, width=32, height=32)
