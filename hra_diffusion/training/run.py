@@ -18,7 +18,9 @@ from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.families import Family
 from hra_diffusion.training.idle import idle_models, move, present
+from hra_diffusion.training.layout import laid_out, lay_out
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.new_words import NewWords
 from hra_diffusion.training.portrait import Preview, picture_name
@@ -35,6 +37,7 @@ class Run(ABC):
     """A run between its preparation, which each kind of run has its own of, and its results.
 
     Attributes:
+        family: the model, which each kind of run loads first.
         config: the settings with everything filled in, as saved to config.toml.
         accelerator: the devices.
         pipe: the diffusers pipeline, with the adapter in it.
@@ -44,6 +47,8 @@ class Run(ABC):
         resumes_from: the checkpoint that it goes on from, if any.
         tracker: what --report_to means here: tensorboard, wandb, trackio, or None.
     """
+
+    family: Family
 
     def __init__(
         self,
@@ -118,6 +123,10 @@ class Run(ABC):
         return trained_parts(self.pipe)
 
     @property
+    def _denoiser(self) -> torch.nn.Module:
+        return getattr(self.pipe, self.family.denoiser_name)
+
+    @property
     def _saved(self) -> dict[str, Saveable]:
         """What is saved, by the name of its folder."""
         return self.components | ({TOKENS: NewWords(self.pipe)} if token_embeddings(self.pipe) else {})
@@ -130,9 +139,12 @@ class Run(ABC):
     @cached_property
     def recording(self) -> Recording:
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
+        with laid_out(self.pipe.vae, torch.channels_last):
+            trainer = self.make_trainer(rehearsal=False)
+        lay_out(self._denoiser, torch.channels_last)
         recording = Recording(
             folder=self.folder,
-            trainer=self.make_trainer(rehearsal=False),
+            trainer=trainer,
             components=self._saved,
             identity=self._identity,
             config=self.config.run,
@@ -155,7 +167,9 @@ class Run(ABC):
         weights = self._trained()
         before = [weight.detach().clone() for weight in weights]
         try:
-            yield from self.make_trainer(rehearsal=True).steps(steps)
+            trainer = self.make_trainer(rehearsal=True)
+            with laid_out(self._denoiser, torch.channels_last):
+                yield from trainer.steps(steps)
         finally:
             with torch.no_grad():
                 for weight, value in zip(weights, before, strict=True):
@@ -194,6 +208,7 @@ class Run(ABC):
         folder = self.folder / "adapter"
         self.accelerator.wait_for_everyone()
         self.recording.trainer.show()
+        lay_out(self._denoiser, torch.contiguous_format)
         move(self._idle, self.accelerator.device)
         self._idle = []
         gather(self.recording.trainer.loss)
@@ -218,7 +233,12 @@ class Run(ABC):
     @contextmanager
     def _shown(self) -> Iterator[None]:
         """Have the whole pipeline on the device within a ``with`` block, with the weights that are to be drawn with."""
-        with present(self._idle, self.accelerator.device), self.recording.trainer.shown(), self.accelerator.autocast():
+        with (
+            present(self._idle, self.accelerator.device),
+            self.recording.trainer.shown(),
+            laid_out(self._denoiser, torch.contiguous_format),
+            self.accelerator.autocast(),
+        ):
             yield
 
     def draw_before_after(self) -> Iterator[int]:

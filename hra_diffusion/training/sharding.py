@@ -53,7 +53,7 @@ def average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter])
 
 def gather(model: nn.Module) -> None:
     """Put the whole model on each device, where it stays: one of them may then draw with it. All must call this."""
-    for piece in _pieces(model):
+    for piece in pieces(model):
         piece.unshard()
         piece.set_reshard_after_forward(False, recurse=False)
 
@@ -65,10 +65,11 @@ def gathered(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        for piece in _pieces(model):
+        for piece in pieces(model):
             piece.set_reshard_after_forward(piece is not model, recurse=False)
             piece.reshard()
 
 
-def _pieces(model: nn.Module) -> list[FSDPModule]:
+def pieces(model: nn.Module) -> list[FSDPModule]:
+    """Return the modules whose weights are sharded, each with those of the modules in it that are no pieces."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

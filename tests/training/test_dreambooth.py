@@ -97,6 +97,7 @@ def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
     assert torch.allclose(predict(), base, atol=1e-5)
     list(run.draw_class_images())
     list(run.steps())
+    run.save()
     assert not torch.allclose(predict(), base, atol=1e-5)
     with hra_disabled(run.pipe):
         assert torch.equal(predict(), base)

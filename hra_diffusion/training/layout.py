@@ -1,0 +1,35 @@
+"""How convolutions find a pixel's numbers: side by side while a model trains or encodes, else as it was loaded.
+
+With channels last they take a fifth to a half less time on CPUs, and are customary in half precision on GPUs. Pictures
+are drawn in the layout in which everyone draws, for in another their last bits would differ.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from hra_diffusion.training.sharding import pieces
+
+
+def lay_out(model: nn.Module, memory_format: torch.memory_format) -> None:
+    """Lay a model's convolutions out, where that is worth it: not in float32 on GPUs, nor where weights are sharded."""
+    kernels = [weight for weight in model.parameters() if weight.dim() == 4]
+    if kernels and all(map(_gains, kernels)) and not pieces(model):
+        model.to(memory_format=memory_format)
+
+
+def _gains(kernel: nn.Parameter) -> bool:
+    return kernel.device.type == "cpu" or (kernel.device.type in ("cuda", "xpu") and kernel.dtype.itemsize == 2)
+
+
+@contextmanager
+def laid_out(model: nn.Module, memory_format: torch.memory_format) -> Iterator[None]:
+    """Have a model's convolutions laid out in some way within a ``with`` block, and then as they were."""
+    usual = all(weight.is_contiguous() for weight in model.parameters() if weight.dim() == 4)
+    lay_out(model, memory_format)
+    try:
+        yield
+    finally:
+        lay_out(model, torch.contiguous_format if usual else torch.channels_last)
