@@ -4,6 +4,7 @@
     --steps 200 --rank 8
     --rates 1e-4 3e-4 …         what each method is tried at on the first subject
     --output_dir outputs/methods
+    --smoke                     everything at a size that means nothing, to see that it runs
 
 Same base, pictures, batches, noises, steps and seeds for all. A method takes its best rate on the first subject to the
 others; best is the largest (way from base to real + background accuracy − class drift). A rate is that of AdamW, what a
@@ -71,9 +72,7 @@ def methods(rank: int) -> dict[str, Method]:
         return model.requires_grad_(True)
 
     def lora_of_equal_size(model: nn.Module, targets: Sequence[str]) -> nn.Module:
-        linears = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and isinstance(m, nn.Linear)]
-        inputs, outputs = sum(m.in_features for m in linears), sum(m.out_features for m in linears)
-        equal = max(1, round(rank * inputs / (inputs + outputs)))
+        equal = equal_rank(model, targets, rank)
         return peft(LoraConfig, model, targets, r=equal, lora_alpha=equal)
 
     return {
@@ -85,6 +84,13 @@ def methods(rank: int) -> dict[str, Method]:
         "OFT": Method(adapt=partial(peft, OFTConfig, r=0, oft_block_size=rank)),
         "full fine-tuning": Method(adapt=full),
     }
+
+
+def equal_rank(model: nn.Module, targets: Sequence[str], rank: int) -> int:
+    """The rank at which a LoRA has about as many parameters as HRA."""
+    linears = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and isinstance(m, nn.Linear)]
+    inputs, outputs = sum(m.in_features for m in linears), sum(m.out_features for m in linears)
+    return max(1, round(rank * inputs / (inputs + outputs)))
 
 
 @contextmanager
@@ -121,6 +127,7 @@ def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
         "class_data_dir": folder / "class_images",
         "max_train_steps": options.steps,
         "rank": options.rank,
+        **({"num_class_images": 2, "num_inference_steps": 2} if options.smoke else {}),
     }
     (folder / "class_images").mkdir(parents=True, exist_ok=True)
     run = DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values))
@@ -236,7 +243,11 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods"))
+    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
+    if options.smoke:
+        options.subjects, options.rates, options.steps = ["tiger"], [1e-3], 1
+        options.contexts = options.seeds = 1
     print(describe_machine())
     base, rows = Base(options), []
     for name, method in methods(options.rank).items():

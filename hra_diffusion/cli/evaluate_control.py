@@ -1,6 +1,5 @@
 """``hra-diffusion evaluate-control``: measures whether a control is followed."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import ControlNetConfig
-from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.config_file import read_toml
 from hra_diffusion.training.defaults import find_model
 
 
@@ -47,17 +46,16 @@ def evaluate(config: EvaluateControlConfig) -> str:
         HRAError: the run, its model or the pairs cannot be used, or the results not be written.
     """
     from accelerate import PartialState  # these import torch and more: not for --help
-    from PIL import Image
     from tqdm import tqdm
 
-    from hra_diffusion.control import fit, load_hra_control
+    from hra_diffusion.control import load_hra_control
     from hra_diffusion.errors import ModelError
-    from hra_diffusion.metrics.controlled import Trial, write_report
+    from hra_diffusion.metrics.controlled import write_report
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.checkpoint import check_writable
-    from hra_diffusion.training.controlnet import HELD_OUT, condition_of
-    from hra_diffusion.training.pairs import METADATA, read_pairs
+    from hra_diffusion.training.control_trial import trial_of
+    from hra_diffusion.training.controlnet import HELD_OUT
 
     run = read_toml(config.run / "config.toml", ControlNetConfig())
     output = config.output_dir or config.run
@@ -66,31 +64,11 @@ def evaluate(config: EvaluateControlConfig) -> str:
     folder = config.pairs_dir or (root and root / HELD_OUT)
     if folder is None or not folder.is_dir():
         raise ConfigError(f"There are no pairs in {folder or 'the run'} to measure on: name a folder with --pairs_dir.")
-    pairs = read_pairs(folder, with_values(run, {"max_train_samples": config.num_pairs}).pairs)
     model = find_model(str(run.model.pretrained_model_name_or_path))
     pipe = load_pipeline(model, **run.model.loading).to(PartialState().device)
     control = load_hra_control(pipe, config.run)
     side = run.pairs.resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
-    size = (side, side)
-    paths = [pair.example.photo.path for pair in pairs]
-    masks = [path.parent / "masks" / f"{path.stem}.png" for path in paths]
-    table = folder / METADATA
-    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()] if table.is_file() else []
-    objects = {row.get("file_name"): row["object"] for row in rows if "object" in row}
-    trial = Trial(
-        prompts=[pair.example.caption for pair in pairs],
-        real=[fit(pair.example.photo.read(), size) for pair in pairs],
-        conditions=[condition_of(pair, control.annotator, size) for pair in pairs],
-        masks=[fit(Image.open(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
-        objects=[objects[path.name] for path in paths] if all(path.name in objects for path in paths) else (),
-        options={
-            "height": side,
-            "width": side,
-            "num_inference_steps": run.preview.num_inference_steps,
-            "guidance_scale": run.preview.guidance_scale,
-        },
-        batch_size=config.batch_size,
-    )
+    trial = trial_of(folder, control.annotator, run, side, num_pairs=config.num_pairs, batch_size=config.batch_size)
     with tqdm(desc="measuring", total=trial.total, unit="picture") as bar:
         for done in trial.draw(pipe, control):
             bar.update(done - bar.n)
@@ -100,5 +78,5 @@ def evaluate(config: EvaluateControlConfig) -> str:
     except ModelError as error:
         instruments, note = None, f"\nPrompts are not measured: {error}\n"
     measured = trial.measure(control.annotator, instruments)
-    about = {"base": model, "control": str(config.run), "pairs": len(pairs), "folder": str(folder)}
+    about = {"base": model, "control": str(config.run), "pairs": len(trial.prompts), "folder": str(folder)}
     return write_report(output, measured, about) + note

@@ -1,0 +1,55 @@
+"""The pairs that a control was not trained on, as a trial of whether it is followed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from hra_diffusion.control import fit
+from hra_diffusion.metrics.controlled import Trial
+from hra_diffusion.training.config import ControlNetConfig
+from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.controlnet import condition_of
+from hra_diffusion.training.pairs import METADATA, read_pairs
+
+
+def trial_of(
+    folder: Path, annotator: Any, run: ControlNetConfig, side: int, *, num_pairs: int, batch_size: int
+) -> Trial:
+    """Read the first pairs of a folder, which are drawn as a run's previews are.
+
+    Masks are in its sub-folder ``masks``, the names of things in its metadata; either may be missing.
+
+    Args:
+        folder: of pairs.
+        annotator: what makes their conditions.
+        run: settings of pairs and previews.
+        side: of the pictures in pixels.
+        num_pairs: how many, at most.
+        batch_size: pictures drawn at once.
+
+    Raises:
+        HRAError: the pairs cannot be used.
+    """
+    size = (side, side)
+    pairs = read_pairs(folder, with_values(run, {"max_train_samples": num_pairs}).pairs)
+    paths = [pair.example.photo.path for pair in pairs]
+    masks = [path.parent / "masks" / f"{path.stem}.png" for path in paths]
+    table = folder / METADATA
+    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()] if table.is_file() else []
+    objects = {row.get("file_name"): row["object"] for row in rows if "object" in row}
+    return Trial(
+        prompts=[pair.example.caption for pair in pairs],
+        real=[fit(pair.example.photo.read(), size) for pair in pairs],
+        conditions=[condition_of(pair, annotator, size) for pair in pairs],
+        masks=[fit(Image.open(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
+        objects=[objects[path.name] for path in paths] if all(path.name in objects for path in paths) else (),
+        options={
+            "height": side,
+            "width": side,
+            "num_inference_steps": run.preview.num_inference_steps,
+            "guidance_scale": run.preview.guidance_scale,
+        },
+        batch_size=batch_size,
+    )
