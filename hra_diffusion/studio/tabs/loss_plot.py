@@ -28,12 +28,14 @@ def loss_plot(records: Sequence[StepRecord]) -> str:
 
     drawn: list[str] = []
     for part in range(5):
-        step, loss = steps[0] + (steps[-1] - steps[0]) * part / 4, highest * part / 4
-        (x, _), (_, y) = place(step, 0), place(0, loss)
+        loss = highest * part / 4
+        _, y = place(0, loss)
         drawn.append(f'<path class="rule" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
         drawn.append(f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{loss:.2g}</text>')
-        anchor = "start" if part == 0 else "end" if part == 4 else "middle"
-        drawn.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{step:.0f}</text>')
+    for step in sorted({round(steps[0] + (steps[-1] - steps[0]) * part / 4) for part in range(5)}):
+        x, _ = place(step, 0)
+        anchor = {steps[0]: "start", steps[-1]: "end"}.get(step, "middle")
+        drawn.append(f'<text x="{x:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{step}</text>')
     for number, line in enumerate(lines.values()):
         points = " ".join(
             "{:.1f},{:.1f}".format(*place(step, loss)) for step, loss in zip(steps, line, strict=True) if isfinite(loss)
