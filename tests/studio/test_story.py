@@ -186,7 +186,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
 
     # what it looks like, with a grid
     tab.get_by_role("tab", name="Compare").click()
-    assert "amber" in tab.locator("#compared").inner_text()
+    tab.locator("#compared", has_text="amber").wait_for()
     tab.locator("#x-values textarea").fill("0, 1")
     tab.locator("#draw-grid").click()
     tab.locator("#sheet").wait_for()
