@@ -1,6 +1,6 @@
 """Following edges by HRA, LoRA and ControlNet, as well as each learns it: `python benchmarks/control_methods.py`.
 
-    --steps 300                            of training; the default run has 900
+    --steps 300                            of training; the default run has 2000
     --num_pairs 200                        held-out pairs to measure on
     --lora_rate 2e-3 --controlnet_rate 5e-4
     --methods HRA LoRA                     some rows only
