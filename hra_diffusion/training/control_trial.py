@@ -10,7 +10,7 @@ from hra_diffusion.control import fit
 from hra_diffusion.metrics.controlled import Trial
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.controlnet import condition_of
+from hra_diffusion.training.controlnet import condition_of, drawing_options
 from hra_diffusion.training.pairs import METADATA, read_pairs
 
 
@@ -45,11 +45,6 @@ def trial_of(
         conditions=[condition_of(pair, annotator, size) for pair in pairs],
         masks=[fit(Image.open(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
         objects=[objects[path.name] for path in paths] if all(path.name in objects for path in paths) else (),
-        options={
-            "height": side,
-            "width": side,
-            "num_inference_steps": run.preview.num_inference_steps,
-            "guidance_scale": run.preview.guidance_scale,
-        },
+        options=drawing_options(run.preview, side),
         batch_size=batch_size,
     )

@@ -22,7 +22,7 @@ from hra_diffusion.training.batches import Blank, Source
 from hra_diffusion.training.buckets import checked_resolution
 from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.checkpoint import check_writable
-from hra_diffusion.training.config import ControlNetConfig
+from hra_diffusion.training.config import ControlNetConfig, PreviewConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.control_sheet import ControlSheet
 from hra_diffusion.training.controlled import CONDITIONS, KEPT
@@ -193,13 +193,18 @@ class ControlNet(Run):
             conditions=[condition_of(pair, self.annotator, self._size) for pair in pairs],
             real=[fit(pair.example.photo.read(), self._size) for pair in pairs],
             seed=config.run.seed,
-            options={
-                "height": self.resolution,
-                "width": self.resolution,
-                "num_inference_steps": preview.num_inference_steps,
-                "guidance_scale": preview.guidance_scale,
-            },
+            options=drawing_options(preview, self.resolution),
         )
+
+
+def drawing_options(preview: PreviewConfig, side: int) -> dict[str, Any]:
+    """What a pipeline is told to draw squares of a side in pixels as a run's previews are drawn."""
+    return {
+        "height": side,
+        "width": side,
+        "num_inference_steps": preview.num_inference_steps,
+        "guidance_scale": preview.guidance_scale,
+    }
 
 
 def condition_of(pair: Pair, annotator: Any, size: tuple[int, int]) -> Any:
