@@ -1,29 +1,45 @@
-"""``hra-diffusion generate``: pictures from prompts with an adapter, the same as the pipeline draws in Python."""
+"""``hra-diffusion generate``: pictures from prompts with an adapter, a control or both, as the pipeline draws them."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Draw pictures with an adapter; settings that are left out are those of the run that made it."""
+    """Draw pictures with an adapter, a control or both.
 
-    adapter: Path
+    Settings that are left out are those of the run that made the adapter, or else the control.
+    """
+
+    adapter: Path | None = None
     """The adapter's folder, or the output folder of the run that made it."""
+    control: Path | None = None
+    """Folder of a control, or the output folder of its run: pictures follow image."""
+    image: Path | None = None
+    """What the control follows: a picture, which its annotator reads."""
+    annotated: bool = False
+    """The image is a condition already."""
+    control_strength: float = 1.0
+    """Of the control; 0 is none."""
+    control_start: float = 0.0
+    """Where in the denoising range it begins to act, from 0, noise, …"""
+    control_end: float = 1.0
+    """… to 1, the finished picture."""
     prompt: str
     """What to draw."""
     negative_prompt: str | None = None
     """What to keep away from."""
     pretrained_model_name_or_path: str | None = None
-    """The base model, a single .safetensors file too; the one the adapter was trained on by default."""
+    """The base model, a single .safetensors file too; the one that was trained on by default."""
     seed: int = 0
     """Decides the picture; further ones take seed + 1, …"""
     num_images: int = 1
@@ -48,6 +64,10 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
     if config.num_images < 1:
         raise ConfigError(f"--num_images is {config.num_images}: give a number at least 1.")
+    if config.adapter is None and config.control is None:
+        raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
+    if (config.control is None) != (config.image is None):
+        raise ConfigError("A control follows a picture: give --control and --image together, or neither.")
     for path in generate(config):
         print(path)
 
@@ -56,7 +76,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     """Draw and save the pictures of a command; returns their paths.
 
     Raises:
-        HRAError: the adapter or the model cannot be used, or the output folder not be written.
+        HRAError: the adapter, the control, the image or the model cannot be used, or the output folder not be written.
     """
     from accelerate import PartialState  # these import torch and diffusers: not for --help
 
@@ -66,27 +86,61 @@ def generate(config: GenerateConfig) -> list[Path]:
     from hra_diffusion.training.portrait import picture_name
 
     check_writable(config.output_dir)
-    model = config.pretrained_model_name_or_path or base_model(config.adapter)
+    source = config.adapter or config.control
+    assert source
+    model = config.pretrained_model_name_or_path or base_model(source)
     if not model:
-        raise ModelError(f"The adapter {config.adapter} does not say its base: add --pretrained_model_name_or_path.")
-    _, run = read_run(config.adapter, DreamBoothConfig())
+        raise ModelError(f"{source} does not say its base: add --pretrained_model_name_or_path.")
+    run, side = _run(config)
     pipe = load_pipeline(find_model(model), **run.model.loading).to(PartialState().device)
-    load_hra_weights(pipe, config.adapter)
-    options = _options(config, run)
+    if config.adapter:
+        load_hra_weights(pipe, config.adapter)
+    options = _options(config, run, side)
     paths: list[Path] = []
-    for seed in range(config.seed, config.seed + config.num_images):
-        paths.append(config.output_dir / picture_name(config.prompt, seed))
-        write_file(paths[-1], draw(pipe, config.prompt, seed, **options).save)
+    with _guiding(config, pipe):
+        for seed in range(config.seed, config.seed + config.num_images):
+            paths.append(config.output_dir / picture_name(config.prompt, seed))
+            write_file(paths[-1], draw(pipe, config.prompt, seed, **options).save)
     return paths
 
 
-def _options(config: GenerateConfig, run: DreamBoothConfig) -> dict[str, Any]:
-    """Collect what the pipeline is told: the command's settings over those of the adapter's training run."""
+def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
+    """Let the control act within a ``with`` block, if there is one."""
+    if not (config.control and config.image):
+        return nullcontext()
+    from hra_diffusion.control import load_hra_control
+    from hra_diffusion.training.pairs import read_condition
+    from hra_diffusion.training.pictures import read_layers
+
+    control = load_hra_control(pipe, config.control)
+    annotated = config.annotated
+    return control.guiding(
+        pipe,
+        read_condition(config.image, control.annotator) if annotated else read_layers(config.image).whole(),
+        strength=config.control_strength,
+        start=config.control_start,
+        end=config.control_end,
+        annotated=annotated,
+    )
+
+
+def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
+    """Return the settings of the run that made the adapter, or else the control, and the side of its pictures."""
+    if config.adapter:
+        _, run = read_run(config.adapter, DreamBoothConfig())
+        return run, run.data.resolution
+    assert config.control
+    _, run = read_run(config.control, ControlNetConfig())
+    return run, run.pairs.resolution
+
+
+def _options(config: GenerateConfig, run: TrainingConfig, side: int | None) -> dict[str, Any]:
+    """Collect what the pipeline is told: the command's settings over those of the training run."""
     options = {
         "num_inference_steps": run.preview.num_inference_steps,
         "guidance_scale": run.preview.guidance_scale,
-        "height": run.data.resolution,
-        "width": run.data.resolution,
+        "height": side,
+        "width": side,
     }
     told = {name: getattr(config, name) for name in _DRAWING}
     return options | {name: value for name, value in told.items() if value is not None}

@@ -16,9 +16,9 @@ from hra_diffusion.training.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimiserConfig,
-    PreviewConfig,
     PriorConfig,
     RunConfig,
+    SubjectPreviewConfig,
 )
 from hra_diffusion.training.config_file import flag_types
 
@@ -62,7 +62,7 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
         objective: ObjectiveConfig = default.objective,
         optimiser: OptimiserConfig = default.optimiser,
         run: RunConfig = default.run,
-        preview: PreviewConfig = default.preview,
+        preview: SubjectPreviewConfig = default.preview,
     ) -> DreamBoothConfig:
         """Teach a diffusion model a subject from a few pictures (DreamBooth with HRA).
 

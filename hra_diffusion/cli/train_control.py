@@ -12,11 +12,11 @@ from hra_diffusion.training.config import (
     AdapterConfig,
     ControlConfig,
     ControlNetConfig,
+    ControlPreviewConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimiserConfig,
     PairsConfig,
-    PreviewConfig,
     RunConfig,
 )
 from hra_diffusion.training.config_file import flag_types
@@ -55,7 +55,7 @@ def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
         objective: ObjectiveConfig = default.objective,
         optimiser: OptimiserConfig = default.optimiser,
         run: RunConfig = default.run,
-        preview: PreviewConfig = default.preview,
+        preview: ControlPreviewConfig = default.preview,
     ) -> ControlNetConfig:
         """Teach a diffusion model to follow a condition (ControlNet-style training with HRA).
 

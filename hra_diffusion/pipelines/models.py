@@ -14,6 +14,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from PIL import Image
 from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 from hra_diffusion.errors import ModelError
 
@@ -80,7 +81,9 @@ def load_pipeline(
         raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
     if rescale_betas_zero_snr:
         _rescale(pipe, name)
-    pipe.to(torch.float32)  # diffusers widens what is stored in half precision, transformers does not
+    for component in pipe.components.values():
+        if isinstance(component, PreTrainedModel):
+            component.float()  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -98,7 +98,7 @@ def read_run(folder: Path, default: Config) -> tuple[Path, Config]:
                 and "[control]" in (place / "config.toml").read_text(encoding="utf-8").splitlines()
             ):
                 raise ConfigError(
-                    f"{folder} is of a control: draw with StableDiffusionHRAControlPipeline, and measure with "
+                    f"{folder} is of a control: draw with --control and --image, and measure with "
                     "hra-diffusion evaluate-control."
                 )
             return place, read_toml(place / "config.toml", default)
@@ -109,13 +109,17 @@ def to_toml(config: "DataclassInstance") -> str:
     """Write the config as TOML text: a table a group; fields that are None are left out."""
     tables = {
         group.name: {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(getattr(config, group.name)).items()
-            if value is not None
+            name: _as_toml(value) for name, value in vars(getattr(config, group.name)).items() if value is not None
         }
         for group in fields(config)
     }
     return tomli_w.dumps(tables)
+
+
+def _as_toml(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def nearest(name: str, known: Any) -> str:
@@ -131,7 +135,7 @@ def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
         if get_origin(wanted) is Literal and value in get_args(wanted):
             return value
         if get_origin(wanted) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
+            return tuple(map(get_args(wanted)[0], value))
         if wanted is Path and isinstance(value, str):
             return Path(value)
         if wanted is float and type(value) is int:

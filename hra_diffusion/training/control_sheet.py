@@ -1,4 +1,4 @@
-"""Looking at a control: condition, the base's picture, the controlled one, and the real one, of some pairs."""
+"""Looking at a control: condition, the base's picture, the controlled one and, of pairs, the real one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,15 +13,16 @@ from hra_diffusion.pipelines import draw, hra_disabled
 
 @dataclass(frozen=True, kw_only=True)
 class ControlSheet:
-    """What is drawn: a row for each pair."""
+    """What is drawn: a row for each condition."""
 
     control: Control
     prompts: Sequence[str]
     conditions: Sequence[Image.Image]
     """Annotated already, of the size that is drawn."""
-    real: Sequence[Image.Image]
+    real: Sequence[Image.Image] = ()
+    """Of the same size, where there are any."""
     seed: int
-    """Of the first pair; the others have the next ones."""
+    """Of the first; the others have the next ones."""
     options: dict[str, Any]
     """What the pipeline is told."""
     rows: list[list[Image.Image]] = field(default_factory=list)
@@ -39,7 +40,7 @@ class ControlSheet:
             with hra_disabled(pipe):
                 base = draw(pipe, prompt, self.seed + at, **self.options)
             yield 2 * at + 1
-            self.rows.append([self.conditions[at], base, self._controlled(pipe, at), self.real[at]])
+            self.rows.append([self.conditions[at], base, self._controlled(pipe, at), *self.real[at : at + 1]])
             yield 2 * at + 2
 
     def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
@@ -49,7 +50,8 @@ class ControlSheet:
 
     def sheet(self) -> Image.Image:
         """Put the pictures on one labelled sheet."""
-        return contact_sheet(self.rows, self.prompts, ["condition", "base", "controlled", "real"])
+        columns = ["condition", "base", "controlled", "real"]
+        return contact_sheet(self.rows, self.prompts, columns[: len(self.rows[0])])
 
     def _controlled(self, pipe: Any, at: int) -> Image.Image:
         with self.control.guiding(pipe, self.conditions[at], annotated=True):

@@ -9,6 +9,7 @@ left out, so that guidance has something to guide away from.
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,8 @@ from hra_diffusion.training.control_sheet import ControlSheet
 from hra_diffusion.training.controlled import CONDITIONS, KEPT
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
-from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_pairs
-from hra_diffusion.training.pictures import parse_colour, read_layers
+from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_condition, read_pairs
+from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.preflight import pictures
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.run import Run
@@ -182,18 +183,27 @@ class ControlNet(Run):
         )
 
     def _sheet(self, root: Path, config: ControlNetConfig) -> ControlSheet:
-        """Choose the pairs that are drawn."""
-        preview = config.preview
+        """Choose what is drawn: conditions that were given, or pairs."""
+        preview, annotator, size = config.preview, self.annotator, self._size
+        sheet = partial(
+            ControlSheet,
+            control=self.control,
+            seed=config.run.seed,
+            options=drawing_options(preview, self.resolution),
+        )
+        if preview.given:
+            told = [each for each in preview.given for _ in range(preview.num_validation_images)]
+            return sheet(
+                prompts=[prompt for prompt, _ in told],
+                conditions=[fit(read_condition(path, annotator), size, annotator.labels) for _, path in told],
+            )
         folder = config.pairs.validation_data_dir or root / HELD_OUT
         few = with_values(config, {"max_train_samples": preview.num_validation_images}).pairs
         pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: preview.num_validation_images]
-        return ControlSheet(
-            control=self.control,
+        return sheet(
             prompts=[pair.example.caption for pair in pairs],
-            conditions=[condition_of(pair, self.annotator, self._size) for pair in pairs],
-            real=[fit(pair.example.photo.read(), self._size) for pair in pairs],
-            seed=config.run.seed,
-            options=drawing_options(preview, self.resolution),
+            conditions=[condition_of(pair, annotator, size) for pair in pairs],
+            real=[fit(pair.example.photo.read(), size) for pair in pairs],
         )
 
 
@@ -210,8 +220,7 @@ def drawing_options(preview: PreviewConfig, side: int) -> dict[str, Any]:
 def condition_of(pair: Pair, annotator: Any, size: tuple[int, int]) -> Any:
     """Make the condition of a pair's picture as a whole, or take the one it has: RGB, of a size."""
     if pair.condition:
-        given = read_layers(pair.condition).over((0, 0, 0))
-        return fit(annotator(given) if annotator.name == "depth" else given, size, annotator.labels)
+        return fit(read_condition(pair.condition, annotator), size, annotator.labels)
     return annotator(fit(pair.picture(), size))
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.adapter.state import some
-from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.annotators import Annotator, Depth, Given
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.captions import read_captions
@@ -47,12 +47,7 @@ class Pair:
 
     def picture(self) -> Image.Image:
         """Decode the picture, its transparency kept: RGB, or RGBA where there is some."""
-        layers = read_layers(self.example.photo.path)
-        if layers.alpha is None:
-            return layers.colours
-        picture = layers.colours.convert("RGBA")
-        picture.putalpha(layers.alpha)
-        return picture
+        return read_layers(self.example.photo.path).whole()
 
 
 def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
@@ -126,12 +121,20 @@ def _conditions(
     return named
 
 
+def read_condition(path: Path, annotator: Annotator) -> Image.Image:
+    """Decode a condition that is there already, one of the annotator's kind: RGB; depth from black to white.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    given = read_layers(path).over((0, 0, 0))
+    return Depth()(given) if isinstance(annotator, Depth) else given
+
+
 def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> Tensor:
     """Make the condition of each view of a pair's picture: uint8 of shape (V, 3, height, width)."""
     given = pair.condition is not None
-    whole = read_layers(pair.condition).over((0, 0, 0)) if pair.condition else pair.picture()
-    if given and not isinstance(annotator, Given) and annotator.name == "depth":
-        whole = annotator(whole)
+    whole = read_condition(pair.condition, annotator) if pair.condition else pair.picture()
     if not given and annotator.name != "segmentation":
         whole = pair.example.photo.read(parse_colour(config.background_color))
     resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS

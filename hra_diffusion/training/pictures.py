@@ -54,6 +54,13 @@ class Layers:
             return self.colours
         return Image.composite(self.colours, Image.new("RGB", self.colours.size, background), self.alpha)
 
+    def whole(self) -> Image.Image:
+        """Return RGB, or RGBA where there is transparency."""
+        picture = self.colours.copy()
+        if self.alpha is not None:
+            picture.putalpha(self.alpha)
+        return picture
+
 
 def read_picture(path: Path, background: Colour = WHITE) -> Image.Image:
     """Decode a picture in RGB, transparency over ``background``; errors as in :func:`read_layers`."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hra_diffusion.metrics.sheet import contact_sheet
 from hra_diffusion.pipelines import draw, hra_disabled
-from hra_diffusion.training.config import PreviewConfig
+from hra_diffusion.training.config import SubjectPreviewConfig
 from hra_diffusion.training.subjects import Subject
 
 
@@ -92,7 +92,7 @@ class Portrait:
         )
 
 
-def portrait_of(subjects: Sequence[Subject], preview: PreviewConfig, resolution: int, seed: int) -> Portrait:
+def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, resolution: int, seed: int) -> Portrait:
     """Fill the prompts of the subjects into the settings' rows; a row of a class goes where there is none."""
     prompts = [
         template.replace("{instance_prompt}", subject.prompt).replace("{class_prompt}", subject.class_prompt or "")

@@ -40,6 +40,8 @@ FREE = frozenset(
         "report_to",
         "validation_steps",
         "validation_prompts",
+        "validation_prompt",
+        "validation_image",
         "num_validation_images",
     }
 )

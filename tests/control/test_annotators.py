@@ -49,6 +49,17 @@ def test_a_scribble_is_thicker_than_canny_s_edges(disc):
     assert np.sum(make_annotator("scribble")(large)) > 3 * np.sum(make_annotator("canny")(large))
 
 
+def test_canny_s_blur_keeps_outlines_and_not_grain(disc):
+    clean = np.asarray(disc.resize((600, 400)).convert("RGB")).astype(float)
+    noise = np.random.default_rng(0).normal(0, 40, clean.shape)
+    grainy = Image.fromarray(np.clip(clean + noise, 0, 255).astype(np.uint8))
+    plain, blurred = (np.asarray(make_annotator("canny", {"blur": blur})(grainy))[..., 0] > 0 for blur in (0, 4))
+    y, x = np.nonzero(blurred)
+    assert len(x) > 500
+    assert np.all(np.abs(np.hypot(x - 300, y - 200) - 100) < 20)  # the small disc has steps of 10
+    assert plain.sum() > 10 * blurred.sum()
+
+
 def test_blocks_have_the_mean_colour(disc):
     (block,) = np.unique(np.asarray(make_annotator("color", {"blocks": 1})(disc.crop((0, 0, 40, 40)))), axis=None)[:1]
     share = (np.asarray(disc.crop((0, 0, 40, 40)).getchannel("A")) > 0).mean()
@@ -122,7 +133,9 @@ def test_landmarks_need_mediapipe_s_file(name):
 def test_unknown_names_and_settings_are_refused():
     with pytest.raises(ConfigError, match="no annotator 'cany'; known are given, canny"):
         make_annotator("cany")
-    with pytest.raises(ConfigError, match="no setting 'hi'; known are low, high"):
+    with pytest.raises(ConfigError, match="no setting 'hi'; known are blur, low, high"):
         make_annotator("canny", {"hi": 3})
     with pytest.raises(ConfigError, match="thresholds are 3 and 2"):
         make_annotator("canny", {"low": 3, "high": 2})
+    with pytest.raises(ConfigError, match="blur is -1"):
+        make_annotator("canny", {"blur": -1})

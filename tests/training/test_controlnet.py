@@ -9,8 +9,9 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
-from hra_diffusion import StableDiffusionHRAControlPipeline
+from hra_diffusion import StableDiffusionHRAControlPipeline, load_hra_weights
 from hra_diffusion.cli.main import main
+from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.control import make_annotator
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.training.config import ControlNetConfig, PairsConfig
@@ -213,6 +214,72 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_config, scenes, tmp_path):
+    """Conditions given by hand, drawn on the way and in before_after.png, and later from a checkpoint."""
+    one, other = (tmp_path / f"{name}.png" for name in ("one", "other"))
+    for at, path in enumerate((one, other)):
+        make_annotator("canny")(Image.open(scenes / f"{at}.png").resize((32, 32))).save(path)
+    flags = ["--validation_image", str(one), str(other), "--validation_prompt", "box", "--validation_steps", "2"]
+    given = {"validation_image": (one, other), "validation_prompt": ("box",), "num_validation_images": 2}
+    config = with_values(control_config, given)
+    assert parse_control_config(flags).preview.given == config.preview.given == [("box", one), ("box", other)]
+    run = ControlNet(config)
+    assert (run.portrait.prompts, run.portrait.total) == (["box"] * 4, 8)
+    for record in run.steps():
+        if record.step == 2:
+            shown = list(run.draw_validation())
+    run.save()
+    assert [seed for _, seed, _ in shown] == [0, 1, 2, 3]
+    assert list(run.draw_before_after())[-1] == 8
+    assert read_toml(run.folder / "config.toml", ControlNetConfig()).preview == config.preview
+    common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "drawn"), "--annotated"]
+    for path, seed in ((one, 1), (other, 2)):
+        where = ["--control", str(run.folder / "checkpoint-2"), "--image", str(path), "--seed", str(seed)]
+        assert main([*common, *where]) == 0
+        assert Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes() == shown[seed][2].tobytes()
+        shown_with = Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes()
+        assert main([*common, *where, "--control_strength", "0"]) == 0
+        assert Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes() != shown_with
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        ([], "name a folder with --adapter or --control"),
+        (["--control", "nix"], "give --control and --image together"),
+        (["--adapter", "nix", "--image", "nix.png"], "give --control and --image together"),
+        (["--control", "nix", "--image", "nix.png"], "no adapter in nix"),
+    ],
+)
+def test_generate_says_what_a_control_needs(capsys, tmp_path, monkeypatch, flags, complaint):
+    monkeypatch.chdir(tmp_path)
+    assert main(["generate", "--prompt", "box", *flags]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_generate_draws_with_a_control_beside_an_adapter(control_config, tiny_sd, scenes, tmp_path):
+    run = ControlNet(with_values(control_config, {"max_train_steps": 1}))
+    list(run.steps())
+    run.save()
+    shutil.copytree(run.folder / "adapter" / "unet", tmp_path / "subject" / "unet")
+    flags = ["--adapter", str(tmp_path / "subject"), "--control", str(run.folder), "--image", str(scenes / "1.png")]
+    flags += ["--control_end", "0.5", "--num_inference_steps", "2", "--output_dir", str(tmp_path)]
+    assert main(["generate", "--prompt", "box", *flags]) == 0
+    picture = Image.open(scenes / "1.png")
+    pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd)
+    load_hra_weights(pipe, tmp_path / "subject")
+    pipe.load_control(run.folder)
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "control_end": 0.5}
+    expected = pipe("box", image=picture, **options).images[0]
+    assert Image.open(tmp_path / "box-0.png").tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(("prompts", "images"), [(("a", "b"), None), (None, ("c.png",)), (("a", "b"), ("c.png",) * 3)])
+def test_given_conditions_and_prompts_go_together(prompts, images):
+    with pytest.raises(ConfigError, match="as many of both, or one of either"):
+        with_values(ControlNetConfig(), {"validation_prompt": prompts, "validation_image": images})
+
+
 def test_shares_of_what_is_left_out_are_shares_of_one():
     with pytest.raises(ConfigError, match=r"add up to 1\.2"):
         with_values(ControlNetConfig(), {"proportion_empty_prompts": 0.6, "proportion_empty_both": 0.55})
@@ -226,14 +293,14 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     assert not (tmp_path / "run").exists()
     assert main(["train-control", *flags, "--annotator_settings", "low=40", "high=90", "--report_to", "none"]) == 0
     encoder = json.loads((tmp_path / "run" / "adapter" / "condition_encoder" / "config.json").read_text())
-    assert encoder["annotator_settings"] == {"low": 40, "high": 90}
+    assert encoder["annotator_settings"] == {"blur": 0.0, "low": 40, "high": 90}
     assert load_file(tmp_path / "run" / WEIGHTS[0])
     assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "3"]) == 0
     table = capsys.readouterr().out
     assert "| canny F1, within 1 px | " in table
     assert "Prompts are not measured" in table
     assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
-    assert "is of a control" in capsys.readouterr().err
+    assert "is of a control: draw with --control and --image" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0
     assert "annotator_settings = low=40 high=90" in capsys.readouterr().out
     measures = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]

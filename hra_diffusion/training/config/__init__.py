@@ -7,16 +7,22 @@ picture folder or the embedded base. Nothing heavy is imported here, so that ``-
 A kind of run has a dataclass of such groups, whose base is :class:`TrainingConfig`, what every run is told.
 """
 
-from hra_diffusion.training.config.control import ControlConfig, ControlNetConfig, PairsConfig
+from hra_diffusion.training.config.control import (
+    ControlConfig,
+    ControlNetConfig,
+    ControlPreviewConfig,
+    PairsConfig,
+)
 from hra_diffusion.training.config.learning import AdapterConfig, ObjectiveConfig, OptimiserConfig
 from hra_diffusion.training.config.material import DataConfig, ModelConfig, PictureConfig, PriorConfig
-from hra_diffusion.training.config.running import PreviewConfig, RunConfig
+from hra_diffusion.training.config.running import PreviewConfig, RunConfig, SubjectPreviewConfig
 from hra_diffusion.training.config.whole import DreamBoothConfig, TrainingConfig
 
 __all__ = [
     "AdapterConfig",
     "ControlConfig",
     "ControlNetConfig",
+    "ControlPreviewConfig",
     "DataConfig",
     "DreamBoothConfig",
     "ModelConfig",
@@ -27,5 +33,6 @@ __all__ = [
     "PreviewConfig",
     "PriorConfig",
     "RunConfig",
+    "SubjectPreviewConfig",
     "TrainingConfig",
 ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.learning import AdapterConfig
 from hra_diffusion.training.config.material import PictureConfig
+from hra_diffusion.training.config.running import PreviewConfig
 from hra_diffusion.training.config.whole import TrainingConfig
 
 
@@ -33,7 +34,7 @@ class PairsConfig(PictureConfig):
     """Take the first so many pairs only."""
     validation_data_dir: Path | None = None
     """Folder like train_data_dir with pairs for before_after.png; its sub-folder held_out by default, else the first
-    pairs."""
+    pairs. With validation_image, none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,35 @@ def _pair(text: str) -> tuple[str, int | float]:
         raise ConfigError(f"--annotator_settings has {text!r}: write {kind}, such as low=50.") from None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlPreviewConfig(PreviewConfig):
+    """How pictures are drawn, on the way and for before_after.png: of pairs, or of conditions that are given here."""
+
+    num_validation_images: int = 2
+    """How many pairs, the first, one with each seed: seed, seed + 1, …; with validation_image, how many pictures of
+    each condition."""
+    validation_image: tuple[Path, ...] | None = None
+    """Conditions to follow instead of those of pairs, as the annotator makes them; one, or one for each prompt."""
+    validation_prompt: tuple[str, ...] | None = None
+    """Prompts of validation_image: one, or one for each condition."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when prompts and conditions do not go together."""
+        prompts, conditions = len(self.validation_prompt or ()), len(self.validation_image or ())
+        if (prompts == 0) != (conditions == 0) or (prompts != conditions and 1 not in (prompts, conditions)):
+            raise ConfigError(
+                f"--validation_image names {conditions} conditions and --validation_prompt {prompts} prompts: give as "
+                "many of both, or one of either."
+            )
+
+    @property
+    def given(self) -> list[tuple[str, Path]]:
+        """Return the prompts with their conditions, those that were given."""
+        prompts, conditions = self.validation_prompt or (), self.validation_image or ()
+        number = max(len(prompts), len(conditions))
+        return [(prompts[at % len(prompts)], conditions[at % len(conditions)]) for at in range(number)]
+
+
 CONTROL_TARGETS: Sequence[str] = (*AdapterConfig().target_modules, "ff.net.0.proj")
 """Attention and the gated projection (arXiv 2405.17484, appendix on controllable generation)."""
 
@@ -95,4 +125,5 @@ class ControlNetConfig(TrainingConfig):
 
     pairs: PairsConfig = field(default_factory=PairsConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
+    preview: ControlPreviewConfig = field(default_factory=ControlPreviewConfig)
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(target_modules=tuple(CONTROL_TARGETS)))

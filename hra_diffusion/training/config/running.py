@@ -43,8 +43,6 @@ class RunConfig:
 class PreviewConfig:
     """How pictures are drawn: those of the class, those on the way, and before_after.png."""
 
-    validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
-    """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
     num_validation_images: int = 2
     """Seeds a row: seed, seed + 1, …"""
     num_inference_steps: int = 25
@@ -53,3 +51,11 @@ class PreviewConfig:
     """Strength of classifier-free guidance."""
     validation_steps: int | None = None
     """Steps between looks at the adapter: its pictures of the same prompts and seeds go to validation/step-<step>."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectPreviewConfig(PreviewConfig):
+    """The same, and of what."""
+
+    validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
+    """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""

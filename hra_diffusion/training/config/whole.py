@@ -6,7 +6,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config.learning import AdapterConfig, ObjectiveConfig, OptimiserConfig
 from hra_diffusion.training.config.material import DataConfig, ModelConfig, PriorConfig
-from hra_diffusion.training.config.running import PreviewConfig, RunConfig
+from hra_diffusion.training.config.running import PreviewConfig, RunConfig, SubjectPreviewConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,3 +46,4 @@ class DreamBoothConfig(TrainingConfig):
 
     data: DataConfig = field(default_factory=DataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)
+    preview: SubjectPreviewConfig = field(default_factory=SubjectPreviewConfig)
