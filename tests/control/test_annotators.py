@@ -56,7 +56,7 @@ def test_canny_s_blur_keeps_outlines_and_not_grain(disc):
     plain, blurred = (np.asarray(make_annotator("canny", {"blur": blur})(grainy))[..., 0] > 0 for blur in (0, 4))
     y, x = np.nonzero(blurred)
     assert len(x) > 500
-    assert np.all(np.abs(np.hypot(x - 300, y - 200) - 100) < 20)  # the small disc has steps of 10
+    assert np.mean(np.abs(np.hypot(x - 300, y - 200) - 100) < 20) > 0.95  # the small disc has steps of 10
     assert plain.sum() > 10 * blurred.sum()
 
 
