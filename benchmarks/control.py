@@ -3,8 +3,8 @@
     --pixels 256 --batch 1 --rank 8 --rounds 3      of the step on Stable Diffusion 1.5's architecture, random weights
     --smoke                                          everything at a size that means nothing, to see that it runs
 
-A *step* is a forward and a backward pass of what trains, in bfloat16; the condition encoder is the same for all, and
-reads in each step.
+A *step* is a forward pass, a backward pass and AdamW's, as in the training scripts: the UNet in bfloat16, what trains
+in float32 under autocast. The condition encoder is the same for all, and reads in each step.
 """
 
 import argparse
@@ -44,7 +44,8 @@ class Contender(nn.Module):
     def __init__(self, kind: str, rank: int, size: dict[str, Any]) -> None:
         super().__init__()
         self.kind = kind
-        self.unet = UNet2DConditionModel(**{"cross_attention_dim": 768, **size}).requires_grad_(False)
+        self.unet: Any = UNet2DConditionModel(**{"cross_attention_dim": 768, **size}).requires_grad_(False)
+        self.unet.bfloat16()
         if kind == OURS:
             self.unet = HRAModel(self.unet, HRAConfig(r=rank, target_modules=tuple(CONTROL_TARGETS)))
         if kind == LORA:
@@ -54,6 +55,10 @@ class Contender(nn.Module):
             self.encoder: nn.Module = self.beside.controlnet_cond_embedding
         else:
             self.beside = self.encoder = ConditionEncoder(out_channels=self.unet.conv_in.out_channels)
+        trained = [weight for weight in self.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.data = weight.data.float()
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def counts(self) -> tuple[int, int]:
         """Numbers that train: in the encoder, and elsewhere."""
@@ -76,13 +81,17 @@ class Contender(nn.Module):
 def inputs(pixels: int, batch: int) -> tuple[torch.Tensor, ...]:
     """Latents, prompt and condition of a batch."""
     side = pixels // 8
-    return torch.randn(batch, 4, side, side), torch.randn(batch, 77, 768), torch.rand(batch, 3, pixels, pixels)
+    given = torch.randn(batch, 4, side, side), torch.randn(batch, 77, 768), torch.rand(batch, 3, pixels, pixels)
+    return tuple(each.bfloat16() for each in given)
 
 
 def step(model: Contender, given: tuple[torch.Tensor, ...]) -> None:
-    """Take a step without an optimiser."""
-    model(*given).float().square().mean().backward()
-    model.zero_grad(set_to_none=True)
+    """Take a step of training."""
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(*given).float().square().mean()
+    loss.backward()
+    model.optimizer.step()
+    model.optimizer.zero_grad()
 
 
 def main() -> None:
@@ -94,7 +103,6 @@ def main() -> None:
     options = parser.parse_args()
     size = SMOKE if options.smoke else {}
     pixels = 64 if options.smoke else options.pixels
-    torch.set_default_dtype(torch.bfloat16)
     if options.peak_of:
         model, given = Contender(options.peak_of, options.rank, size), inputs(pixels, options.batch)
         for _ in range(2):
@@ -117,7 +125,7 @@ def main() -> None:
         encoder, elsewhere = model.counts()
         ratios = (times[kind] / times[CONTROLNET], peaks[kind] / peaks[CONTROLNET])
         rows.append([kind, f"{elsewhere:,}", f"{encoder:,}", times[kind], ratios[0], peaks[kind], ratios[1]])
-    title = f"a step at {pixels} px, batch {options.batch}, r = {options.rank}, bfloat16"
+    title = f"a step at {pixels} px, batch {options.batch}, r = {options.rank}"
     print_table(title, ["", "adapter", "encoder", "step s", "× ControlNet", "peak GB", "× ControlNet"], rows)
     print(f"\nLimits: {LIMITS['step']} of ControlNet's step, {LIMITS['memory']} of its memory.")
 

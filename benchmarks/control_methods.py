@@ -38,7 +38,7 @@ from hra_diffusion.training.controlnet import HELD_OUT, ControlNet
 from hra_diffusion.training.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.families import Condition
 from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.trainer import Trainer
+from hra_diffusion.training.trainer import Trainer, trained_weights
 
 ROWS = ("canny F1, within 0 px", "canny F1, within 1 px", "object and background, mIoU")
 
@@ -162,6 +162,7 @@ def _trainer(
     return Trainer(
         accelerator=run.accelerator,
         loss=run.accelerator.prepare(loss),
+        weights=trained_weights(loss),
         optimizer=run.accelerator.prepare(optimizer),
         lr_scheduler=schedule,
         batch_at=batch_at,

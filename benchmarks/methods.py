@@ -41,7 +41,7 @@ from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_def
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.optimisers import build_optimizer
-from hra_diffusion.training.trainer import Trainer
+from hra_diffusion.training.trainer import Trainer, trained_weights
 
 SUBJECTS = PROJECT / "assets" / "subjects"
 Components = Mapping[str, nn.Module]
@@ -190,6 +190,7 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
     trainer = Trainer(
         accelerator=accelerator,
         loss=accelerator.prepare(loss),
+        weights=trained_weights(loss),
         optimizer=accelerator.prepare(optimizer),
         lr_scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         batch_at=batch_at,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
 
 from hra_diffusion.adapter.config import HRAConfig
@@ -18,6 +18,7 @@ from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig, TrainingConfig
 from hra_diffusion.training.controlled import ControlledDenoiser
+from hra_diffusion.training.deepspeed import set_up_deepspeed
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.losses import DenoisingLoss
 from hra_diffusion.training.noising import noise_process
@@ -26,7 +27,7 @@ from hra_diffusion.training.quantisation import quantise
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.sampling import Sampling
 from hra_diffusion.training.sharding import set_up_sharding
-from hra_diffusion.training.trainer import Trainer
+from hra_diffusion.training.trainer import Trainer, trained_weights
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen model for each value of --mixed_precision."""
@@ -44,12 +45,6 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         )
     except ValueError as error:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
-    if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise ConfigError(
-            "accelerate is set up for DeepSpeed, which takes over optimiser and gradients, but the columns of a "
-            "reflection have to be kept on their sphere after each step: launch with --config_file "
-            "configs/accelerate/ddp.yaml, where each device holds the whole model, or fsdp.yaml, where it holds a part."
-        )
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
     return accelerator
@@ -121,6 +116,8 @@ def make_trainer(
         denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
     loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
     set_up_sharding(accelerator, loss, getattr(family.pipe, family.denoiser_name)._no_split_modules or ())
+    set_up_deepspeed(accelerator, optimizer, run.train_batch_size, optimiser.max_grad_norm)
+    weights = trained_weights(loss)
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,
@@ -133,6 +130,7 @@ def make_trainer(
     trainer = Trainer(
         accelerator=accelerator,
         loss=loss,
+        weights=weights,
         optimizer=prepared_optimizer,
         lr_scheduler=lr_scheduler,
         batch_at=batches.__getitem__,

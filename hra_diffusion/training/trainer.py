@@ -23,6 +23,8 @@ class Trainer:
     """Has prepared ``loss`` and ``optimizer``."""
     loss: nn.Module
     """Maps a batch's inputs to one loss an example; holds everything that trains."""
+    weights: dict[str, nn.Parameter]
+    """What trains, by name: see :func:`trained_weights`."""
     optimizer: Any
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     batch_at: Callable[[int], Batch]
@@ -50,12 +52,6 @@ class Trainer:
             if self.average:
                 self.average.update(self.weights, self.done)
             yield record
-
-    @property
-    def weights(self) -> dict[str, nn.Parameter]:
-        """What trains, by name."""
-        module = self.accelerator.unwrap_model(self.loss)
-        return {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
     @torch.no_grad()
     def show(self) -> None:
@@ -111,6 +107,11 @@ class Trainer:
             "average": self.average,
         }
         return {name: part for name, part in parts.items() if part is not None}
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return what trains in a model, by the names that it has before accelerate wraps it."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hra_diffusion.errors import ConfigError, HRAError, ImageError, ModelError, 
 from hra_diffusion.pipelines import adapted_components, hra_disabled
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.deepspeed import set_up_deepspeed
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.setup import make_accelerator
 from hra_diffusion.training.sharding import set_up_sharding
@@ -262,10 +264,19 @@ def test_large_photographs_train(config, tmp_path):
     assert (tmp_path / "run" / "before_after.png").exists()
 
 
-def test_deepspeed_is_refused_by_name(config, monkeypatch):
+def test_deepspeed_cuts_nothing_into_pieces(config, monkeypatch):
+    accelerator, optimizer = make_accelerator(config.run), torch.optim.SGD([torch.ones(1)])
+    set_up_deepspeed(accelerator, optimizer, 2, 0.5)  # on one device, there is nothing to be done
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(ConfigError, match=r"set up for DeepSpeed.*configs/accelerate/ddp\.yaml.*fsdp\.yaml"):
-        DreamBooth(config)
+    monkeypatch.setattr(Accelerator, "deepspeed_plugin", plugin)
+    set_up_deepspeed(accelerator, optimizer, 2, 0.5)
+    told = plugin.deepspeed_config
+    assert (told["zero_optimization"], told["train_batch_size"]) == ({"stage": 0}, 2)
+    assert not told["bf16"]["enabled"]
+    told["zero_optimization"] = {"stage": 3}
+    with pytest.raises(ConfigError, match=r"ZeRO stage 3.*configs/accelerate/fsdp\.yaml"):
+        set_up_deepspeed(accelerator, optimizer, 2, 0.5)
 
 
 def test_the_first_version_of_fsdp_is_refused_by_name(config, monkeypatch, net):
@@ -276,7 +287,14 @@ def test_the_first_version_of_fsdp_is_refused_by_name(config, monkeypatch, net):
         set_up_sharding(accelerator, net, ())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("ddp", DistributedType.MULTI_GPU), ("fsdp", DistributedType.FSDP)])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("ddp", DistributedType.MULTI_GPU),
+        ("fsdp", DistributedType.FSDP),
+        ("deepspeed", DistributedType.DEEPSPEED),
+    ],
+)
 def test_the_launch_configs_are_accelerates(name, kind):
     launch = load_config_from_file(str(PROJECT / "configs" / "accelerate" / f"{name}.yaml"))
     assert launch.distributed_type == kind
@@ -284,15 +302,16 @@ def test_the_launch_configs_are_accelerates(name, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["train_dreambooth_hra.py", "tests/training/sharded_run.py"], ids=["DDP", "FSDP"])
-def test_two_processes_give_the_adapter_of_one(config, tmp_path, program):
+@pytest.mark.parametrize("kind", ["ddp", "fsdp", "deepspeed"])
+def test_two_processes_give_the_adapter_of_one(config, tmp_path, kind):
+    program = ["train_dreambooth_hra.py"] if kind == "ddp" else ["tests/training/pretended_launch.py", kind]
     config = with_values(config, {"orthogonality_weight": 0.001, "noise_offset": 0.1, "max_grad_norm": 0.1})
     train(config)
     flags = ["--config", str(tmp_path / "run" / "config.toml"), "--output_dir", str(tmp_path / "two")]
     flags += ["--train_batch_size", "1", "--validation_steps", "2"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", "PYTHONPATH": str(PROJECT)}
-    with subprocess.Popen([*launch, PROJECT / program, *flags], env=environment) as processes:
+    with subprocess.Popen([*launch, PROJECT / program[0], *program[1:], *flags], env=environment) as processes:
         try:
             assert processes.wait(timeout=500) == 0
         finally:
