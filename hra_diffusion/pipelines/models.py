@@ -14,7 +14,6 @@ from diffusers.loaders.single_file_utils import (
 )
 from PIL import Image
 from safetensors import SafetensorError
-from transformers import PreTrainedModel
 
 from hra_diffusion.errors import ModelError
 
@@ -49,9 +48,10 @@ def load_pipeline(
     config: str | None = None,
     vae: str | None = None,
     rescale_betas_zero_snr: bool = False,
+    dtype: torch.dtype = torch.float32,
     **options: Any,
 ) -> Any:
-    """Load a pipeline from a folder, the hub or a single file, from safetensors only, in float32, without bars.
+    """Load a pipeline from a folder, the hub or a single file, from safetensors only, without bars.
 
     Args:
         name: the folder, the name on the hub, or a checkpoint in one file, by the names of the original code.
@@ -60,6 +60,7 @@ def load_pipeline(
             ``sd15.safetensors``), or the model on the hub that diffusers takes it for.
         vae: another autoencoder in place of the model's own: a folder or a name on the hub.
         rescale_betas_zero_snr: let noise go all the way, as the model is then to be trained and drawn with.
+        dtype: precision, whatever the files have; the autoencoder is in float32, since SDXL's overflows in float16.
         options: passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
@@ -75,15 +76,16 @@ def load_pipeline(
         loading = name
         if _is_file(name):
             pipe = _from_single_file(name, layout, getattr(diffusers, index["_class_name"]), left_out | options)
+            for part, component in pipe.components.items():
+                if isinstance(component, torch.nn.Module):
+                    component.to(torch.float32 if part == "vae" else dtype)
         else:
+            options["dtype"] = {"default": dtype, "vae": torch.float32}
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
     if rescale_betas_zero_snr:
         _rescale(pipe, name)
-    for component in pipe.components.values():
-        if isinstance(component, PreTrainedModel):
-            component.float()  # diffusers widens what is stored in half precision, transformers does not
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

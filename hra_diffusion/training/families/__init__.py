@@ -4,7 +4,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines import load_pipeline, pipeline_class
@@ -35,11 +35,9 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
         **model.loading,
         revision=model.revision,
         variant=model.variant,
+        dtype=dtype,
         **family.load_options,
     )
-    for component in pipe.components.values():
-        if isinstance(component, nn.Module) and component is not pipe.vae and component.dtype != dtype:
-            component.to(dtype)
     _decode_in_own_precision(pipe.vae)
     return family(pipe)
 
