@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds
+from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds, trained
 from peft import LoraConfig
 from torch import nn
 
@@ -62,8 +62,8 @@ class Contender(nn.Module):
 
     def counts(self) -> tuple[int, int]:
         """Numbers that train: in the encoder, and elsewhere."""
-        encoder = sum(weight.numel() for weight in self.encoder.parameters())
-        return encoder, sum(weight.numel() for weight in self.parameters() if weight.requires_grad) - encoder
+        encoder = trained(self.encoder)
+        return encoder, trained(self) - encoder
 
     def forward(self, latents: torch.Tensor, prompt: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         time = torch.tensor([500], device=latents.device)

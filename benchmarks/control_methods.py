@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.optimization import get_scheduler
-from measure import describe_machine, print_table, seconds
+from measure import describe_machine, print_table, seconds, trained
 from methods import equal_rank, kept
 from peft import LoraConfig
 from PIL import Image
@@ -48,7 +48,7 @@ class Hra:
 
     def __init__(self, run: ControlNet, options: argparse.Namespace) -> None:
         self.run, self.pipe, self.trainer = run, run.pipe, run.recording.trainer
-        self.parameters = (_trained(run.pipe.unet), _trained(run.encoder))
+        self.parameters = (trained(run.pipe.unet), trained(run.encoder))
 
     @property
     def control(self) -> Control:
@@ -66,7 +66,7 @@ class Lora:
         rank = equal_rank(self.pipe.unet, targets, run.config.adapter.rank)
         torch.manual_seed(0)
         self.pipe.unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets)))
-        self.parameters = (_trained(self.pipe.unet), _trained(self.encoder))
+        self.parameters = (trained(self.pipe.unet), trained(self.encoder))
         denoiser = ControlledDenoiser(run.family.denoiser(False), self.pipe, self.encoder)
         rates = {options.lora_rate: self.pipe.unet, run.config.control.encoder_lr: self.encoder}
         self.trainer = _trainer(run, denoiser, rates, batch_at)
@@ -96,8 +96,8 @@ class Controlnet(nn.Module):
         self.base.unet = self.base.unet.unload().requires_grad_(False)
         torch.manual_seed(0)
         self.beside = ControlNetModel.from_unet(self.base.unet)
-        encoder = _trained(self.beside.controlnet_cond_embedding)
-        self.parameters = (_trained(self.beside) - encoder, encoder)
+        encoder = trained(self.beside.controlnet_cond_embedding)
+        self.parameters = (trained(self.beside) - encoder, encoder)
         self.family, self.conditions = run.family, None
         self.drawing = StableDiffusionControlNetPipeline(
             **self.base.components, controlnet=self.beside, requires_safety_checker=False
@@ -135,10 +135,6 @@ class Controlnet(nn.Module):
 
 
 METHODS: Mapping[str, Callable[..., Any]] = {"HRA": Hra, "LoRA": Lora, "ControlNet": Controlnet}
-
-
-def _trained(model: nn.Module) -> int:
-    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _trainer(

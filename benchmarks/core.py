@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds
+from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds, trained
 from peft import BOFTConfig, LoraConfig, OFTConfig, get_peft_model
 from peft import HRAConfig as PeftHRAConfig
 from torch import nn
@@ -198,7 +198,7 @@ def compare(name: str, case: Case, rounds: int, rank: int, arguments: list[str])
 
     def timed(contender: str, run: Callable[..., None]) -> float:
         adapted = ways[contender](model)
-        parameters[contender] = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+        parameters[contender] = trained(adapted)
         try:
             return seconds(lambda: run(adapted, inputs))
         finally:

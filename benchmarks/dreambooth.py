@@ -5,7 +5,8 @@
 The script is examples/dreambooth/train_dreambooth_lora.py of the installed diffusers' release; it needs peft and
 torchvision. Both sides teach the same layers of the same base the same pictures, with the same steps, batch and rank,
 and draw no previews; each run is a process of its own, from its start to its saved adapter. Without --script, only
-what concerns this project: pictures a second beside the bare UNet, the time to the first step, and that of --help.
+what concerns this project: pictures a second beside the bare UNet, frozen and adapted, the time to the first step, and
+that of --help.
 """
 
 import argparse
@@ -15,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from measure import describe_machine, interleaved, print_table, seconds
@@ -37,6 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"))
     if sys.argv[1:2] in (["whole"], ["bare"]):  # a process of this script's own
         train(sys.argv[2:], bare=sys.argv[1] == "bare")
         return
@@ -72,14 +77,16 @@ def alone(arguments: argparse.Namespace, folder: Path) -> None:
     began = os.environ | {"BEGAN": str(time.time())}
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=began).stdout.split()
     help_time, _ = whole([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
-    rows = [["pictures/s beside the bare UNet's", float(told[-1])], ["--help, s", help_time]]
-    print_table("This project", ["", ""], [["start to first step, s", float(told[-2])], *rows])
+    titles = ("start to first step, s", "pictures/s × the frozen UNet's, bare", "pictures/s × the adapted UNet's, bare")
+    rows = [[title, float(number)] for title, number in zip(titles, told[-3:], strict=True)]
+    print_table("This project", ["", ""], [*rows, ["--help, s", help_time]])
 
 
 def train(flags: list[str], *, bare: bool) -> None:
-    """Take a run's steps; with ``bare``, print the time to the first, and a forward and backward's over a step's."""
+    """Take a run's steps; with ``bare``, print the time to the first, and bare passes' over a step's."""
     began = float(os.environ["BEGAN"])
     from hra_diffusion.cli.train import parse_config
+    from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.dreambooth import DreamBooth
 
     run = DreamBooth(parse_config(flags))
@@ -87,25 +94,27 @@ def train(flags: list[str], *, bare: bool) -> None:
     next(steps)
     to_first = time.time() - began
     if bare:
-        taken = interleaved({"bare": bare_step(run), "step": lambda: seconds(lambda: next(steps))}, ROUNDS)
-        print(to_first, taken["bare"] / taken["step"])
+        base = load_pipeline(run.config.model.pretrained_model_name_or_path, dtype=run.pipe.unet.dtype).unet
+        bare = {"frozen": base.requires_grad_(False), "adapted": run.pipe.unet}
+        actions = {name: partial(seconds, passes(unet, run)) for name, unet in bare.items()}
+        taken = interleaved(actions | {"step": lambda: seconds(lambda: next(steps))}, ROUNDS)
+        print(to_first, taken["frozen"] / taken["step"], taken["adapted"] / taken["step"])
         return
     list(steps)
     run.save()
 
 
-def bare_step(run):  # noqa: ANN001, ANN201 (a function that times a forward and backward of the UNet without adapters)
-    from hra_diffusion.pipelines import load_pipeline
-
-    unet = load_pipeline(run.config.model.pretrained_model_name_or_path).unet.requires_grad_(False)
+def passes(unet: Any, run: Any) -> Callable[[], None]:
+    """A forward and backward pass of a UNet over a batch of a run."""
     batch = run.recording.trainer.batch_at(0).inputs
-    noisy = batch["latents"].requires_grad_()
+    noisy, prompt = batch["latents"].to(unet.dtype).requires_grad_(), batch["prompt"].to(unet.dtype)
 
     def once() -> None:
-        prediction = unet(noisy, batch["timesteps"], encoder_hidden_states=batch["prompt"]).sample
-        torch.nn.functional.mse_loss(prediction, batch["noise"]).backward()
+        prediction = unet(noisy, batch["timesteps"], encoder_hidden_states=prompt).sample
+        torch.nn.functional.mse_loss(prediction.float(), batch["noise"]).backward()
+        unet.zero_grad()
 
-    return lambda: seconds(once)
+    return once
 
 
 def common(arguments: argparse.Namespace, output: Path) -> list[str]:
@@ -118,6 +127,7 @@ def common(arguments: argparse.Namespace, output: Path) -> list[str]:
         "train_batch_size": arguments.batch,
         "max_train_steps": arguments.steps,
         "rank": arguments.rank,
+        "mixed_precision": arguments.mixed_precision,
         "seed": 0,
     }
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]

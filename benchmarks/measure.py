@@ -48,6 +48,11 @@ def peak_gigabytes(arguments: Sequence[str], runs: int = 3) -> float:
     return statistics.median(float(run.stdout.split()[-1]) if run.returncode == 0 else float("nan") for run in finished)
 
 
+def trained(model: torch.nn.Module) -> int:
+    """How many numbers train in a model."""
+    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
 def own_peak() -> float:
     """Peak memory of this process, in GB; of the device, where there is one."""
     return peak_memory() / 1e9

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from measure import describe_machine, print_table, seconds
+from measure import describe_machine, print_table, seconds, trained
 from peft import LoraConfig, OFTConfig, get_peft_model
 from PIL import Image
 from torch import nn
@@ -205,7 +205,7 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
     held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
     report = evaluate(drawings, held_out, instruments())
     return {
-        "parameters": float(sum(p.numel() for p in loss.parameters() if p.requires_grad)),
+        "parameters": float(trained(loss)),
         "way": report.value("way from base to real"),
         "backgrounds": report.value("background accuracy"),
         "backgrounds of the base": report.value("background accuracy", "base"),

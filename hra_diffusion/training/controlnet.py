@@ -37,7 +37,7 @@ from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.trainer import Trainer
+from hra_diffusion.training.trainer import Trainer, trained_weights
 
 HELD_OUT = "held_out"
 
@@ -235,4 +235,4 @@ def _folder(config: ControlNetConfig) -> Path:
 
 
 def _trained(part: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in part.parameters() if weight.requires_grad)
+    return sum(weight.numel() for weight in trained_weights(part).values())

@@ -123,10 +123,6 @@ class Run(ABC):
         return trained_parts(self.pipe)
 
     @property
-    def _denoiser(self) -> torch.nn.Module:
-        return getattr(self.pipe, self.family.denoiser_name)
-
-    @property
     def _saved(self) -> dict[str, Saveable]:
         """What is saved, by the name of its folder."""
         return self.components | ({TOKENS: NewWords(self.pipe)} if token_embeddings(self.pipe) else {})
@@ -141,7 +137,7 @@ class Run(ABC):
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
         with laid_out(self.pipe.vae, torch.channels_last):
             trainer = self.make_trainer(rehearsal=False)
-        lay_out(self._denoiser, torch.channels_last)
+        lay_out(self.family.model, torch.channels_last)
         recording = Recording(
             folder=self.folder,
             trainer=trainer,
@@ -168,7 +164,7 @@ class Run(ABC):
         before = [weight.detach().clone() for weight in weights]
         try:
             trainer = self.make_trainer(rehearsal=True)
-            with laid_out(self._denoiser, torch.channels_last):
+            with laid_out(self.family.model, torch.channels_last):
                 yield from trainer.steps(steps)
         finally:
             with torch.no_grad():
@@ -208,7 +204,7 @@ class Run(ABC):
         folder = self.folder / "adapter"
         self.accelerator.wait_for_everyone()
         self.recording.trainer.show()
-        lay_out(self._denoiser, torch.contiguous_format)
+        lay_out(self.family.model, torch.contiguous_format)
         move(self._idle, self.accelerator.device)
         self._idle = []
         gather(self.recording.trainer.loss)
@@ -236,7 +232,7 @@ class Run(ABC):
         with (
             present(self._idle, self.accelerator.device),
             self.recording.trainer.shown(),
-            laid_out(self._denoiser, torch.contiguous_format),
+            laid_out(self.family.model, torch.contiguous_format),
             self.accelerator.autocast(),
         ):
             yield

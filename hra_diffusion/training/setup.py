@@ -64,7 +64,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False)
     if model.quantization:
-        quantise(getattr(pipe, family.denoiser_name), model.quantization)
+        quantise(family.model, model.quantization)
     for name, modules in targets.items():
         config = HRAConfig(
             r=adapter.rank,
@@ -75,9 +75,9 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.torch_compile:
-        getattr(pipe, family.denoiser_name).compile_repeated_blocks()
+        family.model.compile_repeated_blocks()
     if run.gradient_checkpointing:
-        getattr(pipe, family.denoiser_name).enable_gradient_checkpointing()
+        family.model.enable_gradient_checkpointing()
         for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in targets):
             text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
             text_encoder.train()  # transformers checkpoints in training mode only
@@ -115,7 +115,7 @@ def make_trainer(
     if encoder:
         denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
     loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
-    set_up_sharding(accelerator, loss, getattr(family.pipe, family.denoiser_name)._no_split_modules or ())
+    set_up_sharding(accelerator, loss, family.model._no_split_modules or ())
     set_up_deepspeed(accelerator, optimizer, run.train_batch_size, optimiser.max_grad_norm)
     weights = trained_weights(loss)
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)

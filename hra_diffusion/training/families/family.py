@@ -35,9 +35,14 @@ class Family(ABC):
         """Take a loaded pipeline; raises ModelError when its scheduler's prediction type is unknown."""
         self.pipe = pipe
         self.process = noise_process(pipe.scheduler)
-        config = getattr(pipe, self.denoiser_name).config
+        config = self.model.config
         self.resolution_step: int = pipe.vae_scale_factor * (config.get("patch_size") or 1)
         self.resolution: int | None = config.sample_size and config.sample_size * pipe.vae_scale_factor
+
+    @property
+    def model(self) -> Any:
+        """What denoises, as it is in the pipeline now: the frozen model, or the adapted one."""
+        return getattr(self.pipe, self.denoiser_name)
 
     @abstractmethod
     def read(self, tokens: Condition) -> Condition:
