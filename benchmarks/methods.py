@@ -88,8 +88,8 @@ def methods(rank: int) -> dict[str, Method]:
 
 def equal_rank(model: nn.Module, targets: Sequence[str], rank: int) -> int:
     """The rank at which a LoRA has about as many parameters as HRA."""
-    linears = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and isinstance(m, nn.Linear)]
-    inputs, outputs = sum(m.in_features for m in linears), sum(m.out_features for m in linears)
+    layers = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and hasattr(m, "weight")]
+    inputs, outputs = sum(m.weight[0].numel() for m in layers), sum(len(m.weight) for m in layers)
     return max(1, round(rank * inputs / (inputs + outputs)))
 
 
