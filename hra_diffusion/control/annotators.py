@@ -65,8 +65,8 @@ class Canny(Annotator):
 
     name = "canny"
 
-    blur: float = 0.0
-    """Deviation of the Gaussian that goes before, in pixels; 0 is none, as the field's Canny controls were trained."""
+    blur: float = 1.4
+    """Deviation of the Gaussian that goes before, in pixels, so that grain has no edges; 0 is none, as many do it."""
     low: float = 100.0
     """Edges go on where the gradient is above this."""
     high: float = 200.0

@@ -32,6 +32,13 @@ def test_edges_agree_within_the_tolerance_only():
     assert half["IoU"].value == pytest.approx(1 / 2)
 
 
+def test_a_tolerance_is_a_distance_along_diagonals_too():
+    points = np.zeros((2, 9, 9), np.uint8)
+    points[0, 4, 4] = points[1, 5, 5] = 255
+    assert edge_agreement(points[:1], points[1:], tolerance=1)["F1"].value == 0
+    assert edge_agreement(points[:1], points[1:], tolerance=2)["F1"].value == 1
+
+
 def test_labels_are_counted_by_class():
     wanted = np.array([[0, 0, 0, 1]])
     found = np.array([[0, 0, 1, 1]])

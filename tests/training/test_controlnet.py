@@ -293,7 +293,7 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     assert not (tmp_path / "run").exists()
     assert main(["train-control", *flags, "--annotator_settings", "low=40", "high=90", "--report_to", "none"]) == 0
     encoder = json.loads((tmp_path / "run" / "adapter" / "condition_encoder" / "config.json").read_text())
-    assert encoder["annotator_settings"] == {"blur": 0.0, "low": 40, "high": 90}
+    assert encoder["annotator_settings"] == {"blur": 1.4, "low": 40, "high": 90}
     assert load_file(tmp_path / "run" / WEIGHTS[0])
     assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "3"]) == 0
     table = capsys.readouterr().out
