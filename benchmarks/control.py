@@ -44,8 +44,9 @@ class Contender(nn.Module):
     def __init__(self, kind: str, rank: int, size: dict[str, Any]) -> None:
         super().__init__()
         self.kind = kind
+        torch.set_default_dtype(torch.bfloat16)
         self.unet: Any = UNet2DConditionModel(**{"cross_attention_dim": 768, **size}).requires_grad_(False)
-        self.unet.bfloat16()
+        torch.set_default_dtype(torch.float32)
         if kind == OURS:
             self.unet = HRAModel(self.unet, HRAConfig(r=rank, target_modules=tuple(CONTROL_TARGETS)))
         if kind == LORA:
@@ -55,10 +56,10 @@ class Contender(nn.Module):
             self.encoder: nn.Module = self.beside.controlnet_cond_embedding
         else:
             self.beside = self.encoder = ConditionEncoder(out_channels=self.unet.conv_in.out_channels)
-        trained = [weight for weight in self.parameters() if weight.requires_grad]
-        for weight in trained:
+        weights = [weight for weight in self.parameters() if weight.requires_grad]
+        for weight in weights:
             weight.data = weight.data.float()
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+        self.optimizer = torch.optim.AdamW(weights, lr=1e-5)
 
     def counts(self) -> tuple[int, int]:
         """Numbers that train: in the encoder, and elsewhere."""
