@@ -12,6 +12,8 @@ keeps A and each row's μ and 1/σ. With p = q / σ,
     X qᵀ = w ⊙ (A pᵀ − 1 (p μ)ᵀ) + b (q 1)ᵀ
 
 so that X need not be made again at all.
+
+Both hold behind a cast, too: on CUDA, autocasting normalises in float32, and each layer makes its own copy of that.
 """
 
 from collections.abc import Callable
@@ -32,6 +34,8 @@ def recalled(x: Tensor) -> Callable[[Tensor], Tensor] | None:
     node: Any = None if torch.compiler.is_compiling() else x.grad_fn
     if node is None or _are_packed():
         return None
+    if node.name() == "ToCopyBackward0":
+        node = node.next_functions[0][0]
     if node.name() == "MulBackward0" and node._saved_self is not None and node._saved_other is not None:
         return partial(_correlate_product, node)
     if node.name() == "NativeLayerNormBackward0" and len(node._saved_normalized_shape) == 1:
@@ -45,7 +49,8 @@ def _are_packed() -> bool:
 
 
 def _correlate_product(node: Any, q: Tensor) -> Tensor:
-    return correlate(q, on_its_side(node._saved_self * node._saved_other, pictures=q.dim() == 3))
+    X = on_its_side(node._saved_self * node._saved_other, pictures=q.dim() == 3)
+    return correlate(q, X.to(q.dtype))
 
 
 def _correlate_normalised(node: Any, q: Tensor) -> Tensor:

@@ -247,6 +247,9 @@ def test_what_a_layer_normalisation_makes_is_not_kept_besides_what_it_is_made_of
     alone = kept_by_autograd(lambda: normalised(0, True, torch.float32)[1])
     kept = kept_by_autograd(lambda: reflect(normalised(0, True, torch.float32)[1], u))
     assert kept - alone < 2 * 64 * 32 * 4 / 2
+    alone = kept_by_autograd(lambda: normalised(0, True, torch.float32)[1].bfloat16())
+    kept = kept_by_autograd(lambda: reflect(normalised(0, True, torch.float32)[1].bfloat16(), u))
+    assert kept - alone < 2 * 64 * 32 * 2 / 2
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -259,6 +262,18 @@ def test_normalised_rows_give_the_gradient_of_their_value(dtype, accuracy, affin
     mine_a, mine = torch.autograd.grad(reflect(x, u), (a, u), upstream)
     assert torch.equal(mine_a, expected_a)
     assert (mine - expected).norm() < accuracy * expected.norm()
+
+
+@pytest.mark.parametrize("make", [lambda a: torch.nn.functional.layer_norm(a, (32,)), lambda a: a.sigmoid() * a.tanh()])
+def test_a_cast_between_changes_nothing(make):
+    """As autocasting puts one there on CUDA."""
+    u = columns(32, 4).float().requires_grad_()
+    a = torch.randn(2, 64, 32, generator=seeded()).requires_grad_()
+    x = make(a)
+    upstream = torch.randn(x.shape, generator=seeded(9)).bfloat16()
+    (expected,) = torch.autograd.grad(reflect(x.detach().bfloat16(), u), u, upstream)
+    (mine,) = torch.autograd.grad(reflect(x.bfloat16(), u), u, upstream)
+    assert (mine - expected).norm() < 2e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("scale", [3.0, torch.tensor(3.0), torch.full((1, 6), 3.0)])
