@@ -51,6 +51,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     from hra_diffusion.control import load_hra_control
     from hra_diffusion.errors import ModelError
     from hra_diffusion.metrics.controlled import write_report
+    from hra_diffusion.metrics.frechet import load_inception
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.checkpoint import check_writable
@@ -72,11 +73,16 @@ def evaluate(config: EvaluateControlConfig) -> str:
     with tqdm(desc="measuring", total=trial.total, unit="picture") as bar:
         for done in trial.draw(pipe, control):
             bar.update(done - bar.n)
-    note = ""
+    instruments = inception = None
+    notes: list[str] = []
     try:
         instruments = load_instruments(model, device=pipe.device, local_files_only=True)
     except ModelError as error:
-        instruments, note = None, f"\nPrompts are not measured: {error}\n"
-    measured = trial.measure(control.annotator, instruments)
+        notes.append(f"Prompts are not measured: {error}")
+    try:
+        inception = load_inception()
+    except ModelError as error:
+        notes.append(f"FID is not measured: {error}")
+    measured = trial.measure(control.annotator, instruments, inception)
     about = {"base": model, "control": str(config.run), "pairs": len(trial.prompts), "folder": str(folder)}
-    return write_report(output, measured, about) + note
+    return "\n".join([write_report(output, measured, about), *notes])

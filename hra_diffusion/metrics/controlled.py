@@ -26,6 +26,8 @@ from hra_diffusion.metrics.agreement import (
     object_mask,
 )
 from hra_diffusion.metrics.bootstrap import Estimate, bootstrap
+from hra_diffusion.metrics.encoders import Encoder
+from hra_diffusion.metrics.frechet import Inception, frechet_distance
 from hra_diffusion.metrics.instruments import Instruments
 from hra_diffusion.metrics.report import markdown_table
 from hra_diffusion.metrics.vocabulary import classify
@@ -80,13 +82,23 @@ class Trial:
                     drawn += pipe(prompts, generator=generators, **self.options).images
                 yield sum(map(len, self.pictures.values()))
 
-    def measure(self, annotator: Any, instruments: Instruments | None = None) -> dict[str, dict[str, Estimate]]:
+    def measure(
+        self, annotator: Any, instruments: Instruments | None = None, inception: Inception | None = None
+    ) -> dict[str, dict[str, Estimate]]:
         """Measure what was drawn against the right conditions: rows of the table, by mode."""
         rows: dict[str, dict[str, Estimate]] = {}
         for mode, drawn in {**self.pictures, "real": list(self.real)}.items():
-            for name, estimate in self._measures(annotator, drawn, instruments).items():
+            measured = self._measures(annotator, drawn, instruments)
+            if inception and len(drawn) > 1:
+                measured[f"FID of {len(drawn)} pictures"] = self._distance(inception, drawn)
+            for name, estimate in measured.items():
                 rows.setdefault(name, {})[mode] = estimate
         return rows
+
+    def _distance(self, encoder: Encoder | Inception, drawn: list[Image.Image]) -> Estimate:
+        """From the real pictures, as a whole: without an interval, since resampled sets are further from each other."""
+        value = frechet_distance(encoder.images(self.real), encoder.images(drawn))
+        return Estimate(value=value, low=None, high=None, units=len(drawn))
 
     def _measures(
         self, annotator: Any, drawn: list[Image.Image], instruments: Instruments | None
@@ -101,6 +113,8 @@ class Trial:
             vectors = instruments.clip.images(drawn)
             told = instruments.clip.texts(list(self.prompts))
             measured[f"prompt fidelity, CLIP-T ({instruments.clip.name})"] = bootstrap((vectors * told).sum(axis=1))
+            if len(drawn) > 1:
+                measured[f"Fréchet distance ({instruments.clip.name})"] = self._distance(instruments.clip, drawn)
             captions = instruments.vocabulary.attributes.get("object") if instruments.vocabulary else None
             if captions and self.objects:
                 seen = classify(instruments.clip, vectors, captions)

@@ -299,6 +299,7 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     table = capsys.readouterr().out
     assert "| canny F1, within 1 px | " in table
     assert "Prompts are not measured" in table
+    assert "FID is not measured: FID needs torch-fidelity" in table
     assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
     assert "is of a control: draw with --control and --image" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0

@@ -1,0 +1,72 @@
+"""How far a set of pictures is from another as a whole: FID (Heusel et al., arXiv 1706.08500) and its like.
+
+A Gaussian is fitted to an encoder's features of either set:
+
+    ‖μ − μ′‖² + tr(Σ + Σ′ − 2 (Σ Σ′)^½)
+
+FID's encoder is Inception, in the version that everybody compares with; torch-fidelity has it. The same of another
+encoder is a number of its own. Both are larger the fewer pictures there are: only equal numbers of them compare.
+"""
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hra_diffusion.errors import ModelError
+from hra_diffusion.metrics.bootstrap import FloatArray
+
+_BATCH = 32
+
+
+def frechet_distance(one: FloatArray, other: FloatArray) -> float:
+    """Return the distance between Gaussians fitted to features of shapes (n, d) and (m, d), n and m at least 2."""
+    first, second = (np.cov(features, rowvar=False) for features in (one, other))
+    values, vectors = np.linalg.eigh(first)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    common = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
+    return float(((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * common)
+
+
+class Inception:
+    """FID's features of pictures."""
+
+    name = "Inception"
+
+    def __init__(self, model: Any) -> None:
+        """Take torch-fidelity's FeatureExtractorInceptionV3 for the features "2048"."""
+        self._model = model
+
+    def images(self, pictures: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB pictures of one size: shape (pictures, 2048)."""
+        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+        with torch.inference_mode():
+            encoded = [self._model(batch)[0] for batch in pixels.permute(0, 3, 1, 2).split(_BATCH)]
+        return torch.cat(encoded).double().numpy()
+
+
+def load_inception() -> Inception:
+    """Load Inception with torch-fidelity, which reads weights that are there already.
+
+    Raises:
+        ModelError: a package is missing or does not work here, or the weights are not there.
+    """
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3 as fidelity  # pyright: ignore
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch fails anyhow
+        raise ModelError(
+            f"FID needs torch-fidelity and a torchvision that fits torch ({error}): "
+            "install the extra hra-diffusion[metrics]."
+        ) from error
+    weights = Path(torch.hub.get_dir(), "checkpoints", Path(fidelity.URL_INCEPTION_V3).name)
+    if not weights.is_file():
+        raise ModelError(f"FID needs Inception's weights, of {fidelity.URL_INCEPTION_V3}, which are not at {weights}.")
+    try:
+        torch.load(weights, weights_only=True)  # torch-fidelity would unpickle anything: only if these are but numbers
+        return Inception(fidelity.FeatureExtractorInceptionV3("inception", ["2048"], str(weights)))
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise ModelError(f"Inception's weights at {weights} cannot be used: {error}") from error
