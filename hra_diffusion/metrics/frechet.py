@@ -29,7 +29,8 @@ def frechet_distance(one: FloatArray, other: FloatArray) -> float:
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
     common = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    return float(((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * common)
+    distance = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * common
+    return max(0.0, float(distance))  # rounding
 
 
 class Inception:
