@@ -1,9 +1,11 @@
 """Convolutions have their channels last while they train, and not while they draw."""
 
+import pytest
 import torch
 
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.layout import lay_out
 
 
 def kernel_of(run: DreamBooth) -> torch.Tensor:
@@ -12,6 +14,13 @@ def kernel_of(run: DreamBooth) -> torch.Tensor:
 
 def has_channels_last(kernel: torch.Tensor) -> bool:
     return not kernel.is_contiguous() and kernel.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(("width", "changes"), [(4, True), (1300, False)])
+def test_large_kernels_stay_as_they_are_on_a_cpu(width, changes):
+    convolution = torch.nn.Conv2d(width, 4 * width, 3, device="meta").to_empty(device="cpu")
+    lay_out(convolution, torch.channels_last)
+    assert has_channels_last(convolution.weight) == changes
 
 
 def test_layouts_come_and_go_and_values_stay(config, monkeypatch):
