@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from hra_diffusion.control.annotators import ANNOTATORS, make_annotator, palette, settings_of
+from hra_diffusion.control.annotators import ANNOTATORS, make_annotator, settings_of
+from hra_diffusion.control.annotators.regions import palette
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 
 OFFLINE = ("given", "canny", "scribble", "soft_edge", "color", "depth", "normal")

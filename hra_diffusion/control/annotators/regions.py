@@ -1,0 +1,70 @@
+"""Conditions of regions: blocks of colour, and what is where."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from hra_diffusion.control import models
+from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb
+from hra_diffusion.errors import ConfigError, ImageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colour(Annotator):
+    """Where which colours are: blocks of the mean colour."""
+
+    name = "color"
+
+    blocks: int = 8
+    """Along the shorter side."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when there are no blocks."""
+        if self.blocks < 1:
+            raise ConfigError(f"The number of blocks is {self.blocks}: give at least 1.")
+
+    def annotate(self, picture: Image.Image) -> Pixels:
+        """See :class:`Annotator`."""
+        short = min(picture.size)
+        width, height = (max(1, round(side * self.blocks / short)) for side in picture.size)
+        small = Image.fromarray(rgb(picture)).resize((width, height), Image.Resampling.BOX)
+        return np.asarray(small.resize(picture.size, Image.Resampling.NEAREST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(Annotator):
+    """What is where, a colour a label: by a segmentation model of transformers, or by the picture's transparency."""
+
+    name = "segmentation"
+    labels = True
+
+    model: str | None = None
+    """Folder or name on the hub; without one, what is opaque is the object, label 1, on the background, label 0."""
+
+    def check(self) -> None:
+        """See :class:`Annotator`."""
+        if self.model:
+            models.segmenter(self.model)
+
+    def annotate(self, picture: Image.Image) -> Pixels:
+        """See :class:`Annotator`."""
+        return palette()[self.label_map(picture)]
+
+    def label_map(self, picture: Image.Image) -> Pixels:
+        """Return the label of each pixel, below 256: shape (height, width)."""
+        if self.model:
+            return models.segmenter(self.model)(Image.fromarray(rgb(picture)))
+        if not picture.has_transparency_data:
+            raise ImageError(
+                "A picture without transparency has no object to be told from its background: give one with "
+                "transparency, a segmentation model, or conditions that are drawn already."
+            )
+        return (np.asarray(picture.convert("RGBA").getchannel("A")) > 127).astype(np.uint8)
+
+
+def palette() -> Pixels:
+    """Colours of 256 labels, label 0 black: those of PASCAL VOC, whose bits are spread over the channels."""
+    labels = np.arange(256)
+    channels = [sum(((labels >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
+    return np.stack(channels, axis=1).astype(np.uint8)

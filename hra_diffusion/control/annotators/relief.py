@@ -1,0 +1,64 @@
+"""Conditions of relief: how near everything is, and which way its surfaces face."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hra_diffusion.control import models
+from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb, stretch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Annotator):
+    """How near everything is, the nearest white: by a depth model of transformers, or as the grey picture says."""
+
+    name = "depth"
+
+    model: str | None = None
+    """Folder or name on the hub; without one, the picture itself is a map of depth, of 8 or 16 bits or floats."""
+
+    def check(self) -> None:
+        """See :class:`Annotator`."""
+        if self.model:
+            models.depth_estimator(self.model)
+
+    def annotate(self, picture: Image.Image) -> Pixels:
+        """See :class:`Annotator`."""
+        near = self.nearness(picture)
+        return stretch(near, float(near.min()), float(near.max()))
+
+    def nearness(self, picture: Image.Image) -> npt.NDArray[np.float32]:
+        """Return a number for each pixel, larger where it is nearer: shape (height, width)."""
+        if self.model:
+            return models.depth_estimator(self.model)(Image.fromarray(rgb(picture)))
+        grey = picture if picture.mode[0] in "IF" else picture.convert("L")
+        return np.asarray(grey, np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normal(Annotator):
+    """Which way surfaces face, n ∝ (−∂z/∂x, −∂z/∂y, 1/k) as a colour (n + 1) / 2, of the depth z in [0, 1]."""
+
+    name = "normal"
+    mirrors = False
+
+    model: str | None = None
+    """As of depth, from which the normals follow."""
+    relief: float = 64.0
+    """How much deeper the picture is than wide, k, in widths of a pixel."""
+
+    def check(self) -> None:
+        """See :class:`Annotator`."""
+        Depth(model=self.model).check()
+
+    def annotate(self, picture: Image.Image) -> Pixels:
+        """See :class:`Annotator`; x points to the right, y up, z at the viewer."""
+        z = Depth(model=self.model).annotate(picture).astype(np.float32) / 255
+        z = cv2.GaussianBlur(z, (0, 0), max(0.5, min(picture.size) / 256))
+        down, right = np.gradient(z)
+        normals = np.stack([-right, down, np.full_like(z, 1 / self.relief)], axis=2)
+        normals /= np.linalg.norm(normals, axis=2, keepdims=True)
+        return np.rint((normals + 1) * 127.5).astype(np.uint8)
