@@ -126,7 +126,7 @@ def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_fo
         told = {each["name"]: each["annotator"] for each in client.predict(api_name="/adapters")}
         assert (told["outlines"], told["amber"]) == ("canny", None)
         assert "<dt>Follows</dt><dd>canny</dd>" in client.predict("outlines", api_name="/adapter")
-        assert session.library.entry("outlines").annotator_settings == {"low": 50, "high": 100}
+        assert session.library.entry("outlines").annotator_settings == {"blur": 1.4, "low": 50, "high": 100}
     finally:
         client.predict("outlines", api_name="/delete")
 
