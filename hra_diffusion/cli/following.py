@@ -78,11 +78,19 @@ def follow(run: "Run") -> None:
                 _look(run, tracker, record.step, wish)
             if run.any_process(wish.number is not None):
                 checkpoint = run.save_checkpoint()
+                run.part()
                 raise Stopped(
                     f"Stopped after step {record.step}, which {checkpoint} holds: go on from there with "
                     "--resume_from_checkpoint latest.",
                     wish.number or signal.SIGTERM,
                 )
+
+
+def finish(run: "Run") -> None:
+    """Save what was learned, and draw before_after.png."""
+    run.save()
+    run.part()
+    show_progress(run.draw_before_after(), "before and after", run.portrait.total)
 
 
 def _numbers(record: "StepRecord", pictures_per_second: float) -> dict[str, str]:

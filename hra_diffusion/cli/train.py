@@ -8,7 +8,7 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.cli.evaluate import evaluate_run
-from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, follow, show_progress
+from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow, show_progress
 from hra_diffusion.training.config import (
     AdapterConfig,
     DataConfig,
@@ -35,8 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     if run.class_images:
         show_progress(run.draw_class_images(), "class pictures", sum(len(images.files) for images in run.class_images))
     follow(run)
-    run.save()
-    show_progress(run.draw_before_after(), "before and after", run.portrait.total)
+    finish(run)
     if run.is_main:
         with run.accelerator.autocast():
             print(evaluate_run(run.folder, run.pipe))

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from hra_diffusion.cli.arguments import parse
-from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, follow, show_progress
+from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow
 from hra_diffusion.training.config import (
     AdapterConfig,
     ControlConfig,
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.run.dry_run:
         return
     follow(run)
-    run.save()
-    show_progress(run.draw_before_after(), "before and after", run.portrait.total)
+    finish(run)
     if run.is_main:
         print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 

@@ -212,6 +212,10 @@ class Run(ABC):
             save_adapter(self._saved, folder)
         return folder
 
+    def part(self) -> None:
+        """Part from the other processes, for what is left to do needs one only. All must call this."""
+        self.accelerator.end_training()
+
     def draw_validation(self) -> Iterator[tuple[str, int, Image.Image]]:
         """Draw with the adapter as it is; yields each picture, with its prompt and seed, when its file is there.
 

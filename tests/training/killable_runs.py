@@ -2,7 +2,8 @@
 
 Orders come as lines of JSON: ``[config file, event, delay]``. Each is run in a process of its own, which counts what it
 does to files of its output folder, and its steps, as events. ``delay`` seconds after the given event it is killed with
-SIGKILL. The answer is a line: the number of events, and whether it was killed.
+SIGKILL; without a delay it kills itself, at that very event. The answer is a line: the number of events, and whether it
+was killed.
 """
 
 import json
@@ -19,17 +20,25 @@ from hra_diffusion.training.dreambooth import DreamBooth
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
-def train(config: DreamBoothConfig, events: int) -> None:
+def train(config: DreamBoothConfig, events: int, last: int | None) -> None:
     folder = str(config.run.output_dir)
+    count = 0
 
-    def count(event: str, arguments: tuple) -> None:
+    def happened() -> None:
+        nonlocal count
+        count += 1
+        os.write(events, b".")
+        if count == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(event: str, arguments: tuple) -> None:
         if event in FILE_EVENTS and str(arguments[0]).startswith(folder):
-            os.write(events, b".")
+            happened()
 
     run = DreamBooth(config)
-    sys.addaudithook(count)
+    sys.addaudithook(watch)
     for _ in run.steps():
-        os.write(events, b".")
+        happened()
     run.save()
 
 
@@ -39,13 +48,13 @@ def killed(config: DreamBoothConfig, event: int | None, delay: float) -> tuple[i
     child = os.fork()
     if child == 0:
         os.close(read)
-        train(config, write)
+        train(config, write, None if delay else event)
         os._exit(0)
     os.close(write)
     count = 0
     while os.read(read, 1):
         count += 1
-        if count == event:
+        if count == event and delay:
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
             break
