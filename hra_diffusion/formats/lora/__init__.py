@@ -1,0 +1,48 @@
+"""The exact LoRA of an HRA adapter, in the layouts that other tools read.
+
+    W H − W = B A,   A (r, d) orthonormal rows,   B (out, r)
+
+                kohya                                    diffusers                         peft
+    file        one                                      one                               a folder a component
+    module      lora_unet_mid_block_attentions_0_…       unet.mid_block.attentions.0.…     base_model.model.mid_block.…
+    in SDXL     lora_unet_middle_block_1_…               the same                          the same
+    A           .lora_down.weight                        .lora_A.weight                    .lora_A.weight
+    B           .lora_up.weight                          .lora_B.weight                    .lora_B.weight
+    scale       .alpha / rank                            1                                 lora_alpha / r
+
+Every layer gets the same rank, filled up with zeros, and alpha = rank, so that the scale is 1 for every reader; some
+take one layer's for another's where they differ.
+
+Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 and ComfyUI read kohya's.
+"""
+
+from hra_diffusion.formats.lora.metadata import describe
+from hra_diffusion.formats.lora.names import Place, diffusers_name, kohya_names
+from hra_diffusion.formats.lora.reading import Factors, read_lora
+from hra_diffusion.formats.lora.updates import Update, update_of, with_rank
+from hra_diffusion.formats.lora.writing import (
+    LAYOUTS,
+    Layout,
+    diffusers_tensors,
+    file_bytes,
+    kohya_tensors,
+    peft_files,
+)
+
+__all__ = [
+    "LAYOUTS",
+    "Factors",
+    "Layout",
+    "Place",
+    "Update",
+    "describe",
+    "diffusers_name",
+    "diffusers_tensors",
+    "file_bytes",
+    "kohya_names",
+    "kohya_tensors",
+    "peft_files",
+    "read_lora",
+    "update_of",
+    "with_rank",
+]

@@ -1,0 +1,62 @@
+"""What a LoRA's file says of itself: kohya's ``ss_`` keys and Stability's ModelSpec 1.0.0."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+
+_FAMILIES: Final = {
+    "sd1": ("stable-diffusion-v1", "sd_v1"),
+    "sd2": ("stable-diffusion-v2-768-v", "sd_v2"),
+    "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+}
+# kohya's names of a run's settings, without ss_.
+_TRAINING: Final = {
+    "learning_rate": "learning_rate",
+    "text_encoder_lr": "text_encoder_lr",
+    "max_train_steps": "max_train_steps",
+    "total_batch_size": "train_batch_size",
+    "optimizer": "optimizer",
+    "lr_scheduler": "lr_scheduler",
+    "seed": "seed",
+    "resolution": "resolution",
+    "mixed_precision": "mixed_precision",
+}
+
+
+def describe(
+    *, title: str, rank: int, family: Literal["sd1", "sd2", "sdxl"], base_model: str | None, **more: Any
+) -> dict[str, str]:
+    """Describe a LoRA as kohya and ModelSpec do.
+
+    Args:
+        title: its name.
+        rank: its rank, which is alpha, too.
+        family: what kind of model it is for.
+        base_model: the model it was made for.
+        more: strength (float), trigger (words), licence, thumbnail (a data URL), prediction_type, training (a run's
+            settings); what is None is left out.
+    """
+    architecture, version = _FAMILIES[family]
+    training: Mapping[str, Any] = more.get("training") or {}
+    settings = {f"ss_{name}": training.get(key) for name, key in _TRAINING.items()}
+    known = {
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": title,
+        "modelspec.description": f"The exact LoRA of an HRA adapter at strength {more.get('strength', 1.0):g}.",
+        "modelspec.trigger_phrase": more.get("trigger"),
+        "modelspec.license": more.get("licence"),
+        "modelspec.thumbnail": more.get("thumbnail"),
+        "modelspec.prediction_type": {"v_prediction": "v"}.get(more.get("prediction_type", ""), "epsilon"),
+        "ss_base_model_version": version,
+        "ss_v2": str(family == "sd2"),
+        "ss_sd_model_name": base_model,
+        "ss_output_name": title,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": float(rank),
+        **settings,
+        "ss_training_comment": json.dumps(training, default=str) if training else None,
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}

@@ -1,0 +1,85 @@
+"""LoRAs that others made: their factors, by the modules they are for."""
+
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from safetensors import safe_open
+from torch import Tensor
+
+from hra_diffusion.adapter.state import some
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.files import read_tensors
+from hra_diffusion.formats.lora.names import Place, diffusers_name, kohya_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factors:
+    """A LoRA's factors of one layer: W + scale · B A.
+
+    Attributes:
+        A: (r, d), unfolded.
+        B: (out, r), unfolded, with the scale in it.
+    """
+
+    A: Tensor
+    B: Tensor
+
+
+# Names of A's and B's tensors, after the module's: kohya's, diffusers', PEFT's, and diffusers' before it used PEFT.
+_SPELLINGS: Final = (
+    ("lora_down.weight", "lora_up.weight"),
+    ("lora_A.weight", "lora_B.weight"),
+    ("lora.down.weight", "lora.up.weight"),
+    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
+)
+
+
+def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
+    """Read a LoRA in kohya's or diffusers' layout.
+
+    Args:
+        path: a safetensors file.
+        modules: component and name of every module that it may be for.
+
+    Returns:
+        Factors by component and module.
+
+    Raises:
+        AdapterFileError: the file is damaged, or holds something else than LoRAs of these modules.
+    """
+    tensors = read_tensors(path)
+    scales, modules = _scales(path), list(modules)
+    kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
+    found: dict[Place, Factors] = {}
+    for component, module in modules:
+        names = [each[component, module] for each in kohya if (component, module) in each]
+        names += [diffusers_name(component, module), f"{component}.{module}"]
+        for name, (down, up) in itertools.product(dict.fromkeys(names), _SPELLINGS):
+            A, B = tensors.get(f"{name}.{down}"), tensors.get(f"{name}.{up}")
+            if A is None or B is None:
+                continue
+            alpha = tensors.pop(f"{name}.alpha", None)
+            scale = scales.get(component, 1.0) if alpha is None else alpha.item() / len(A)
+            found[component, module] = Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
+            del tensors[f"{name}.{down}"], tensors[f"{name}.{up}"]
+    if tensors or not found:
+        raise AdapterFileError(
+            f"{path} is no LoRA in kohya's or diffusers' layout for this model; there is no module for: "
+            f"{some(tensors) or 'it is empty'}."
+        )
+    return found
+
+
+def _scales(path: Path) -> dict[str, float]:
+    """Read what diffusers writes into a file's header: alpha / r of each component."""
+    with safe_open(path, "pt") as file:
+        described = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return {
+        key.removesuffix(".lora_alpha"): alpha / described[key.removesuffix("lora_alpha") + "r"]
+        for key, alpha in described.items()
+        if key.endswith(".lora_alpha")
+    }

@@ -1,0 +1,53 @@
+"""What an adapter adds to a weight, as a LoRA: W H − W = B A."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hra_diffusion.adapter.layer import HRALayer
+from hra_diffusion.householder.compact_wy import orthonormal_delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What an adapter adds to the weight of one layer, as a LoRA.
+
+    Attributes:
+        component: name of the pipeline's component.
+        module: name of the module in it.
+        A: the narrowing weight (r, d), or (r, in, kh, kw) for a convolution.
+        B: the widening weight (out, r), or (out, r, 1, 1).
+    """
+
+    component: str
+    module: str
+    A: Tensor
+    B: Tensor
+
+
+@torch.no_grad()
+def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
+    """Compute what acts in a layer as a LoRA, in float64; None when nothing does.
+
+    Raises:
+        MergeError: the layer's weight is quantised or offloaded.
+    """
+    columns = layer.columns()
+    if columns is None:
+        return None
+    weight = layer.own_weight()
+    wide = layer.unfold_weight(weight).to("cpu", torch.float64)
+    B, A = orthonormal_delta(columns.to("cpu", torch.float64), wide)
+    if weight.dim() == 4:
+        A, B = layer.fold_weight(A), B[..., None, None]
+    return Update(component=component, module=module, A=A, B=B)
+
+
+def with_rank(update: Update, rank: int) -> Update:
+    """Fill an update up with zeros to a rank."""
+    missing, spatial = rank - len(update.A), update.A.dim() - 2
+    A = pad(update.A, (0, 0) * (1 + spatial) + (0, missing))
+    B = pad(update.B, (0, 0) * spatial + (0, missing))
+    return Update(component=update.component, module=update.module, A=A, B=B)

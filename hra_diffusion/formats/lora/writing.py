@@ -1,0 +1,77 @@
+"""Updates of one rank, as the tensors and files of each layout."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Final, Literal, get_args
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.lora.names import Place, diffusers_name
+from hra_diffusion.formats.lora.updates import Update
+
+Layout = Literal["kohya", "diffusers", "peft"]
+LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
+
+
+def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[Place, str]) -> dict[str, Tensor]:
+    """Name an adapter's updates, of one rank, as kohya does.
+
+    Raises:
+        ConfigError: kohya has no names for modules of a component.
+    """
+    tensors: dict[str, Tensor] = {}
+    for update in updates:
+        if (update.component, update.module) not in names:
+            raise ConfigError(f"kohya's layout has no place for a {update.component}: use --layout diffusers.")
+        name = names[update.component, update.module]
+        tensors[f"{name}.lora_down.weight"] = update.A.to(dtype).contiguous()
+        tensors[f"{name}.lora_up.weight"] = update.B.to(dtype).contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(len(update.A)), dtype=dtype)
+    return tensors
+
+
+def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Name an adapter's updates, of one rank, as diffusers does."""
+    tensors: dict[str, Tensor] = {}
+    for update in updates:
+        name = diffusers_name(update.component, update.module)
+        tensors[f"{name}.lora_A.weight"] = update.A.to(dtype).contiguous()
+        tensors[f"{name}.lora_B.weight"] = update.B.to(dtype).contiguous()
+    return tensors
+
+
+def peft_files(
+    updates: list[Update], dtype: torch.dtype, base_model: str | None, metadata: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Return PEFT's two files for each component, by path."""
+    files: dict[str, bytes] = {}
+    for component in dict.fromkeys(update.component for update in updates):
+        own = [update for update in updates if update.component == component]
+        tensors = {
+            f"base_model.model.{update.module}.{factor}.weight": tensor.to(dtype).contiguous()
+            for update in own
+            for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
+        }
+        config = {
+            "peft_type": "LORA",
+            "r": len(own[0].A),
+            "lora_alpha": len(own[0].A),
+            "target_modules": [update.module for update in own],
+            "base_model_name_or_path": base_model,
+            "inference_mode": True,
+        }
+        files[f"{component}/adapter_model.safetensors"] = save(tensors, metadata={**metadata, "format": "pt"})
+        files[f"{component}/adapter_config.json"] = json.dumps(config, indent=2).encode()
+    return files
+
+
+def file_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file with a hash of its tensors in its metadata, where kohya and ModelSpec look for it."""
+    content = save(tensors)
+    digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
+    hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+    return save(tensors, metadata={**metadata, **hashes, "format": "pt"})
