@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import torch
 from measure import describe_machine, interleaved, print_table, seconds
 
 from hra_diffusion.adapter.targets import CLIP_TEXT_ATTENTION, UNET_ATTENTION
+from hra_diffusion.cli.main import run as as_command
 
 PROJECT = Path(__file__).resolve().parent.parent
 PROMPT = "a photo of a sks dog"
@@ -43,8 +44,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"))
     if sys.argv[1:2] in (["whole"], ["bare"]):  # a process of this script's own
-        train(sys.argv[2:], bare=sys.argv[1] == "bare")
-        return
+        sys.exit(as_command(partial(train, bare=sys.argv[1] == "bare"), sys.argv[2:]))
     arguments = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ def alone(arguments: argparse.Namespace, folder: Path) -> None:
     print_table("This project", ["", ""], [*rows, ["--help, s", help_time]])
 
 
-def train(flags: list[str], *, bare: bool) -> None:
+def train(flags: Sequence[str], *, bare: bool) -> None:
     """Take a run's steps; with ``bare``, print the time to the first, and bare passes' over a step's."""
     began = float(os.environ["BEGAN"])
     from hra_diffusion.cli.train import parse_config

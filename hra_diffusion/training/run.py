@@ -135,7 +135,7 @@ class Run(ABC):
     @cached_property
     def recording(self) -> Recording:
         """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
-        with laid_out(self.pipe.vae, torch.channels_last):
+        with laid_out(self.pipe.vae.encoder, torch.channels_last):
             trainer = self.make_trainer(rehearsal=False)
         lay_out(self.family.model, torch.channels_last)
         recording = Recording(
