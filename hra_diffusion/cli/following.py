@@ -78,7 +78,7 @@ def follow(run: "Run") -> None:
                 _look(run, tracker, record.step, wish)
             if run.any_process(wish.number is not None):
                 checkpoint = run.save_checkpoint()
-                run.part()
+                run.part_ways()
                 raise Stopped(
                     f"Stopped after step {record.step}, which {checkpoint} holds: go on from there with "
                     "--resume_from_checkpoint latest.",
@@ -89,7 +89,7 @@ def follow(run: "Run") -> None:
 def finish(run: "Run") -> None:
     """Save what was learned, and draw before_after.png."""
     run.save()
-    run.part()
+    run.part_ways()
     show_progress(run.draw_before_after(), "before and after", run.portrait.total)
 
 

@@ -212,7 +212,7 @@ class Run(ABC):
             save_adapter(self._saved, folder)
         return folder
 
-    def part(self) -> None:
+    def part_ways(self) -> None:
         """Part from the other processes, for what is left to do needs one only. All must call this."""
         self.accelerator.end_training()
 
