@@ -85,6 +85,8 @@ def _twin(layer: Any) -> _Twin:
     if twin is None or twin.base_layer is not layer.base_layer:
         twin = (_LinearTwin if isinstance(layer, PeftLinear) else _ConvTwin)(layer)
         object.__setattr__(layer, "_hra_twin", twin)
+    if twin.merged and not layer.merged:  # unmerged by PEFT, while this was disabled
+        twin.unmerge()
     return twin
 
 
@@ -102,7 +104,11 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @torch.no_grad()
 def _merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
     twin = _twin(self)
-    for name in check_adapters_to_merge(self, adapter_names):
+    names = check_adapters_to_merge(self, adapter_names)
+    if names and self.merged and not twin.merged:  # merged by PEFT, before this was enabled
+        names = [*self.merged_adapters, *names]
+        _originals[type(self), "unmerge"](self)
+    for name in names:
         if name not in self.hra_u:
             continue
         mixture = twin.product([*self.merged_adapters, name])

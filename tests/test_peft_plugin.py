@@ -110,6 +110,33 @@ def test_what_peft_merged_is_unmerged_by_peft(model, x):
         peft_plugin.disable()
 
 
+def test_what_peft_merged_is_not_merged_again(model, x):
+    model.base_model.set_adapter(["default", "other"])
+    expected = model(x)
+    model.merge_adapter(["default"])
+    peft_plugin.enable()
+    try:
+        model.merge_adapter(["other"])
+        assert torch.allclose(model(x), expected, atol=1e-5)
+        model.unmerge_adapter()
+        assert torch.allclose(model(x), expected, atol=1e-5)
+    finally:
+        peft_plugin.disable()
+
+
+def test_what_peft_unmerged_acts_again(model, x):
+    expected = model(x)
+    try:
+        peft_plugin.enable()
+        model.merge_adapter()
+        peft_plugin.disable()
+        model.unmerge_adapter()
+        peft_plugin.enable()
+        assert torch.allclose(model(x), expected, atol=1e-5)
+    finally:
+        peft_plugin.disable()
+
+
 def test_a_merged_model_can_be_disabled(plugin, model, x):
     with model.disable_adapter():
         base = model(x)

@@ -72,10 +72,13 @@ class AdaptedModel(ModelProxy):
         Raises:
             ConfigError: there is no such adapter, or a strength cannot be had; nothing is changed.
         """
+        adapter_names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
         if combine not in ("product", "lie"):
             raise ConfigError(f"combine must be 'product' or 'lie'; found {combine!r}.")
         if strengths is not None and len(strengths) != len(adapter_names):
             raise ConfigError(f"{len(adapter_names)} adapters need as many strengths; found {len(strengths)}.")
+        if len(set(adapter_names)) < len(adapter_names):
+            raise ConfigError(f"An adapter can act once only; found {', '.join(map(repr, adapter_names))}.")
         self._check_known(*adapter_names)
         chosen = dict(zip(adapter_names, strengths or (), strict=strengths is not None))
         for name, strength in chosen.items():
@@ -133,13 +136,17 @@ class AdaptedModel(ModelProxy):
             restore()
 
     def restorer(self) -> Callable[[], None]:
-        """Return what puts back, once called, what acts and what is merged now. No adapter may leave until then."""
+        """Return what puts back, once called, what acts and what is merged now, but for adapters that are gone then."""
         acting, merged = self._acting, self._merged
 
         def restore() -> None:
             self.unmerge_adapter()
-            self._act(**vars(acting) | {"strengths": {**self.strengths, **acting.strengths}})
-            self._merge(merged)
+            there = self.peft_config.keys()
+            left = tuple(name for name in acting.names if name in there)
+            names = left or (tuple(there)[:1] if acting.names else ())
+            strengths = {name: acting.strengths.get(name, now) for name, now in self.strengths.items()}
+            self._act(**vars(acting) | {"names": names, "strengths": strengths})
+            self._merge(tuple(blend for blend in merged if all(name in there for name, _ in blend)))
 
         return restore
 
@@ -191,6 +198,9 @@ class AdaptedModel(ModelProxy):
                 parameter.requires_grad = trains
 
     def _to_merge(self, adapter_names: Sequence[str] | None) -> Mixture:
+        if not self._acting.enabled:
+            raise ConfigError("The adapters are disabled, and the model is to act without them: enable them to merge.")
+        adapter_names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
         self._check_known(*adapter_names or ())
         wanted = self._acting.mixture if adapter_names is None else self._acting.product(adapter_names)
         if any(blend in self._merged for blend in wanted):

@@ -55,6 +55,7 @@ class Acting:
         return tuple(((name, self.strengths[name]),) for name in names)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def blend_together(wanted: Iterable[tuple[HRALayer, Blend]]) -> None:
     """Compute blends of layers, and leave each with its layer.

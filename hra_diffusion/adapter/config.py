@@ -1,6 +1,7 @@
 """HRAConfig: what an adapter is, with the field names and meanings of PEFT's adapter_config.json."""
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
@@ -61,6 +62,15 @@ class HRAConfig:
         r: Any = self.r
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ConfigError(f"The rank r must be a whole number of at least 1, better an even one; found {r!r}.")
+        for name in ("apply_GS", "init_weights", "inference_mode"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false; found {getattr(self, name)!r}.")
+        for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
+            _check_names(name, getattr(self, name))
+        layers: Any = self.layers_to_transform
+        for layer in layers if isinstance(layers, tuple) else () if layers is None else (layers,):
+            if isinstance(layer, bool) or not isinstance(layer, int):
+                raise ConfigError(f"layers_to_transform must be indices of layers; found {layers!r}.")
         if self.bias not in get_args(Bias):
             raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
         if isinstance(self.target_modules, str):
@@ -92,3 +102,15 @@ class HRAConfig:
                 f"Unknown settings in the adapter's configuration are ignored: {', '.join(unknown)}.", stacklevel=2
             )
         return cls(**{name: value for name, value in settings.items() if name in known})
+
+
+def _check_names(field: str, value: Any) -> None:
+    """Check that a setting is names, one regular expression, or nothing."""
+    if value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value)):
+        return
+    if not isinstance(value, str):
+        raise ConfigError(f"{field} must be a list of names, or a regular expression; found {value!r}.")
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{field} is {value!r}, which is no regular expression: {error}.") from error

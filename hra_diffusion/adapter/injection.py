@@ -91,7 +91,8 @@ class Injection:
         check_columns({name: slots[name] for name in state.columns if name in slots}, config, state.columns)
         room = min(layer.own_columns(adapter).shape[1] for layer in slots.values())
         unplaced = [name for name in state.columns if name not in slots]
-        if unplaced or config.r > room or state.biases or state.copies or self.biases[adapter].parameters:
+        more = config.bias != "none" or config.modules_to_save or self.biases[adapter].parameters
+        if unplaced or config.r > room or more:
             raise AdapterFileError(
                 f"The adapter cannot be swapped for {adapter!r}: its rank is {config.r} of at most {room}, "
                 f"{len(unplaced)} of its layers are not adapted here ({some(unplaced) or '–'}), and biases or modules "

@@ -5,7 +5,7 @@
 The base layer is only called: it may be quantised, offloaded, hooked or compiled. Its weight is read for merging alone.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
@@ -56,6 +56,7 @@ class HRALayer(Wrapper):
         """The frozen orthonormal columns (d, r) in front of anchored adapters."""
         return self._named(_ANCHOR)
 
+    @torch.inference_mode(False)
     def put_adapter(
         self, name: str, columns: Tensor, *, anchor: Tensor | None = None, orthonormal: bool = False
     ) -> None:
@@ -125,20 +126,20 @@ class HRALayer(Wrapper):
         present = (tuple(part for part in blend if part[1] != 0 and self.has(part[0])) for blend in mixture)
         return [blend for blend in present if blend]
 
-    def stale(self, blends: Iterable[Blend]) -> list[Blend]:
-        """List the blends that are yet to be computed from the present columns."""
+    def stale(self, blends: Sequence[Blend]) -> list[Blend]:
+        """List the blends that are yet to be computed from the present columns; those of no more use are forgotten."""
+        useful = {*blends, *self.blends()}
+        self._blended = {blend: kept for blend, kept in self._blended.items() if blend in useful}
         needed = (blend for blend in blends if not _is_plain(blend))
         return [blend for blend in needed if self._blended.get(blend, (None,))[0] != self._state_of(blend)]
 
     def keep_blended(self, blend: Blend, columns: Tensor) -> None:
-        """Keep a blend's columns, as constants; those of blends that no longer act are forgotten."""
-        acting = {blend, *self.blends()}
-        self._blended = {other: kept for other, kept in self._blended.items() if other in acting}
+        """Keep a blend's columns, as constants."""
         self._blended[blend] = (self._state_of(blend), columns)
 
     def _state_of(self, blend: Blend) -> object:
         parameters = [self._parameters.get(prefix + name) for name, _ in blend for prefix in (_COLUMNS, _ANCHOR)]
-        return [(p.data_ptr(), p._version, p.device) for p in parameters if p is not None]
+        return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.device) for p in parameters if p is not None]
 
     def _named(self, prefix: str) -> dict[str, nn.Parameter]:
         return {
@@ -171,6 +172,7 @@ class HRALayer(Wrapper):
         """Undo `unfold_weight`."""
         raise NotImplementedError
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def merged_weight(self, mixture: Mixture) -> Tensor | None:
         """Multiply adapters into a copy of the base layer's own weight; None when none of them is here.

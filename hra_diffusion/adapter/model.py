@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapter.activation import AdaptedModel
 from hra_diffusion.adapter.blending import Acting
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.targets import architecture_targets
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.gram_schmidt import orthogonality_penalty
@@ -91,6 +92,8 @@ class HRAModel(AdaptedModel):
             ConfigError: the name is taken or cannot be used, or the adapter clashes with another; it is unchanged.
         """
         self._check_new(adapter_name, config)
+        if config.target_modules is None and state_dict is None:  # PEFT knows no custom for some of these
+            config = replace(config, target_modules=architecture_targets(self.model))
         self._injection.add(adapter_name, config, state_dict, on_meta=low_cpu_mem_usage, generator=generator)
         self.model.requires_grad_(False)
         self.peft_config[adapter_name] = config

@@ -61,17 +61,20 @@ def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
 def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Names of the modules that `names` mean, whole or as the last part of a dotted name.
 
+    Some may mean none: for classifiers, PEFT asks for "classifier" and "score", whichever the model has.
+
     Raises:
-        TargetError: one of them means no module.
+        TargetError: none of them means a module.
     """
     known = [name for name, _ in model.named_modules() if name] if names else []
-    for name in names:
-        if name not in known and not any(_has_suffix(other, (name,)) for other in known):
-            near = difflib.get_close_matches(name, known, n=5, cutoff=0.3) or known[-5:]
-            raise TargetError(
-                f"The model has no module {name!r} to train whole; some of its modules: {', '.join(near)}."
-            )
-    return [other for other in known if other in names or _has_suffix(other, names)]
+    found = [other for other in known if other in names or _has_suffix(other, names)]
+    if names and not found:
+        near = difflib.get_close_matches(names[0], known, n=5, cutoff=0.3) or known[-5:]
+        raise TargetError(
+            f"The model has no module {' or '.join(map(repr, names))} to train whole; some of its modules: "
+            f"{', '.join(near)}."
+        )
+    return found
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -84,13 +87,18 @@ def is_linear(module: nn.Module) -> bool:
 
 def _resolve(model: nn.Module, config: HRAConfig) -> str | Sequence[str]:
     if config.target_modules is None:
-        return _architecture_targets(model)
+        return architecture_targets(model)
     if isinstance(config.target_modules, str) and config.target_modules.lower() == "all-linear":
         return _all_linear(model, config)
     return config.target_modules
 
 
-def _architecture_targets(model: nn.Module) -> str | Sequence[str]:
+def architecture_targets(model: nn.Module) -> str | Sequence[str]:
+    """Return the customary targets of a model's architecture.
+
+    Raises:
+        TargetError: none are known.
+    """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for architecture in (type(model).__name__, model_type):
         if architecture in ARCHITECTURE_TARGETS:

@@ -5,7 +5,8 @@ product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before th
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
         config = HRAConfig.from_peft(read_json(folder / CONFIG_FILE))
     except (ConfigError, TypeError) as error:
         raise AdapterFileError(f"{folder / CONFIG_FILE}: {error}") from error
-    return config, {name.removeprefix(_PREFIX): tensor for name, tensor in read_tensors(weights).items()}
+    return config, _renamed(read_tensors(weights), lambda name: name.removeprefix(_PREFIX))
 
 
 def load_adapter(
@@ -143,10 +144,18 @@ def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     known = {f"{name}{COLUMNS}" for name, _ in model.named_modules()}
     spellings = (
         dict(tensors),
-        {key.removeprefix(_TEXT_PREFIX): tensor for key, tensor in tensors.items()},
-        {f"{_TEXT_PREFIX}{key}": tensor for key, tensor in tensors.items()},
+        _renamed(tensors, lambda key: key.removeprefix(_TEXT_PREFIX)),
+        _renamed(tensors, lambda key: f"{_TEXT_PREFIX}{key}"),
     )
     return max(spellings, key=lambda spelling: len(known & spelling.keys()))
+
+
+def _renamed(tensors: Mapping[str, Tensor], new: Callable[[str], str]) -> dict[str, Tensor]:
+    renamed = {new(name): tensor for name, tensor in tensors.items()}
+    if len(renamed) < len(tensors):
+        twice = sorted(name for name, count in Counter(map(new, tensors)).items() if count > 1)
+        raise AdapterFileError(f"The adapter has two tensors for one place: {some(twice)}.")
+    return renamed
 
 
 def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:

@@ -29,23 +29,24 @@ from hra_diffusion.householder.sideways import correlate, on_its_side
 def recalled(x: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return what computes q Xᵀ for a slim q (r, n) during the backward pass, if the node that made x keeps enough.
 
-    Not where saved tensors are packed away (gradient checkpointing, offloading): there, each may be asked for once.
+    Not where its tensors are packed away (gradient checkpointing, offloading): there, each may be asked for once.
     """
     node: Any = None if torch.compiler.is_compiling() else x.grad_fn
-    if node is None or _are_packed():
+    if node is None:
         return None
     if node.name() == "ToCopyBackward0":
         node = node.next_functions[0][0]
-    if node.name() == "MulBackward0" and node._saved_self is not None and node._saved_other is not None:
-        return partial(_correlate_product, node)
-    if node.name() == "NativeLayerNormBackward0" and len(node._saved_normalized_shape) == 1:
-        return partial(_correlate_normalised, node)
+    if node.name() == "MulBackward0" and not _is_packed(node._raw_saved_self) and not _is_packed(node._raw_saved_other):
+        has_both = node._saved_self is not None and node._saved_other is not None
+        return partial(_correlate_product, node) if has_both else None
+    if node.name() == "NativeLayerNormBackward0" and not _is_packed(node._raw_saved_input):
+        return partial(_correlate_normalised, node) if len(node._saved_normalized_shape) == 1 else None
     return None
 
 
-def _are_packed() -> bool:
-    """Whether the present tensors are saved through hooks; PyTorch has no public name for the question."""
-    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None  # pyright: ignore
+def _is_packed(saved: Any) -> bool:
+    """Whether a tensor was saved through hooks; PyTorch has no public name for the question."""
+    return saved.unpack_hook is not None
 
 
 def _correlate_product(node: Any, q: Tensor) -> Tensor:

@@ -40,6 +40,12 @@ def test_a_rank_that_is_no_positive_whole_number_is_refused(r):
     ("settings", "message"),
     [
         ({"bias": "lora_only"}, "bias must be one of none, all, hra_only; found 'lora_only'"),
+        ({"apply_GS": "false"}, "apply_GS must be true or false; found 'false'"),
+        ({"init_weights": None}, "init_weights must be true or false; found None"),
+        ({"target_modules": 5}, "target_modules must be a list of names, or a regular expression; found 5"),
+        ({"exclude_modules": [None]}, "exclude_modules must be a list of names, or a regular expression"),
+        ({"target_modules": "(q"}, r"target_modules is '\(q', which is no regular expression: missing \)"),
+        ({"target_modules": ["q"], "layers_to_transform": ["1"]}, "layers_to_transform must be indices of layers"),
         ({"target_modules": "q", "layers_to_transform": 1}, "layers_to_transform needs target_modules to be a list"),
         ({"target_modules": ["q"], "layers_pattern": "h"}, "give layers_to_transform, too"),
     ],

@@ -8,6 +8,9 @@ from peft import HRAConfig as PeftHRAConfig
 from peft import get_peft_model
 from torch import nn
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -29,6 +32,15 @@ MODELS = {
         T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0, **SIZE)
     ),
 }
+BERT = BertConfig(
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    vocab_size=40,
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 TOKENS = torch.tensor([[5, 6, 7, 8, 9, 10]])
 
 
@@ -105,3 +117,24 @@ def test_saving_the_adapted_model_saves_its_base(language_model, tmp_path):
     assert adapted.layers()["".join(list(adapted.layers())[:1])] is language_model.get_submodule(
         next(iter(adapted.layers()))
     )
+
+
+def test_pefts_adapter_of_a_classifier_is_read(tmp_path):
+    classifier = BertForSequenceClassification(BERT).eval()
+    theirs = get_peft_model(copy.deepcopy(classifier), PeftHRAConfig(r=4, init_weights=False, task_type="SEQ_CLS"))
+    theirs.save_pretrained(tmp_path)  # asks for modules "classifier" and "score", whichever there is
+    mine = HRAModel.from_pretrained(classifier, tmp_path)
+    assert torch.allclose(mine(TOKENS).logits, theirs.eval()(TOKENS).logits, atol=1e-5)
+
+
+def test_the_last_layer_normalisation_of_a_checkpointed_region_is_kept():
+    torch.manual_seed(0)
+    model = HRAModel(BertForMaskedLM(BERT), HRAConfig(r=4, target_modules="all-linear"))
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        model(TOKENS, labels=TOKENS).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        model.train().gradient_checkpointing_enable({"use_reentrant": False})
+        model.enable_input_require_grads()
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*gradients, strict=True))

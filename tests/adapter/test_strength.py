@@ -136,6 +136,35 @@ def test_combinations_are_checked(model):
         model.set_adapters(["a", "b"], combine="sum")
     with pytest.raises(ConfigError, match="2 adapters need as many strengths; found 1"):
         model.set_adapters(["a", "b"], [1.0])
+    with pytest.raises(ConfigError, match="can act once only; found 'b', 'b'"):
+        model.set_adapters(["b", "b"], [1.0, 0.5])
+
+
+def test_adapters_that_do_not_act_are_merged_at_their_strengths(model, x):
+    model.set_strength(0.5, "a")
+    model.set_strength(0.7, "b")
+    model.set_adapter("odd")
+    acting = copy.deepcopy(model)
+    acting.set_adapter(["a", "b"])
+    model.merge_adapter(["a", "b"])
+    assert torch.allclose(model(x), acting(x), atol=1e-5)
+
+
+def test_an_adapter_may_leave_while_all_are_disabled(model, x):
+    model.set_adapter("b")
+    expected = model(x)
+    model.set_adapter("a")
+    model.merge_adapter()
+    with model.disable_adapter():
+        model.delete_adapter("a")
+        model.delete_adapter("odd")
+    assert (model.active_adapters, model.merged_adapters) == (["b"], [])
+    assert torch.equal(model(x), expected)
+
+
+def test_disabled_adapters_are_not_merged(model):
+    with model.disable_adapter(), pytest.raises(ConfigError, match="enable them to merge"):
+        model.merge_adapter()
 
 
 def test_blends_follow_the_columns(model, x):

@@ -180,6 +180,19 @@ def test_a_merged_component_saves_its_merged_weights(tiny_sd, tmp_path):
     assert torch.allclose(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-4)
 
 
+def test_what_is_made_in_inference_mode_trains_afterwards(net, x):
+    with torch.inference_mode():
+        model = HRAModel(net, HRAConfig(r=4, target_modules=["q", "v"], init_weights=False))
+        model.set_strength(0.5)
+        model.merge_adapter()
+        model(x)
+    model(x.requires_grad_()).sum().backward()
+    model.unmerge_adapter()
+    model.set_strength(1.0)
+    model(x).sum().backward()
+    assert all(layer.hra_u["default"].grad.any() for layer in model.layers().values())
+
+
 def test_it_passes_for_one_of_its_models_class(tiny_unet):
     from diffusers import UNet2DConditionModel
 

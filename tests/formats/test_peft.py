@@ -94,6 +94,11 @@ def test_both_spellings_of_the_text_encoders_modules_are_read(tiny_clip, tmp_pat
     assert torch.equal(HRAModel.from_pretrained(mine.unload(), tmp_path)(TOKENS).last_hidden_state, expected)
 
 
+def test_peft_loads_an_adapter_of_the_customary_targets(tiny_clip, tmp_path):
+    HRAModel(copy.deepcopy(tiny_clip), HRAConfig(r=4)).save_pretrained(tmp_path)
+    PeftModel.from_pretrained(tiny_clip, tmp_path)
+
+
 def test_the_prefix_is_added_for_a_model_that_has_it(tiny_clip, tmp_path):
     mine = adapted(tiny_clip, CLIP_TEXT_FULL)
     expected = mine(TOKENS).last_hidden_state
@@ -204,6 +209,11 @@ SPOILT = {
         _edit_weights(lambda t: t.update({"blocks.0.q.lora_A": torch.ones(1)})),
         r"blocks\.0\.q\.lora_A",
     ),
+    "one place twice": (
+        _edit_weights(lambda t: t.update({"blocks.0.q.hra_u": torch.ones(12, 4)})),
+        r"two tensors for one place: blocks\.0\.q\.hra_u",
+    ),
+    "no switch": (_edit_config(apply_GS="false"), "apply_GS must be true or false"),
     "path": (_edit_weights(lambda t: t.update({"../x": torch.ones(1)})), "path for a name"),
     "other type": (_edit_config(peft_type="LORA"), "no HRA adapter: its peft_type is 'LORA'"),
     "other rank": (_edit_config(r=8), r"does not fit the model; .*\(12, 4\) instead of \(12, 8\)"),
