@@ -1,5 +1,6 @@
 """Adapters on the Hugging Face hub."""
 
+import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ def local_folder(source: str | Path, subfolder: str | None, files: Iterable[str]
 
     Raises:
         AdapterFileError: it looks like a repository of the hub, which does not have it or cannot be asked.
+        TypeError: the hub takes no argument of some name.
     """
+    if unknown := sorted(hub.keys() - inspect.signature(snapshot_download).parameters.keys()):
+        raise TypeError(f"There is no argument named {', '.join(unknown)}, here or for the hub.")
     within = Path(source) / (subfolder or "")
     if within.exists() or not isinstance(source, str) or source.count("/") != 1:
         return within

@@ -27,6 +27,7 @@ CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 _PREFIX: Final = "base_model.model."
+_CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # transformers 5 dropped this part from CLIPTextModel's module names, and kept it in its projecting sibling.
 _TEXT_PREFIX: Final = "text_model."
 
@@ -49,6 +50,9 @@ def adapter_files(model: HRAModel, adapter_name: str = "default") -> dict[str, b
     """
     config, tensors = model.adapter_state_dict(adapter_name)
     base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
+    names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
+    if not _asks_for(model, config, names):  # a state_dict chose
+        config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
     settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
     weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
     return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(settings, indent=2, sort_keys=True).encode()}
@@ -156,6 +160,15 @@ def _renamed(tensors: Mapping[str, Tensor], new: Callable[[str], str]) -> dict[s
         twice = sorted(name for name, count in Counter(map(new, tensors)).items() if count > 1)
         raise AdapterFileError(f"The adapter has two tensors for one place: {some(twice)}.")
     return renamed
+
+
+def _asks_for(model: HRAModel, config: HRAConfig, names: Iterable[str]) -> bool:
+    """Whether settings choose just these modules."""
+    try:
+        with _base_of(model) as base:
+            return set(find_targets(base, config)) == set(names)
+    except TargetError:
+        return False
 
 
 def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:

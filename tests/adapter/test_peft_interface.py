@@ -176,11 +176,15 @@ def test_low_memory_columns_wait_on_the_meta_device(net, x):
     assert model(x).isfinite().all()
 
 
-def test_a_state_dict_chooses_the_modules_and_their_start(net):
+def test_a_state_dict_chooses_the_modules_and_their_start(net, tmp_path):
     columns = torch.randn(12, 4)
     model = HRAModel(net, HRAConfig(r=4, target_modules=["q", "v"]), state_dict={"blocks.1.q.hra_u": columns})
     assert list(model.layers()) == ["blocks.1.q"]
     assert torch.equal(model.layers()["blocks.1.q"].hra_u["default"], columns)
+    model.save_pretrained(tmp_path)
+    again = HRAModel.from_pretrained(type(net)(), tmp_path)
+    assert list(again.layers()) == ["blocks.1.q"]
+    get_peft_model(type(net)(), PeftHRAConfig(target_modules=["q"])).load_adapter(tmp_path, "again")
 
 
 def test_inference_mode_freezes(net):

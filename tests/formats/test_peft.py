@@ -143,6 +143,12 @@ def test_pefts_gram_schmidt_keeps_its_meaning(net, tmp_path, r):
     assert torch.allclose(again(x), theirs(x), rtol=0, atol=1e-5)
 
 
+def test_a_misspelt_argument_is_named(net, tmp_path):
+    adapted(net, ["q"]).save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="no argument named is_trainble"):
+        HRAModel.from_pretrained(type(net)(), tmp_path, is_trainble=True)
+
+
 def test_an_adapter_is_swapped_from_a_folder_in_place(net, tmp_path):
     x = torch.randn(3, 12)
     narrow = adapted(copy.deepcopy(net), ["q"], r=2)
