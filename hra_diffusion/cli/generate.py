@@ -9,6 +9,7 @@ from typing import Any
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
+from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
@@ -62,8 +63,9 @@ _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height"
 def main(arguments: Sequence[str]) -> None:
     """Draw the pictures and print their paths."""
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
-    if config.num_images < 1:
-        raise ConfigError(f"--num_images is {config.num_images}: give a number at least 1.")
+    for name, value in vars(config).items():
+        if isinstance(value, int | float):
+            check_value(name, value)
     if config.adapter is None and config.control is None:
         raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
     if (config.control is None) != (config.image is None):
@@ -96,6 +98,9 @@ def generate(config: GenerateConfig) -> list[Path]:
     if config.adapter:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)
+    for name in ("height", "width"):
+        if (options[name] or 0) % pipe.vae_scale_factor:
+            raise ConfigError(f"--{name} is {options[name]}: give a multiple of {pipe.vae_scale_factor}.")
     paths: list[Path] = []
     with _guiding(config, pipe):
         for seed in range(config.seed, config.seed + config.num_images):

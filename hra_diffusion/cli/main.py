@@ -54,6 +54,9 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
     except HRAError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"Error: {error.filename} may not be used here: {error.strerror}.", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

@@ -111,5 +111,6 @@ def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, reso
 
 def picture_name(prompt: str, seed: int) -> str:
     """Name a picture's file after its prompt and seed."""
-    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:80]
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    slug = slug.encode()[:80].decode(errors="ignore")  # file names are measured in bytes
     return f"{slug or 'picture'}-{seed}.png"

@@ -1,5 +1,6 @@
 """The command line: help at once, one sentence and exit code 2 for bad input, the same results as from Python."""
 
+import errno
 import json
 import os
 import subprocess
@@ -11,10 +12,11 @@ import pytest
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from hra_diffusion.cli.main import main
+from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
 from hra_diffusion.pipelines import draw, hra_disabled, load_hra_weights, load_pipeline
 from hra_diffusion.training.config_file import to_toml
+from hra_diffusion.training.portrait import picture_name
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -95,6 +97,12 @@ def test_settings_for_the_embedded_base_hold_only_where_no_model_is_named():
         (["generate", "--adapter", "nix", "--prompt", "a dog"], "no adapter in nix"),
         (["generate", "--adapter", "nix", "--promt", "a dog", "--prompt", "x"], "did you mean 'prompt'"),
         (["generate", "--adapter", "nix", "--prompt", "a dog", "--num_images", "0"], "--num_images is 0"),
+        (
+            ["generate", "--adapter", "nix", "--prompt", "a dog", "--seed", "-1"],
+            "--seed is -1: give a number at least 0",
+        ),
+        (["generate", "--adapter", "nix", "--prompt", "a dog", "--height", "-64"], "--height is -64"),
+        (["generate", "--adapter", "nix", "--prompt", "x", "--num_inference_steps", "5000"], "number at most 1000"),
         (["trian"], "unknown command 'trian': did you mean 'train'"),
     ],
 )
@@ -139,6 +147,24 @@ def test_generate_draws_what_python_draws(capsys, trained, tiny_sd, tmp_path):
     for seed, path in zip((5, 6), paths, strict=True):
         theirs = draw(pipe, prompt, seed, num_inference_steps=2)
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(theirs))
+
+
+def test_sides_that_the_model_cannot_have_are_refused(capsys, trained):
+    assert main(["generate", "--adapter", str(trained), "--prompt", "a dog", "--width", "33"]) == 2
+    assert "--width is 33: give a multiple of" in capsys.readouterr().err
+
+
+def test_a_picture_has_a_name_that_files_can_have(tmp_path):
+    (tmp_path / picture_name("𝐀" * 300, 7)).touch()
+    assert picture_name("Ein Hund!", 3) == "ein-hund-3.png"
+
+
+def test_a_place_that_nobody_may_read_is_named(capsys):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, "Permission denied", "photos")
+
+    assert run(forbidden, []) == 2
+    assert capsys.readouterr().err == "Error: photos may not be used here: Permission denied.\n"
 
 
 def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):

@@ -12,6 +12,9 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
         operator.ge,
         {
             "resolution": 8,
+            "height": 8,
+            "width": 8,
+            "num_images": 1,
             "num_class_images": 1,
             "prior_loss_weight": 0,
             "max_train_samples": 1,
@@ -58,7 +61,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "flow_shift": 0,
         },
     ),
-    ("at most", operator.le, {"unmasked_weight": 1}),
+    ("at most", operator.le, {"unmasked_weight": 1, "num_inference_steps": 1000}),
     ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63}),
 )
 
