@@ -1,5 +1,6 @@
 """Following a run on the screen: what it is about, a progress bar, a signal that becomes a checkpoint."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterable, Sequence
@@ -78,19 +79,33 @@ def follow(run: "Run") -> None:
                 _look(run, tracker, record.step, wish)
             if run.any_process(wish.number is not None):
                 checkpoint = run.save_checkpoint()
-                run.part_ways()
-                raise Stopped(
+                stopped = Stopped(
                     f"Stopped after step {record.step}, which {checkpoint} holds: go on from there with "
                     "--resume_from_checkpoint latest.",
                     wish.number or signal.SIGTERM,
                 )
+                _part_ways(run, stopped.exit_code)
+                raise stopped
 
 
 def finish(run: "Run") -> None:
-    """Save what was learned, and draw before_after.png."""
+    """Save what was learned, and draw before_after.png; of several processes, the main one alone comes back."""
     run.save()
-    run.part_ways()
+    _part_ways(run)
     show_progress(run.draw_before_after(), "before and after", run.portrait.total)
+
+
+def _part_ways(run: "Run", exit_code: int = 0) -> None:
+    """End all processes but the main one.
+
+    They leave without Python's clearing up: a thread of gloo that lets go of a tensor at that time aborts its process,
+    as one in eight did on a machine with much else to do, and shuts down the whole launch with it.
+    """
+    run.part_ways()
+    if not run.is_main:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def _numbers(record: "StepRecord", pictures_per_second: float) -> dict[str, str]:

@@ -36,10 +36,9 @@ def main(arguments: Sequence[str]) -> None:
         show_progress(run.draw_class_images(), "class pictures", sum(len(images.files) for images in run.class_images))
     follow(run)
     finish(run)
-    if run.is_main:
-        with run.accelerator.autocast():
-            print(evaluate_run(run.folder, run.pipe))
-        print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
+    with run.accelerator.autocast():
+        print(evaluate_run(run.folder, run.pipe))
+    print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 
 def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:

@@ -33,8 +33,7 @@ def main(arguments: Sequence[str]) -> None:
         return
     follow(run)
     finish(run)
-    if run.is_main:
-        print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
+    print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 
 def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
