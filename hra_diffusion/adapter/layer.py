@@ -249,7 +249,8 @@ class HRALayer(Wrapper):
 
     def reflected(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """H x for each row of x (*, d), with what acts now; x itself when nothing does."""
-        columns, factored = self.ready or (self.acting_columns(), None)
+        ready = None if torch.compiler.is_compiling() else self.ready  # one graph, also where it is computed again
+        columns, factored = ready or (self.acting_columns(), None)
         if columns is None:
             return x
         x = x.to(compute_dtype(x))

@@ -75,7 +75,8 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.torch_compile:
-        family.model.compile_repeated_blocks()
+        # A checkpointed block is compiled for each shape alone, lest it be computed again by the graph of all shapes.
+        family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)
     if run.gradient_checkpointing:
         family.model.enable_gradient_checkpointing()
         for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in targets):

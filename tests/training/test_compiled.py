@@ -10,10 +10,14 @@ from hra_diffusion.training.dreambooth import DreamBooth
 
 
 @pytest.mark.slow
-def test_a_compiled_run_has_the_losses_of_the_plain_one_to_rounding(config, tmp_path, monkeypatch):
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_compiled_run_has_the_losses_of_the_plain_one_to_rounding(
+    config, tmp_path, monkeypatch, gradient_checkpointing
+):
     # Tracing and its gradients are as for any backend; inductor's C++ for a CPU would take minutes.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     shorter = {"max_train_steps": 3, "train_batch_size": 1, "with_prior_preservation": False}
+    shorter["gradient_checkpointing"] = gradient_checkpointing
     losses = {}
     for wanted in (False, True):
         values = {"torch_compile": wanted, "output_dir": tmp_path / str(wanted)}
