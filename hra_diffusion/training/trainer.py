@@ -1,5 +1,6 @@
 """What changes while a run goes on, and nothing else: saved and loaded, the run goes on as if it had never stopped."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,11 +9,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.training.average import Average
 from hra_diffusion.training.batches import Batch
 from hra_diffusion.training.loop import StepRecord, train
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
@@ -26,7 +30,7 @@ class Trainer:
     weights: dict[str, nn.Parameter]
     """What trains, by name: see :func:`trained_weights`."""
     optimizer: Any
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
+    lr_scheduler: LRScheduler
     batch_at: Callable[[int], Batch]
     """The batch of an index: see :func:`hra_diffusion.training.loop.train`."""
     max_grad_norm: float
@@ -97,7 +101,24 @@ class Trainer:
             weight.copy_(found[name])
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self._set_rates()
         self.done = state["step"]
+
+    def _set_rates(self) -> None:
+        """Let the next step have the rate of this run's schedule: the saved one's may have had another length."""
+        schedule = self.lr_scheduler
+        assert isinstance(schedule, LambdaLR)  # diffusers' schedules all are
+        rates = [
+            rate * factor(schedule.last_epoch)
+            for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        ]
+        if rates != [group["lr"] for group in self.optimizer.param_groups]:
+            logger.warning(
+                "The learning rate depends on --max_train_steps, which has changed: the steps before this one were "
+                "taken at other rates than in a run that has its present length from the start."
+            )
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     def _parts(self) -> dict[str, Any]:
         parts = {

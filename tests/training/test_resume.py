@@ -13,6 +13,7 @@ from hra_diffusion.training.checkpoint import checkpoints
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.log import read_log
 from hra_diffusion.training.same_run import FREE, FREE_WITHOUT_PRIOR
 
 
@@ -87,6 +88,15 @@ def test_the_number_of_steps_may_grow(config, tmp_path):
     train(config, lr_scheduler="constant", output_dir=longer, resume_from_checkpoint="latest")
     assert contents(longer / "adapter") == contents(whole / "adapter")
     assert contents(longer / "checkpoint-5") == contents(whole / "checkpoint-5")
+
+
+def test_a_longer_run_goes_on_at_the_rates_of_its_own_schedule_and_says_so(config, tmp_path, caplog):
+    stopped = train(config, max_train_steps=3, output_dir=tmp_path / "stopped")
+    with caplog.at_level(logging.WARNING):
+        train(config, output_dir=stopped, resume_from_checkpoint="latest")
+    assert "taken at other rates than in a run that has its present length" in caplog.text
+    longer, whole = (read_log(folder / "log.jsonl") for folder in (stopped, train(config)))
+    assert [record.learning_rates for record in longer[3:]] == [record.learning_rates for record in whole[3:]]
 
 
 def test_a_run_that_was_done_is_saved_again_as_it_was(config):
