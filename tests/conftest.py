@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,8 +226,10 @@ def control_folder(tiny_sd, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def subject_folder(tiny_sd, tmp_path_factory) -> Path:
-    """An adapter of another kind, whose encoder is of no interest."""
-    return make_control(tiny_sd, tmp_path_factory.mktemp("control") / "subject", seed=1)
+    """An adapter of another kind: that of a control without its encoder."""
+    folder = make_control(tiny_sd, tmp_path_factory.mktemp("control") / "subject", seed=1)
+    shutil.rmtree(folder / "condition_encoder")
+    return folder
 
 
 @pytest.fixture

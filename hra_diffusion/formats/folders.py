@@ -25,9 +25,12 @@ from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
-_PATTERNS = (*(place + name for place in ("", "*/", "adapter/*/") for name in FILES), PATTERN, f"adapter/{PATTERN}")
-
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
+
+_PATTERNS = (
+    *(place + name for place in ("", "*/", "adapter/*/") for name in FILES),
+    *(place + name for place in ("", "adapter/") for name in (PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
+)
 
 
 def component_folders(source: str | Path, subfolder: str | None = None, **hub: Any) -> dict[str, Path]:
@@ -61,6 +64,11 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
         AdapterFileError: a file is damaged.
     """
     return read_tokens(parts[""] if "" in parts else next(iter(parts.values())).parent)
+
+
+def of_control(parts: Mapping[str, Path]) -> bool:
+    """Whether the adapter whose folders :func:`component_folders` found is a control's, which acts by its encoder."""
+    return any((folder.parent / ENCODER).is_dir() for name, folder in parts.items() if name)
 
 
 def find_encoder(source: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:

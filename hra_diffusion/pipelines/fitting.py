@@ -55,7 +55,7 @@ def fit_lora(file: str | Path, folder: str | Path, base: Any) -> Fit:
         OutputError: the folder holds an adapter already, or cannot be written.
     """
     file, folder = Path(file), Path(folder)
-    if any(folder.glob(f"*/{CONFIG_FILE}")):
+    if any(found for place in ("*", "adapter/*") for found in folder.glob(f"{place}/{CONFIG_FILE}")):
         raise OutputError(f"{folder} holds an adapter already: choose another folder.")
     pipe = load_pipeline(str(base)) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):

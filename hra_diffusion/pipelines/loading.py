@@ -8,7 +8,7 @@ from torch import nn
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.formats.folders import component_folders, tokens_beside
+from hra_diffusion.formats.folders import component_folders, of_control, tokens_beside
 from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.pipelines.acting import list_hra_adapters, set_hra_adapters
@@ -43,10 +43,12 @@ def load_hra_weights(
 
     Raises:
         AdapterFileError: there is no adapter, or a damaged one, or one for another model; the pipeline is as before.
-        ConfigError: the name is taken or cannot be used, or (hotswap) not there, or the rank exceeds `max_rank`; the
-            pipeline is as before.
+        ConfigError: it is a control; or the name is taken or cannot be used, or (hotswap) not there, or the rank
+            exceeds `max_rank`; the pipeline is as before.
     """
     found = component_folders(folder, subfolder, **hub)
+    if of_control(found) and not resting:
+        raise ConfigError(f"{folder} is a control, which acts only with its encoder: use load_hra_control (--control).")
     parts, tokens = _for_components(pipe, found, folder), tokens_beside(found)
     with offloading_suspended(pipe):
         if hotswap:

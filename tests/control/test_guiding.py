@@ -9,9 +9,11 @@ from hra_diffusion import (
     HRAConfig,
     HRAModel,
     StableDiffusionHRAControlPipeline,
+    export_lora,
     list_hra_adapters,
     load_hra_control,
     load_hra_weights,
+    merge_hra,
     save_hra_control,
     set_hra_adapters,
 )
@@ -177,6 +179,12 @@ def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, sh
         draw(bare, image=shapes)
     with pytest.raises(ConfigError, match=r"no adapter 'control'.*load_hra_control"):
         draw_with(pipe.control, bare, shapes)
+    with pytest.raises(ConfigError, match="is a control, which acts only with its encoder: use load_hra_control"):
+        load_hra_weights(bare, control_folder)
+    with pytest.raises(ConfigError, match="is a control"):
+        export_lora(control_folder, tmp_path / "control.safetensors", base=bare)
+    with pytest.raises(ConfigError, match="is a control"):
+        merge_hra(tiny_sd, tmp_path / "merged", {str(control_folder): 1.0})
     (tmp_path / "unet").symlink_to(control_folder / "unet")
     with pytest.raises(AdapterFileError, match="holds no control"):
         load_hra_control(bare, tmp_path)

@@ -1,6 +1,7 @@
 """From a LoRA to HRA: what was a rotation comes back whole, and of anything else it is said what was lost."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,8 +111,10 @@ def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapter
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", pipe)
     assert not (tmp_path / "fit").exists()
-    with pytest.raises(OutputError, match="holds an adapter already"):
-        fit_lora(file, adapters / "a", pipe)
+    shutil.copytree(adapters / "a", tmp_path / "run" / "adapter")
+    for taken in (adapters / "a", tmp_path / "run"):
+        with pytest.raises(OutputError, match="holds an adapter already"):
+            fit_lora(file, taken, pipe)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
