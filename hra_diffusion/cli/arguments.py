@@ -6,6 +6,7 @@ from typing import TypeVar
 import tyro
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config_file import flag_types, nearest
 
 Result = TypeVar("Result")
@@ -34,8 +35,16 @@ def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, 
 
 
 def parse_settings(kind: type[Result], arguments: Sequence[str], *, prog: str) -> Result:
-    """Make a dataclass of the arguments: its fields are the flags, its docstring is the help. Errors as in `parse`."""
-    return parse(kind, arguments, prog=prog, flags=list(flag_types(kind)))
+    """Make a dataclass of the arguments: its fields are the flags, its docstring is the help.
+
+    Raises:
+        ConfigError, SystemExit: as in :func:`parse`; or a number is out of its range.
+    """
+    settings = parse(kind, arguments, prog=prog, flags=list(flag_types(kind)))
+    for name, value in vars(settings).items():
+        if isinstance(value, int | float):
+            check_value(name, value)
+    return settings
 
 
 def flag_value(arguments: Sequence[str], name: str) -> str | None:

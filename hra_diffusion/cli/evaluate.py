@@ -16,8 +16,6 @@ from hra_diffusion.training.defaults import find_model
 if TYPE_CHECKING:
     from hra_diffusion.metrics.report import Report
 
-HELD_OUT = "held_out"
-
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
@@ -53,9 +51,6 @@ class EvaluateConfig:
     """Pictures drawn at once; with 1 they are, to the bit, what generate draws."""
     output_dir: Path | None = None
     """Folder for metrics.json, metrics.md and metrics.png; the adapter's by default."""
-
-
-_LEAST = {"num_contexts": 1, "num_images": 1, "seed": 0, "num_inference_steps": 1, "guidance_scale": 0, "batch_size": 1}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -100,9 +95,8 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_hra_weights, load_pipeline
     from hra_diffusion.training.checkpoint import check_writable
-    from hra_diffusion.training.dataset import picture_files, read_pictures
+    from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
 
-    _check(config)
     home, run = read_run(config.adapter, DreamBoothConfig())
     output = config.output_dir or home
     check_writable(output)
@@ -142,13 +136,6 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     return report
 
 
-def _check(config: EvaluateConfig) -> None:
-    for name, least in _LEAST.items():
-        value = getattr(config, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"--{name} is {value}: give a number at least {least}.")
-
-
 def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     """Take from the run what the command does not say.
 
@@ -156,6 +143,7 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         ConfigError: neither says it.
     """
     from hra_diffusion.pipelines import base_model
+    from hra_diffusion.training.dataset import HELD_OUT
 
     pictures = run.data.instance_data_dir
     if pictures and not pictures.is_dir():
@@ -171,7 +159,7 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     }
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
     for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
-        if getattr(filled, name) is None:
+        if not getattr(filled, name):
             raise ConfigError(
                 f"The adapter {config.adapter} came without its run's config.toml, or knows several subjects: "
                 f"add --{name}."

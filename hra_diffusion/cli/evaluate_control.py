@@ -33,9 +33,6 @@ class EvaluateControlConfig:
 def main(arguments: Sequence[str]) -> None:
     """Draw, measure, write the results and print the table."""
     config = parse_settings(EvaluateControlConfig, arguments, prog="hra-diffusion evaluate-control")
-    for name in ("num_pairs", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(config, name)}: give a number at least 1.")
     print(evaluate(config))
 
 
@@ -56,7 +53,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.control_trial import trial_of
-    from hra_diffusion.training.controlnet import HELD_OUT
+    from hra_diffusion.training.dataset import HELD_OUT
 
     run = read_toml(config.run / "config.toml", ControlNetConfig())
     output = config.output_dir or config.run

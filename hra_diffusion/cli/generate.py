@@ -9,7 +9,6 @@ from typing import Any
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config_file import read_run
 from hra_diffusion.training.defaults import find_model
 
@@ -63,9 +62,6 @@ _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height"
 def main(arguments: Sequence[str]) -> None:
     """Draw the pictures and print their paths."""
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
-    for name, value in vars(config).items():
-        if isinstance(value, int | float):
-            check_value(name, value)
     if config.adapter is None and config.control is None:
         raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
     if (config.control is None) != (config.image is None):
