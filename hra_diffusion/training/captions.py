@@ -8,9 +8,10 @@ The layouts are those of kohya's scripts and of Hugging Face's image folders. Th
 """
 
 import csv
+import io
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +44,44 @@ def read_captions(pictures: Sequence[Path], folder: Path) -> dict[Path, str]:
 def _read_table(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    lines = [line for line in _read_text(path).splitlines() if line.strip()]
-    try:
-        rows: list[Any] = list(csv.DictReader(lines)) if path.suffix == ".csv" else [*map(json.loads, lines)]
-    except ValueError as error:
-        raise ConfigError(f"{path} is no table of captions ({error}): write one JSON object a line.") from error
     texts: dict[str, str] = {}
-    for number, row in enumerate(rows, 1):
-        name, text = (row.get(key) if isinstance(row, dict) else None for key in ("file_name", "text"))
+    for number, row in (read_csv if path.suffix == ".csv" else read_json_lines)(path):
+        name, text = (row.get(key) for key in ("file_name", "text"))
         if not isinstance(name, str) or not isinstance(text, str):
-            raise ConfigError(f"{path} has no file_name and text in entry {number}: {row!r}. Give both.")
+            raise ConfigError(f"{path} has no file_name and text in line {number}: {row!r}. Give both.")
         texts[name] = text
     return texts
+
+
+def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the rows of a table by the names of its columns, each with the number of its (last) line.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    rows = csv.DictReader(io.StringIO(_read_text(path)))
+    try:
+        for row in rows:
+            yield rows.line_num, row
+    except csv.Error as error:
+        raise ConfigError(f"{path} is no table of captions ({error}): correct line {rows.line_num}.") from error
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read a file of one JSON object a line, each with its line's number; empty lines are passed over.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    for number, line in enumerate(_read_text(path).split("\n"), 1):  # splitlines() knows more ends than JSON does
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ConfigError(f"{path}, line {number}, is no JSON ({error}): {line[:80]}") from error
+            if not isinstance(row, dict):
+                raise ConfigError(f"{path}, line {number}, is no JSON object in braces: {line[:80]}")
+            yield number, row
 
 
 def _read_text(path: Path) -> str:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -74,7 +74,9 @@ def read_toml(path: Path, default: Config) -> Config:
         flat |= value if key in groups and isinstance(value, dict) else {key: value}
     known = flag_types(default)
     for key in sorted(flat.keys() - known.keys()):
-        raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known)}.")
+        if any(key in get_type_hints(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
+            raise ConfigError(f"The config {path} has [{key}], which is of another kind of run than this command's.")
+        raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
 
 
@@ -123,9 +125,9 @@ def _as_toml(value: Any) -> Any:
 
 
 def nearest(name: str, known: Any) -> str:
-    """``; did you mean 'x'?`` with the known name that is nearest, or a list of all where none is near."""
+    """``: did you mean 'x'?`` with the known name that is nearest, or a list of all where none is near."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}"
+    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}."
 
 
 def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:

@@ -27,6 +27,7 @@ from hra_diffusion.training.config import ControlNetConfig, PreviewConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.control_sheet import ControlSheet
 from hra_diffusion.training.controlled import CONDITIONS, KEPT
+from hra_diffusion.training.dataset import HELD_OUT
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
 from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_condition, read_pairs
@@ -38,8 +39,6 @@ from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
 from hra_diffusion.training.trainer import Trainer, trained_weights
-
-HELD_OUT = "held_out"
 
 
 class ControlNet(Run):

@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
 """By these, pictures are told from other files where none is opened."""
 
+HELD_OUT = "held_out"
+"""Sub-folder with pictures that are never trained on, to measure with."""
+
 SAME = 12
 """Perceptual hashes of 256 bits that differ in no more are of one picture, saved twice. Measured: pictures saved
 anew at half the size differ by up to 6, different ones of one subject by 26 and more."""

@@ -17,7 +17,7 @@ from hra_diffusion.training.checkpoint import check_writable
 from hra_diffusion.training.class_images import images_of_classes
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.dataset import file_digest, picture_files, report_duplicates
+from hra_diffusion.training.dataset import file_digest, report_duplicates
 from hra_diffusion.training.defaults import number_of_steps, resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.new_words import add_new_words
@@ -69,8 +69,10 @@ class DreamBooth(Run):
         report_duplicates([example.photo for example in self.examples])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
-        if config.prior.class_data_dir:
-            picture_files(config.prior.class_data_dir)
+        of_class = config.prior.class_data_dir
+        if config.prior.with_prior_preservation and of_class and not of_class.is_dir():
+            check_writable(of_class, "--class_data_dir")
+            logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
         accelerator = make_accelerator(config.run)
         self.family = load(config.model, DTYPES[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
@@ -82,7 +84,8 @@ class DreamBooth(Run):
         self.sizes = sizes_for(photos, self.resolution, self.family.resolution_step, config.data.aspect_ratio_buckets)
         add_adapters(self.family, config.adapter, config.model, config.run)
         if config.adapter.train_text_encoder_ti:
-            add_new_words(self.family, [subject.prompt for subject in self.subjects], config.adapter)
+            captions = {example.caption for example in self.examples}
+            add_new_words(self.family, [subject.prompt for subject in self.subjects], captions, config.adapter)
         self._report_cut_captions()
         self.class_images = images_of_classes(config, self.subjects, folder, pipe)
         super().__init__(

@@ -28,8 +28,10 @@ def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
         masks |= {photo.path: photo.path for photo in photos if photo.has_alpha}
     if data.mask_data_dir:
         # Masks of several subjects lie in sub-folders, as their pictures do.
+        if not data.mask_data_dir.is_dir():
+            raise ImageError(f"There is no folder of masks {data.mask_data_dir}: correct --mask_data_dir.")
         folder = data.mask_data_dir / photos[0].path.parent.relative_to(data.instance_data_dir or Path())
-        by_name = {path.stem: path for path in picture_files(folder)}
+        by_name = {path.stem: path for path in picture_files(folder)} if folder.is_dir() else {}
         masks |= {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
     for photo in photos:
         if photo.path in masks:

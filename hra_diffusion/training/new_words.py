@@ -7,7 +7,7 @@ makes learned words drown the rest of a prompt. So it trains like a reflection's
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -39,11 +39,11 @@ class NewWords:
         write_together({save_directory.parent / path: data for path, data in files.items()})
 
 
-def add_new_words(family: Family, prompts: Sequence[str], settings: AdapterConfig) -> None:
-    """Let a model's text encoders know the words in angle brackets in some prompts, to be trained.
+def add_new_words(family: Family, prompts: Sequence[str], captions: Collection[str], settings: AdapterConfig) -> None:
+    """Let a model's text encoders know the words in angle brackets in some prompts, to be trained on some captions.
 
     Raises:
-        ConfigError: there is none, or the model's pipeline has no place for them.
+        ConfigError: there is none, or no caption has it, or the model's pipeline has no place for them.
     """
     words = list(dict.fromkeys(word for prompt in prompts for word in re.findall(r"<[a-z0-9_-]+>", prompt)))
     if not words:
@@ -51,6 +51,12 @@ def add_new_words(family: Family, prompts: Sequence[str], settings: AdapterConfi
             f'--train_text_encoder_ti learns the words in angle brackets, and "{prompts[0]}" has none: write '
             '"a photo of a <sks> dog", in small letters.'
         )
+    for word in words:
+        if not any(word in caption for caption in captions):
+            raise ConfigError(
+                f"--train_text_encoder_ti is to learn {word}, which no caption has: write it into those of its "
+                "pictures, or remove them, so that the instance prompt is their caption."
+            )
     if not hasattr(family.pipe, "maybe_convert_prompt"):
         raise ConfigError(
             f"--train_text_encoder_ti does not go with a {family.pipeline_class}, which has no textual inversion in "

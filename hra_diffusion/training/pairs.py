@@ -9,6 +9,7 @@ condition that is not there is annotated on each view of the picture, before its
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,12 +24,14 @@ from hra_diffusion.adapter.state import some
 from hra_diffusion.control.annotators import Annotator, Depth, Given
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.buckets import Size
-from hra_diffusion.training.captions import read_captions
+from hra_diffusion.training.captions import read_captions, read_json_lines
 from hra_diffusion.training.config import PairsConfig
 from hra_diffusion.training.dataset import Photo, check_pictures, file_digest, picture_files
 from hra_diffusion.training.pictures import parse_colour, read_layers
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import covering_size, views
+
+logger = logging.getLogger(__name__)
 
 CONDITIONS_FOLDER, METADATA = "conditioning_images", "metadata.jsonl"
 
@@ -59,6 +62,8 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
     """
     table = _read_metadata(folder, config)
     files = [folder / name for name in table] or picture_files(folder)
+    if left_out := [path.name for path in picture_files(folder) if table and path not in files]:
+        logger.warning("%s does not name %s, which are left out.", folder / METADATA, some(left_out))
     files = files[: config.max_train_samples]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise ImageError(f"{folder / METADATA} names pictures that are not there: {some(missing)}.")
@@ -83,16 +88,11 @@ def _read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any
     if not path.is_file():
         return {}
     rows: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-                name = row.get(config.image_column) or row["file_name"]
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ConfigError(
-                    f"{path}, line {number}, is no JSON object with {config.image_column} or file_name: {line[:80]}"
-                ) from error
-            rows[str(name)] = row
+    for number, row in read_json_lines(path):
+        name = row.get(config.image_column) or row.get("file_name")
+        if not isinstance(name, str):
+            raise ConfigError(f"{path}, line {number}, names no picture as {config.image_column} or file_name: {row}")
+        rows[name] = row
     return rows
 
 

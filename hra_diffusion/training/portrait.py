@@ -3,6 +3,7 @@
 Drawing changes nothing: each picture has a generator of its own, and no module or random state is touched.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -110,7 +111,9 @@ def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, reso
 
 
 def picture_name(prompt: str, seed: int) -> str:
-    """Name a picture's file after its prompt and seed."""
+    """Name a picture's file after its prompt and seed; other prompts have other names."""
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    slug = slug.encode()[:80].decode(errors="ignore")  # file names are measured in bytes
-    return f"{slug or 'picture'}-{seed}.png"
+    short = slug.encode()[:80].decode(errors="ignore") or "picture"  # file names are measured in bytes
+    if short.replace("-", " ") != prompt:
+        short += f"-{hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()}"
+    return f"{short}-{seed}.png"

@@ -16,11 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config_file import tomllib
-from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, file_digest, picture_files
+from hra_diffusion.training.dataset import ENDINGS, HELD_OUT, Photo, check_pictures, file_digest, picture_files
 from hra_diffusion.training.masks import find_masks
 
 logger = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     if root is None or not root.is_dir():
         raise ImageError(f"There is no picture folder {root or '(none was named)'}: name one with --instance_data_dir.")
     folders = subject_folders(root)
+    if folders == [root]:
+        _report_left_out(root, config)
     told = {"instance_prompt": config.data.instance_prompt, "class_prompt": config.prior.class_prompt}
     described = [_subject_file(folder) | {name: text for name, text in told.items() if text} for folder in folders]
     names = [*(folder.name for folder in folders), *(str(about.get("instance_prompt")) for about in described)]
@@ -92,10 +95,25 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
 
 def subject_folders(root: Path) -> list[Path]:
     """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any."""
-    if _has_pictures(root):
-        return [root]
+    return [root] if _has_pictures(root) else _folders_with_pictures(root) or [root]
+
+
+def _folders_with_pictures(root: Path) -> list[Path]:
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [folder for folder in inside if _has_pictures(folder)] or [root]
+    return [folder for folder in inside if _has_pictures(folder)]
+
+
+def _report_left_out(root: Path, config: DreamBoothConfig) -> None:
+    """Warn of sub-folders that look like subjects beside the pictures of one."""
+    named = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir)
+    of_other_use = {folder.resolve() for folder in (root / HELD_OUT, *named) if folder}
+    if left_out := [folder.name for folder in _folders_with_pictures(root) if folder.resolve() not in of_other_use]:
+        logger.warning(
+            "%s holds pictures and so is one subject: those in its folders %s are left out. For a subject in each "
+            "folder, let no picture lie beside them.",
+            root,
+            some(left_out),
+        )
 
 
 def read_examples(subject: Subject, data: DataConfig) -> list[Example]:

@@ -31,6 +31,19 @@ def test_a_table_names_pictures(pictures, table, text):
     assert captions(pictures) == {"0.png": "a dog, asleep", "3.png": "ü"}
 
 
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ("metadata.csv", 'file_name,text\n0.png,"a dog,\nasleep"\n'),
+        ("metadata.csv", 'file_name,text\r\n0.png,"a dog,\r\nasleep"\r\n'),
+        ("metadata.jsonl", '{"file_name": "0.png", "text": "a dog,\u2028asleep"}\r\n'),
+    ],
+)
+def test_lines_end_where_the_format_ends_them(pictures, table, text):
+    (pictures / table).write_text(text, encoding="utf-8", newline="")
+    assert captions(pictures) == {"0.png": "a dog, asleep"}
+
+
 @pytest.mark.parametrize("ending", [".txt", ".caption"])
 def test_a_text_beside_the_picture_goes_before_the_table(pictures, ending):
     (pictures / "metadata.jsonl").write_text(LINE + '\n{"file_name": "1.jpg", "text": "kept"}')
@@ -62,10 +75,10 @@ def test_a_caption_without_its_picture_is_named(pictures, caplog):
     ("name", "content", "complaint"),
     [
         ("0.txt", "a dög".encode("latin-1"), r"0\.txt is not in UTF-8"),
-        ("metadata.jsonl", b"{", r"metadata\.jsonl is no table of captions"),
-        ("metadata.jsonl", b"[]", r"metadata\.jsonl has no file_name and text in entry 1: \[\]"),
-        ("metadata.jsonl", b'{"file_name": "0.png", "text": "a"}\n{"file_name": "0.png"}', "in entry 2"),
-        ("metadata.csv", b"file,caption\n0.png,a dog\n", r"metadata\.csv has no file_name and text in entry 1"),
+        ("metadata.jsonl", b"{", r"metadata\.jsonl, line 1, is no JSON"),
+        ("metadata.jsonl", b"[]", r"metadata\.jsonl, line 1, is no JSON object in braces: \[\]"),
+        ("metadata.jsonl", b'{"file_name": "0.png", "text": "a"}\n{"file_name": "0.png"}', "in line 2"),
+        ("metadata.csv", b"file,caption\n0.png,a dog\n", r"metadata\.csv has no file_name and text in line 2"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(pictures, name, content, complaint):

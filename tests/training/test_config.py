@@ -52,7 +52,8 @@ def test_keys_need_no_table(tmp_path):
     [
         ("learnin_rate = 1.0", "did you mean 'learning_rate'"),
         ("[adapter]\nrankk = 1", "did you mean 'rank'"),
-        ("[adaptr]\nrank = 1", "unknown key 'adaptr'"),
+        ("[adaptr]\nrank = 1", r"unknown key 'adaptr': did you mean 'adapter'\?$"),
+        ("[pairs]\nresolution = 8", r"has \[pairs\], which is of another kind of run"),
         ("rank = 'eight'", "rank = 'eight': write a whole number"),
         ("rank = true", "write a whole number"),
         ("learning_rate = '1e-4'", "write a number"),

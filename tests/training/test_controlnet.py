@@ -153,7 +153,7 @@ def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scene
     )
 
 
-def test_a_table_names_pictures_conditions_and_captions(scenes):
+def test_a_table_names_pictures_conditions_and_captions(scenes, caplog):
     (scenes / "maps").mkdir()
     shutil.copy(scenes / "1.png", scenes / "maps" / "a.png")
     (scenes / "metadata.jsonl").write_text(
@@ -161,6 +161,7 @@ def test_a_table_names_pictures_conditions_and_captions(scenes):
     )
     (pair,) = read_pairs(scenes, PairsConfig())
     assert (pair.example.caption, pair.condition) == ("told", scenes / "maps" / "a.png")
+    assert "metadata.jsonl does not name 0.png, 2.png" in caplog.text
 
 
 def test_datasets_become_folders(tmp_path, scenes):
@@ -189,7 +190,7 @@ def test_datasets_become_folders(tmp_path, scenes):
     [
         (lambda folder: (folder / "3.txt").unlink(), {}, ConfigError, r"no caption: 3\.png"),
         (lambda folder: (folder / "conditioning_images").mkdir(), {}, ImageError, "have no condition"),
-        (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, is no JSON"),
+        (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, names no picture"),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "nix.png", "text": "a"}\n'),
             {},

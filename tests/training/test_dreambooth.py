@@ -207,7 +207,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
     ("changes", "error", "complaint"),
     [
         ({"instance_data_dir": Path("nix")}, ImageError, "picture folder nix.*--instance_data_dir"),
-        ({"class_data_dir": Path("nix")}, ImageError, "picture folder nix"),
+        ({"class_data_dir": Path(__file__) / "class"}, OutputError, "--class_data_dir"),
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
         ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),

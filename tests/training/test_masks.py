@@ -1,5 +1,6 @@
 """Masks: what is black counts as little as the settings say, in every view, and nothing else changes."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,8 @@ def test_masks_of_several_subjects_lie_in_folders_like_theirs(pictures, masks, t
     config = with_values(DreamBoothConfig(), {"instance_data_dir": tmp_path / "both", "mask_data_dir": masks})
     (subject,) = find_subjects(config)
     assert [example.mask for example in read_examples(subject, config.data)] == [masks / "dog" / "0.png", *[None] * 3]
+    shutil.rmtree(masks / "dog")
+    assert [example.mask for example in read_examples(subject, config.data)] == [None] * 4
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name(pictures, masks, mask, co
 
 
 def test_a_folder_of_masks_that_is_not_there_is_named(pictures):
-    with pytest.raises(ImageError, match=r"no picture folder .*nix"):
+    with pytest.raises(ImageError, match=r"no folder of masks .*nix: correct --mask_data_dir"):
         examples(pictures, mask_data_dir=pictures / "nix")
 
 

@@ -146,5 +146,14 @@ def test_without_a_word_in_brackets_or_a_place_for_one_there_is_nothing_to_learn
         DreamBooth(with_values(config, {"pretrained_model_name_or_path": str(tiny_sd3)}))
 
 
+def test_a_word_that_no_caption_has_cannot_be_learned(config, pictures):
+    for picture in pictures.glob("*.*"):
+        picture.with_suffix(".txt").write_text("a photo of a dog")
+    with pytest.raises(ConfigError, match=r"learn <sks>, which no caption has"):
+        DreamBooth(config)
+    next(pictures.glob("*.txt")).unlink()  # one picture shows the prompt
+    DreamBooth(config)
+
+
 def test_a_subject_without_a_prompt_gets_a_new_word(config):
     assert DreamBooth(with_values(config, {"instance_prompt": None})).subjects[0].prompt == PROMPT

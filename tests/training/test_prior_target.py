@@ -9,13 +9,13 @@ from hra_diffusion.training.dreambooth import DreamBooth
 
 
 @pytest.fixture
-def prepared(config, tmp_path):
+def prepared(config, tmp_path, caplog):
     def prepare(**values) -> DreamBooth:
         run = DreamBooth(with_values(config, {"class_data_dir": tmp_path / "class", **values}))
         list(run.draw_class_images())
+        assert "class yet: pictures of the class will be drawn into it" in caplog.text
         return run
 
-    (tmp_path / "class").mkdir()
     return prepare
 
 

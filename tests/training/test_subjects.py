@@ -44,6 +44,13 @@ def test_a_folder_of_folders_is_several_subjects_each_with_a_word_of_its_own(man
     }
 
 
+def test_a_picture_beside_folders_of_pictures_makes_them_left_out_and_named(many, pictures, caplog):
+    folder = many("cat", "held_out", "masks", "dog")
+    shutil.copy(pictures / "0.png", folder)
+    assert found(folder, instance_prompt="a sks pet", mask_data_dir=folder / "masks").keys() == {folder.name}
+    assert "those in its folders cat, dog are left out" in caplog.text
+
+
 def test_a_word_that_is_told_is_not_given_again(many):
     folder = many("cat", "dog")
     (folder / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
