@@ -144,12 +144,15 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     """
     from hra_diffusion.pipelines import base_model
     from hra_diffusion.training.dataset import HELD_OUT
+    from hra_diffusion.training.subjects import subject_folders
 
     pictures = run.data.instance_data_dir
     if pictures and not pictures.is_dir():
         pictures = Path(find_model(str(pictures)))
     if pictures and (pictures / HELD_OUT).is_dir():
         pictures = pictures / HELD_OUT
+    elif pictures and pictures.is_dir() and subject_folders(pictures) != [pictures]:
+        pictures = None  # several subjects: which is meant?
     from_run = {
         "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
         "instance_prompt": run.data.instance_prompt,

@@ -55,6 +55,8 @@ def evaluate(config: EvaluateControlConfig) -> str:
     from hra_diffusion.training.control_trial import trial_of
     from hra_diffusion.training.dataset import HELD_OUT
 
+    if not (config.run / "config.toml").is_file():
+        raise ConfigError(f"{config.run} is no output folder of train-control: there is no config.toml in it.")
     run = read_toml(config.run / "config.toml", ControlNetConfig())
     output = config.output_dir or config.run
     check_writable(output)

@@ -56,6 +56,7 @@ class GenerateConfig:
     """Folder for the pictures, which are named after prompt and seed."""
 
 
+_OF_CONTROL = ("annotated", "control_strength", "control_start", "control_end")
 _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
 
 
@@ -66,6 +67,11 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
     if (config.control is None) != (config.image is None):
         raise ConfigError("A control follows a picture: give --control and --image together, or neither.")
+    if config.control and not config.control.is_dir():
+        raise ConfigError(f"There is no folder {config.control}: name a control's, or its run's, with --control.")
+    ignored = [name for name in _OF_CONTROL if getattr(config, name) != getattr(GenerateConfig, name)]
+    if ignored and not config.control:
+        raise ConfigError(f"--{ignored[0]} is of a control, and there is none: add --control and --image.")
     for path in generate(config):
         print(path)
 

@@ -41,9 +41,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def adapter_and_strength(text: str) -> tuple[str, float]:
-    """Take FOLDER:STRENGTH apart; what follows the last colon is only a strength if it is a number."""
+    """Take FOLDER:STRENGTH apart; a folder may have a colon in its name, and a strength is a number."""
     folder, colon, strength = text.rpartition(":")
     try:
-        return (folder, float(strength)) if colon else (text, 1.0)
+        return (folder, float(strength)) if colon and not Path(text).exists() else (text, 1.0)
     except ValueError:
         return text, 1.0

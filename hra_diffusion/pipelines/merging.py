@@ -1,5 +1,6 @@
 """A whole model with adapters multiplied into its weights, for whatever knows nothing of adapters."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -56,7 +57,7 @@ def merge_hra(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
     pipe = load_pipeline(str(base))
-    names = [f"adapter {number}" for number in range(len(adapters))]
+    names = [f"{re.sub('[^A-Za-z0-9_-]+', ' ', Path(folder).name)} {at}" for at, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)
     set_hra_adapters(pipe, names, list(adapters.values()), combine)

@@ -169,7 +169,7 @@ def _check(pipe: Any, name: str, of_one: Mapping[str, Tensor], others: Mapping[s
     for token, vectors in of_one.items():
         holder = next((adapter for adapter, each in others.items() if token in each), None)
         if holder is not None:
-            raise ConfigError(f"The adapter {holder!r} has a token {token} of its own: unload it first.")
+            raise ConfigError(f"The adapter {holder!r} has a token {token} of its own: use one at a time.")
         if token in known:
             raise AdapterFileError(f"The token {token} is a word that the pipeline's {name} knows already.")
         if vectors.shape[1] != width:

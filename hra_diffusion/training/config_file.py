@@ -63,9 +63,7 @@ def read_toml(path: Path, default: Config) -> Config:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"The config {path} cannot be read ({error.strerror}): check the path after --config."
-        ) from error
+        raise ConfigError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
         raise ConfigError(f"The config {path} is not valid TOML ({error}): correct it there.") from error
     groups = {field.name for field in fields(default)}

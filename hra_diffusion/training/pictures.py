@@ -110,7 +110,11 @@ def _open(path: Path) -> Image.Image:
         raise ImageError(
             f"{path} is a HEIC file, which needs pillow-heif: pip install 'hra-diffusion[heic]', or save it as JPEG."
         ) from error
+    except FileNotFoundError as error:
+        raise ImageError(f"There is no picture {path}: check the path.") from error
     except Exception as error:  # OSError mostly; ValueError for a PNG whose texts explode
+        if isinstance(error, OSError) and error.strerror:  # the file's fault, not the picture's
+            raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
         raise ImageError(f"{path} is no picture that can be read: remove it or save it as JPEG or PNG.") from error
 
 

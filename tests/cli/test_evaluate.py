@@ -124,7 +124,14 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     shutil.copytree(emoji_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
     base = ("--pretrained_model_name_or_path", tmp_path / "emoji-sd")
+    assert "--num_inference_steps is 5000" in refusal(capsys, emoji_run, "--num_inference_steps", 5000)
+    assert "add --instance_prompt" in refusal(capsys, emoji_run, "--instance_prompt", "")
     assert "no judge in" in refusal(capsys, tmp_path / "run", *base)
+    shutil.copytree(emoji_run.parent / "dog", tmp_path / "pets" / "dog")
+    config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
+    several = with_values(config, {"instance_data_dir": tmp_path / "pets", "instance_prompt": "a sks dog"})
+    (tmp_path / "run" / "config.toml").write_text(to_toml(several))
+    assert "add --reference_dir" in refusal(capsys, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 

@@ -103,6 +103,9 @@ def test_settings_for_the_embedded_base_hold_only_where_no_model_is_named():
         ),
         (["generate", "--adapter", "nix", "--prompt", "a dog", "--height", "-64"], "--height is -64"),
         (["generate", "--adapter", "nix", "--prompt", "x", "--num_inference_steps", "5000"], "number at most 1000"),
+        (["evaluate-control", "nix"], "nix is no output folder of train-control"),
+        (["evaluate-control", "nix", "--num_pairs", "0"], "--num_pairs is 0"),
+        (["export-lora", "nix", "a.safetensors", "--strength", "nan"], "--strength is nan: give a finite number"),
         (["trian"], "unknown command 'trian': did you mean 'train'"),
     ],
 )

@@ -70,6 +70,12 @@ def test_a_strength_follows_the_last_colon():
     assert adapter_and_strength("C:\\a") == ("C:\\a", 1.0)
 
 
+def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
+    (tmp_path / "a:1").mkdir()
+    assert adapter_and_strength(f"{tmp_path}/a:1") == (f"{tmp_path}/a:1", 1.0)
+    assert adapter_and_strength(f"{tmp_path}/a:1:0.5") == (f"{tmp_path}/a:1", 0.5)
+
+
 def test_an_adapter_named_twice_is_refused(capsys, tmp_path):
     assert main(["merge", "base", str(tmp_path / "out"), "--adapters", "a:1", "a:2"]) == 2
     assert "names an adapter twice" in capsys.readouterr().err

@@ -249,7 +249,8 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
         ([], "name a folder with --adapter or --control"),
         (["--control", "nix"], "give --control and --image together"),
         (["--adapter", "nix", "--image", "nix.png"], "give --control and --image together"),
-        (["--control", "nix", "--image", "nix.png"], "no adapter in nix"),
+        (["--control", "nix", "--image", "nix.png"], "There is no folder nix: name a control's"),
+        (["--adapter", "nix", "--control_strength", "0.5"], "--control_strength is of a control, and there is none"),
     ],
 )
 def test_generate_says_what_a_control_needs(capsys, tmp_path, monkeypatch, flags, complaint):

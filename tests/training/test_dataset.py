@@ -15,7 +15,7 @@ from hra_diffusion.training.dataset import (
     read_pictures,
     report_duplicates,
 )
-from hra_diffusion.training.pictures import parse_colour, read_picture
+from hra_diffusion.training.pictures import parse_colour, read_layers, read_picture
 
 FOUR_COLOURS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 240]]], np.uint8)
 QUARTERS = np.kron(FOUR_COLOURS, np.ones((16, 24, 1), np.uint8))
@@ -101,6 +101,10 @@ def test_an_unknown_colour_is_refused():
 
 
 def test_a_folder_without_a_picture_is_an_error(tmp_path):
+    with pytest.raises(ImageError, match=r"There is no picture .*nix\.png: check the path"):
+        read_layers(tmp_path / "nix.png")
+    with pytest.raises(ImageError, match=r"cannot be read: Is a directory"):
+        read_layers(tmp_path)
     with pytest.raises(ImageError, match="holds no pictures"):
         read_pictures(picture_files(tmp_path), tmp_path)
     (tmp_path / "notes.txt").write_text("")
