@@ -107,7 +107,7 @@ def _merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None 
     names = check_adapters_to_merge(self, adapter_names)
     if names and self.merged and not twin.merged:  # merged by PEFT, before this was enabled
         names = [*self.merged_adapters, *names]
-        _originals[type(self), "unmerge"](self)
+        _unmerge(self)
     for name in names:
         if name not in self.hra_u:
             continue

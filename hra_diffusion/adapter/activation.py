@@ -51,7 +51,7 @@ class AdaptedModel(ModelProxy):
         Raises:
             ConfigError: there is no such adapter.
         """
-        names = (adapter_name,) if isinstance(adapter_name, str) else tuple(adapter_name)
+        names = _one_or_several(adapter_name)
         self._check_known(*names)
         self._unmerge_to_change()
         self._act(names=names, as_mean=False, inference_mode=inference_mode)
@@ -72,7 +72,7 @@ class AdaptedModel(ModelProxy):
         Raises:
             ConfigError: there is no such adapter, or a strength cannot be had; nothing is changed.
         """
-        adapter_names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
+        adapter_names = _one_or_several(adapter_names)
         if combine not in ("product", "lie"):
             raise ConfigError(f"combine must be 'product' or 'lie'; found {combine!r}.")
         if strengths is not None and len(strengths) != len(adapter_names):
@@ -200,9 +200,9 @@ class AdaptedModel(ModelProxy):
     def _to_merge(self, adapter_names: Sequence[str] | None) -> Mixture:
         if not self._acting.enabled:
             raise ConfigError("The adapters are disabled, and the model is to act without them: enable them to merge.")
-        adapter_names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
-        self._check_known(*adapter_names or ())
-        wanted = self._acting.mixture if adapter_names is None else self._acting.product(adapter_names)
+        names = _one_or_several(adapter_names or ())
+        self._check_known(*names)
+        wanted = self._acting.mixture if adapter_names is None else self._acting.product(names)
         if any(blend in self._merged for blend in wanted):
             warnings.warn("Some of the adapters are merged already; the others are merged now.", stacklevel=3)
         return self._merged + tuple(blend for blend in wanted if blend not in self._merged)
@@ -243,3 +243,7 @@ class AdaptedModel(ModelProxy):
                 f"The adapter {adapter_name!r} has the odd rank {config.r}: its determinant is −1, its strength can "
                 f"be 0 or 1 only; found {strength}. Train with an even rank."
             )
+
+
+def _one_or_several(names: str | Sequence[str]) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

@@ -68,9 +68,9 @@ class HRAConfig:
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             _check_names(name, getattr(self, name))
         layers: Any = self.layers_to_transform
-        for layer in layers if isinstance(layers, tuple) else () if layers is None else (layers,):
-            if isinstance(layer, bool) or not isinstance(layer, int):
-                raise ConfigError(f"layers_to_transform must be indices of layers; found {layers!r}.")
+        indices = layers if isinstance(layers, tuple) else (layers,)
+        if layers is not None and not all(type(index) is int for index in indices):
+            raise ConfigError(f"layers_to_transform must be indices of layers; found {layers!r}.")
         if self.bias not in get_args(Bias):
             raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
         if isinstance(self.target_modules, str):
