@@ -9,6 +9,7 @@ from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.portrait import picture_name
 
 PROMPT = "a photo of a <sks> dog on the beach"
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
@@ -53,5 +54,5 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
         assert draw(pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS) == adapted
         flags = ["--adapter", str(run.folder), "--prompt", PROMPT, "--seed", "3", "--output_dir", str(tmp_path)]
         assert main(["generate", *flags]) == 0
-        with Image.open(tmp_path / "a-photo-of-a-sks-dog-on-the-beach-3.png") as generated:
+        with Image.open(tmp_path / picture_name(PROMPT, 3)) as generated:
             assert generated.tobytes() == adapted.tobytes()
