@@ -94,6 +94,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.metrics.evaluation import evaluate as measure
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_hra_weights, load_pipeline
+    from hra_diffusion.training.buckets import checked_resolution
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
 
@@ -117,7 +118,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
         instruments.vocabulary,
         contexts=config.num_contexts,
         seeds=range(config.seed, config.seed + config.num_images),
-        resolution=_checked_resolution(config.resolution, pipe),
+        resolution=checked_resolution(config.resolution, pipe),
         num_inference_steps=config.num_inference_steps or run.preview.num_inference_steps,
         guidance_scale=run.preview.guidance_scale if config.guidance_scale is None else config.guidance_scale,
         batch_size=config.batch_size,
@@ -149,10 +150,11 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     pictures = run.data.instance_data_dir
     if pictures and not pictures.is_dir():
         pictures = Path(find_model(str(pictures)))
+    if pictures and pictures.is_dir() and not (pictures / HELD_OUT).is_dir():
+        folders = subject_folders(pictures)
+        pictures = folders[0] if len(folders) == 1 else None  # of several subjects: which is meant?
     if pictures and (pictures / HELD_OUT).is_dir():
         pictures = pictures / HELD_OUT
-    elif pictures and pictures.is_dir() and subject_folders(pictures) != [pictures]:
-        pictures = None  # several subjects: which is meant?
     from_run = {
         "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
         "instance_prompt": run.data.instance_prompt,
@@ -168,13 +170,3 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
                 f"add --{name}."
             )
     return filled
-
-
-def _checked_resolution(wanted: int | None, pipe: Any) -> int:
-    step = pipe.vae_scale_factor
-    if wanted is not None and (wanted < step or wanted % step):
-        raise ConfigError(
-            f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
-            f"use {max(step, wanted // step * step)}."
-        )
-    return wanted or pipe.unet.config.sample_size * step

@@ -51,6 +51,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     from hra_diffusion.metrics.frechet import load_inception
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_pipeline
+    from hra_diffusion.training.buckets import checked_resolution
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.control_trial import trial_of
     from hra_diffusion.training.dataset import HELD_OUT
@@ -67,7 +68,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     model = find_model(str(run.model.pretrained_model_name_or_path))
     pipe = load_pipeline(model, **run.model.loading).to(PartialState().device)
     control = load_hra_control(pipe, config.run)
-    side = run.pairs.resolution or pipe.unet.config.sample_size * pipe.vae_scale_factor
+    side = checked_resolution(run.pairs.resolution, pipe)
     trial = trial_of(folder, control.annotator, run, side, num_pairs=config.num_pairs, batch_size=config.batch_size)
     with tqdm(desc="measuring", total=trial.total, unit="picture") as bar:
         for done in trial.draw(pipe, control):

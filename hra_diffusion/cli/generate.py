@@ -86,6 +86,7 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     from hra_diffusion.formats.files import write_file
     from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
+    from hra_diffusion.pipelines.components import side_step
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.portrait import picture_name
 
@@ -101,8 +102,8 @@ def generate(config: GenerateConfig) -> list[Path]:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)
     for name in ("height", "width"):
-        if (options[name] or 0) % pipe.vae_scale_factor:
-            raise ConfigError(f"--{name} is {options[name]}: give a multiple of {pipe.vae_scale_factor}.")
+        if (options[name] or 0) % (step := side_step(pipe)):
+            raise ConfigError(f"--{name} is {options[name]}: give a multiple of {step}.")
     paths: list[Path] = []
     with _guiding(config, pipe):
         for seed in range(config.seed, config.seed + config.num_images):

@@ -54,8 +54,9 @@ def report(config: InspectConfig) -> Iterator[str]:
 
 def _run_settings(folder: Path) -> Iterator[str]:
     """Yield what the run that made an adapter was told other than the defaults, if its config.toml is there."""
-    is_control = any((place / "condition_encoder").is_dir() for place in (folder, folder / "adapter"))
-    fresh = ControlNetConfig() if is_control else DreamBoothConfig()
+    from hra_diffusion.formats.folders import find_encoder
+
+    fresh = ControlNetConfig() if find_encoder(folder) else DreamBoothConfig()
     _, run = read_run(folder, fresh)
     default = flat_values(fresh)
     told = {name: value for name, value in flat_values(run).items() if value != default[name]}

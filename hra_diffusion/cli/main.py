@@ -1,6 +1,6 @@
 """Entry point: choose the sub-command, and turn errors into one sentence and an exit code.
 
-0: done. 2: something the user gave is wrong. 130, 143: stopped by SIGINT, SIGTERM.
+0: done. 2: something the user gave is wrong. 130, 143: stopped by SIGINT, SIGTERM. 141: whoever read the output left.
 """
 
 import atexit

@@ -17,7 +17,8 @@ from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors, replacing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, find_encoder
-from hra_diffusion.pipelines import load_hra_weights, unload_hra_weights
+from hra_diffusion.pipelines import unload_hra_weights
+from hra_diffusion.pipelines.loading import load_resting
 
 
 def load_hra_control(
@@ -41,7 +42,7 @@ def load_hra_control(
         ConfigError: the name is taken.
     """
     encoder = read_encoder(folder, subfolder, **hub)
-    load_hra_weights(pipe, folder, adapter_name, subfolder=subfolder, resting=True, **hub)
+    load_resting(pipe, folder, adapter_name, subfolder=subfolder, **hub)
     channels = pipe.unet.conv_in.out_channels
     if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, pipe.vae_scale_factor):
         unload_hra_weights(pipe, adapter_name)

@@ -9,20 +9,15 @@
 A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
+from hra_diffusion.formats.run_folder import of_run, tomllib
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
@@ -66,9 +61,14 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
     return read_tokens(parts[""] if "" in parts else next(iter(parts.values())).parent)
 
 
-def of_control(parts: Mapping[str, Path]) -> bool:
-    """Whether the adapter whose folders :func:`component_folders` found is a control's, which acts by its encoder."""
-    return any((folder.parent / ENCODER).is_dir() for name, folder in parts.items() if name)
+def encoder_beside(parts: Mapping[str, Path]) -> Path | None:
+    """Return the folder of a control's encoder beside the folders that :func:`component_folders` found, if any."""
+    return next((path for part in parts.values() if (path := part.parent / ENCODER).is_dir()), None)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter's already, or a run's that has one."""
+    return any(found for place in (".", "*", "adapter/*") for found in folder.glob(f"{place}/{CONFIG_FILE}"))
 
 
 def find_encoder(source: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
@@ -103,14 +103,14 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: the file is damaged.
     """
-    for path in (Path(folder) / "config.toml", Path(folder).absolute().parent / "config.toml"):
-        if path.is_file():
-            try:
-                table = tomllib.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise AdapterFileError(f"{path} is not valid TOML: {error}") from error
-            groups = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
-            flat = {key: value for group in groups for key, value in group.items() if not key.endswith("_dir")}
-            model = flat.get("pretrained_model_name_or_path")
-            return flat | ({"pretrained_model_name_or_path": public_name(model)} if model else {})
-    return {}
+    path = of_run(folder, "config.toml")
+    if path is None:
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise AdapterFileError(f"{path} is not valid TOML: {error}") from error
+    groups = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
+    flat = {key: value for group in groups for key, value in group.items() if not key.endswith("_dir")}
+    model = flat.get("pretrained_model_name_or_path")
+    return flat | ({"pretrained_model_name_or_path": public_name(model)} if model else {})

@@ -27,6 +27,7 @@ class ModelCard:
         metrics: numbers by name.
         table: the same as a table, with what they mean.
         settings: the run's settings, by flag.
+        is_control: whether it follows pictures.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ModelCard:
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     table: str | None = None
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    is_control: bool = False
 
     def __str__(self) -> str:
         """The whole page."""
@@ -86,13 +88,20 @@ class ModelCard:
         )
 
     def _usage(self) -> str:
+        loader = "load_hra_control" if self.is_control else "load_hra_weights"
+        load, draw = (
+            f"{loader}(pipe, {_quoted(self.repository)})",
+            f"pipe({_quoted(self.instance_prompt or '…')}).images[0]",
+        )
+        if self.is_control:
+            load, draw = f"control = {load}", f'with control.guiding(pipe, Image.open("…")):\n    {draw}'
         return (
             "```python\n"
             "from diffusers import DiffusionPipeline\n"
-            "from hra_diffusion import load_hra_weights\n\n"
+            f"from hra_diffusion import {loader}\n"
+            f"{'from PIL import Image' if self.is_control else ''}\n"
             f"pipe = DiffusionPipeline.from_pretrained({_quoted(self.base_model or '…')}, use_safetensors=True)\n"
-            f"load_hra_weights(pipe, {_quoted(self.repository)})\n"
-            f"pipe({_quoted(self.instance_prompt or '…')}).images[0]\n"
+            f"{load}\n{draw}\n"
             "```"
         )
 

@@ -26,6 +26,17 @@ def denoiser_name(pipe: Any) -> str:
     return "unet" if "unet" in pipe.components else "transformer"
 
 
+def side_step(pipe: Any) -> int:
+    """Return of what the sides of a pipeline's pictures are multiples, in pixels."""
+    return pipe.vae_scale_factor * (getattr(pipe, denoiser_name(pipe)).config.get("patch_size") or 1)
+
+
+def own_side(pipe: Any) -> int | None:
+    """Return the side of the squares that a pipeline was made for, in pixels, if its model says so."""
+    size = getattr(pipe, denoiser_name(pipe)).config.sample_size
+    return size and size * pipe.vae_scale_factor
+
+
 def models(pipe: Any) -> dict[str, nn.Module]:
     """Return the components of a pipeline that are models, by name."""
     return {name: each for name, each in pipe.components.items() if isinstance(each, nn.Module)}

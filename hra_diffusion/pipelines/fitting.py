@@ -15,8 +15,9 @@ from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.folders import holds_adapter
 from hra_diffusion.formats.lora import Factors, Place, read_lora
-from hra_diffusion.formats.peft import CONFIG_FILE, adapter_files
+from hra_diffusion.formats.peft import adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
 from hra_diffusion.pipelines.components import models, offloading_suspended
 from hra_diffusion.pipelines.models import load_pipeline
@@ -55,7 +56,7 @@ def fit_lora(file: str | Path, folder: str | Path, base: Any) -> Fit:
         OutputError: the folder holds an adapter already, or cannot be written.
     """
     file, folder = Path(file), Path(folder)
-    if any(found for place in ("*", "adapter/*") for found in folder.glob(f"{place}/{CONFIG_FILE}")):
+    if holds_adapter(folder):
         raise OutputError(f"{folder} holds an adapter already: choose another folder.")
     pipe = load_pipeline(str(base)) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):

@@ -8,7 +8,7 @@ from torch import nn
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.formats.folders import component_folders, of_control, tokens_beside
+from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
 from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.pipelines.acting import list_hra_adapters, set_hra_adapters
@@ -24,7 +24,6 @@ def load_hra_weights(
     subfolder: str | None = None,
     hotswap: bool = False,
     max_rank: int | None = None,
-    resting: bool = False,
     **hub: Any,
 ) -> None:
     """Load an adapter into the components of a pipeline it was made for, all of them or none; it acts, alone.
@@ -38,7 +37,6 @@ def load_hra_weights(
         subfolder: where in `folder` the adapter is.
         hotswap: write it over the adapter of that name, in place: nothing is injected and compiled again.
         max_rank: make room for adapters of up to so many reflections, to be swapped in later.
-        resting: let it rest at first, and what acts go on acting.
         hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
 
     Raises:
@@ -47,14 +45,21 @@ def load_hra_weights(
             exceeds `max_rank`; the pipeline is as before.
     """
     found = component_folders(folder, subfolder, **hub)
-    if of_control(found) and not resting:
+    if encoder_beside(found):
         raise ConfigError(f"{folder} is a control, which acts only with its encoder: use load_hra_control (--control).")
     parts, tokens = _for_components(pipe, found, folder), tokens_beside(found)
     with offloading_suspended(pipe):
         if hotswap:
             _swap(pipe, parts, tokens, adapter_name)
         else:
-            _add(pipe, parts, tokens, adapter_name, max_rank, resting)
+            _add(pipe, parts, tokens, adapter_name, max_rank)
+
+
+def load_resting(pipe: Any, folder: str | Path, adapter_name: str, *, subfolder: str | None = None, **hub: Any) -> None:
+    """Load an adapter, a control's too, that rests at first, while what acts goes on acting: see `load_hra_weights`."""
+    found = component_folders(folder, subfolder, **hub)
+    with offloading_suspended(pipe):
+        _add(pipe, _for_components(pipe, found, folder), tokens_beside(found), adapter_name, resting=True)
 
 
 def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
@@ -77,7 +82,12 @@ def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
 
 
 def _add(
-    pipe: Any, parts: dict[str, Path], tokens: Tokens, adapter_name: str, max_rank: int | None, resting: bool
+    pipe: Any,
+    parts: dict[str, Path],
+    tokens: Tokens,
+    adapter_name: str,
+    max_rank: int | None = None,
+    resting: bool = False,
 ) -> None:
     if adapter_name in list_hra_adapters(pipe):
         raise ConfigError(

@@ -8,9 +8,19 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
 from hra_diffusion.formats.files import read_json
-from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
+from hra_diffusion.formats.folders import (
+    ENCODER,
+    ENCODER_FILES,
+    base_model,
+    component_folders,
+    encoder_beside,
+    public_name,
+    run_settings,
+    tokens_beside,
+)
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
+from hra_diffusion.formats.run_folder import of_run
 from hra_diffusion.formats.tokens import token_files
 
 CARD = "README.md"
@@ -57,7 +67,7 @@ def push_hra_weights(
     parts = component_folders(folder)
     files = _adapter_files(parts)
     prompts = {Path(path): prompt for path, prompt in (pictures or {}).items()}
-    sheet = next(iter(_beside(folder, _SHEET)), None)
+    sheet = of_run(folder, _SHEET)
     files |= _read_pictures([*prompts, *([sheet] if sheet else [])])
     captions = {path.name: prompt for path, prompt in prompts.items()}
     if len(captions) != len(prompts) or captions.keys() & {_SHEET, CARD}:
@@ -87,7 +97,9 @@ def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
         if model := settings.get("base_model_name_or_path"):
             settings["base_model_name_or_path"] = public_name(model)
         files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
-    return files | token_files(tokens_beside(parts))
+    encoder = encoder_beside(parts)
+    of_encoder = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
+    return files | token_files(tokens_beside(parts)) | of_encoder
 
 
 def _card(
@@ -99,7 +111,8 @@ def _card(
     sheet: Path | None,
 ) -> ModelCard:
     settings, made_for = run_settings(folder), base_model(folder)
-    measured = next((read_json(path) for path in _beside(folder, _METRICS)), {})
+    metrics, table = of_run(folder, _METRICS), of_run(folder, _TABLE)
+    measured = read_json(metrics) if metrics else {}
     return ModelCard(
         name=repository.split("/")[-1],
         repository=repository,
@@ -111,14 +124,10 @@ def _card(
         pictures=pictures,
         sheet=sheet and sheet.name,
         metrics={each["name"]: each["value"] for each in measured.get("measures", []) if each["mode"] == "adapter"},
-        table=next((path.read_text(encoding="utf-8") for path in _beside(folder, _TABLE)), None),
+        table=table and table.read_text(encoding="utf-8"),
         settings=settings,
+        is_control=encoder_beside(parts) is not None,
     )
-
-
-def _beside(folder: Path, name: str) -> Iterable[Path]:
-    """Find a file of the run that made an adapter, in its folder or the one above."""
-    return (path for path in (folder / name, folder.absolute().parent / name) if path.is_file())
 
 
 def _read_pictures(paths: Iterable[Path]) -> dict[str, bytes]:

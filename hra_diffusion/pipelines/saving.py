@@ -44,6 +44,8 @@ def save_hra_weights(
         (adapter_name,) = names
     components = holders(pipe, adapter_name)
     strangers = sorted({path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")} - components.keys())
+    if any(folder.glob(f"adapter/*/{CONFIG_FILE}")):
+        raise OutputError(f"{folder} is a run's, whose own adapter would be hidden: save into another folder.")
     if strangers:
         raise OutputError(f"{folder} holds an adapter of {', '.join(strangers)} already: save into another folder.")
     with offloading_suspended(pipe):

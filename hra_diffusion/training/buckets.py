@@ -8,12 +8,10 @@ into the bucket whose aspect ratio is nearest; none is left out, however long it
 
 from collections.abc import Iterable
 from math import log
-from typing import TYPE_CHECKING
+from typing import Any
 
 from hra_diffusion.errors import ConfigError
-
-if TYPE_CHECKING:
-    from hra_diffusion.training.families import Family
+from hra_diffusion.pipelines.components import own_side, side_step
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -42,18 +40,18 @@ def sizes_for(pictures: Iterable[Size], resolution: int, step: int, in_buckets: 
     return [nearest_size(picture, sizes) for picture in pictures]
 
 
-def checked_resolution(wanted: int | None, family: "Family") -> int:
-    """Return the resolution to train at, the model's own if none is wanted.
+def checked_resolution(wanted: int | None, pipe: Any) -> int:
+    """Return the resolution to work at, the model's own if none is wanted.
 
     Raises:
         ConfigError: the model does not work at that one, or has none of its own.
     """
-    step = family.resolution_step
-    if wanted is not None and wanted % step:
+    step = side_step(pipe)
+    if wanted is not None and (wanted < step or wanted % step):
         raise ConfigError(
             f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
             f"use {max(step, wanted // step * step)}."
         )
-    if not (resolution := wanted or family.resolution):
+    if not (resolution := wanted or own_side(pipe)):
         raise ConfigError("The model does not say what resolution it was made for: give one with --resolution.")
     return resolution

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,31 @@ def read_captions(pictures: Sequence[Path], folder: Path) -> dict[Path, str]:
     Raises:
         ConfigError: a caption file or a table cannot be read.
     """
-    texts = {folder / name: text for table in TABLES for name, text in _read_table(folder / table).items()}
+    texts = {folder / name: text for table in reversed(TABLES) for name, text in _read_table(folder / table).items()}
     if unknown := texts.keys() - set(pictures):
         names = ", ".join(sorted(path.name for path in unknown))
         logger.warning("%s has captions for pictures that are not there: %s.", folder, names)
-    for picture in pictures:
-        for file in (picture.with_suffix(ending) for ending in ENDINGS):
-            if file.exists():
-                texts[picture] = _read_text(file)
-    lines = {picture: " ".join(texts.get(picture, "").split()) for picture in pictures}
+    return _in_lines({picture: texts[picture] for picture in pictures if picture in texts}) | read_beside(pictures)
+
+
+def read_beside(pictures: Sequence[Path]) -> dict[Path, str]:
+    """Find the captions of pictures in text files beside them; a picture without one is not in the result.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    files = {
+        picture: file
+        for picture in pictures
+        for file in (picture.with_suffix(ending) for ending in reversed(ENDINGS))
+        if file.exists()
+    }
+    return _in_lines({picture: _read_text(file) for picture, file in files.items()})
+
+
+def _in_lines(texts: Mapping[Path, str]) -> dict[Path, str]:
+    """Put each text on one line; empty ones are none."""
+    lines = {picture: " ".join(text.split()) for picture, text in texts.items()}
     return {picture: line for picture, line in lines.items() if line}
 
 

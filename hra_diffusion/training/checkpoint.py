@@ -166,8 +166,8 @@ def find_checkpoint(wanted: str, folder: Path) -> Path | None:
     )
 
 
-def remove_superfluous(folder: Path, identity: Mapping[str, Any], limit: int | None) -> None:
-    """Remove checkpoints of other runs, and all but the newest ``limit`` of this one."""
+def remove_superfluous(folder: Path, identity: Mapping[str, Any], limit: int | None, newest: Path) -> None:
+    """Remove checkpoints of other runs; keep ``limit`` of this one: the newest, and those of the latest steps."""
     own: list[Path] = []
     for path in checkpoints(folder):
         try:
@@ -178,5 +178,6 @@ def remove_superfluous(folder: Path, identity: Mapping[str, Any], limit: int | N
             own.append(path)
         else:
             remove_folder(path)
+    own.sort(key=newest.__eq__)  # it may be of an earlier step than others, after going back
     for path in own[:-limit] if limit else ():
         remove_folder(path)

@@ -5,7 +5,6 @@ refused with the nearest match. What a file does not say keeps the value of the 
 """
 
 import difflib
-import sys
 import types
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -14,12 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.run_folder import of_run, tomllib
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -72,8 +67,10 @@ def read_toml(path: Path, default: Config) -> Config:
         flat |= value if key in groups and isinstance(value, dict) else {key: value}
     known = flag_types(default)
     for key in sorted(flat.keys() - known.keys()):
-        if any(key in get_type_hints(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
-            raise ConfigError(f"The config {path} has [{key}], which is of another kind of run than this command's.")
+        if key in groups:
+            raise ConfigError(f"The config {path} has {key} = {flat[key]!r}, but [{key}] is a table: write its keys.")
+        if any(key in get_type_hints(kind) or key in flag_types(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
+            raise ConfigError(f"The config {path} has {key}, which is of another kind of run than this command's.")
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
     return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
 
@@ -91,18 +88,15 @@ def read_run(folder: Path, default: Config) -> tuple[Path, Config]:
     Raises:
         ConfigError: its config.toml is damaged, or of a control.
     """
-    for place in (folder, folder.absolute().parent):
-        if (place / "config.toml").is_file():
-            if (
-                isinstance(default, DreamBoothConfig)
-                and "[control]" in (place / "config.toml").read_text(encoding="utf-8").splitlines()
-            ):
-                raise ConfigError(
-                    f"{folder} is of a control: draw with --control and --image, and measure with "
-                    "hra-diffusion evaluate-control."
-                )
-            return place, read_toml(place / "config.toml", default)
-    return folder, default
+    path = of_run(folder, "config.toml")
+    if path is None:
+        return folder, default
+    if isinstance(default, DreamBoothConfig) and "[control]" in path.read_text(encoding="utf-8").splitlines():
+        raise ConfigError(
+            f"{folder} is of a control: draw with --control and --image, and measure with hra-diffusion "
+            "evaluate-control."
+        )
+    return path.parent, read_toml(path, default)
 
 
 def to_toml(config: "DataclassInstance") -> str:

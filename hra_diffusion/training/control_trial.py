@@ -1,17 +1,15 @@
 """The pairs that a control was not trained on, as a trial of whether it is followed."""
 
-import json
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from hra_diffusion.control import fit
 from hra_diffusion.metrics.controlled import Trial
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.controlnet import condition_of, drawing_options
-from hra_diffusion.training.pairs import METADATA, read_pairs
+from hra_diffusion.training.pairs import read_metadata, read_pairs
+from hra_diffusion.training.pictures import read_picture
 
 
 def trial_of(
@@ -36,15 +34,14 @@ def trial_of(
     pairs = read_pairs(folder, with_values(run, {"max_train_samples": num_pairs}).pairs)
     paths = [pair.example.photo.path for pair in pairs]
     masks = [path.parent / "masks" / f"{path.stem}.png" for path in paths]
-    table = folder / METADATA
-    rows = [json.loads(line) for line in table.read_text(encoding="utf-8").splitlines()] if table.is_file() else []
-    objects = {row.get("file_name"): row["object"] for row in rows if "object" in row}
+    rows = read_metadata(folder, run.pairs)
+    objects = {folder / name: row["object"] for name, row in rows.items() if "object" in row}
     return Trial(
         prompts=[pair.example.caption for pair in pairs],
         real=[fit(pair.example.photo.read(), size) for pair in pairs],
         conditions=[condition_of(pair, annotator, size) for pair in pairs],
-        masks=[fit(Image.open(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
-        objects=[objects[path.name] for path in paths] if all(path.name in objects for path in paths) else (),
+        masks=[fit(read_picture(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
+        objects=[objects[path] for path in paths] if all(path in objects for path in paths) else (),
         options=drawing_options(run.preview, side),
         batch_size=batch_size,
     )

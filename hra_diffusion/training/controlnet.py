@@ -93,14 +93,14 @@ class ControlNet(Run):
         if self.family.denoiser_name != "unet":
             raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
         pipe = self.family.pipe.to(accelerator.device)
-        self.resolution = checked_resolution(config.pairs.resolution, self.family)
+        self.resolution = checked_resolution(config.pairs.resolution, pipe)
         total_steps = number_of_steps(config.run, len(self.pairs), accelerator.num_processes)
         values = {"resolution": self.resolution, "max_train_steps": total_steps, "output_dir": folder}
         config = with_values(config, values)
         add_adapters(self.family, config.adapter, config.model, config.run)
         self.encoder = encoder_for(pipe, self.annotator, stream(config.run.seed, f"start of {ENCODER}"))
         self.encoder.to(accelerator.device)
-        digests = {f"pair {pair.example.photo.path.name}": pair.digest for pair in self.pairs}
+        digests = {f"pair {pair.example.photo.path.relative_to(root)}": pair.digest for pair in self.pairs}
         super().__init__(
             config=config,
             accelerator=accelerator,
@@ -115,9 +115,9 @@ class ControlNet(Run):
         return super().components | {ENCODER: self.encoder}
 
     @property
-    def _parts(self) -> dict[str, torch.nn.Module]:
+    def parts(self) -> dict[str, torch.nn.Module]:
         """See :class:`Run`."""
-        return super()._parts | {ENCODER: self.encoder}
+        return super().parts | {ENCODER: self.encoder}
 
     @property
     def control(self) -> Control:

@@ -42,7 +42,7 @@ def embedded_defaults(kind: type[Config], name: str) -> Config:
 
 
 def find_model(name: str) -> str:
-    """Return the model's name, or its path where it is a folder of the checkout and not of the working directory."""
+    """Return a model's name or a folder, with its path where it is in the checkout and not in the working directory."""
     here, there = Path(name), PROJECT / name
     return str(there) if there.is_dir() and not here.is_dir() else name
 

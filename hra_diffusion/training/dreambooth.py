@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
+from hra_diffusion.pipelines.components import side_step
 from hra_diffusion.training.buckets import checked_resolution, sizes_for
 from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.checkpoint import check_writable
@@ -76,12 +77,12 @@ class DreamBooth(Run):
         accelerator = make_accelerator(config.run)
         self.family = load(config.model, DTYPES[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
-        self.resolution = checked_resolution(config.data.resolution, self.family)
+        self.resolution = checked_resolution(config.data.resolution, pipe)
         a_pass = sum(example.repeats for example in self.examples)
         total_steps = number_of_steps(config.run, a_pass, accelerator.num_processes)
         config = with_values(config, {"resolution": self.resolution, "max_train_steps": total_steps})
         photos = [example.photo.size for example in self.examples]
-        self.sizes = sizes_for(photos, self.resolution, self.family.resolution_step, config.data.aspect_ratio_buckets)
+        self.sizes = sizes_for(photos, self.resolution, side_step(pipe), config.data.aspect_ratio_buckets)
         add_adapters(self.family, config.adapter, config.model, config.run)
         if config.adapter.train_text_encoder_ti:
             captions = {example.caption for example in self.examples}

@@ -7,11 +7,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from hra_diffusion.pipelines.components import models
+
 
 def idle_models(pipe: Any, loss: nn.Module) -> list[nn.Module]:
     """Return the models of a pipeline that its training loss does without."""
     needed = set(loss.modules())
-    return [part for part in pipe.components.values() if isinstance(part, nn.Module) and part not in needed]
+    return [part for part in models(pipe).values() if part not in needed]
 
 
 def move(models: Iterable[nn.Module], device: torch.device | str) -> None:

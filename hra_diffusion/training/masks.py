@@ -12,7 +12,7 @@ from PIL import Image
 from hra_diffusion.errors import ImageError
 from hra_diffusion.training.config import DataConfig
 from hra_diffusion.training.dataset import Photo, picture_files
-from hra_diffusion.training.pictures import read_layers
+from hra_diffusion.training.pictures import check_same_shape, read_layers
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
     if data.alpha_mask:
         masks |= {photo.path: photo.path for photo in photos if photo.has_alpha}
     if data.mask_data_dir:
-        # Masks of several subjects lie in sub-folders, as their pictures do.
         if not data.mask_data_dir.is_dir():
             raise ImageError(f"There is no folder of masks {data.mask_data_dir}: correct --mask_data_dir.")
+        # Masks of several subjects lie in sub-folders, as their pictures do.
         folder = data.mask_data_dir / photos[0].path.parent.relative_to(data.instance_data_dir or Path())
         by_name = {path.stem: path for path in picture_files(folder)} if folder.is_dir() else {}
         masks |= {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
@@ -51,12 +51,7 @@ def read_mask(photo: Photo, path: Path) -> Image.Image:
     layers = read_layers(path)
     mask = layers.alpha if path == photo.path else layers.over((0, 0, 0)).convert("L")
     assert mask  # only pictures with transparency are their own masks
-    (width, height), (own_width, own_height) = mask.size, photo.size
-    if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
-        raise ImageError(
-            f"The mask {path} has {width}×{height} pixels and its picture {own_width}×{own_height}: "
-            "give both one shape."
-        )
+    check_same_shape(f"mask {path}", mask.size, photo.size)
     if mask.getextrema()[1] == 0:
         raise ImageError(f"The mask {path} is black, so nothing of its picture counts: remove one of the two.")
     return mask if mask.size == photo.size else mask.resize(photo.size, Image.Resampling.BILINEAR)

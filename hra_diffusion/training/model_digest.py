@@ -3,7 +3,7 @@
 import hashlib
 from typing import Any
 
-from torch import nn
+from hra_diffusion.pipelines.components import models
 
 
 def model_digest(pipe: Any) -> str:
@@ -13,8 +13,7 @@ def model_digest(pipe: Any) -> str:
     """
     settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     digest = hashlib.blake2b(repr(sorted(settings.items())).encode(), digest_size=8)
-    for _, component in sorted(pipe.components.items()):
-        if isinstance(component, nn.Module):
-            *_, weight = (weight for name, weight in component.named_parameters() if "hra_" not in name)
-            digest.update(weight.detach().float().cpu().numpy().tobytes())
+    for _, component in sorted(models(pipe).items()):
+        *_, weight = (weight for name, weight in component.named_parameters() if "hra_" not in name)
+        digest.update(weight.detach().float().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -24,10 +24,10 @@ from hra_diffusion.adapter.state import some
 from hra_diffusion.control.annotators import Annotator, Depth, Given
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.buckets import Size
-from hra_diffusion.training.captions import read_captions, read_json_lines
+from hra_diffusion.training.captions import read_beside, read_captions, read_json_lines
 from hra_diffusion.training.config import PairsConfig
-from hra_diffusion.training.dataset import Photo, check_pictures, file_digest, picture_files
-from hra_diffusion.training.pictures import parse_colour, read_layers
+from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, file_digest, picture_files
+from hra_diffusion.training.pictures import check_same_shape, parse_colour, read_layers
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import covering_size, views
 
@@ -60,16 +60,19 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
         ImageError: a picture or a condition is missing, cannot be read, or has another shape than the other.
         ConfigError: a caption is missing, or the metadata cannot be read.
     """
-    table = _read_metadata(folder, config)
-    files = [folder / name for name in table] or picture_files(folder)
-    if left_out := [path.name for path in picture_files(folder) if table and path not in files]:
-        logger.warning("%s does not name %s, which are left out.", folder / METADATA, some(left_out))
+    table = read_metadata(folder, config)
+    present = picture_files(folder)
+    files = [folder / name for name in table] or present
+    left_out = set(present).difference(files)
+    if pictures := sorted(path.name for path in left_out if path.suffix.lower() in ENDINGS):
+        logger.warning("%s does not name %s, which are left out.", folder / METADATA, some(pictures))
     files = files[: config.max_train_samples]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise ImageError(f"{folder / METADATA} names pictures that are not there: {some(missing)}.")
     photos = check_pictures(files, folder)
+    paths = [photo.path for photo in photos]
     told = {folder / name: row[config.caption_column] for name, row in table.items() if row.get(config.caption_column)}
-    captions = told if table else read_captions([photo.path for photo in photos], folder)
+    captions = read_beside(paths) | told if table else read_captions(paths, folder)
     if missing := [photo.path.name for photo in photos if photo.path not in captions]:
         raise ConfigError(
             f"Pictures of {folder} have no caption: {some(missing)}. Write it into a text file beside each, or into "
@@ -82,8 +85,12 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
     ]
 
 
-def _read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any]]:
-    """Read the rows of a folder's metadata.jsonl by the names of their pictures; nothing where there is none."""
+def read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any]]:
+    """Read the rows of a folder's metadata.jsonl by the names of their pictures; nothing where there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or a row names no picture.
+    """
     path = folder / METADATA
     if not path.is_file():
         return {}
@@ -92,6 +99,9 @@ def _read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any
         name = row.get(config.image_column) or row.get("file_name")
         if not isinstance(name, str):
             raise ConfigError(f"{path}, line {number}, names no picture as {config.image_column} or file_name: {row}")
+        for column in (config.caption_column, config.conditioning_image_column):
+            if not isinstance(row.get(column, ""), str):
+                raise ConfigError(f"{path}, line {number}, has {column} = {row[column]!r}: write a text.")
         rows[name] = row
     return rows
 
@@ -112,12 +122,8 @@ def _conditions(
     if lonely:
         raise ImageError(f"Pictures of {folder} have no condition, though others have: {some(lonely)}. Add them.")
     for photo in photos:
-        (width, height), (own_width, own_height) = read_layers(named[photo.path]).colours.size, photo.size
-        if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
-            raise ImageError(
-                f"The condition {named[photo.path]} has {width}×{height} pixels and its picture {own_width}×"
-                f"{own_height}: give both one shape."
-            )
+        condition = named[photo.path]
+        check_same_shape(f"condition {condition}", read_layers(condition).colours.size, photo.size)
     return named
 
 

@@ -71,7 +71,8 @@ def read_layers(path: Path) -> Layers:
     """Decode a picture.
 
     Raises:
-        ImageError: the file is no picture of the known formats, damaged, too large, or in need of an extra package.
+        ImageError: the file is not there, cannot be read, is no picture of the known formats, damaged, too large, or in
+            need of an extra package.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a matter of taste for Pillow; here a file is good, or refused with an error
@@ -87,6 +88,19 @@ def read_layers(path: Path) -> Layers:
             except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
                 reason = " ".join(str(error).split())
                 raise ImageError(f"{path} is damaged ({reason}): remove it or save it anew.") from error
+
+
+def check_same_shape(what: str, size: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Make sure that something has the shape, width to height, of the picture that it is of, to 2 %.
+
+    Raises:
+        ImageError: it has another.
+    """
+    (width, height), (own_width, own_height) = size, picture
+    if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
+        raise ImageError(
+            f"The {what} has {width}×{height} pixels and its picture {own_width}×{own_height}: give both one shape."
+        )
 
 
 def parse_colour(name: str) -> Colour:

@@ -18,6 +18,8 @@ from torch import nn
 from hra_diffusion.adapter.model import HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import existing_part
+from hra_diffusion.training.trainer import trained_weights
+from hra_diffusion.training.views import covering_size
 
 if TYPE_CHECKING:
     from hra_diffusion.training.run import Run
@@ -27,13 +29,14 @@ SHOWN = 40
 """Pictures that are listed."""
 
 
-def check_room(folder: Path, steps: range, trained: int, *, every: int, limit: int | None) -> str:
+def check_room(folder: Path, steps: range, trained: int, *, copies: int, every: int, limit: int | None) -> str:
     """Make sure that a run's checkpoints fit on the disk; returns a line about it.
 
     Args:
         folder: the run's.
         steps: the steps to take, counted from 0.
         trained: bytes of what is trained.
+        copies: how many numbers a checkpoint has for each that trains.
         every: steps between checkpoints.
         limit: how many are kept, all if None.
 
@@ -42,7 +45,7 @@ def check_room(folder: Path, steps: range, trained: int, *, every: int, limit: i
     """
     count = sum((step + 1) % every == 0 or step + 1 == steps.stop for step in steps)
     at_once = min(count, limit + 1) if limit else count  # an old one goes when the new one is there
-    size = trained * 4 / 1e6  # the weights, two means of their gradients, and the adapter
+    size = trained * copies / 1e6
     free = shutil.disk_usage(existing_part(folder)).free / 1e6
     if at_once * size > free:
         raise OutputError(
@@ -60,7 +63,7 @@ def describe(run: "Run") -> str:
     left = run.total_steps - run.steps_before
     lines = [
         *run.material(),
-        *(("trains", _component(name, part)) for name, part in run.components.items()),
+        *(("trains", _component(name, part)) for name, part in run.parts.items()),
         ("steps", f"{left:,} of {run.total_steps:,}, each of {run.pictures_per_step} pictures"),
         ("time", f"{step:.2f} s a step, {timedelta(seconds=round(step * left))} in all, and {before:.0f} s before"),
         ("memory", f"{peak_memory() / 1e9:.2f} GB at most in two steps; drawing pictures may take more"),
@@ -87,12 +90,12 @@ def pictures(examples: "Sequence[Example]", sizes: Sequence[tuple[int, int]], ce
     for example, size in pairs[:SHOWN]:
         own = example.photo.size
         scale = max(side / before for side, before in zip(size, own, strict=True))
-        covers = all(abs(side - scale * before) < 0.5 for side, before in zip(size, own, strict=True))
-        crops = "whole" if covers else "its middle" if center_crop else "its middle and both ends"
+        whole = covering_size(own, size) == size
+        crops = "whole" if whole else "its middle" if center_crop else "its middle and both ends"
         enlarged = f", enlarged {scale:.1f}×" if scale > 1 else ""
         times = f", {example.repeats} times a pass" if example.repeats > 1 else ""
-        sizes = f"{own[0]}×{own[1]} → {size[0]}×{size[1]}"
-        yield f'{example.photo.path.name}: {sizes}, {crops}{enlarged}{times}, "{example.caption}"'
+        scaled = f"{own[0]}×{own[1]} → {size[0]}×{size[1]}"
+        yield f'{example.photo.path.name}: {scaled}, {crops}{enlarged}{times}, "{example.caption}"'
     if pairs[SHOWN:]:
         yield f"and {len(pairs) - SHOWN} more"
 
@@ -106,7 +109,7 @@ def class_images(images: Any) -> str:
 
 def _component(name: str, part: nn.Module) -> str:
     if not isinstance(part, HRAModel):
-        return f"{name}: {sum(weight.numel() for weight in part.parameters()):,} parameters"
+        return f"{name}: {sum(weight.numel() for weight in trained_weights(part).values()):,} parameters"
     trained, total = part.get_nb_trainable_parameters()
     ranks = sorted({config.r for config in part.peft_config.values()})
     return (

@@ -93,5 +93,6 @@ class Recording:
 
     def _follow_up(self) -> None:
         """Do what belongs to a checkpoint: superfluous ones go, and loss.png shows the losses so far."""
-        remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit)
+        assert self.saved
+        remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit, newest=self.saved)
         write_file(self.folder / "loss.png", loss_curve(read_log(self.folder / LOG)).save)

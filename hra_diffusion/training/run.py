@@ -118,7 +118,7 @@ class Run(ABC):
         return adapted_components(self.pipe)
 
     @property
-    def _parts(self) -> dict[str, torch.nn.Module]:
+    def parts(self) -> dict[str, torch.nn.Module]:
         """What something trains in, by name."""
         return trained_parts(self.pipe)
 
@@ -182,12 +182,13 @@ class Run(ABC):
             self.folder,
             range(self.steps_before, self.total_steps),
             sum(weight.nbytes for weight in self._trained()),
+            copies=4 + self.config.optimiser.use_ema,  # weights, two means of their gradients, adapter, average
             every=run.checkpointing_steps,
             limit=run.checkpoints_total_limit,
         )
 
     def _trained(self) -> list[torch.nn.Parameter]:
-        return [weight for part in self._parts.values() for weight in part.parameters() if weight.requires_grad]
+        return [weight for part in self.parts.values() for weight in part.parameters() if weight.requires_grad]
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step that :meth:`steps` yielded, unless there is one; returns its folder."""

@@ -60,9 +60,8 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     targets = {family.denoiser_name: adapter.target_modules}
     if adapter.train_text_encoder:
         targets |= dict.fromkeys(family.text_encoder_names, adapter.text_encoder_target_modules)
-    for component in pipe.components.values():
-        if isinstance(component, torch.nn.Module):
-            component.requires_grad_(False)
+    for component in models(pipe).values():
+        component.requires_grad_(False)
     if model.quantization:
         quantise(family.model, model.quantization)
     for name, modules in targets.items():
@@ -108,8 +107,11 @@ def make_trainer(
     components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
     rates = _learning_rates(components, optimiser) | {ENCODER: encoder_lr}
     optimizer = build_optimizer(components, rates, optimiser, {ENCODER: encoder} if encoder else None)
+    schedule = optimiser.lr_scheduler
+    if schedule == "constant" and optimiser.lr_warmup_steps and optimiser.optimizer != "schedule_free":
+        schedule = "constant_with_warmup"  # diffusers' constant knows no warm-up; schedule-free has one of its own
     lr_scheduler = get_scheduler(
-        optimiser.lr_scheduler, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
+        schedule, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
     )
     process = noise_process(family.pipe.scheduler, objective.flow_shift)
     denoiser: torch.nn.Module = family.denoiser(config.adapter.text_encoder_trains)

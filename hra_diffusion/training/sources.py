@@ -40,8 +40,9 @@ class SourceMaker:
         latents = [self._latent(*pair) for pair in pairs]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
         conditions = [self._condition(caption) for caption in captions]
+        place = {caption: at for at, caption in enumerate(captions)}
         order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
-        told = [captions.index(pairs[at][0].caption) for at in order]
+        told = [place[pairs[at][0].caption] for at in order]
         return Source(
             name=name,
             latents=[latents[at] for at in order],

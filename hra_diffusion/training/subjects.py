@@ -10,7 +10,7 @@ A folder of pictures is one subject; a folder of such folders is several. Its pr
 import hashlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,9 +18,9 @@ from typing import Any
 
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.formats.run_folder import tomllib
 from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
-from hra_diffusion.training.config_file import tomllib
 from hra_diffusion.training.dataset import ENDINGS, HELD_OUT, Photo, check_pictures, file_digest, picture_files
 from hra_diffusion.training.masks import find_masks
 
@@ -71,9 +71,16 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     root = config.data.instance_data_dir
     if root is None or not root.is_dir():
         raise ImageError(f"There is no picture folder {root or '(none was named)'}: name one with --instance_data_dir.")
-    folders = subject_folders(root)
-    if folders == [root]:
-        _report_left_out(root, config)
+    named = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir)
+    of_other_use = {folder.resolve() for folder in named if folder}
+    folders = subject_folders(root, of_other_use)
+    if folders == [root] and (left_out := _folders_with_pictures(root, of_other_use)):
+        logger.warning(
+            "%s holds pictures and so is one subject: those in its folders %s are left out. For a subject in each "
+            "folder, let no picture lie beside them.",
+            root,
+            some(folder.name for folder in left_out),
+        )
     told = {"instance_prompt": config.data.instance_prompt, "class_prompt": config.prior.class_prompt}
     described = [_subject_file(folder) | {name: text for name, text in told.items() if text} for folder in folders]
     names = [*(folder.name for folder in folders), *(str(about.get("instance_prompt")) for about in described)]
@@ -93,27 +100,18 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     return subjects
 
 
-def subject_folders(root: Path) -> list[Path]:
-    """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any."""
-    return [root] if _has_pictures(root) else _folders_with_pictures(root) or [root]
+def subject_folders(root: Path, of_other_use: Collection[Path] = ()) -> list[Path]:
+    """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any.
+
+    Folders of other use, and pictures that are held out, are no subjects.
+    """
+    return [root] if _has_pictures(root) else _folders_with_pictures(root, of_other_use) or [root]
 
 
-def _folders_with_pictures(root: Path) -> list[Path]:
+def _folders_with_pictures(root: Path, of_other_use: Collection[Path]) -> list[Path]:
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [folder for folder in inside if _has_pictures(folder)]
-
-
-def _report_left_out(root: Path, config: DreamBoothConfig) -> None:
-    """Warn of sub-folders that look like subjects beside the pictures of one."""
-    named = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir)
-    of_other_use = {folder.resolve() for folder in (root / HELD_OUT, *named) if folder}
-    if left_out := [folder.name for folder in _folders_with_pictures(root) if folder.resolve() not in of_other_use]:
-        logger.warning(
-            "%s holds pictures and so is one subject: those in its folders %s are left out. For a subject in each "
-            "folder, let no picture lie beside them.",
-            root,
-            some(left_out),
-        )
+    candidates = (path for path in inside if path.name != HELD_OUT and path.resolve() not in of_other_use)
+    return [folder for folder in candidates if _has_pictures(folder)]
 
 
 def read_examples(subject: Subject, data: DataConfig) -> list[Example]:

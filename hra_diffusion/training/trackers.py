@@ -1,6 +1,5 @@
 """Numbers and pictures of a run, sent to where they are looked at: accelerate's trackers, or nowhere."""
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,12 +7,19 @@ from typing import Any
 
 import numpy as np
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import flat_values
 from hra_diffusion.training.loop import StepRecord
+
+_INSTALLED = {
+    "tensorboard": is_tensorboard_available,
+    "wandb": is_wandb_available,
+    "trackio": is_trackio_available,
+}
 
 
 def choose_tracker(report_to: str | None) -> str | None:
@@ -25,7 +31,7 @@ def choose_tracker(report_to: str | None) -> str | None:
     if report_to == "none":
         return None
     wanted = report_to or "tensorboard"
-    if importlib.util.find_spec(wanted):
+    if _INSTALLED[wanted]():
         return wanted
     if report_to:
         raise ConfigError(
@@ -43,7 +49,7 @@ class Tracker:
     def log(self, record: StepRecord) -> None:
         """Send the numbers of a step."""
         if self._tracker:
-            values = {"loss": record.loss, "gradient norm": record.gradient_norm}
+            values = {"loss": record.loss, "penalty": record.penalty, "gradient norm": record.gradient_norm}
             values |= {f"loss/{name}": loss for name, loss in record.losses.items()}
             values |= {f"learning rate/{name}": rate for name, rate in record.learning_rates.items()}
             self._tracker.log(values, step=record.step)

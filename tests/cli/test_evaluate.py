@@ -127,7 +127,8 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     assert "--num_inference_steps is 5000" in refusal(capsys, emoji_run, "--num_inference_steps", 5000)
     assert "add --instance_prompt" in refusal(capsys, emoji_run, "--instance_prompt", "")
     assert "no judge in" in refusal(capsys, tmp_path / "run", *base)
-    shutil.copytree(emoji_run.parent / "dog", tmp_path / "pets" / "dog")
+    for name in ("cat", "dog"):
+        shutil.copytree(emoji_run.parent / "dog", tmp_path / "pets" / name)
     config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
     several = with_values(config, {"instance_data_dir": tmp_path / "pets", "instance_prompt": "a sks dog"})
     (tmp_path / "run" / "config.toml").write_text(to_toml(several))

@@ -182,6 +182,8 @@ def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, sh
     with pytest.raises(ConfigError, match="is a control, which acts only with its encoder: use load_hra_control"):
         load_hra_weights(bare, control_folder)
     with pytest.raises(ConfigError, match="is a control"):
+        load_hra_weights(bare, control_folder / "unet")
+    with pytest.raises(ConfigError, match="is a control"):
         export_lora(control_folder, tmp_path / "control.safetensors", base=bare)
     with pytest.raises(ConfigError, match="is a control"):
         merge_hra(tiny_sd, tmp_path / "merged", {str(control_folder): 1.0})

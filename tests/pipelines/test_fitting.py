@@ -107,6 +107,10 @@ def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapter
     save_file(tensors, tmp_path / "narrow.safetensors")
     with pytest.raises(AdapterFileError, match="is for another model: its update of"):
         fit_lora(tmp_path / "narrow.safetensors", tmp_path / "fit", pipe)
+    for header in ("{", '{"unet.lora_alpha": 2}'):
+        save_file(load_file(file), tmp_path / "header.safetensors", {"lora_adapter_metadata": header})
+        with pytest.raises(AdapterFileError, match=r"has a damaged header: lora_adapter_metadata is"):
+            fit_lora(tmp_path / "header.safetensors", tmp_path / "fit", pipe)
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", pipe)

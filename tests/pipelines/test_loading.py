@@ -32,6 +32,13 @@ def close(one, other, tolerance: float = 1e-5) -> bool:
     return torch.allclose(one, other, rtol=0, atol=tolerance)
 
 
+def test_a_run_s_own_adapter_is_not_hidden(pipe, adapters, tmp_path):
+    shutil.copytree(adapters / "a", tmp_path / "run" / "adapter")
+    load_hra_weights(pipe, tmp_path / "run")
+    with pytest.raises(OutputError, match=r"is a run's, whose own adapter would be hidden"):
+        save_hra_weights(pipe, tmp_path / "run")
+
+
 def test_an_adapter_changes_the_picture_and_unloading_gives_the_base_back(pipe, trained):
     components, before = dict(pipe.components), draw(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained / "adapter")

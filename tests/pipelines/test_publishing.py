@@ -197,6 +197,29 @@ def test_a_run_is_published_with_its_page_and_loaded_back(hub, online, trained, 
     assert torch.equal(picture(pipe), expected)
 
 
+LOAD_CONTROL = """
+from diffusers import StableDiffusionPipeline
+from hra_diffusion import load_hra_control, load_hra_weights
+pipe = StableDiffusionPipeline.from_pretrained({base!r}, use_safetensors=True)
+try:
+    load_hra_weights(pipe, "tester/canny")
+except Exception as error:
+    print(error)
+print(load_hra_control(pipe, "tester/canny").annotator.name)
+"""
+
+
+def test_a_control_is_published_with_its_encoder_and_loaded_back(hub, online, control_folder, tiny_sd):
+    done = online(PUSH.format(arguments=["push", str(control_folder), "canny"]))
+    assert done.returncode == 0, done.stderr
+    page = hub.files("tester/canny")["README.md"].decode()
+    assert 'control = load_hra_control(pipe, "tester/canny")\nwith control.guiding(pipe, Image.open("…")):' in page
+    done = online(LOAD_CONTROL.format(base=str(tiny_sd)))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0].startswith("tester/canny is a control, which acts only with its encoder")
+    assert done.stdout.splitlines()[-1] == "canny"
+
+
 def check_card(files, tiny_sd) -> None:
     card = ModelCard(files["README.md"].decode())
     assert card.data.tags == ["text-to-image", "diffusers", "hra", "peft"]

@@ -51,6 +51,14 @@ def test_a_text_beside_the_picture_goes_before_the_table(pictures, ending):
     assert captions(pictures) == {"0.png": "a dog with a ball", "1.jpg": "kept"}
 
 
+def test_of_two_files_or_tables_the_first_of_the_documented_order_counts(pictures):
+    (pictures / "metadata.jsonl").write_text(LINE + '\n{"file_name": "1.jpg", "text": "of jsonl"}')
+    (pictures / "metadata.csv").write_text("file_name,text\n1.jpg,of csv\n2.webp,of csv\n")
+    for ending in (".txt", ".caption"):
+        (pictures / f"0{ending}").write_text(f"of {ending}")
+    assert captions(pictures) == {"0.png": "of .txt", "1.jpg": "of jsonl", "2.webp": "of csv"}
+
+
 def test_an_empty_text_is_no_caption(pictures):
     (pictures / "0.txt").write_text(" \n")
     assert captions(pictures) == {}

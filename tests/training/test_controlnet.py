@@ -16,6 +16,7 @@ from hra_diffusion.control import make_annotator
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.training.config import ControlNetConfig, PairsConfig
 from hra_diffusion.training.config_file import read_toml, with_values
+from hra_diffusion.training.control_trial import trial_of
 from hra_diffusion.training.controlnet import ControlNet
 from hra_diffusion.training.pairs import conditions_of, import_dataset, read_pairs
 
@@ -155,6 +156,7 @@ def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scene
 
 def test_a_table_names_pictures_conditions_and_captions(scenes, caplog):
     (scenes / "maps").mkdir()
+    (scenes / "LICENSE").touch()
     shutil.copy(scenes / "1.png", scenes / "maps" / "a.png")
     (scenes / "metadata.jsonl").write_text(
         json.dumps({"image": "1.png", "conditioning_image": "maps/a.png", "text": "told"}) + "\n"
@@ -162,6 +164,29 @@ def test_a_table_names_pictures_conditions_and_captions(scenes, caplog):
     (pair,) = read_pairs(scenes, PairsConfig())
     assert (pair.example.caption, pair.condition) == ("told", scenes / "maps" / "a.png")
     assert "metadata.jsonl does not name 0.png, 2.png" in caplog.text
+    assert "LICENSE" not in caplog.text
+    (scenes / "metadata.jsonl").write_text('{"image": "1.png"}\n')
+    (pair,) = read_pairs(scenes, PairsConfig())
+    assert pair.example.caption == (scenes / "1.txt").read_text()  # where the table has none
+
+
+def test_pictures_of_one_name_are_two(control_config, scenes):
+    rows = []
+    for name in ("a", "b"):
+        (scenes / name).mkdir()
+        shutil.copy(scenes / "1.png", scenes / name)
+        rows.append(json.dumps({"image": f"{name}/1.png", "text": "a box"}) + "\n")
+    (scenes / "metadata.jsonl").write_text("".join(rows))
+    assert len(ControlNet(control_config)._identity["pictures"]) == 2
+
+
+def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
+    (scenes / "masks").mkdir()
+    Image.open(scenes / "1.png").convert("L").save(scenes / "masks" / "1.png")
+    rows = '\ufeff{"image": "1.png", "text": "a box", "object": "box"}\n\n'
+    (scenes / "metadata.jsonl").write_text(rows, encoding="utf-8")
+    trial = trial_of(scenes, make_annotator("canny"), control_config, 32, num_pairs=3, batch_size=1)
+    assert (trial.objects, len(trial.masks)) == (["box"], 1)
 
 
 def test_datasets_become_folders(tmp_path, scenes):
@@ -191,6 +216,12 @@ def test_datasets_become_folders(tmp_path, scenes):
         (lambda folder: (folder / "3.txt").unlink(), {}, ConfigError, r"no caption: 3\.png"),
         (lambda folder: (folder / "conditioning_images").mkdir(), {}, ImageError, "have no condition"),
         (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, names no picture"),
+        (
+            lambda folder: (folder / "metadata.jsonl").write_text('{"image": "1.png", "text": ["a"]}\n'),
+            {},
+            ConfigError,
+            r"line 1, has text = \['a'\]: write a text",
+        ),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "nix.png", "text": "a"}\n'),
             {},

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from hra_diffusion.errors import ConfigError, ModelError
+from hra_diffusion.pipelines.components import own_side, side_step
 from hra_diffusion.training.buckets import checked_resolution
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families import load
@@ -133,16 +134,16 @@ def test_pictures_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tin
 
 
 def test_the_models_own_size_is_known(family):
-    assert (family.resolution, family.resolution_step) == (32, 4)
+    assert (own_side(family.pipe), side_step(family.pipe)) == (32, 4)
 
 
 def test_a_model_that_does_not_say_its_size_asks_for_it(tiny_sd):
     pipe = load_from(tiny_sd).pipe
     pipe.unet.register_to_config(sample_size=None)
     family = type(load_from(tiny_sd))(pipe)
-    assert checked_resolution(32, family) == 32
+    assert checked_resolution(32, family.pipe) == 32
     with pytest.raises(ConfigError, match="--resolution"):
-        checked_resolution(None, family)
+        checked_resolution(None, family.pipe)
 
 
 def test_latents_are_the_autoencoders_scaled_for_the_denoiser(family):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines.components import side_step
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
@@ -56,3 +57,5 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
         assert main(["generate", *flags]) == 0
         with Image.open(tmp_path / picture_name(PROMPT, 3)) as generated:
             assert generated.tobytes() == adapted.tobytes()
+        odd = str(side_step(pipe) + pipe.vae_scale_factor // 2)
+        assert main(["generate", *flags, "--height", odd]) == 2

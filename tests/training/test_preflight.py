@@ -1,5 +1,6 @@
 """--dry_run: what would be trained, with nothing written and nothing changed; and no run that the disk cannot hold."""
 
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -38,6 +39,17 @@ def test_a_dry_run_tells_and_writes_nothing(config, pictures, tmp_path, capsys):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_new_words_are_counted_and_an_average_needs_room(config):
+    values = {"train_text_encoder": False, "train_text_encoder_ti": True, "instance_prompt": "a <sks> dog"}
+    values |= {"with_prior_preservation": False, "rank": 64}
+    said, plain = (
+        preflight.describe(DreamBooth(with_values(config, values | {"use_ema": ema}))) for ema in (True, False)
+    )
+    assert "text_encoder: 64 parameters" in said
+    sizes = [float(re.search(r"checkpoints? of ([\d.]+) MB", each)[1]) for each in (said, plain)]
+    assert sizes[0] > sizes[1]
+
+
 def test_a_rehearsal_leaves_no_trace_in_the_run(config, tmp_path):
     weights = []
     for name, steps in (("plain", 0), ("rehearsed", 2)):
@@ -54,7 +66,7 @@ def test_a_rehearsal_leaves_no_trace_in_the_run(config, tmp_path):
     [(None, 0, 5, 5), (2, 0, 3, 5), (None, 30, 2, 2), (9, 0, 5, 5), (1, 41, 1, 1)],
 )
 def test_the_room_for_checkpoints_is_counted(limit, done, at_once, count):
-    said = preflight.check_room(Path(), range(done, 42), 10**6, every=10, limit=limit)
+    said = preflight.check_room(Path(), range(done, 42), 10**6, copies=4, every=10, limit=limit)
     assert f"{count} checkpoints of 4.0 MB, {at_once} at once" in said
 
 

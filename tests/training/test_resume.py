@@ -127,6 +127,17 @@ def test_the_newest_checkpoints_are_kept(config):
     assert names(train(config, checkpointing_steps=1, checkpoints_total_limit=2)) == ["checkpoint-4", "checkpoint-5"]
 
 
+def test_the_checkpoint_just_saved_is_kept_though_later_ones_are_there(config):
+    folder = train(config, checkpointing_steps=1)
+    train(config, 2, resume_from_checkpoint="checkpoint-1", checkpoints_total_limit=2)
+    assert names(folder) == ["checkpoint-2", "checkpoint-5"]
+
+
+def test_a_constant_rate_may_have_a_warm_up(config):
+    log = read_log(train(config, lr_scheduler="constant", max_train_steps=4) / "log.jsonl")
+    assert [record.learning_rates["unet"] for record in log] == pytest.approx([0, 0.01, 0.02, 0.02])
+
+
 def test_another_runs_checkpoints_are_announced_and_replaced(config, caplog):
     train(config, checkpointing_steps=1)
     with caplog.at_level(logging.WARNING):

@@ -38,6 +38,7 @@ def test_a_folder_of_pictures_is_one_subject_named_by_its_folder(pictures, caplo
 def test_a_folder_of_folders_is_several_subjects_each_with_a_word_of_its_own(many):
     folder = many("cat 2", "dog6")
     (folder / "nothing here").mkdir()
+    many("held_out")
     assert found(folder) == {
         "cat 2": ("a photo of a sks cat", "a photo of a cat"),
         "dog6": ("a photo of a ohwx dog", "a photo of a dog"),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from accelerate import PartialState
+from accelerate.utils import is_wandb_available
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
@@ -33,10 +34,19 @@ def test_the_default_is_tensorboard_where_it_is_installed():
 
 
 def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--report_to is wandb.*pip install wandb"):
         choose_tracker("wandb")
     assert choose_tracker(None) is None
+
+
+def test_a_folder_of_a_trackers_files_is_no_tracker(tmp_path, monkeypatch):
+    if is_wandb_available():
+        pytest.skip("wandb is installed")
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match="pip install wandb"):
+        choose_tracker("wandb")
 
 
 def test_nowhere_is_a_tracker_too(config, tmp_path):

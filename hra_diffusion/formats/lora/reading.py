@@ -77,9 +77,13 @@ def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
 def _scales(path: Path) -> dict[str, float]:
     """Read what diffusers writes into a file's header: alpha / r of each component."""
     with safe_open(path, "pt") as file:
-        described = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-    return {
-        key.removesuffix(".lora_alpha"): alpha / described[key.removesuffix("lora_alpha") + "r"]
-        for key, alpha in described.items()
-        if key.endswith(".lora_alpha")
-    }
+        header = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
+    try:
+        described = json.loads(header)
+        return {
+            key.removesuffix(".lora_alpha"): alpha / described[key.removesuffix("lora_alpha") + "r"]
+            for key, alpha in described.items()
+            if key.endswith(".lora_alpha")
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise AdapterFileError(f"{path} has a damaged header: lora_adapter_metadata is {header[:80]!r}.") from error

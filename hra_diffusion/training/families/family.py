@@ -19,8 +19,6 @@ class Family(ABC):
     Attributes:
         pipe: the diffusers pipeline; its adapted components are replaced in place.
         process: how its latents become noise, and what its denoiser predicts.
-        resolution: side in pixels of the pictures the model was made for, if it says so.
-        resolution_step: sides must be multiples of this.
     """
 
     pipeline_class: ClassVar[str]
@@ -35,9 +33,6 @@ class Family(ABC):
         """Take a loaded pipeline; raises ModelError when its scheduler's prediction type is unknown."""
         self.pipe = pipe
         self.process = noise_process(pipe.scheduler)
-        config = self.model.config
-        self.resolution_step: int = pipe.vae_scale_factor * (config.get("patch_size") or 1)
-        self.resolution: int | None = config.sample_size and config.sample_size * pipe.vae_scale_factor
 
     @property
     def model(self) -> Any:
