@@ -149,7 +149,7 @@ def plan_for(run: DreamBooth, options: argparse.Namespace) -> Plan:
         instruments().vocabulary,
         contexts=options.contexts,
         seeds=range(options.seeds),
-        resolution=run.family.resolution,
+        resolution=run.resolution,
         num_inference_steps=run.config.preview.num_inference_steps,
         guidance_scale=run.config.preview.guidance_scale,
         batch_size=8,
