@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,48 +31,72 @@ _LARGER = 3
 """How much larger than it is a picture is shown at most; studio.js says the same."""
 
 
+@dataclass(frozen=True)
+class _Canvas:
+    """What is drawn, and what can be done with it."""
+
+    stage: gr.HTML
+    pictures: gr.Column
+    """Shows when there are some: the gallery."""
+    gallery: gr.Gallery
+    left_out: gr.HTML
+    tools: gr.Row
+    restore: gr.Button
+    compare: gr.Button
+    both: gr.Column
+    """Shows when there are two to compare: the slider."""
+    slider: gr.ImageSlider
+    dropped: gr.File
+
+
+def _canvas(session: Session) -> _Canvas:
+    """Put the canvas together."""
+    stage = gr.HTML(
+        _nothing_yet(session),
+        label="stage",
+        elem_id="stage",
+        elem_classes="stage",
+        js_on_load=_IDEAS.read_text(encoding="utf-8"),
+    )
+    with gr.Column(visible=False) as pictures:
+        gallery = gr.Gallery(
+            label="Pictures",
+            show_label=False,
+            elem_id="pictures",
+            columns=2,
+            height="auto",
+            object_fit="contain",
+            type="filepath",
+            format="png",
+            buttons=["download", "fullscreen"],
+            interactive=False,
+        )
+    left_out = gr.HTML("", label="unread", elem_id="left-out")
+    with gr.Row(visible=False, elem_classes="tools") as tools:
+        restore = gr.Button("Restore its settings", size="sm", elem_id="restore")
+        compare = gr.Button("Before / after", size="sm", elem_id="before-after")
+    with gr.Column(visible=False) as both:
+        gr.HTML(note("Without and with the adapters, on the same seed:"))
+        slider = gr.ImageSlider(
+            label="Before and after",
+            show_label=False,
+            elem_id="slider",
+            type="filepath",
+            format="png",
+            interactive=False,
+        )
+    with gr.Accordion("Restore from a file", open=False, elem_id="restore-file"):
+        dropped = gr.File(label="A PNG of the studio or of A1111", file_types=[".png"], height=110)
+    return _Canvas(stage, pictures, gallery, left_out, tools, restore, compare, both, slider, dropped)
+
+
 def build(session: Session) -> Settings:
     """Put the tab together; returns its settings, which other tabs draw with, too."""
     with gr.Row(elem_classes="split draw"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             settings = settings_panel(session)
         with gr.Column(scale=7, min_width=320, elem_classes="canvas"):
-            stage = gr.HTML(
-                _nothing_yet(session),
-                label="stage",
-                elem_id="stage",
-                elem_classes="stage",
-                js_on_load=_IDEAS.read_text(encoding="utf-8"),
-            )
-            with gr.Column(visible=False) as pictures:
-                gallery = gr.Gallery(
-                    label="Pictures",
-                    show_label=False,
-                    elem_id="pictures",
-                    columns=2,
-                    height="auto",
-                    object_fit="contain",
-                    type="filepath",
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                    interactive=False,
-                )
-            left_out = gr.HTML("", label="unread", elem_id="left-out")
-            with gr.Row(visible=False, elem_classes="tools") as tools:
-                restore = gr.Button("Restore its settings", size="sm", elem_id="restore")
-                compare = gr.Button("Before / after", size="sm", elem_id="before-after")
-            with gr.Column(visible=False) as both:
-                gr.HTML(note("Without and with the adapters, on the same seed:"))
-                slider = gr.ImageSlider(
-                    label="Before and after",
-                    show_label=False,
-                    elem_id="slider",
-                    type="filepath",
-                    format="png",
-                    interactive=False,
-                )
-            with gr.Accordion("Restore from a file", open=False, elem_id="restore-file"):
-                dropped = gr.File(label="A PNG of the studio or of A1111", file_types=[".png"], height=110)
+            canvas = _canvas(session)
     at = gr.State(0)
     seed = settings.inputs[9]
 
@@ -135,18 +160,22 @@ def build(session: Session) -> Settings:
     settings.go.click(
         with_request(session, generate),
         settings.inputs,
-        [gallery, seed, left_out, stage, pictures, tools, both],
+        [canvas.gallery, seed, canvas.left_out, canvas.stage, canvas.pictures, canvas.tools, canvas.both],
         api_name="generate",
         **drawing,
     )
-    compare.click(
-        with_request(session, before_after), settings.inputs, [slider, stage, both], api_name="before_after", **drawing
+    canvas.compare.click(
+        with_request(session, before_after),
+        settings.inputs,
+        [canvas.slider, canvas.stage, canvas.both],
+        api_name="before_after",
+        **drawing,
     )
     settings.end.click(stopper(session), api_name="stop", queue=False)
-    restore.click(restore_drawn, [gallery, at], settings.inputs, api_visibility="private")
-    dropped.upload(restore_from, dropped, settings.inputs, api_name="restore")
-    gallery.select(_selected, None, at, api_visibility="private")
-    stage.idea(take, None, [settings.inputs[0], settings.picker], api_visibility="private").then(
+    canvas.restore.click(restore_drawn, [canvas.gallery, at], settings.inputs, api_visibility="private")
+    canvas.dropped.upload(restore_from, canvas.dropped, settings.inputs, api_name="restore")
+    canvas.gallery.select(_selected, None, at, api_visibility="private")
+    canvas.stage.idea(take, None, [settings.inputs[0], settings.picker], api_visibility="private").then(
         None, js="() => document.querySelector('#generate button, button#generate').click()", api_visibility="private"
     )
     settings.picker.insert(insert, settings.inputs[0], settings.inputs[0], api_visibility="private")

@@ -28,49 +28,15 @@ def build(session: Session, settings: Settings) -> gr.HTML:
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=5, min_width=300, elem_classes="side"):
             picker = adapter_picker(session, single=True, elem_id="library", label="name")
-            with gr.Accordion("Import", open=False, elem_id="import"):
-                files = gr.File(
-                    label="A .zip of an adapter, its two files, or a LoRA",
-                    file_count="multiple",
-                    file_types=[".zip", ".safetensors", ".json"],
-                    height=130,
-                )
-                import_name = gr.Textbox(label="Call it", elem_id="import-name")
-                bring = gr.Button("Import", elem_id="import-go")
+            _import(session, settings, picker)
         with gr.Column(scale=7, min_width=320, elem_classes="canvas"):
             about = gr.HTML(_CHOOSE, label="card", elem_id="about")
             with gr.Column(visible=False, elem_id="doing") as doing:
-                with gr.Accordion("Export", open=True):
-                    with gr.Row():
-                        layout = gr.Dropdown(list(LAYOUTS), value="kohya", label="Layout", elem_id="layout")
-                        strength = gr.Slider(0.05, 1.5, 1, step=0.05, label="At strength", elem_id="export-strength")
-                        dtype = gr.Dropdown(_DTYPES, value="fp16", label="Precision", elem_id="dtype")
-                    with gr.Row():
-                        lora = gr.Button("As a LoRA", variant="primary", elem_id="export-lora")
-                        merged = gr.Button("As a whole model", elem_id="export-model")
-                    several = gr.Checkbox(
-                        label="The whole model with those chosen under Generate, too, at their strengths",
-                        elem_id="several",
-                    )
-                    with gr.Column(visible=False) as ready:
-                        exported = gr.File(label="Download", interactive=False, elem_id="exported")
-                with gr.Accordion("Publish on the Hugging Face hub", open=False):
-                    with gr.Row():
-                        repository = gr.Textbox(label="Repository", placeholder="USER/NAME")
-                        licence = gr.Textbox(label="Licence", placeholder="mit")
-                    token = gr.Textbox(label="Your access token", type="password")
-                    push = gr.Button("Publish")
-                    pushed = gr.HTML("")
+                ready = _export(session, settings, picker)
+                _publish(session, picker)
                 with gr.Accordion("Rename or delete", open=False, elem_id="change"):
-                    with gr.Row():
-                        new_name = gr.Textbox(label="New name", elem_id="new-name")
-                        rename = gr.Button("Rename", elem_id="rename")
-                    delete = gr.Button("Delete…", variant="stop", elem_id="delete")
-                    with gr.Group(visible=False, elem_classes="panel") as sure:
-                        question = gr.HTML("")
-                        with gr.Row():
-                            yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
-                            no = gr.Button("Keep it", elem_id="delete-no")
+                    _rename(session, settings, picker)
+                    sure, deleted = _delete(session, settings, picker)
 
     @shown
     def details(name: str | None) -> Any:
@@ -81,20 +47,23 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         entry = session.library.entry(name)
         return _about(entry, read_components(entry.folder)), gr.update(visible=True), hidden, hidden
 
-    def lists() -> list[Any]:
-        """Bring both lists of cards up to date."""
-        return [gr.update(entries=entries(session)), gr.update(entries=entries(session))]
+    told = [about, doing, ready, sure]
+    picker.change(details, picker, told, api_name="adapter", show_progress="hidden")
+    deleted.success(details, picker, told, api_visibility="private")
+    return picker
 
-    @shown
-    def rename_it(name: str, new_name: str) -> Any:
-        """Rename an adapter; returns its new name."""
-        return [gr.update(value=session.library.rename(name, new_name), entries=entries(session)), lists()[0], ""]
 
-    @shown
-    def delete_it(name: str) -> Any:
-        """Delete an adapter, for good."""
-        session.library.delete(name)
-        return [gr.update(value=None, entries=entries(session)), lists()[0]]
+def _import(session: Session, settings: Settings, picker: gr.HTML) -> None:
+    """Put the way in together."""
+    with gr.Accordion("Import", open=False, elem_id="import"):
+        files = gr.File(
+            label="A .zip of an adapter, its two files, or a LoRA",
+            file_count="multiple",
+            file_types=[".zip", ".safetensors", ".json"],
+            height=130,
+        )
+        import_name = gr.Textbox(label="Call it", elem_id="import-name")
+        bring = gr.Button("Import", elem_id="import-go")
 
     @shown
     def bring_it_in(files: list[str] | None, name: str) -> Any:
@@ -102,7 +71,28 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         entry, lost = bring_in(session.model, session.library, [Path(file) for file in files or []], name)
         if lost > 0.01:
             gr.Warning(f"{lost:.0%} of this LoRA is not a rotation, and was lost.")
-        return [gr.update(value=entry.name, entries=entries(session)), lists()[0], None, ""]
+        return [*_both_lists(session, entry.name), None, ""]
+
+    changed = [picker, settings.picker, files, import_name]
+    bring.click(bring_it_in, [files, import_name], changed, api_name="import_adapter")
+
+
+def _export(session: Session, settings: Settings, picker: gr.HTML) -> gr.Column:
+    """Put the ways out together; returns what shows when a file is ready."""
+    with gr.Accordion("Export", open=True):
+        with gr.Row():
+            layout = gr.Dropdown(list(LAYOUTS), value="kohya", label="Layout", elem_id="layout")
+            strength = gr.Slider(0.05, 1.5, 1, step=0.05, label="At strength", elem_id="export-strength")
+            dtype = gr.Dropdown(_DTYPES, value="fp16", label="Precision", elem_id="dtype")
+        with gr.Row():
+            lora = gr.Button("As a LoRA", variant="primary", elem_id="export-lora")
+            merged = gr.Button("As a whole model", elem_id="export-model")
+        several = gr.Checkbox(
+            label="The whole model with those chosen under Generate, too, at their strengths",
+            elem_id="several",
+        )
+        with gr.Column(visible=False) as ready:
+            exported = gr.File(label="Download", interactive=False, elem_id="exported")
 
     @shown
     def export_lora(name: str, layout: str, strength: float, dtype: str) -> Any:
@@ -119,6 +109,22 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         uses = [*adapter_uses([{"name": name, "strength": strength}]), *others]
         return str(as_model(session.model, uses, session.cache, combine, dtype)), gr.update(visible=True)
 
+    lora.click(export_lora, [picker, layout, strength, dtype], [exported, ready], api_name="export_lora")
+    together = [picker, strength, dtype, several, settings.picker, settings.combine]
+    merged.click(export_model, together, [exported, ready], api_name="export_model")
+    return ready
+
+
+def _publish(session: Session, picker: gr.HTML) -> None:
+    """Put the way to the hub together."""
+    with gr.Accordion("Publish on the Hugging Face hub", open=False):
+        with gr.Row():
+            repository = gr.Textbox(label="Repository", placeholder="USER/NAME")
+            licence = gr.Textbox(label="Licence", placeholder="mit")
+        token = gr.Textbox(label="Your access token", type="password")
+        push = gr.Button("Publish")
+        pushed = gr.HTML("")
+
     @shown
     def push_it(name: str, repository: str, licence: str, token: str) -> str:
         """Publish an adapter on the hub with the visitor's own token; returns the commit's address."""
@@ -127,20 +133,46 @@ def build(session: Session, settings: Settings) -> gr.HTML:
         folder = session.library.entry(name).folder
         return note(pipelines.push_hra_weights(folder, repository, licence=licence or None, token=token))
 
-    both = [picker, settings.picker]
-    picker.change(details, picker, [about, doing, ready, sure], api_name="adapter", show_progress="hidden")
-    rename.click(rename_it, [picker, new_name], [*both, new_name], api_name="rename")
-    bring.click(bring_it_in, [files, import_name], [*both, files, import_name], api_name="import_adapter")
-    lora.click(export_lora, [picker, layout, strength, dtype], [exported, ready], api_name="export_lora")
-    together = [picker, strength, dtype, several, settings.picker, settings.combine]
-    merged.click(export_model, together, [exported, ready], api_name="export_model")
     push.click(push_it, [picker, repository, licence, token], pushed, api_name="push")
+
+
+def _rename(session: Session, settings: Settings, picker: gr.HTML) -> None:
+    """Put renaming together."""
+    with gr.Row():
+        new_name = gr.Textbox(label="New name", elem_id="new-name")
+        rename = gr.Button("Rename", elem_id="rename")
+
+    @shown
+    def rename_it(name: str, new_name: str) -> Any:
+        """Rename an adapter; returns its new name."""
+        return [*_both_lists(session, session.library.rename(name, new_name)), ""]
+
+    rename.click(rename_it, [picker, new_name], [picker, settings.picker, new_name], api_name="rename")
+
+
+def _delete(session: Session, settings: Settings, picker: gr.HTML) -> tuple[gr.Group, Any]:
+    """Put deleting together; returns what asks whether one is sure, and the event of having deleted."""
+    delete = gr.Button("Delete…", variant="stop", elem_id="delete")
+    with gr.Group(visible=False, elem_classes="panel") as sure:
+        question = gr.HTML("")
+        with gr.Row():
+            yes = gr.Button("Yes, delete it for good", variant="stop", elem_id="delete-yes")
+            no = gr.Button("Keep it", elem_id="delete-no")
+
+    @shown
+    def delete_it(name: str) -> Any:
+        """Delete an adapter, for good."""
+        session.library.delete(name)
+        return _both_lists(session, None)
+
     delete.click(_ask, picker, [sure, question], api_visibility="private")
     no.click(lambda: gr.update(visible=False), None, sure, api_visibility="private")
-    yes.click(delete_it, picker, both, api_name="delete").success(
-        details, picker, [about, doing, ready, sure], api_visibility="private"
-    )
-    return picker
+    return sure, yes.click(delete_it, picker, [picker, settings.picker], api_name="delete")
+
+
+def _both_lists(session: Session, chosen: str | None) -> list[Any]:
+    """Bring both lists of cards up to date: the library's, where one is chosen then, and that of Generate."""
+    return [gr.update(value=chosen, entries=entries(session)), gr.update(entries=entries(session))]
 
 
 def _ask(name: str | None) -> Any:
