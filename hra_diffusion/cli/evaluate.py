@@ -144,23 +144,13 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         ConfigError: neither says it.
     """
     from hra_diffusion.pipelines import base_model
-    from hra_diffusion.training.dataset import HELD_OUT
-    from hra_diffusion.training.subjects import subject_folders
 
-    pictures = run.data.instance_data_dir
-    if pictures and not pictures.is_dir():
-        pictures = Path(find_model(str(pictures)))
-    if pictures and pictures.is_dir() and not (pictures / HELD_OUT).is_dir():
-        folders = subject_folders(pictures)
-        pictures = folders[0] if len(folders) == 1 else None  # of several subjects: which is meant?
-    if pictures and (pictures / HELD_OUT).is_dir():
-        pictures = pictures / HELD_OUT
     from_run = {
         "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
         "instance_prompt": run.data.instance_prompt,
         "class_prompt": run.prior.class_prompt,
         "resolution": run.data.resolution,
-        "reference_dir": pictures,
+        "reference_dir": _real_pictures(run.data.instance_data_dir),
     }
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
     for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
@@ -170,3 +160,22 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
                 f"add --{name}."
             )
     return filled
+
+
+def _real_pictures(trained_on: Path | None) -> Path | None:
+    """Return the folder of pictures to compare with, those that were held out if there are some.
+
+    None where the run had several subjects, of which one has to be meant.
+    """
+    from hra_diffusion.training.dataset import HELD_OUT
+    from hra_diffusion.training.subjects import subject_folders
+
+    if trained_on is None:
+        return None
+    root = Path(find_model(str(trained_on)))
+    if (root / HELD_OUT).is_dir():
+        return root / HELD_OUT
+    folder, *others = subject_folders(root) if root.is_dir() else [root]
+    if others:
+        return None
+    return folder / HELD_OUT if (folder / HELD_OUT).is_dir() else folder

@@ -88,22 +88,26 @@ class ModelCard:
         )
 
     def _usage(self) -> str:
-        loader = "load_hra_control" if self.is_control else "load_hra_weights"
-        load, draw = (
-            f"{loader}(pipe, {_quoted(self.repository)})",
-            f"pipe({_quoted(self.instance_prompt or '…')}).images[0]",
-        )
+        base, repository = _quoted(self.base_model or "…"), _quoted(self.repository)
+        draw = f"pipe({_quoted(self.instance_prompt or '…')}).images[0]"
         if self.is_control:
-            load, draw = f"control = {load}", f'with control.guiding(pipe, Image.open("…")):\n    {draw}'
-        return (
-            "```python\n"
-            "from diffusers import DiffusionPipeline\n"
-            f"from hra_diffusion import {loader}\n"
-            f"{'from PIL import Image' if self.is_control else ''}\n"
-            f"pipe = DiffusionPipeline.from_pretrained({_quoted(self.base_model or '…')}, use_safetensors=True)\n"
-            f"{load}\n{draw}\n"
-            "```"
-        )
+            imports = ["from hra_diffusion import load_hra_control", "from PIL import Image"]
+            use = [
+                f"control = load_hra_control(pipe, {repository})",
+                'with control.guiding(pipe, Image.open("…")):',
+                f"    {draw}",
+            ]
+        else:
+            imports = ["from hra_diffusion import load_hra_weights"]
+            use = [f"load_hra_weights(pipe, {repository})", draw]
+        lines = [
+            "from diffusers import DiffusionPipeline",
+            *imports,
+            "",
+            f"pipe = DiffusionPipeline.from_pretrained({base}, use_safetensors=True)",
+            *use,
+        ]
+        return "\n".join(["```python", *lines, "```"])
 
 
 def _quoted(text: str) -> str:

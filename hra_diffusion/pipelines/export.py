@@ -12,13 +12,7 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
-from hra_diffusion.formats.folders import (
-    base_model,
-    component_folders,
-    public_name,
-    run_settings,
-    tokens_beside,
-)
+from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.formats.run_folder import of_run
 from hra_diffusion.pipelines.acting import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
@@ -68,11 +62,7 @@ def export_lora(
         OutputError: the file cannot be written; what was there before is intact.
     """
     file, dtype = Path(file), _checked_dtype(dtype)
-    if layout not in lora.LAYOUTS:
-        raise ConfigError(f"layout must be one of {', '.join(lora.LAYOUTS)}; found {layout!r}.")
-    if (file.suffix == ".safetensors") == (layout == "peft"):
-        kind = "a folder, with a sub-folder a component" if layout == "peft" else "a .safetensors file"
-        raise ConfigError(f"The layout {layout!r} is {kind}: {file} does not look like one.")
+    _check_place(file, layout)
     made_for = base_model(folder, **hub)
     pipe = load_pipeline(str(base or _named(made_for, folder))) if isinstance(base, str | Path | None) else base
     updates = _updates(pipe, folder, strength, **hub)
@@ -95,14 +85,21 @@ def export_lora(
     if layout == "peft":
         files = lora.peft_files(updates, dtype, made_for, about)
         write_together({file / name: content for name, content in files.items()})
-        return file
-    if layout == "kohya":
+    elif layout == "kohya":
         names = lora.kohya_names(module_names(pipe), two_text_encoders=two_text_encoders)
-        tensors = lora.kohya_tensors(updates, dtype, names)
+        write_together({file: lora.file_bytes(lora.kohya_tensors(updates, dtype, names), about)})
     else:
-        tensors = lora.diffusers_tensors(updates, dtype)
-    write_together({file: lora.file_bytes(tensors, about)})
+        write_together({file: lora.file_bytes(lora.diffusers_tensors(updates, dtype), about)})
     return file
+
+
+def _check_place(file: Path, layout: str) -> None:
+    """Refuse a layout that is not known, and a file where it needs a folder or the other way about."""
+    if layout not in lora.LAYOUTS:
+        raise ConfigError(f"layout must be one of {', '.join(lora.LAYOUTS)}; found {layout!r}.")
+    if (file.suffix == ".safetensors") == (layout == "peft"):
+        kind = "a folder, with a sub-folder a component" if layout == "peft" else "a .safetensors file"
+        raise ConfigError(f"The layout {layout!r} is {kind}: {file} does not look like one.")
 
 
 def _updates(pipe: Any, folder: str | Path, strength: float, **hub: Any) -> list[lora.Update]:

@@ -61,7 +61,7 @@ def _read_table(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     texts: dict[str, str] = {}
-    for number, row in (read_csv if path.suffix == ".csv" else read_json_lines)(path):
+    for number, row in (_read_csv if path.suffix == ".csv" else read_json_lines)(path):
         name, text = (row.get(key) for key in ("file_name", "text"))
         if not isinstance(name, str) or not isinstance(text, str):
             raise ConfigError(f"{path} has no file_name and text in line {number}: {row!r}. Give both.")
@@ -69,7 +69,7 @@ def _read_table(path: Path) -> dict[str, str]:
     return texts
 
 
-def read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Read the rows of a table by the names of its columns, each with the number of its (last) line.
 
     Raises:

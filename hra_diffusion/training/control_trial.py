@@ -8,7 +8,7 @@ from hra_diffusion.metrics.controlled import Trial
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.controlnet import condition_of, drawing_options
-from hra_diffusion.training.pairs import read_metadata, read_pairs
+from hra_diffusion.training.pairs import read_pairs
 from hra_diffusion.training.pictures import read_picture
 
 
@@ -34,14 +34,12 @@ def trial_of(
     pairs = read_pairs(folder, with_values(run, {"max_train_samples": num_pairs}).pairs)
     paths = [pair.example.photo.path for pair in pairs]
     masks = [path.parent / "masks" / f"{path.stem}.png" for path in paths]
-    rows = read_metadata(folder, run.pairs)
-    objects = {folder / name: row["object"] for name, row in rows.items() if "object" in row}
     return Trial(
         prompts=[pair.example.caption for pair in pairs],
         real=[fit(pair.example.photo.read(), size) for pair in pairs],
         conditions=[condition_of(pair, annotator, size) for pair in pairs],
         masks=[fit(read_picture(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
-        objects=[objects[path] for path in paths] if all(path in objects for path in paths) else (),
+        objects=[pair.row["object"] for pair in pairs] if all("object" in pair.row for pair in pairs) else (),
         options=drawing_options(run.preview, side),
         batch_size=batch_size,
     )

@@ -38,7 +38,7 @@ from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.trainer import Trainer, trained_weights
+from hra_diffusion.training.trainer import Trainer, trained_count
 
 
 class ControlNet(Run):
@@ -127,7 +127,7 @@ class ControlNet(Run):
     @property
     def summary(self) -> str:
         """What will be trained, in one line."""
-        counts = {name: _trained(part) for name, part in self.components.items()}
+        counts = {name: trained_count(part) for name, part in self.components.items()}
         made = "given" if any(pair.condition for pair in self.pairs) else "made"
         return (
             f"{self.annotator.name} ({made}) from {len(self.pairs)} pairs of {self.resolution} px: "
@@ -231,7 +231,3 @@ def _folder(config: ControlNetConfig) -> Path:
     if pairs.train_data_dir:
         return pairs.train_data_dir
     return import_dataset(pairs, pairs.cache_dir or Path("outputs", "datasets"))
-
-
-def _trained(part: torch.nn.Module) -> int:
-    return sum(weight.numel() for weight in trained_weights(part).values())

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class Pair:
 
     example: Example
     condition: Path | None = None
+    row: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What the folder's table says of it."""
 
     @property
     def digest(self) -> str:
@@ -60,9 +62,9 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
         ImageError: a picture or a condition is missing, cannot be read, or has another shape than the other.
         ConfigError: a caption is missing, or the metadata cannot be read.
     """
-    table = read_metadata(folder, config)
+    table = _read_metadata(folder, config)
     present = picture_files(folder)
-    files = [folder / name for name in table] or present
+    files = list(table) or present
     left_out = set(present).difference(files)
     if pictures := sorted(path.name for path in left_out if path.suffix.lower() in ENDINGS):
         logger.warning("%s does not name %s, which are left out.", folder / METADATA, some(pictures))
@@ -71,7 +73,7 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
         raise ImageError(f"{folder / METADATA} names pictures that are not there: {some(missing)}.")
     photos = check_pictures(files, folder)
     paths = [photo.path for photo in photos]
-    told = {folder / name: row[config.caption_column] for name, row in table.items() if row.get(config.caption_column)}
+    told = {path: row[config.caption_column] for path, row in table.items() if row.get(config.caption_column)}
     captions = read_beside(paths) | told if table else read_captions(paths, folder)
     if missing := [photo.path.name for photo in photos if photo.path not in captions]:
         raise ConfigError(
@@ -80,21 +82,21 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
         )
     conditions = _conditions(photos, folder, table, config)
     return [
-        Pair(example=Example(photo=photo, caption=captions[photo.path]), condition=conditions.get(photo.path))
+        Pair(
+            example=Example(photo=photo, caption=captions[photo.path]),
+            condition=conditions.get(photo.path),
+            row=table.get(photo.path, {}),
+        )
         for photo in photos
     ]
 
 
-def read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any]]:
-    """Read the rows of a folder's metadata.jsonl by the names of their pictures; nothing where there is none.
-
-    Raises:
-        ConfigError: it cannot be read, or a row names no picture.
-    """
+def _read_metadata(folder: Path, config: PairsConfig) -> dict[Path, dict[str, Any]]:
+    """Read the rows of a folder's metadata.jsonl by their pictures; nothing where there is none."""
     path = folder / METADATA
     if not path.is_file():
         return {}
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[Path, dict[str, Any]] = {}
     for number, row in read_json_lines(path):
         name = row.get(config.image_column) or row.get("file_name")
         if not isinstance(name, str):
@@ -102,16 +104,16 @@ def read_metadata(folder: Path, config: PairsConfig) -> dict[str, dict[str, Any]
         for column in (config.caption_column, config.conditioning_image_column):
             if not isinstance(row.get(column, ""), str):
                 raise ConfigError(f"{path}, line {number}, has {column} = {row[column]!r}: write a text.")
-        rows[name] = row
+        rows[folder / name] = row
     return rows
 
 
 def _conditions(
-    photos: Sequence[Photo], folder: Path, table: Mapping[str, Mapping[str, Any]], config: PairsConfig
+    photos: Sequence[Photo], folder: Path, table: Mapping[Path, Mapping[str, Any]], config: PairsConfig
 ) -> dict[Path, Path]:
     """Find the conditions of pictures: of all of them, or there are none."""
     column = config.conditioning_image_column
-    named = {folder / name: folder / row[column] for name, row in table.items() if row.get(column)}
+    named = {path: folder / row[column] for path, row in table.items() if row.get(column)}
     beside = folder / CONDITIONS_FOLDER
     if not named and beside.is_dir():
         by_name = {path.stem: path for path in picture_files(beside)}

@@ -18,7 +18,7 @@ from torch import nn
 from hra_diffusion.adapter.model import HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import existing_part
-from hra_diffusion.training.trainer import trained_weights
+from hra_diffusion.training.trainer import trained_count
 from hra_diffusion.training.views import covering_size
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def class_images(images: Any) -> str:
 
 def _component(name: str, part: nn.Module) -> str:
     if not isinstance(part, HRAModel):
-        return f"{name}: {sum(weight.numel() for weight in trained_weights(part).values()):,} parameters"
+        return f"{name}: {trained_count(part):,} parameters"
     trained, total = part.get_nb_trainable_parameters()
     ranks = sorted({config.r for config in part.peft_config.values()})
     return (

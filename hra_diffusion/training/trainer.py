@@ -135,5 +135,10 @@ def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
+def trained_count(model: nn.Module) -> int:
+    """Return how many numbers train in a model."""
+    return sum(weight.numel() for weight in trained_weights(model).values())
+
+
 def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}
