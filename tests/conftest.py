@@ -382,3 +382,17 @@ def tiny_clip():
             max_position_embeddings=8,
         )
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_depth(tmp_path_factory):
+    """A folder with a depth model of transformers, with random weights."""
+    from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessor
+
+    folder = tmp_path_factory.mktemp("depth")
+    sizes = {"depths": [1] * 4, "sr_ratios": [2, 1, 1, 1], "hidden_sizes": [8] * 4, "decoder_hidden_size": 8}
+    torch.manual_seed(0)
+    config = GLPNConfig(num_attention_heads=[1] * 4, mlp_ratios=[1] * 4, **sizes)
+    GLPNForDepthEstimation(config).save_pretrained(folder)
+    GLPNImageProcessor().save_pretrained(folder)
+    return folder

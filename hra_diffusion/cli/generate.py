@@ -117,14 +117,16 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     if not (config.control and config.image):
         return nullcontext()
     from hra_diffusion.control import load_hra_control
-    from hra_diffusion.training.pairs import read_condition
-    from hra_diffusion.training.pictures import read_layers
+    from hra_diffusion.training.pairs import read_condition, read_for
+    from hra_diffusion.training.pictures import parse_colour
 
     control = load_hra_control(pipe, config.control)
-    annotated = config.annotated
+    _, run = read_run(config.control, ControlNetConfig())
+    background = parse_colour(run.pairs.background_color)
+    annotator, annotated = control.annotator, config.annotated
     return control.guiding(
         pipe,
-        read_condition(config.image, control.annotator) if annotated else read_layers(config.image).whole(),
+        read_condition(config.image, annotator) if annotated else read_for(annotator, config.image, background),
         strength=config.control_strength,
         start=config.control_start,
         end=config.control_end,

@@ -16,7 +16,7 @@ from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors, replacing
-from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, find_encoder
+from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.pipelines import unload_hra_weights
 from hra_diffusion.pipelines.loading import load_resting
 
@@ -42,6 +42,11 @@ def load_hra_control(
         ConfigError: the name is taken.
     """
     encoder = read_encoder(folder, subfolder, **hub)
+    if others := component_folders(folder, subfolder, **hub).keys() - {"unet"}:
+        raise AdapterFileError(
+            f"The control {folder} adapts {', '.join(sorted(others))} too, but a control acts in the UNet alone, where "
+            "its range and strength have a meaning: train it without them."
+        )
     load_resting(pipe, folder, adapter_name, subfolder=subfolder, **hub)
     channels = pipe.unet.conv_in.out_channels
     if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, pipe.vae_scale_factor):

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from hra_diffusion.control import Control
-from hra_diffusion.control.annotators import Canny, Depth, Landmarks, Scribble, Segmentation, SoftEdge
+from hra_diffusion.control.annotators import Canny, Landmarks, Scribble, Segmentation, SoftEdge
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.metrics.agreement import (
     depth_agreement,
@@ -138,10 +138,8 @@ def condition_agreement(
         points = [(annotator.points(one), annotator.points(other)) for one, other in zip(real, drawn, strict=True)]
         known = [(one, other) for one, other in points if one is not None]
         return landmark_agreement([one for one, _ in known], [other for _, other in known]) if known else {}
-    if isinstance(annotator, Segmentation) and annotator.model is None:
-        return {}  # what is drawn has no transparency: see masks
-    if isinstance(annotator, Depth) and annotator.model is None:
-        return {}
+    if not annotator.reads_any_picture:
+        return {}  # what is drawn has no transparency, for example: see masks
     maps = [[np.asarray(one.convert("RGB")) for one in wanted], [np.asarray(annotator(each)) for each in drawn]]
     if isinstance(annotator, Segmentation):
         found = [annotator.label_map(each) for each in drawn]

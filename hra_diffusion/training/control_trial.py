@@ -9,7 +9,7 @@ from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.controlnet import condition_of, drawing_options
 from hra_diffusion.training.pairs import read_pairs
-from hra_diffusion.training.pictures import read_picture
+from hra_diffusion.training.pictures import parse_colour, read_picture
 
 
 def trial_of(
@@ -30,14 +30,14 @@ def trial_of(
     Raises:
         HRAError: the pairs cannot be used.
     """
-    size = (side, side)
+    size, background = (side, side), parse_colour(run.pairs.background_color)
     pairs = read_pairs(folder, with_values(run, {"max_train_samples": num_pairs}).pairs)
     paths = [pair.example.photo.path for pair in pairs]
     masks = [path.parent / "masks" / f"{path.stem}.png" for path in paths]
     return Trial(
         prompts=[pair.example.caption for pair in pairs],
-        real=[fit(pair.example.photo.read(), size) for pair in pairs],
-        conditions=[condition_of(pair, annotator, size) for pair in pairs],
+        real=[fit(pair.example.photo.read(background), size) for pair in pairs],
+        conditions=[condition_of(pair, annotator, size, background) for pair in pairs],
         masks=[fit(read_picture(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
         objects=[pair.row["object"] for pair in pairs] if all("object" in pair.row for pair in pairs) else (),
         options=drawing_options(run.preview, side),

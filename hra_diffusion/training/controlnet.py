@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from hra_diffusion.control import Control, encoder_for, fit, make_annotator
-from hra_diffusion.control.annotators import Given
+from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.training.batches import Blank, Source
@@ -31,7 +32,7 @@ from hra_diffusion.training.dataset import HELD_OUT
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
 from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_condition, read_pairs
-from hra_diffusion.training.pictures import parse_colour
+from hra_diffusion.training.pictures import Colour, parse_colour
 from hra_diffusion.training.preflight import pictures
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.run import Run
@@ -66,9 +67,10 @@ class ControlNet(Run):
             HRAError: something is wrong with the settings, the pairs, the model or the output folder.
         """
         check_model_named(config.model.pretrained_model_name_or_path)
-        if config.adapter.train_text_encoder_ti:
+        if config.adapter.text_encoder_trains:
             raise ConfigError(
-                "--train_text_encoder_ti teaches a word for a subject, and a control has none: leave it out."
+                "A control learns in the UNet and its condition encoder, and prompts keep their meaning: leave out "
+                "--train_text_encoder and --train_text_encoder_ti."
             )
         self.annotator = make_annotator(config.control.annotator, config.control.settings)
         parse_colour(config.pairs.background_color)
@@ -148,7 +150,7 @@ class ControlNet(Run):
         maker = SourceMaker(
             family=self.family,
             data=self.config.pairs,
-            text_encoder_trains=self.config.adapter.text_encoder_trains,
+            text_encoder_trains=False,
             seed=self.config.run.seed,
             cache=cache,
         )
@@ -168,7 +170,7 @@ class ControlNet(Run):
         config = self.config.control
         source = maker.make("pairs", [(pair.example, self._size) for pair in self.pairs])
         made = [conditions_of(pair, self._size, self.annotator, self.config.pairs, maker.seed) for pair in self.pairs]
-        no_prompt = self.family.condition([""], maker.text_encoder_trains)
+        no_prompt = self.family.condition([""], text_encoder_trains=False)
         no_condition = {KEPT: torch.zeros(1)}
         return replace(
             source,
@@ -196,13 +198,14 @@ class ControlNet(Run):
                 prompts=[prompt for prompt, _ in told],
                 conditions=[fit(read_condition(path, annotator), size, annotator.labels) for _, path in told],
             )
+        background = parse_colour(config.pairs.background_color)
         folder = config.pairs.validation_data_dir or root / HELD_OUT
         few = with_values(config, {"max_train_samples": preview.num_validation_images}).pairs
         pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: preview.num_validation_images]
         return sheet(
             prompts=[pair.example.caption for pair in pairs],
-            conditions=[condition_of(pair, annotator, size) for pair in pairs],
-            real=[fit(pair.example.photo.read(), size) for pair in pairs],
+            conditions=[condition_of(pair, annotator, size, background) for pair in pairs],
+            real=[fit(pair.example.photo.read(background), size) for pair in pairs],
         )
 
 
@@ -216,11 +219,10 @@ def drawing_options(preview: PreviewConfig, side: int) -> dict[str, Any]:
     }
 
 
-def condition_of(pair: Pair, annotator: Any, size: tuple[int, int]) -> Any:
+def condition_of(pair: Pair, annotator: Annotator, size: tuple[int, int], background: Colour) -> Image.Image:
     """Make the condition of a pair's picture as a whole, or take the one it has: RGB, of a size."""
-    if pair.condition:
-        return fit(read_condition(pair.condition, annotator), size, annotator.labels)
-    return annotator(fit(pair.picture(), size))
+    whole = pair.whole_condition(annotator, background)
+    return fit(whole, size, annotator.labels) if pair.condition else annotator(fit(whole, size))
 
 
 def _folder(config: ControlNetConfig) -> Path:

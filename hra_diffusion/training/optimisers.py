@@ -32,6 +32,10 @@ from torch import Tensor, nn
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import OptimiserConfig
 
+_STEPS_AS_THEY_ARE = (None, 1.0)
+"""Adafactor's eps₁, its own, and eps₂, the least size that steps are relative to. Weights that are no reflections may
+start at zero, and would hardly move with the usual 0.001."""
+
 _MAKERS: dict[str, Callable[[Any, OptimiserConfig], torch.optim.Optimizer]] = {
     "adamw": lambda groups, config: torch.optim.AdamW(groups, **_adam(config)),
     "adamw_8bit": lambda groups, config: _class("bitsandbytes.optim", "AdamW8bit", "8bit")(groups, **_adam(config)),
@@ -68,6 +72,8 @@ def build_optimizer(
     for name, module in (ordinary or {}).items():
         weights = list(module.parameters())
         groups.append({"params": weights, "lr": learning_rates[name], "lr_per_radian": 1.0, "component": name})
+        if config.optimizer == "adafactor":
+            groups[-1]["eps"] = _STEPS_AS_THEY_ARE
     if config.optimizer == "prodigy":
         for group in groups:
             group["lr"] = 1.0

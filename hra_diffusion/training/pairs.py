@@ -7,6 +7,7 @@ One geometry holds for both: a condition is cropped and mirrored as its picture 
 condition that is not there is annotated on each view of the picture, before its colours vary.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -27,7 +28,7 @@ from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.captions import read_beside, read_captions, read_json_lines
 from hra_diffusion.training.config import PairsConfig
 from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, file_digest, picture_files
-from hra_diffusion.training.pictures import check_same_shape, parse_colour, read_layers
+from hra_diffusion.training.pictures import Colour, check_same_shape, parse_colour, read_layers
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import covering_size, views
 
@@ -50,9 +51,11 @@ class Pair:
         """Digest everything that training sees of it."""
         return self.example.digest + (file_digest(self.condition) if self.condition else "")
 
-    def picture(self) -> Image.Image:
-        """Decode the picture, its transparency kept: RGB, or RGBA where there is some."""
-        return read_layers(self.example.photo.path).whole()
+    def whole_condition(self, annotator: Annotator, background: Colour) -> Image.Image:
+        """Read the condition that is there, or what the annotator is to make one of."""
+        if self.condition:
+            return read_condition(self.condition, annotator)
+        return read_for(annotator, self.example.photo.path, background)
 
 
 def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
@@ -139,12 +142,20 @@ def read_condition(path: Path, annotator: Annotator) -> Image.Image:
     return Depth()(given) if isinstance(annotator, Depth) else given
 
 
+def read_for(annotator: Annotator, path: Path, background: Colour) -> Image.Image:
+    """Decode a picture as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    layers = read_layers(path)
+    return layers.whole() if annotator.reads_transparency else layers.over(background)
+
+
 def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> Tensor:
     """Make the condition of each view of a pair's picture: uint8 of shape (V, 3, height, width)."""
     given = pair.condition is not None
-    whole = read_condition(pair.condition, annotator) if pair.condition else pair.picture()
-    if not given and annotator.name != "segmentation":
-        whole = pair.example.photo.read(parse_colour(config.background_color))
+    whole = pair.whole_condition(annotator, parse_colour(config.background_color))
     resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS
     covering = whole.resize(covering_size(pair.example.photo.size, size), resampling)
     shown = views(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
@@ -156,24 +167,35 @@ def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsCon
 def import_dataset(config: PairsConfig, folder: Path) -> Path:
     """Write the pairs of a dataset of the library datasets into a folder of pairs, once; returns its folder.
 
+    Another content, number or choice of columns has another folder.
+
     Raises:
         ConfigError: the library is not installed, or the dataset has no such columns.
     """
     from hra_diffusion.formats.files import replacing
 
-    name = f"{config.dataset_name} {config.dataset_config_name} {config.max_train_samples}"
-    place = folder / hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+    dataset = _open(config)
+    columns = (config.image_column, config.conditioning_image_column, config.caption_column)
+    told = (config.dataset_name, config.dataset_config_name, config.max_train_samples, columns)
+    key = repr((*told, _fingerprint(dataset, config)))
+    place = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
     if not place.is_dir():
         with replacing(place) as new:
-            rows = list(_rows(config, new))
+            rows = list(_rows(dataset, config, new))
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (new / METADATA).write_text(lines, encoding="utf-8")
     return place
 
 
-def _rows(config: PairsConfig, folder: Path) -> Iterator[dict[str, str]]:
+def _fingerprint(dataset: Any, config: PairsConfig) -> object:
+    """Return what differs once the content of a dataset does; of tar files, which do not tell, the size and time."""
+    tars = [(path, Path(path).stat()) for path in sorted(glob.glob(str(config.dataset_name)))]
+    return getattr(dataset, "_fingerprint", [(path, about.st_size, about.st_mtime_ns) for path, about in tars])
+
+
+def _rows(dataset: Any, config: PairsConfig, folder: Path) -> Iterator[dict[str, str]]:
     columns = {"image": config.image_column, "conditioning_image": config.conditioning_image_column}
-    for number, row in enumerate(_open(config)):
+    for number, row in enumerate(dataset):
         if number == config.max_train_samples:
             return
         if config.image_column not in row or config.caption_column not in row:

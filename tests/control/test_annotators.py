@@ -11,7 +11,7 @@ from hra_diffusion.control.annotators import ANNOTATORS, make_annotator, setting
 from hra_diffusion.control.annotators.regions import palette
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 
-OFFLINE = ("given", "canny", "scribble", "soft_edge", "color", "depth", "normal")
+OFFLINE = ("given", "canny", "scribble", "soft_edge", "color")
 
 
 @pytest.fixture
@@ -86,6 +86,14 @@ def test_grey_depth_of_any_kind_is_stretched():
         assert np.allclose(condition, np.linspace(0, 255, 50), atol=3)
 
 
+@pytest.mark.parametrize("name", ["depth", "normal"])
+def test_a_grey_map_of_depth_is_told_from_a_picture_with_colours(name, disc):
+    grey = disc.convert("L").convert("RGB")
+    assert np.array_equal(make_annotator(name)(grey), make_annotator(name)(grey.convert("L")))
+    with pytest.raises(ImageError, match="with colours is no map of depth"):
+        make_annotator(name)(disc)
+
+
 def test_flat_depth_faces_the_viewer_and_a_slope_looks_away_from_what_is_near():
     flat = make_annotator("normal")(Image.new("L", (20, 20), 90))
     assert np.array_equal(np.unique(np.asarray(flat).reshape(-1, 3), axis=0), [[128, 128, 255]])
@@ -117,6 +125,15 @@ def test_models_come_from_transformers(tmp_path, disc):
     annotate = make_annotator("segmentation", {"model": str(tmp_path)})
     assert annotate.label_map(disc).shape == (40, 60)
     assert {tuple(colour) for colour in np.asarray(annotate(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
+
+
+@pytest.mark.parametrize("name", ["depth", "normal"])
+def test_with_a_model_depth_is_seen_in_any_picture(name, tiny_depth, disc):
+    annotate = make_annotator(name, {"model": str(tiny_depth)})
+    annotate.check()
+    condition = annotate(disc)
+    assert (condition.mode, condition.size) == ("RGB", disc.size)
+    assert np.ptp(np.asarray(condition)) > 0
 
 
 @pytest.mark.parametrize(("name", "settings"), [("segmentation", {"model": "nix"}), ("depth", {"model": "nix"})])

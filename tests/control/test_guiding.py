@@ -1,5 +1,7 @@
 """A condition acts where and as strongly as it was told to, in pipelines of every kind, and leaves no trace."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -196,6 +198,10 @@ def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, sh
         (tmp_path / "condition_encoder" / name).write_bytes(content[:-9] if name.endswith("safetensors") else content)
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         load_hra_control(bare, tmp_path)
+    more = shutil.copytree(control_folder, tmp_path / "more")
+    HRAModel(bare.text_encoder, HRAConfig(r=2, target_modules=["q_proj"])).save_pretrained(more / "text_encoder")
+    with pytest.raises(AdapterFileError, match="adapts text_encoder too, but a control acts in the UNet alone"):
+        load_hra_control(bare, more)
     assert not isinstance(bare.unet, HRAModel)
 
 

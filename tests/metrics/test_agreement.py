@@ -72,11 +72,14 @@ def test_the_thing_in_the_middle_is_told_from_its_background():
     assert not object_mask(np.zeros((32, 32, 3), np.uint8)).any()
 
 
-def test_each_kind_of_condition_has_its_measure():
+def test_each_kind_of_condition_has_its_measure(tiny_depth):
     picture = Image.new("RGB", (32, 32), "white")
     ImageDraw.Draw(picture).rectangle((8, 8, 20, 24), fill="red")
-    for name, perfect in (("canny", 1), ("scribble", 1), ("color", 0), ("normal", 0)):
-        annotator = make_annotator(name)
+    ImageDraw.Draw(picture).line((3, 3, 28, 6), fill="blue", width=2)
+    model = {"model": str(tiny_depth)}
+    kinds = (("canny", {}, 1), ("scribble", {}, 1), ("color", {}, 0), ("depth", model, 0), ("normal", model, 0))
+    for name, settings, perfect in kinds:
+        annotator = make_annotator(name, settings)
         condition = annotator(picture)
         same = condition_agreement(annotator, [picture], [condition], [picture])
         other = condition_agreement(annotator, [picture], [condition], [picture.rotate(90)])
@@ -84,3 +87,9 @@ def test_each_kind_of_condition_has_its_measure():
         for row, estimate in same.items():
             assert estimate.value == perfect
             assert (other[row].value < 1) if perfect else (other[row].value > 0)
+
+
+@pytest.mark.parametrize("name", ["given", "segmentation", "depth", "normal"])
+def test_what_cannot_be_seen_in_a_drawn_picture_is_not_measured(name):
+    picture = Image.new("RGB", (32, 32), "red")
+    assert condition_agreement(make_annotator(name), [picture], [picture], [picture]) == {}

@@ -93,8 +93,10 @@ def test_the_condition_can_be_seen_before_anything_is_drawn(client, picture):
     with Image.open(picture) as image:
         fitted = fit(image, (32, 32))
     own = {"low": 50, "high": 100}
-    for name, settings in {"canny": own, "scribble": None, "segmentation": None, "color": None, "depth": None}.items():
+    for name, settings in {"canny": own, "scribble": None, "segmentation": None, "color": None}.items():
         assert np.array_equal(seen(name), np.asarray(make_annotator(name, settings)(fitted))), name
+    with pytest.raises(AppError, match="with colours is no map of depth"):
+        seen("depth")
     assert np.array_equal(seen("own"), seen("canny"))
     assert np.array_equal(seen("given"), np.asarray(fitted.convert("RGB")))
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 
 import numpy as np
 import pytest
@@ -196,7 +197,8 @@ def test_datasets_become_folders(tmp_path, scenes):
     features = datasets.Features(
         {"picture": datasets.Image(), "edges": datasets.Image(), "text": datasets.Value("string")}
     )
-    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "arrow")
+    dataset = datasets.Dataset.from_dict(columns, features=features)
+    dataset.save_to_disk(tmp_path / "arrow")
     config = PairsConfig(
         dataset_name=str(tmp_path / "arrow"),
         image_column="picture",
@@ -207,7 +209,56 @@ def test_datasets_become_folders(tmp_path, scenes):
     assert [pair.example.caption for pair in pairs] == ["a", "b"]
     assert all(pair.condition for pair in pairs)
     with pytest.raises(ConfigError, match="columns picture, edges, text: say with --image_column"):
-        import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "other")
+        import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "cache")
+    plain = with_values(config, {"conditioning_image_column": "none"})
+    assert not any(pair.condition for pair in read_pairs(import_dataset(plain, tmp_path / "cache"), plain))
+    again = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")}
+    import_dataset(config, tmp_path / "cache")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*")} == again  # nothing is written
+    shutil.rmtree(tmp_path / "arrow")
+    dataset.map(lambda row: {"text": row["text"] + "!"}).save_to_disk(tmp_path / "arrow")
+    pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
+    assert [pair.example.caption for pair in pairs] == ["a!", "b!"]
+
+
+def test_tar_files_that_have_changed_are_read_anew(tmp_path, scenes):
+    pytest.importorskip("datasets")
+    config = PairsConfig(dataset_name=str(tmp_path / "scenes.tar"), image_column="png", caption_column="txt")
+    for captions in (["a", "b"], ["a", "changed"]):
+        with tarfile.open(config.dataset_name, "w") as tar:
+            for at, caption in enumerate(captions):
+                (scenes / f"{at}.txt").write_text(caption)
+                for ending in ("png", "txt"):
+                    tar.add(scenes / f"{at}.{ending}", f"{at}.{ending}")
+        pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
+        assert [pair.example.caption for pair in pairs] == captions
+
+
+def test_the_text_encoder_stays_out_of_a_control(control_config):
+    """Prompts are read before the range and the strength of a control are known."""
+    for flag in ("train_text_encoder", "train_text_encoder_ti"):
+        with pytest.raises(ConfigError, match="prompts keep their meaning: leave out"):
+            ControlNet(with_values(control_config, {flag: True}))
+
+
+def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read(control_config, scenes, tmp_path):
+    disc = Image.new("RGBA", (32, 32))
+    ImageDraw.Draw(disc).ellipse((8, 8, 24, 24), fill="red")
+    disc.save(scenes / "0.png")
+    blue = {"background_color": "#0000ff", "annotator": "color", "annotator_settings": ("blocks=1",)}
+    run = ControlNet(with_values(control_config, blue))
+    list(run.steps())
+    run.save()
+    trained = conditions_of(run.pairs[0], (32, 32), run.annotator, run.config.pairs, 0)[0].permute(1, 2, 0)
+    assert trained[0, 0, 2] > 150 > trained[0, 0, 1]
+    trial = trial_of(scenes, run.annotator, run.config, 32, num_pairs=1, batch_size=1)
+    for condition, real in ((run.portrait.conditions[0], run.portrait.real[0]), (trial.conditions[0], trial.real[0])):
+        assert np.array_equal(condition, trained)
+        assert real.getpixel((0, 0)) == (0, 0, 255)
+    flags = ["--control", str(run.folder), "--prompt", "box 0", "--image", str(scenes / "0.png")]
+    shown = next(picture for _, _, picture in run.draw_validation())
+    assert main(["generate", *flags, "--output_dir", str(tmp_path)]) == 0
+    assert Image.open(tmp_path / "box-0-0.png").tobytes() == shown.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -231,6 +282,7 @@ def test_datasets_become_folders(tmp_path, scenes):
         (None, {"annotator": "cany"}, ConfigError, "no annotator 'cany'"),
         (None, {"annotator": "given"}, ImageError, "holds no conditions"),
         (None, {"annotator": "depth", "annotator_model": "nix"}, HRAError, "'nix' cannot be loaded"),
+        (None, {"annotator": "depth"}, ImageError, "with colours is no map of depth"),
         (None, {"annotator_settings": ("low",)}, ConfigError, "write name=value"),
         (None, {"train_data_dir": None}, ConfigError, "--train_data_dir"),
         (None, {"resolution": 30}, ConfigError, "steps of 4 pixels"),

@@ -97,6 +97,22 @@ def test_components_have_learning_rates_of_their_own():
     assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0}
 
 
+@pytest.mark.parametrize("name", ["adamw", IN_8_BITS, "schedule_free", "prodigy", "lion", "adafactor"])
+def test_weights_that_are_no_reflections_move_from_zero_by_their_rate(name):
+    """The condition encoder's last convolution starts at zero."""
+    model, ordinary = adapted(16, 4), nn.Linear(16, 16, bias=False)
+    nn.init.zeros_(ordinary.weight)
+    config, rates = OptimiserConfig(optimizer=name), {"unet": 0.02, "condition_encoder": 0.01}
+    optimizer = build_optimizer({"unet": model}, rates, config, {"condition_encoder": ordinary})
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+    for _ in range(5):
+        (ordinary(model(x)) - x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    size = ordinary.weight.detach().square().mean().sqrt().item()
+    assert size > 1e-4 if name == "prodigy" else 0.01 < size < 0.05
+
+
 OTHERS = [IN_8_BITS, "schedule_free", "prodigy", "lion", "adafactor"]
 
 

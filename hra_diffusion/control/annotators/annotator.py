@@ -25,6 +25,16 @@ class Annotator(ABC):
     mirrors: ClassVar[bool] = True
     """Whether the mirrored condition is the condition of the mirrored picture."""
 
+    @property
+    def reads_transparency(self) -> bool:
+        """Whether the transparency of a picture tells it something, and is no window on a background."""
+        return False
+
+    @property
+    def reads_any_picture(self) -> bool:
+        """Whether any picture has a condition, what a model has drawn too."""
+        return True
+
     def __call__(self, picture: Image.Image) -> Image.Image:
         """Return the condition of a picture of mode RGB, or RGBA where its transparency counts; RGB, of its size."""
         pixels = self.annotate(picture)
@@ -47,6 +57,11 @@ class Given(Annotator):
     """What it is given is a condition already."""
 
     name = "given"
+
+    @property
+    def reads_any_picture(self) -> bool:
+        """See :class:`Annotator`."""
+        return False
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """Return the colours."""

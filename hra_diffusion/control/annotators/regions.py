@@ -42,6 +42,16 @@ class Segmentation(Annotator):
     model: str | None = None
     """Folder or name on the hub; without one, what is opaque is the object, label 1, on the background, label 0."""
 
+    @property
+    def reads_transparency(self) -> bool:
+        """See :class:`Annotator`."""
+        return self.model is None
+
+    @property
+    def reads_any_picture(self) -> bool:
+        """See :class:`Annotator`."""
+        return self.model is not None
+
     def check(self) -> None:
         """See :class:`Annotator`."""
         if self.model:

@@ -49,7 +49,7 @@ class ControlConfig:
     annotator_settings: tuple[str, ...] | None = None
     """Its other settings, such as low=50 high=100."""
     encoder_lr: float = 0.002
-    """Learning rate of the condition encoder, which is no reflection."""
+    """Learning rate of the condition encoder, which is no reflection; prodigy finds this one, too."""
     proportion_empty_prompts: float = 0.05
     """Share of examples that are learned from without their caption, …"""
     proportion_empty_conditions: float = 0.05
