@@ -58,6 +58,21 @@ def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
     return found
 
 
+def check_each_target(model: nn.Module, config: HRAConfig) -> None:
+    """Make sure that each of the names that `config` lists means a module, lest one be mistyped unnoticed.
+
+    Files do not have to pass: PEFT's may name modules that this version of a model is without.
+
+    Raises:
+        TargetError: one of them means none.
+    """
+    names = [name for name, _ in model.named_modules() if name]
+    listed = [] if isinstance(config.target_modules, str) else config.target_modules or []
+    missing = [target for target in listed if not any(name == target or _has_suffix(name, [target]) for name in names)]
+    if missing:
+        raise TargetError(_nothing_matched(missing, names, config))
+
+
 def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
     """Names of the modules that `names` mean, whole or as the last part of a dotted name.
 

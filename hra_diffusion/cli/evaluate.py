@@ -143,6 +143,7 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     Raises:
         ConfigError: neither says it.
     """
+    from hra_diffusion.formats.run_folder import of_run
     from hra_diffusion.pipelines import base_model
 
     from_run = {
@@ -155,10 +156,9 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
     for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
         if not getattr(filled, name):
-            raise ConfigError(
-                f"The adapter {config.adapter} came without its run's config.toml, or knows several subjects: "
-                f"add --{name}."
-            )
+            known = of_run(config.adapter, "config.toml")
+            why = "knows several subjects, of which one is measured" if known else "came without its run's config.toml"
+            raise ConfigError(f"The adapter {config.adapter} {why}: add --{name}.")
     return filled
 
 

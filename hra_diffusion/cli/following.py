@@ -1,5 +1,6 @@
 """Following a run on the screen: what it is about, a progress bar, a signal that becomes a checkpoint."""
 
+import logging
 import os
 import signal
 import sys
@@ -12,7 +13,8 @@ from tqdm import tqdm
 from hra_diffusion.cli.arguments import flag_value
 from hra_diffusion.cli.stopping import Stopped, StopWish, stop_wish
 from hra_diffusion.training.config import TrainingConfig
-from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config.companions import without_effect
+from hra_diffusion.training.config_file import flag_types, flat_values, read_toml, told_otherwise, with_values
 from hra_diffusion.training.defaults import embedded_defaults
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from hra_diffusion.training.trackers import Tracker
 
 Config = TypeVar("Config", bound=TrainingConfig)
+logger = logging.getLogger(__name__)
 
 CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags win over it."
 
@@ -39,7 +42,18 @@ def defaults(arguments: Sequence[str], kind: type[Config], embedded: str) -> Con
     told = read_toml(Path(path), kind()) if path else kind()
     named = flag_value(arguments, "pretrained_model_name_or_path") or told.model.pretrained_model_name_or_path
     default = kind() if named else embedded_defaults(kind, embedded)
-    return read_toml(Path(path), default) if path else default
+    config = read_toml(Path(path), default) if path else default
+    return with_values(config, told_otherwise(_flags_of(kind, arguments)))
+
+
+def mention_idle_flags(config: TrainingConfig, arguments: Sequence[str]) -> None:
+    """Say which of the flags on the command line mean nothing without another."""
+    for sentence in without_effect(flat_values(config), _flags_of(type(config), arguments)):
+        logger.warning(sentence)
+
+
+def _flags_of(kind: type[TrainingConfig], arguments: Sequence[str]) -> list[str]:
+    return [name for name in flag_types(kind) if flag_value(arguments, name) is not None]
 
 
 def announce(run: "Run") -> None:

@@ -63,4 +63,4 @@ def _run_settings(folder: Path) -> Iterator[str]:
     if told:
         yield "trained with"
     for name, value in told.items():
-        yield f"  {name} = {' '.join(value) if isinstance(value, tuple) else value}"
+        yield f"  {name} = {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -41,9 +41,19 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def adapter_and_strength(text: str) -> tuple[str, float]:
-    """Take FOLDER:STRENGTH apart; a folder may have a colon in its name, and a strength is a number."""
+    """Take FOLDER:STRENGTH apart; a folder may have a colon in its name.
+
+    Raises:
+        ConfigError: the strength is no number.
+    """
     folder, colon, strength = text.rpartition(":")
-    try:
-        return (folder, float(strength)) if colon and not Path(text).exists() else (text, 1.0)
-    except ValueError:
+    if not colon or Path(text).exists():
         return text, 1.0
+    try:
+        return folder, float(strength)
+    except ValueError:
+        if not Path(folder).is_dir():
+            return text, 1.0
+        raise ConfigError(
+            f"--adapters has {text!r}, but {strength!r} is no number: write FOLDER:STRENGTH, such as {folder}:0.8."
+        ) from None

@@ -8,7 +8,15 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.cli.evaluate import evaluate_run
-from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow, show_progress
+from hra_diffusion.cli.following import (
+    CONFIG_HELP,
+    announce,
+    defaults,
+    finish,
+    follow,
+    mention_idle_flags,
+    show_progress,
+)
 from hra_diffusion.training.config import (
     AdapterConfig,
     DataConfig,
@@ -26,6 +34,7 @@ from hra_diffusion.training.config_file import flag_types
 def main(arguments: Sequence[str]) -> None:
     """Train, save the adapter, draw before_after.png and measure; or say only what would be trained."""
     config = parse_config(arguments)
+    mention_idle_flags(config, arguments)
     from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
 
     run = DreamBooth(config)

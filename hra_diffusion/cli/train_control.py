@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from hra_diffusion.cli.arguments import parse
-from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow
+from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow, mention_idle_flags
 from hra_diffusion.training.config import (
     AdapterConfig,
     ControlConfig,
@@ -25,6 +25,7 @@ from hra_diffusion.training.config_file import flag_types
 def main(arguments: Sequence[str]) -> None:
     """Train, save the control and draw before_after.png; or say only what would be trained."""
     config = parse_config(arguments)
+    mention_idle_flags(config, arguments)
     from hra_diffusion.training.controlnet import ControlNet  # imports torch and diffusers: not for --help
 
     run = ControlNet(config)

@@ -178,4 +178,7 @@ def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) ->
     except TargetError:
         return  # The names in the configuration are spelled for another version of the model; the weights decide.
     if missing := sorted(expected - set(keys)):
-        raise AdapterFileError(f"The adapter lacks weights that its configuration promises: {some(missing)}.")
+        raise AdapterFileError(
+            f"The adapter has no weights for {len(missing)} of the {len(expected)} modules that its configuration asks "
+            f"for in this model: {some(missing)}. It is damaged, or was made for another model."
+        )

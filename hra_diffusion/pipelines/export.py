@@ -16,14 +16,13 @@ from hra_diffusion.formats.folders import base_model, component_folders, public_
 from hra_diffusion.formats.run_folder import of_run
 from hra_diffusion.pipelines.acting import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
-from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
+from hra_diffusion.pipelines.loading import load_hra_weights, name_after, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL = 256
-_WHILE_EXPORTED = "hra exported"
 
 
 def export_lora(
@@ -105,22 +104,23 @@ def _check_place(file: Path, layout: str) -> None:
 def _updates(pipe: Any, folder: str | Path, strength: float, **hub: Any) -> list[lora.Update]:
     """Compute an adapter's updates of a pipeline's weights, all of one rank; the pipeline is given back as it came."""
     restore = [component.restorer() for component in adapted_components(pipe).values()]
-    load_hra_weights(pipe, folder, _WHILE_EXPORTED, **hub)
+    exported = f"{name_after(folder)} exported"  # beside adapters of the pipeline, whatever they are called
+    load_hra_weights(pipe, folder, exported, **hub)
     try:
-        for component in holders(pipe, _WHILE_EXPORTED).values():
-            config = component.peft_config[_WHILE_EXPORTED]
+        for component in holders(pipe, exported).values():
+            config = component.peft_config[exported]
             if config.bias != "none" or config.modules_to_save:
                 raise ConfigError(
                     f"The adapter {folder} trains biases or whole modules, which a LoRA cannot hold: merge it instead."
                 )
-        with using_hra_adapters(pipe, _WHILE_EXPORTED, strength), offloading_suspended(pipe):
+        with using_hra_adapters(pipe, exported, strength), offloading_suspended(pipe):
             found = [
                 lora.update_of(layer, name, module)
-                for name, component in holders(pipe, _WHILE_EXPORTED).items()
+                for name, component in holders(pipe, exported).items()
                 for module, layer in component.layers().items()
             ]
     finally:
-        unload_hra_weights(pipe, _WHILE_EXPORTED)
+        unload_hra_weights(pipe, exported)
         for each in restore:
             each()
     updates = [update for update in found if update is not None]

@@ -1,5 +1,6 @@
 """Adapters come into a pipeline, over one another, and out again: all of an adapter's components, or none."""
 
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,11 @@ def load_resting(pipe: Any, folder: str | Path, adapter_name: str, *, subfolder:
     found = component_folders(folder, subfolder, **hub)
     with offloading_suspended(pipe):
         _add(pipe, _for_components(pipe, found, folder), tokens_beside(found), adapter_name, resting=True)
+
+
+def name_after(folder: str | Path) -> str:
+    """Return a name for an adapter that errors can speak of: its folder's, in characters that a name may have."""
+    return re.sub("[^A-Za-z0-9_-]+", " ", Path(folder).name)
 
 
 def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:

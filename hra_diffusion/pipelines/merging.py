@@ -1,6 +1,5 @@
 """A whole model with adapters multiplied into its weights, for whatever knows nothing of adapters."""
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +10,7 @@ from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import replacing
 from hra_diffusion.pipelines.acting import set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components
-from hra_diffusion.pipelines.loading import load_hra_weights
+from hra_diffusion.pipelines.loading import load_hra_weights, name_after
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.tokens import fold_tokens
 
@@ -57,7 +56,7 @@ def merge_hra(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
     pipe = load_pipeline(str(base))
-    names = [f"{re.sub('[^A-Za-z0-9_-]+', ' ', Path(folder).name)} {at}" for at, folder in enumerate(adapters, 1)]
+    names = [f"{name_after(folder)} {at}" for at, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)
     set_hra_adapters(pipe, names, list(adapters.values()), combine)

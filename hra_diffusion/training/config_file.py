@@ -6,6 +6,7 @@ refused with the nearest match. What a file does not say keeps the value of the 
 
 import difflib
 import types
+from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -49,6 +50,19 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     return replace(config, **changes)
 
 
+_STANDS_FOR = {
+    "num_train_epochs": "max_train_steps",
+    "dataset_name": "train_data_dir",
+    "train_data_dir": "dataset_name",
+}
+"""Settings by what they are told instead of."""
+
+
+def told_otherwise(names: Collection[str]) -> dict[str, None]:
+    """Return what becomes of settings that are not among some names, but are told by others that are: None."""
+    return {other: None for name, other in _STANDS_FOR.items() if name in names and other not in names}
+
+
 def read_toml(path: Path, default: Config) -> Config:
     """Read a TOML file over ``default``.
 
@@ -72,7 +86,8 @@ def read_toml(path: Path, default: Config) -> Config:
         if any(key in get_type_hints(kind) or key in flag_types(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
             raise ConfigError(f"The config {path} has {key}, which is of another kind of run than this command's.")
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
-    return with_values(default, {key: _convert(path, key, value, known[key]) for key, value in flat.items()})
+    told = {key: _convert(path, key, value, known[key]) for key, value in flat.items()}
+    return with_values(default, told_otherwise(told) | told)
 
 
 def read_run(folder: Path, default: Config) -> tuple[Path, Config]:

@@ -29,6 +29,11 @@ def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
     if data.mask_data_dir:
         if not data.mask_data_dir.is_dir():
             raise ImageError(f"There is no folder of masks {data.mask_data_dir}: correct --mask_data_dir.")
+        if data.instance_data_dir and data.mask_data_dir.samefile(data.instance_data_dir):
+            raise ImageError(
+                f"--mask_data_dir is {data.mask_data_dir}, which holds the pictures themselves: name a folder with a "
+                "mask for each, or take their transparency with --alpha_mask."
+            )
         # Masks of several subjects lie in sub-folders, as their pictures do.
         folder = data.mask_data_dir / photos[0].path.parent.relative_to(data.instance_data_dir or Path())
         by_name = {path.stem: path for path in picture_files(folder)} if folder.is_dir() else {}
@@ -38,7 +43,8 @@ def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
             read_mask(photo, masks[photo.path])
     missing = [photo.path.name for photo in photos if photo.path not in masks]
     if missing and (data.alpha_mask or data.mask_data_dir):
-        logger.warning("Pictures without a mask count as a whole: %s.", ", ".join(missing))
+        folder = photos[0].path.parent
+        logger.warning("Pictures of %s without a mask count as a whole: %s.", folder, ", ".join(missing))
     return masks
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from hra_diffusion.errors import ModelError
+from hra_diffusion.errors import ConfigError, ModelError
 
 
 class NoiseProcess(Protocol):
@@ -116,9 +116,14 @@ def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProce
 
     Raises:
         ModelError: its prediction type is unknown.
+        ConfigError: there is a shift, and the process has none.
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
         shift = flow_shift or config.get("shift") or config.get("flow_shift") or 1.0
         return Flow(config.num_train_timesteps, shift)
+    if flow_shift is not None:
+        raise ConfigError(
+            f"--flow_shift is of flow-matching models, and this one predicts {config.prediction_type}: leave it out."
+        )
     return Diffusion(DDPMScheduler.from_config(config))

@@ -1,5 +1,6 @@
 """What every run does before its loop: find the device, put adapters in, connect model, optimiser and batches."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from diffusers.optimization import get_scheduler
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.adapter.targets import check_each_target
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError
@@ -28,6 +30,8 @@ from hra_diffusion.training.rng import stream
 from hra_diffusion.training.sampling import Sampling
 from hra_diffusion.training.sharding import set_up_sharding
 from hra_diffusion.training.trainer import Trainer, trained_weights
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen model for each value of --mixed_precision."""
@@ -54,7 +58,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     """Put fresh adapters into the pipeline's components that train, and freeze everything else.
 
     Raises:
-        TargetError: the target modules match nothing.
+        TargetError: one of the target modules matches nothing.
     """
     pipe = family.pipe
     targets = {family.denoiser_name: adapter.target_modules}
@@ -71,6 +75,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             base_model_name_or_path=model.pretrained_model_name_or_path,
             revision=model.revision,
         )
+        check_each_target(getattr(pipe, name), config)
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.torch_compile:
@@ -107,6 +112,12 @@ def make_trainer(
     components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
     rates = _learning_rates(components, optimiser) | {ENCODER: encoder_lr}
     optimizer = build_optimizer(components, rates, optimiser, {ENCODER: encoder} if encoder else None)
+    if optimiser.lr_warmup_steps > steps:
+        logger.warning(
+            "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its height.",
+            optimiser.lr_warmup_steps,
+            steps,
+        )
     schedule = optimiser.lr_scheduler
     if schedule == "constant" and optimiser.lr_warmup_steps and optimiser.optimizer != "schedule_free":
         schedule = "constant_with_warmup"  # diffusers' constant knows no warm-up; schedule-free has one of its own

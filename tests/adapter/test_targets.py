@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hra_diffusion import HRAConfig
-from hra_diffusion.adapter.targets import ARCHITECTURE_TARGETS, find_targets
+from hra_diffusion.adapter.targets import ARCHITECTURE_TARGETS, check_each_target, find_targets
 from hra_diffusion.errors import TargetError
 
 
@@ -84,6 +84,13 @@ def test_targets_that_match_nothing_are_answered_with_the_nearest_names(net):
         find_targets(net, HRAConfig(target_modules=["haed"]))
     with pytest.raises(TargetError, match=r"within layers_to_transform 7"):
         find_targets(net, HRAConfig(target_modules=["q"], layers_to_transform=7))
+
+
+def test_each_name_can_be_asked_to_match(net):
+    check_each_target(net, HRAConfig(target_modules=["q", "head"]))
+    check_each_target(net, HRAConfig(target_modules="all-linear"))
+    with pytest.raises(TargetError, match=r"target_modules 'haed' match no module .*some of its modules are: head"):
+        check_each_target(net, HRAConfig(target_modules=["q", "haed"]))
 
 
 def test_attention_that_never_calls_its_output_layer_is_left_out_of_all_linear():

@@ -120,7 +120,7 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     assert "'nix' cannot be loaded" in refusal(capsys, emoji_run, "--clip", "nix")
     assert "cannot be written" in refusal(capsys, emoji_run, "--output_dir", emoji_run / "config.toml" / "x")
     shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
-    assert "add --instance_prompt" in refusal(capsys, tmp_path / "bare")
+    assert "came without its run's config.toml: add --instance_prompt" in refusal(capsys, tmp_path / "bare")
     shutil.copytree(emoji_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
     base = ("--pretrained_model_name_or_path", tmp_path / "emoji-sd")
@@ -132,7 +132,7 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
     several = with_values(config, {"instance_data_dir": tmp_path / "pets", "instance_prompt": "a sks dog"})
     (tmp_path / "run" / "config.toml").write_text(to_toml(several))
-    assert "add --reference_dir" in refusal(capsys, tmp_path / "run")
+    assert "knows several subjects, of which one is measured: add --reference_dir" in refusal(capsys, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 

@@ -62,6 +62,11 @@ def test_both_spellings_of_a_flag_are_one():
     assert parse_config(["--target_modules", "a", "b.c", "--rank", "2"]).adapter.target_modules == ("a", "b.c")
 
 
+def test_flags_without_effect_are_named(capsys, caplog):
+    refusal(capsys, "train", "--ema_decay", "0.9", "--pretrained_model_name_or_path", "nix")
+    assert "--ema_decay has no effect without --use_ema." in caplog.text
+
+
 def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('pretrained_model_name_or_path = "m"\nrank = 4\nseed = 3\n')

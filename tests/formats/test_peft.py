@@ -206,7 +206,10 @@ SPOILT = {
         r"blocks.0.q has \(9, 4\) instead of \(12, 4\)",
     ),
     "wrong dtype": (_edit_weights(lambda t: t.update({KEY: t[KEY].int()})), "does not fit"),
-    "missing key": (_edit_weights(lambda t: t.pop(KEY)), r"lacks weights .*blocks\.0\.q\.hra_u"),
+    "missing key": (
+        _edit_weights(lambda t: t.pop(KEY)),
+        r"no weights for 1 of .*blocks\.0\.q\.hra_u\. It is damaged, or was",
+    ),
     "unexpected module": (
         _edit_weights(lambda t: t.update({"nowhere.hra_u": torch.ones(12, 4)})),
         r"lacks: nowhere\.hra_u",

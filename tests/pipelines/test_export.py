@@ -205,3 +205,9 @@ def test_what_a_lora_cannot_hold_is_refused(pipe, tmp_path):
     model.unload()
     with pytest.raises(ConfigError, match="merge it instead"):
         export_lora(tmp_path, tmp_path / "x.safetensors", base=pipe)
+    with pytest.warns(UserWarning, match="is odd"):
+        model = HRAModel(pipe.unet, HRAConfig(r=3, target_modules=["to_q"]))
+    model.save_pretrained(tmp_path / "my.dog" / "unet")
+    model.unload()
+    with pytest.raises(ConfigError, match="adapter 'my dog exported' has the odd rank 3"):
+        export_lora(tmp_path / "my.dog", tmp_path / "x.safetensors", base=pipe, strength=0.5)

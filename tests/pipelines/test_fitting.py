@@ -114,6 +114,8 @@ def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapter
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", pipe)
+    with pytest.raises(AdapterFileError, match=r"is a folder: name the \.safetensors file"):
+        fit_lora(tmp_path, tmp_path / "fit", pipe)
     assert not (tmp_path / "fit").exists()
     shutil.copytree(adapters / "a", tmp_path / "run" / "adapter")
     for taken in (adapters / "a", tmp_path / "run"):

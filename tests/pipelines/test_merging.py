@@ -74,6 +74,8 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
     (tmp_path / "a:1").mkdir()
     assert adapter_and_strength(f"{tmp_path}/a:1") == (f"{tmp_path}/a:1", 1.0)
     assert adapter_and_strength(f"{tmp_path}/a:1:0.5") == (f"{tmp_path}/a:1", 0.5)
+    with pytest.raises(ConfigError, match=r"'half' is no number: write FOLDER:STRENGTH"):
+        adapter_and_strength(f"{tmp_path}/a:1:half")
 
 
 def test_an_adapter_named_twice_is_refused(capsys, tmp_path):

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from hra_diffusion.cli.train import parse_config
+from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import AdapterConfig, ControlNetConfig, DreamBoothConfig, RunConfig
-from hra_diffusion.training.config_file import flag_types, read_toml, to_toml, with_values
+from hra_diffusion.training.config.companions import without_effect
+from hra_diffusion.training.config_file import flag_types, flat_values, read_toml, to_toml, with_values
 
 DEFAULT = DreamBoothConfig()
 CHANGES = {
@@ -119,3 +122,61 @@ def test_every_config_of_the_project_is_valid_and_says_what_is_not_the_default(p
     assert config.adapter.rank % 2 == 0
     if not path.stem.startswith("embedded"):
         assert "not measured" in path.read_text(encoding="utf-8").lower()
+
+
+def test_passes_and_datasets_are_told_instead_of_steps_and_folders(tmp_path, monkeypatch):
+    file = tmp_path / "run.toml"
+    file.write_text("max_train_steps = 300\nnum_train_epochs = 2\n")
+    told = ["--config", str(file)]
+    assert parse_config(told).run.max_train_steps == 300  # both in one place: steps go before passes
+    assert parse_config([*told, "--num_train_epochs", "3"]).run.max_train_steps is None
+    assert parse_config([*told, "--num_train_epochs=3", "--max-train-steps", "9"]).run.max_train_steps == 9
+    assert parse_config([]).run.max_train_steps
+    assert parse_config(["--num_train_epochs", "3"]).run.max_train_steps is None  # over the embedded defaults
+    file.write_text("num_train_epochs = 2\n")
+    assert parse_config(told).run.max_train_steps is None
+    pairs = parse_control_config(["--dataset_name", "scenes"]).pairs
+    assert (pairs.dataset_name, pairs.train_data_dir) == ("scenes", None)
+    file.write_text('dataset_name = "scenes"\n')
+    assert parse_control_config(told).pairs.train_data_dir is None
+    assert parse_control_config([*told, "--train_data_dir", "mine"]).pairs.dataset_name is None
+
+
+@pytest.mark.parametrize(
+    ("name", "companion"),
+    [
+        ("num_class_images", {"with_prior_preservation": True}),
+        ("initializer_concept", {"train_text_encoder_ti": True}),
+        ("text_encoder_target_modules", {"train_text_encoder": True}),
+        ("text_encoder_lr", {"train_text_encoder": True}),
+        ("text_encoder_lr", {"train_text_encoder_ti": True}),
+        ("unmasked_weight", {"alpha_mask": True}),
+        ("unmasked_weight", {"mask_data_dir": Path("masks")}),
+        ("ema_decay", {"use_ema": True}),
+        ("mode_scale", {"timestep_sampling": "mode"}),
+    ],
+)
+def test_a_setting_that_means_nothing_alone_says_what_it_goes_with(name, companion):
+    (sentence,) = without_effect(flat_values(DEFAULT), [name, "seed"])
+    assert sentence.startswith(f"--{name} has no effect without --")
+    assert next(iter(companion)) in sentence
+    assert not list(without_effect(flat_values(with_values(DEFAULT, companion)), [name, "seed"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("logit_mean", {"timestep_sampling": "uniform"}),
+        ("adam_beta1", {"optimizer": "lion"}),
+        ("learning_rate", {"optimizer": "prodigy"}),
+    ],
+)
+def test_a_setting_that_another_rules_out_says_so(name, other):
+    assert not list(without_effect(flat_values(DEFAULT), [name]))
+    (sentence,) = without_effect(flat_values(with_values(DEFAULT, other)), [name])
+    assert sentence.startswith(f"--{name} has no effect without ")
+
+
+def test_a_prompt_of_the_preview_has_no_other_words_in_braces():
+    with pytest.raises(ConfigError, match=r"\{foo\} stands for nothing"):
+        with_values(DEFAULT, {"validation_prompts": ("{instance_prompt}, {foo}",)})

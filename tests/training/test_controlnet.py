@@ -298,7 +298,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_config, scenes, tmp_path):
+def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_config, scenes, tmp_path, capsys):
     """Conditions given by hand, drawn on the way and in before_after.png, and later from a checkpoint."""
     one, other = (tmp_path / f"{name}.png" for name in ("one", "other"))
     for at, path in enumerate((one, other)):
@@ -316,6 +316,8 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
     assert [seed for _, seed, _ in shown] == [0, 1, 2, 3]
     assert list(run.draw_before_after())[-1] == 8
     assert read_toml(run.folder / "config.toml", ControlNetConfig()).preview == config.preview
+    assert main(["inspect", str(run.folder)]) == 0
+    assert f"validation_image = {one} {other}" in capsys.readouterr().out
     common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "drawn"), "--annotated"]
     for path, seed in ((one, 1), (other, 2)):
         where = ["--control", str(run.folder / "checkpoint-2"), "--image", str(path), "--seed", str(seed)]

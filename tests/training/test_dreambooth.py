@@ -210,6 +210,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         ({"class_data_dir": Path(__file__) / "class"}, OutputError, "--class_data_dir"),
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
+        ({"target_modules": ("to_q", "to_z")}, TargetError, "target_modules 'to_z' match no module"),
         ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),
         ({"resolution": 30}, ConfigError, "--resolution is 30.* steps of 4 pixels: use 28"),
         ({"mixed_precision": "fp16"}, ConfigError, "choose bf16 or no"),
@@ -239,6 +240,12 @@ def test_what_the_model_does_not_read_of_a_caption_is_named(config, caplog):
     DreamBooth(with_values(config, {"instance_prompt": long, "class_prompt": "a dog"}))
     limit = 40 - 2 - len("asksdog")  # of the tiny model, which spells
     assert f'is too long for the model, which does not read "{"x" * (40 - limit)}"' in caplog.text
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_about(config, caplog):
+    run = DreamBooth(with_values(config, {"lr_warmup_steps": 99, "with_prior_preservation": False}))
+    next(run.steps())
+    assert "--lr_warmup_steps is 99, and the run has 4 steps" in caplog.text
 
 
 def test_an_odd_rank_is_warned_about(config):

@@ -83,7 +83,7 @@ def test_transparency_may_be_the_mask_and_a_file_goes_before_it(family, pictures
 def test_pictures_without_a_mask_are_named(pictures, masks, caplog):
     half().save(masks / "0.png")
     examples(pictures, mask_data_dir=masks)
-    assert "Pictures without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
+    assert f"Pictures of {pictures} without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
 
 
 def test_a_changed_mask_is_another_example(pictures, masks):
@@ -123,6 +123,11 @@ def test_a_mask_that_cannot_be_used_is_refused_by_name(pictures, masks, mask, co
 def test_a_folder_of_masks_that_is_not_there_is_named(pictures):
     with pytest.raises(ImageError, match=r"no folder of masks .*nix: correct --mask_data_dir"):
         examples(pictures, mask_data_dir=pictures / "nix")
+
+
+def test_pictures_are_not_their_own_masks(pictures):
+    with pytest.raises(ImageError, match=r"which holds the pictures themselves.*--alpha_mask"):
+        examples(pictures, mask_data_dir=pictures / ".." / pictures.name)
 
 
 def losses(prediction, weights):

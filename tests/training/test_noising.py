@@ -9,7 +9,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
 )
 
-from hra_diffusion.errors import ModelError
+from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.training.noising import noise_process
 
 
@@ -74,3 +74,8 @@ def test_timesteps_reach_from_the_first_to_the_last():
 def test_an_unknown_prediction_type_is_refused():
     with pytest.raises(ModelError, match=r"predicts 'velocity'.*epsilon, sample, v_prediction"):
         noise_process(DDPMScheduler(prediction_type="velocity"))
+
+
+def test_a_shift_is_of_flows_alone():
+    with pytest.raises(ConfigError, match="--flow_shift is of flow-matching models, and this one predicts epsilon"):
+        noise_process(DDPMScheduler(), 3.0)

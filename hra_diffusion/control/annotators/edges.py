@@ -47,6 +47,13 @@ class Scribble(Annotator):
     width: float = 6.0
     """Width of the strokes, likewise."""
 
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the settings mean nothing."""
+        if self.blur < 0 or self.width <= 0:
+            raise ConfigError(
+                f"A scribble's blur is {self.blur} and its width {self.width}: give pixels, a width above 0."
+            )
+
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
         scale = min(picture.size) / 512
@@ -64,6 +71,11 @@ class SoftEdge(Annotator):
 
     blur: float = 1.5
     """Deviation of the blur, in pixels of a picture of 512."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the settings mean nothing."""
+        if self.blur < 0:
+            raise ConfigError(f"The blur of soft edges is {self.blur}: give a deviation in pixels, 0 for none.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`."""

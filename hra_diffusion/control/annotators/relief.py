@@ -9,7 +9,7 @@ from PIL import Image
 
 from hra_diffusion.control import models
 from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb, stretch
-from hra_diffusion.errors import ImageError
+from hra_diffusion.errors import ConfigError, ImageError
 
 _COLOURLESS = 32
 """Channels that differ by no more are of a grey picture, saved with loss."""
@@ -72,6 +72,11 @@ class Normal(_OfDepth):
 
     relief: float = 64.0
     """How much deeper the picture is than wide, k, in widths of a pixel."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when the settings mean nothing."""
+        if self.relief <= 0:
+            raise ConfigError(f"The relief of normals is {self.relief}: give a number above 0.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`; x points to the right, y up, z at the viewer."""

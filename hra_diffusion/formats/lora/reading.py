@@ -51,6 +51,8 @@ def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
     Raises:
         AdapterFileError: the file is damaged, or holds something else than LoRAs of these modules.
     """
+    if path.is_dir():
+        raise AdapterFileError(f"{path} is a folder: name the .safetensors file of a LoRA in it.")
     tensors = read_tensors(path)
     scales, modules = _scales(path), list(modules)
     kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]

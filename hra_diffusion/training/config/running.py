@@ -1,8 +1,11 @@
 """How a run goes, and what is seen of it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from hra_diffusion.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,9 +15,9 @@ class RunConfig:
     output_dir: Path | None = None
     """Folder for the adapter, config.toml, log.jsonl and before_after.png; outputs/<picture folder> by default."""
     max_train_steps: int | None = None
-    """Optimiser steps; goes before num_train_epochs. 400 when neither is given."""
+    """Optimiser steps; goes before num_train_epochs where both are given in one place. 400 when neither is."""
     num_train_epochs: int | None = None
-    """Passes over the subject's pictures."""
+    """Passes over the pictures."""
     train_batch_size: int = 4
     """Pictures of the subject a step on each device; as many of the class join them with prior preservation."""
     gradient_accumulation_steps: int = 1
@@ -59,3 +62,12 @@ class SubjectPreviewConfig(PreviewConfig):
 
     validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
     """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError when a prompt has another word in braces."""
+        for prompt in self.validation_prompts:
+            if unknown := set(re.findall(r"\{(\w*)\}", prompt)) - {"instance_prompt", "class_prompt"}:
+                raise ConfigError(
+                    f"--validation_prompts has {prompt!r}, but {{{sorted(unknown)[0]}}} stands for nothing: "
+                    "{instance_prompt} and {class_prompt} do."
+                )
