@@ -225,6 +225,12 @@ def control_folder(tiny_sd, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def other_control_folder(tiny_sd, tmp_path_factory) -> Path:
+    """Another control for tiny_sd."""
+    return make_control(tiny_sd, tmp_path_factory.mktemp("controls") / "other", seed=5)
+
+
+@pytest.fixture(scope="session")
 def subject_folder(tiny_sd, tmp_path_factory) -> Path:
     """An adapter of another kind: that of a control without its encoder."""
     folder = make_control(tiny_sd, tmp_path_factory.mktemp("control") / "subject", seed=1)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from peft import HRAConfig, get_peft_model
+from peft import HRAConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.hra.layer import HRALinear
 from torch import nn
 
@@ -159,6 +159,19 @@ def test_scaling_moves_along_the_geodesic(plugin, model, x):
     )
     layer.unscale_layer()
     assert torch.allclose(layer(h), h @ (layer.weight @ chain_matrix(columns)).mT + layer.bias, atol=1e-5)
+
+
+def test_at_any_scale_the_present_columns_act(plugin, model, x):
+    model.base_model.model.lin.set_scale("default", 0.5)
+    model(x)
+    state = {name: torch.randn_like(tensor) for name, tensor in get_peft_model_state_dict(model).items()}
+    set_peft_model_state_dict(model, state)
+    fresh = copy.deepcopy(model)
+    layer = fresh.base_model.model.lin
+    h = torch.randn(3, 6)
+    blended = chain_matrix(blend([layer.hra_u["default"].detach()], [0.5]))
+    expected = h @ (layer.weight @ blended).mT + layer.bias
+    assert torch.allclose(model.base_model.model.lin(h), expected, atol=1e-5)
 
 
 def test_a_deleted_adapters_scale_is_forgotten(plugin, model, x):

@@ -55,6 +55,7 @@ class AdaptedModel(ModelProxy):
         self._check_known(*names)
         self._unmerge_to_change()
         self._act(names=names, as_mean=False, inference_mode=inference_mode)
+        self._train_acting()
 
     def set_adapters(
         self,
@@ -85,6 +86,7 @@ class AdaptedModel(ModelProxy):
             self._check_strength(name, strength, self.peft_config[name])
         self._unmerge_to_change()
         self._act(names=tuple(adapter_names), strengths={**self.strengths, **chosen}, as_mean=combine == "lie")
+        self._train_acting()
 
     def set_strength(self, strength: float, adapter_name: str = "default") -> None:
         """Move an adapter along its geodesic: 0 is the base model, 1 the adapter, and any real number is orthogonal.
@@ -138,6 +140,9 @@ class AdaptedModel(ModelProxy):
     def restorer(self) -> Callable[[], None]:
         """Return what puts back, once called, what acts and what is merged now, but for adapters that are gone then."""
         acting, merged = self._acting, self._merged
+        training = [
+            (each, each.requires_grad) for name in self.peft_config for each in self._injection.trained_parameters(name)
+        ]
 
         def restore() -> None:
             self.unmerge_adapter()
@@ -146,6 +151,8 @@ class AdaptedModel(ModelProxy):
             names = left or (tuple(there)[:1] if acting.names else ())
             strengths = {name: acting.strengths.get(name, now) for name, now in self.strengths.items()}
             self._act(**vars(acting) | {"names": names, "strengths": strengths})
+            for parameter, trains in training:
+                parameter.requires_grad = trains
             self._merge(tuple(blend for blend in merged if all(name in there for name, _ in blend)))
 
         return restore
@@ -184,16 +191,19 @@ class AdaptedModel(ModelProxy):
             yield base
 
     def _act(self, **changes: Any) -> None:
-        """Change which adapters act and how, all or nothing; those that do may train."""
+        """Change which adapters act and how, all or nothing."""
         before, acting = self._acting, replace(self._acting, **changes)
         try:
             self._injection.act(acting)
-        except ConfigError:
+        except BaseException:
             self._injection.act(before)
             raise
         self._acting = acting
+
+    def _train_acting(self) -> None:
+        """Let the adapters that act train, unless they are for inference, and freeze the others."""
         for name, config in self.peft_config.items():
-            trains = name in acting.names and not acting.inference_mode and not config.inference_mode
+            trains = name in self._acting.names and not self._acting.inference_mode and not config.inference_mode
             for parameter in self._injection.trained_parameters(name):
                 parameter.requires_grad = trains
 

@@ -60,14 +60,18 @@ class Acting:
 def blend_together(wanted: Iterable[tuple[HRALayer, Blend]]) -> None:
     """Compute blends of layers, and leave each with its layer.
 
+    Left out, to be computed when they are called: layers whose columns are offloaded.
+
     Raises:
         ConfigError: an adapter has an odd rank.
     """
     alike: defaultdict[Hashable, list[tuple[HRALayer, Blend, list[Tensor]]]] = defaultdict(list)
     for layer, blend in wanted:
         chains = [layer.chain_columns(name) for name, _ in blend]
+        if any(columns.is_meta for columns in chains):
+            continue
         strengths = tuple(strength for _, strength in blend)
-        alike[strengths, tuple(columns.shape for columns in chains)].append((layer, blend, chains))
+        alike[strengths, tuple((each.shape, each.device) for each in chains)].append((layer, blend, chains))
     for group in alike.values():
         chains = [torch.stack(together) for together in zip(*(chains for _, _, chains in group), strict=True)]
         blended = blend_chains(chains, [strength for _, strength in group[0][1]])
@@ -83,6 +87,7 @@ def factor_together(layers: Iterable[HRALayer]) -> None:
     """
     alike: defaultdict[Hashable, list[tuple[HRALayer, Tensor]]] = defaultdict(list)
     for layer in layers:
+        layer.ready = None  # of a pass that was interrupted
         columns = layer.acting_columns()
         if type(columns) is nn.Parameter and not columns.is_meta and len(columns.shape) == 2 and layer.turns_input:
             alike[columns.shape, columns.dtype, columns.device, layer.expected_dtype].append((layer, columns))

@@ -138,7 +138,7 @@ class HRALayer(Wrapper):
         self._blended[blend] = (self._state_of(blend), columns)
 
     def _state_of(self, blend: Blend) -> object:
-        parameters = [self._parameters.get(prefix + name) for name, _ in blend for prefix in (_COLUMNS, _ANCHOR)]
+        parameters = [p for name, _ in blend for p in (self.own_columns(name), self._parameters.get(_ANCHOR + name))]
         return [(p.data_ptr(), 0 if p.is_inference() else p._version, p.device) for p in parameters if p is not None]
 
     def _named(self, prefix: str) -> dict[str, nn.Parameter]:
@@ -212,11 +212,18 @@ class HRALayer(Wrapper):
         self.merged = mixture
 
     def unmerge(self) -> None:
-        """Put the original parameter back: bit by bit what it was."""
+        """Put the original parameter back: bit by bit what it was.
+
+        Raises:
+            MergeError: the layer's weight is offloaded; the original is kept.
+        """
         if self._unmerged_weight:
-            original, present = self._unmerged_weight.pop(), self.base_layer.weight
+            original, present = self._unmerged_weight[0], self.base_layer.weight
+            if present.is_meta and not original.is_meta:
+                raise MergeError("Cannot unmerge weights that are offloaded: stop offloading the model first.")
             original.data = original.data.to(present.device, present.dtype)  # The model may have moved meanwhile.
             self.base_layer.weight = original
+            self._unmerged_weight.clear()
         self.merged = ()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HRALayer":
@@ -237,9 +244,12 @@ class HRALayer(Wrapper):
 
     @property
     def expected_dtype(self) -> torch.dtype:
-        """What the layer will probably compute in."""
+        """What the layer will probably compute in, whatever it is stored in."""
+        own = getattr(self.base_layer, "compute_dtype", None)  # of bitsandbytes' layers
+        if isinstance(own, torch.dtype):
+            return own
         weight = getattr(self.base_layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.is_floating_point():
+        if isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype.itemsize > 1:
             return compute_dtype(weight)
         return compute_dtype(next(iter(self.hra_u.values())))
 

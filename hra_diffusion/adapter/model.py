@@ -98,6 +98,7 @@ class HRAModel(AdaptedModel):
         self.model.requires_grad_(False)
         self.peft_config[adapter_name] = config
         self._act(names=self._acting.names or (adapter_name,), strengths={**self.strengths, adapter_name: 1.0})
+        self._train_acting()
         if state_dict is None and config.init_weights and config.r % 2 and not config.apply_GS:
             warnings.warn(
                 f"The rank r = {config.r} is odd: the adapter starts with a random reflection in each layer instead of "
@@ -119,6 +120,7 @@ class HRAModel(AdaptedModel):
         del self.peft_config[adapter_name]
         remaining = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
         self._act(names=tuple(remaining), strengths={name: self.strengths[name] for name in self.peft_config})
+        self._train_acting()
 
     def pad_adapter(self, rank: int, adapter_name: str = "default") -> None:
         """Make room for adapters of up to `rank` reflections, for `swap_adapter`; identities fill it up.
@@ -132,6 +134,7 @@ class HRAModel(AdaptedModel):
         self._injection.pad(adapter_name, rank)
         self.peft_config[adapter_name] = config
         self._act()
+        self._train_acting()
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
@@ -214,6 +217,8 @@ class HRAModel(AdaptedModel):
         self._injection.swap(adapter_name, config, state_dict)
         self.peft_config[adapter_name] = replace(config, apply_GS=False)
         self._act()
+        if adapter_name in self.merged_adapters:
+            self._merge(self._merged)
 
     def save_pretrained(
         self,

@@ -80,7 +80,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     except ModelError as error:
         notes.append(f"Prompts are not measured: {error}")
     try:
-        inception = load_inception()
+        inception = load_inception(pipe.device)
     except ModelError as error:
         notes.append(f"FID is not measured: {error}")
     measured = trial.measure(control.annotator, instruments, inception)

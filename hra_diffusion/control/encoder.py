@@ -59,8 +59,8 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
 def encoder_for(pipe: Any, annotator: Annotator, generator: torch.Generator) -> ConditionEncoder:
     """Make a fresh encoder for a pipeline's denoiser, the same for the same state of the generator."""
-    with torch.random.fork_rng(devices=()):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+    with torch.random.fork_rng(devices=()):  # torch.manual_seed would seed all devices
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return ConditionEncoder(
             out_channels=pipe.unet.conv_in.out_channels,
             scale_factor=pipe.vae_scale_factor,

@@ -22,7 +22,7 @@ from hra_diffusion.adapter import HRAModel
 from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.components import lock_of, offloading_suspended
+from hra_diffusion.pipelines.components import adapted_components, lock_of, offloading_suspended
 
 Pictures = Image.Image | Sequence[Image.Image]
 
@@ -78,8 +78,8 @@ class Control:
             raise ConfigError(f"control_strength is {strength}: give a finite number.")
         if not 0 <= start < end <= 1:
             raise ConfigError(f"control_start is {start} and control_end {end}: give 0 ≤ start < end ≤ 1.")
-        unet = getattr(pipe, "unet", None)
-        if not isinstance(unet, HRAModel) or self.adapter_name not in unet.peft_config:
+        unet = adapted_components(pipe).get("unet")
+        if unet is None or self.adapter_name not in unet.peft_config:
             raise ConfigError(
                 f"The UNet of this {type(pipe).__name__} has no adapter {self.adapter_name!r}: load the control into "
                 "it with load_hra_control, or make it of the components of a pipeline that has it."
@@ -159,6 +159,7 @@ class _Passing:
         self._pipe, self._features, self._switch = pipe, features, switch
         self._span, self._unconditional = span, unconditional
 
+    @torch.compiler.disable
     def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """See how far the denoising is, and let the adapter act or rest."""
         timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()[0].item()
@@ -166,6 +167,7 @@ class _Passing:
         start, end = self._span
         self._switch(start <= done <= end)
 
+    @torch.compiler.disable
     def after_first_convolution(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
         """Add the features."""
         if not self._switch.on:

@@ -18,6 +18,7 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors, replacing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.pipelines import unload_hra_weights
+from hra_diffusion.pipelines.components import offloading_suspended
 from hra_diffusion.pipelines.loading import load_resting
 
 
@@ -86,7 +87,7 @@ def save_hra_control(pipe: Any, control: Control, folder: str | Path) -> Path:
     Raises:
         OutputError: it cannot be written; what was there before is intact.
     """
-    with replacing(Path(folder)) as new:
+    with replacing(Path(folder)) as new, offloading_suspended(pipe):
         pipe.unet.save_pretrained(new / "unet", control.adapter_name)
         control.encoder.save_pretrained(new / ENCODER)
     return Path(folder)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import PartialState
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ModelError
@@ -28,9 +29,9 @@ def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
 
     @torch.inference_mode()
     def segment(picture: Image.Image) -> npt.NDArray[np.uint8]:
-        outputs = model(**processor(images=picture, return_tensors="pt"))
+        outputs = model(**processor(images=picture, return_tensors="pt").to(model.device))
         (labels,) = processor.post_process_semantic_segmentation(outputs, [(picture.height, picture.width)])
-        return (labels % 256).to(torch.uint8).numpy()
+        return (labels % 256).to(torch.uint8).cpu().numpy()
 
     return segment
 
@@ -46,9 +47,9 @@ def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32
 
     @torch.inference_mode()
     def estimate(picture: Image.Image) -> npt.NDArray[np.float32]:
-        predicted = model(**processor(images=picture, return_tensors="pt")).predicted_depth
+        predicted = model(**processor(images=picture, return_tensors="pt").to(model.device)).predicted_depth.cpu()
         size = (picture.height, picture.width)
-        return torch.nn.functional.interpolate(predicted[:, None], size, mode="bicubic")[0, 0].float().numpy()
+        return torch.nn.functional.interpolate(predicted[:, None].float(), size, mode="bicubic")[0, 0].numpy()
 
     return estimate
 
@@ -117,7 +118,7 @@ def _load(name: str, kind: str) -> tuple[Any, Any]:
 
     try:
         model = getattr(transformers, kind).from_pretrained(name, use_safetensors=True).eval()
-        return model, transformers.AutoImageProcessor.from_pretrained(name)
+        return model.to(PartialState().device), transformers.AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ModelError(

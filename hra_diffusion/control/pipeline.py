@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from hra_diffusion.control.guiding import Control, Pictures
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines import unload_hra_weights
 
 SAVED = "control"
 """Sub-folder of a saved pipeline with its control."""
@@ -44,8 +45,13 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
         return pipe
 
     def load_control(self, folder: str | Path, adapter_name: str = "control", **hub: Any) -> None:
-        """Load a control in the place of that which is there: see :func:`load_hra_control`."""
-        self.control = load_hra_control(self, folder, adapter_name, **hub)
+        """Load a control in the place of that which is there, if any, which stays on errors: see `load_hra_control`."""
+        before = self.control
+        taken = before is not None and before.adapter_name == adapter_name
+        control = load_hra_control(self, folder, f"{adapter_name} anew" if taken else adapter_name, **hub)
+        if before:
+            unload_hra_weights(self, before.adapter_name)
+        self.control = control
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """Save the base and, in the sub-folder ``control``, the control."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +28,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
     Raises:
         OutputError: the place cannot be written; files that were there before are untouched.
     """
-    temporary = {path: path.with_name(f".{path.name}.{secrets.token_hex(4)}") for path in contents}
+    temporary = {path: _hidden(path, "new") for path in contents}
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +65,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         OutputError: the file cannot be written; what was there before is intact.
     """
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary = _hidden(path, "new")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -86,7 +86,7 @@ def replacing(folder: Path) -> Generator[Path]:
     Raises:
         OutputError: something cannot be written.
     """
-    new, old = (folder.with_name(f".{os.getpid()}-{kind}-{folder.name}") for kind in ("new", "old"))
+    new, old = _hidden(folder, "new"), _hidden(folder, "old")
     with writing(folder):
         try:
             new.mkdir(parents=True)
@@ -106,7 +106,7 @@ def replacing(folder: Path) -> Generator[Path]:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder so that it is never seen in part: it is hidden first."""
-    hidden = folder.with_name(f".{os.getpid()}-new-{folder.name}")
+    hidden = _hidden(folder, "new")
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
@@ -114,7 +114,7 @@ def remove_folder(folder: Path) -> None:
 def tidy(folder: Path) -> None:
     """Remove what a killed process left half-done in a folder, and put back what it was about to replace."""
     for path in folder.glob(".*") if folder.is_dir() else ():
-        if not (leftover := re.fullmatch(r"\.\d+-(?:(new|old)-)?(.+)", path.name)):
+        if not (leftover := re.fullmatch(r"\.[0-9a-f]{8}-(new|old)-(.+)", path.name)):
             continue
         kind, name = leftover.groups()
         if kind == "old" and not (folder / name).exists():
@@ -123,6 +123,11 @@ def tidy(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
+
+
+def _hidden(path: Path, kind: Literal["new", "old"]) -> Path:
+    """Return a name that nobody else has, for what is to take the place of something, or gives it up; see `tidy`."""
+    return path.with_name(f".{secrets.token_hex(4)}-{kind}-{path.name}")
 
 
 def sync(path: Path) -> None:

@@ -45,11 +45,10 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
         ConfigError: a chain has an odd number of reflections.
     """
     like = chains[0]
-    Q, R = torch.linalg.qr(torch.cat([columns.to("cpu", torch.float64) for columns in chains], dim=-1))
-    generator = torch.zeros(())
-    for own, strength in zip(R.split([columns.shape[-1] for columns in chains], dim=-1), strengths, strict=True):
-        generator = generator + strength * log_orthogonal(_dense(own))
-    blended = reflections_of(torch.linalg.matrix_exp(generator))
+    Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in chains], dim=-1))
+    parts = R.split([columns.shape[-1] for columns in chains], dim=-1)
+    logarithms = [strength * log_orthogonal(_dense(own)) for own, strength in zip(parts, strengths, strict=True)]
+    blended = reflections_of(torch.linalg.matrix_exp(torch.stack(logarithms).sum(dim=0)))
     return (Q.to(like.dtype) @ blended.to(like.dtype)).to(like.device)
 
 
@@ -63,14 +62,14 @@ def turning_angles(columns: Tensor) -> Tensor:
     Returns:
         min(d, r) angles in [0, π], (..., min(d, r)); a plane's angle comes twice, a mirrored direction has π.
     """
-    K = _dense(torch.linalg.qr(columns.to("cpu", torch.float64), mode="r").R)
+    K = _dense(torch.linalg.qr(columns.cpu().double(), mode="r").R)
     return torch.linalg.eigvals(K).angle().abs().sort(dim=-1, descending=True).values
 
 
 def _dense(R: Tensor) -> Tensor:
     """Multiply a chain out, where its columns are few and short: those of R, in the coordinates of Q R = U."""
     U, T = factor(R)
-    return torch.eye(R.shape[-2], dtype=R.dtype) - U @ T @ U.mT
+    return torch.eye(R.shape[-2], dtype=R.dtype, device=R.device) - U @ T @ U.mT
 
 
 def log_orthogonal(K: Tensor) -> Tensor:
@@ -114,7 +113,7 @@ def _eigen(K: Tensor) -> tuple[Tensor, Tensor]:
     widest, where = gaps.max(dim=-1, keepdim=True)
     turn = math.pi - rough.gather(-1, where) - widest / 2
     turned = torch.exp(1j * turn).unsqueeze(-1) * K
-    eye = torch.eye(K.shape[-1], dtype=turned.dtype)
+    eye = torch.eye(K.shape[-1], dtype=turned.dtype, device=K.device)
     cayley = torch.linalg.solve(eye + turned, 1j * (eye - turned))
     V = torch.linalg.eigh((cayley + cayley.mH) / 2).eigenvectors
     return (V.conj() * (K.to(V.dtype) @ V)).sum(dim=-2).angle(), V
@@ -132,4 +131,4 @@ def _pair_half_turns(angles: Tensor, V: Tensor, half_turns: Tensor) -> None:
     real = torch.linalg.eigh((space @ space.mH).real).eigenvectors[:, -count:].to(V.dtype)
     planes = torch.cat([real[:, ::2] + 1j * real[:, 1::2], real[:, ::2] - 1j * real[:, 1::2]], dim=1)
     V[:, half_turns] = planes / math.sqrt(2)
-    angles[half_turns] = math.pi * torch.tensor([1.0, -1.0], dtype=angles.dtype).repeat_interleave(count // 2)
+    angles[half_turns] = math.pi * angles.new_tensor([1.0, -1.0]).repeat_interleave(count // 2)

@@ -42,7 +42,7 @@ def nearest_chain(W: Tensor, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         Columns (d, min(d, 2 r)) of unit or zero length, an even number of them not zero, and the residual
         ‖W H − W − B A‖_F.
     """
-    W, B, A = (tensor.to("cpu", torch.float64) for tensor in (W, B, A))
+    W, B, A = (tensor.cpu().double() for tensor in (W, B, A))
     Q = torch.linalg.qr(torch.cat([A.mT, W.mT @ B], dim=1)).Q
     M = W @ Q
     N = M + B @ (A @ Q)

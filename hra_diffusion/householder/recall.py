@@ -9,9 +9,10 @@ memory makes the product again.
 *Layer normalisation* X = w ⊙ (A − 1 μᵀ) / σ + b, which stands before each attention and feed-forward layer: its node
 keeps A and each row's μ and 1/σ. With p = q / σ,
 
-    X qᵀ = w ⊙ (A pᵀ − 1 (p μ)ᵀ) + b (q 1)ᵀ
+    X qᵀ = w ⊙ (A − 1 μᵀ) pᵀ + b (q 1)ᵀ
 
-so that X need not be made again at all.
+so that X need not be made again as a whole. μ is taken off in A's precision first, lest a large one drown the rest in
+rounding, and what that leaves of it afterwards: in half precision, μ itself is kept rounded.
 
 Both hold behind a cast, too: on CUDA, autocasting normalises in float32, and each layer makes its own copy of that.
 """
@@ -56,10 +57,11 @@ def _correlate_product(node: Any, q: Tensor) -> Tensor:
 
 def _correlate_normalised(node: Any, q: Tensor) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
-    mean, inverse_deviation = node._saved_result1.flatten(), node._saved_result2.flatten()
-    p = (q * inverse_deviation).to(q.dtype)
-    A = on_its_side(node._saved_input, pictures=False).to(q.dtype)
-    correlated = correlate(p, A).to(wide) - (p.to(wide) @ mean.to(wide)).unsqueeze(1)
+    p = (q * node._saved_result2.flatten()).to(q.dtype)
+    shifted = node._saved_input - node._saved_result1.to(node._saved_input.dtype)
+    left = shifted.mean(dim=-1, dtype=wide).flatten()
+    A = on_its_side(shifted, pictures=False).to(q.dtype)
+    correlated = correlate(p, A).to(wide) - (p.to(wide) @ left).unsqueeze(1)
     if node._saved_weight is not None:
         correlated = correlated * node._saved_weight
     if node._saved_bias is not None:

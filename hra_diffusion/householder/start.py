@@ -20,7 +20,8 @@ from hra_diffusion.householder.chain import unit_columns
 
 def random_columns(d: int, r: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Return r independent directions, uniform on the sphere, as float32 columns (d, r) of length √d."""
-    return unit_columns(torch.randn(d, r, generator=generator)) * math.sqrt(d)
+    device = generator.device if generator else "cpu"
+    return unit_columns(torch.randn(d, r, generator=generator, dtype=torch.float32, device=device)) * math.sqrt(d)
 
 
 def paired_columns(d: int, r: int, *, generator: torch.Generator | None = None) -> Tensor:

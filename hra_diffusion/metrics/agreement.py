@@ -55,16 +55,17 @@ def _of_counts(counts: Sequence[Sequence[int]]) -> dict[str, Estimate]:
     }
 
 
-def label_agreement(wanted: Sequence[Labels], found: Sequence[Labels], classes: int) -> dict[str, Estimate]:
-    """Compare label maps of shape (height, width), labels below ``classes``.
+def label_agreement(wanted: Sequence[Labels], found: Sequence[Labels]) -> dict[str, Estimate]:
+    """Compare label maps of shape (height, width).
 
     Returns:
         mIoU and mAcc, means over the classes that occur among what was wanted, and aAcc, the share of right pixels.
     """
-    matrices = [
-        np.bincount(one.ravel().astype(int) * classes + other.ravel(), minlength=classes**2).reshape(classes, classes)
-        for one, other in _pairs(wanted, found)
-    ]
+    pairs = _pairs(wanted, found)
+    labels = np.unique(np.concatenate([np.unique(each) for pair in pairs for each in pair]))
+    count = len(labels)
+    indices = [[np.searchsorted(labels, each.ravel()) for each in pair] for pair in pairs]
+    matrices = [np.bincount(one * count + other, minlength=count**2).reshape(count, count) for one, other in indices]
 
     def over_classes(sample: FloatArray, *, union: bool) -> FloatArray:
         total = sample.mean(axis=1)

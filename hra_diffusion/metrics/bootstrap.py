@@ -14,6 +14,8 @@ FloatArray = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
+_NUMBERS = 10_000_000
+"""How many are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,13 @@ def bootstrap(*samples: npt.ArrayLike, statistic: Callable[..., FloatArray] = me
     if units < 2:
         return Estimate(value=value, low=None, high=None, units=units)
     rng = np.random.default_rng(seed)
-    drawn = statistic(*(array[rng.integers(len(array), size=(RESAMPLES, len(array)))] for array in arrays))
+    picks = [rng.integers(len(array), size=(RESAMPLES, len(array))) for array in arrays]
+    at_once = max(1, _NUMBERS // sum(array.size for array in arrays))
+    drawn = np.concatenate(
+        [
+            statistic(*(array[each[start : start + at_once]] for array, each in zip(arrays, picks, strict=True)))
+            for start in range(0, RESAMPLES, at_once)
+        ]
+    )
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=value, low=float(low), high=float(high), units=units)

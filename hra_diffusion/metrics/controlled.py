@@ -107,7 +107,7 @@ class Trial:
         if self.masks:
             wanted = [(np.asarray(mask.convert("L")) > 127).astype(np.int64) for mask in self.masks]
             found = [object_mask(np.asarray(picture.convert("RGB"))) for picture in drawn]
-            agreement = label_agreement(wanted, found, 2)
+            agreement = label_agreement(wanted, found)
             measured |= {f"object and background, {name}": each for name, each in agreement.items()}
         if instruments:
             vectors = instruments.clip.images(drawn)
@@ -143,7 +143,7 @@ def condition_agreement(
     maps = [[np.asarray(one.convert("RGB")) for one in wanted], [np.asarray(annotator(each)) for each in drawn]]
     if isinstance(annotator, Segmentation):
         found = [annotator.label_map(each) for each in drawn]
-        return label_agreement([annotator.label_map(each) for each in real], found, 256)
+        return label_agreement([annotator.label_map(each) for each in real], found)
     if isinstance(annotator, Canny | Scribble | SoftEdge):
         edges = [[each[..., 0] for each in side] for side in maps]
         return {

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 
 from hra_diffusion.errors import ModelError
+from hra_diffusion.householder.compact_wy import full_precision
 from hra_diffusion.metrics.bootstrap import FloatArray
 
 CLIP = "openai/clip-vit-large-patch14"
@@ -45,7 +46,7 @@ class Encoder:
             pixels = self._processor(images=list(batch), return_tensors="pt").pixel_values
             return self._picture_features(pixels.to(self.model.device))
 
-        return _unit_rows(encode, pictures)
+        return _unit_rows(encode, pictures, self.model.device)
 
     def _picture_features(self, pixels: Tensor) -> Tensor:
         """The class token of the last layer, as DINO's authors use it."""
@@ -70,7 +71,7 @@ class Clip(Encoder):
             ).to(self.model.device)
             return pooled(self.model.get_text_features(tokens.input_ids, tokens.attention_mask))
 
-        return _unit_rows(encode, texts)
+        return _unit_rows(encode, texts, self.model.device)
 
     def _picture_features(self, pixels: Tensor) -> Tensor:
         return pooled(self.model.get_image_features(pixels))
@@ -128,10 +129,10 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0].rstrip(".")
 
 
-def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]) -> FloatArray:
-    """Encode in batches; float64, so that equal pictures have a cosine of one."""
-    with torch.inference_mode():
+def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any], device: torch.device) -> FloatArray:
+    """Encode in batches, in float32 whatever a run draws in; float64, so that equal pictures have a cosine of one."""
+    with torch.inference_mode(), full_precision(device):
         rows = torch.cat(
-            [encode(inputs[start : start + _BATCH]).double().cpu() for start in range(0, len(inputs), _BATCH)]
+            [encode(inputs[start : start + _BATCH]).cpu().double() for start in range(0, len(inputs), _BATCH)]
         )
     return np.asarray(rows / rows.norm(dim=1, keepdim=True))

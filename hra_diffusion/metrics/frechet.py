@@ -38,20 +38,21 @@ class Inception:
 
     name = "Inception"
 
-    def __init__(self, model: Any) -> None:
-        """Take torch-fidelity's FeatureExtractorInceptionV3 for the features "2048"."""
-        self._model = model
+    def __init__(self, model: Any, device: torch.device | str = "cpu") -> None:
+        """Take torch-fidelity's FeatureExtractorInceptionV3 for the features "2048", and its device."""
+        self._model, self._device = model, torch.device(device)
 
     def images(self, pictures: Sequence[Image.Image]) -> FloatArray:
         """Encode RGB pictures of one size: shape (pictures, 2048)."""
         pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
         with torch.inference_mode():
-            encoded = [self._model(batch)[0] for batch in pixels.permute(0, 3, 1, 2).split(_BATCH)]
+            batches = pixels.permute(0, 3, 1, 2).split(_BATCH)
+            encoded = [self._model(batch.to(self._device))[0].cpu() for batch in batches]
         return torch.cat(encoded).double().numpy()
 
 
-def load_inception() -> Inception:
-    """Load Inception with torch-fidelity, which reads weights that are there already.
+def load_inception(device: torch.device | str = "cpu") -> Inception:
+    """Load Inception with torch-fidelity, which reads weights that are there already, for a device.
 
     Raises:
         ModelError: a package is missing or does not work here, or the weights are not there.
@@ -68,6 +69,7 @@ def load_inception() -> Inception:
         raise ModelError(f"FID needs Inception's weights, of {fidelity.URL_INCEPTION_V3}, which are not at {weights}.")
     try:
         torch.load(weights, weights_only=True)  # torch-fidelity would unpickle anything: only if these are but numbers
-        return Inception(fidelity.FeatureExtractorInceptionV3("inception", ["2048"], str(weights)))
+        model = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
+        return Inception(model.to(device), device)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:
         raise ModelError(f"Inception's weights at {weights} cannot be used: {error}") from error

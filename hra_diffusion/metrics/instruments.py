@@ -99,7 +99,7 @@ def load_instruments(
             lambda: load_dino(device=device, local_files_only=local_files_only), f"{DINO} is not measured"
         )
     lpips = attempt(
-        lambda: load_lpips(local_files_only=local_files_only or judge is not None),
+        lambda: load_lpips(device=device, local_files_only=local_files_only or judge is not None),
         f"Diversity is the distance in {model.name} between pictures of a prompt, not LPIPS",
     )
     return Instruments(clip=model, vocabulary=vocabulary, dino=encoder, lpips=lpips, notes=notes)

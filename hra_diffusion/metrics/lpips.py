@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from PIL import Image
 
 from hra_diffusion.errors import ModelError
+from hra_diffusion.householder.compact_wy import full_precision
 from hra_diffusion.metrics.bootstrap import FloatArray
 
 SMALLEST = 64
@@ -22,9 +23,9 @@ class Lpips:
 
     name = "LPIPS"
 
-    def __init__(self, metric: Any) -> None:
-        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalising and taking the mean."""
-        self._metric = metric
+    def __init__(self, metric: Any, device: torch.device | str = "cpu") -> None:
+        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalising and taking the mean, and its device."""
+        self._metric, self._device = metric, torch.device(device)
 
     def spread(self, pictures: Sequence[Sequence[Image.Image]]) -> FloatArray:
         """Mean distance over all pairs of pictures of each prompt: (prompts, seeds ≥ 2) → (prompts,)."""
@@ -33,14 +34,15 @@ class Lpips:
     def _mean_over_pairs(self, pictures: Sequence[Image.Image]) -> float:
         tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]
         first, second = zip(*itertools.combinations(tensors, 2), strict=True)
-        with torch.inference_mode():
-            return float(self._metric(torch.stack(first), torch.stack(second)))
+        with torch.inference_mode(), full_precision(self._device):
+            return float(self._metric(torch.stack(first).to(self._device), torch.stack(second).to(self._device)))
 
 
-def load_lpips(*, local_files_only: bool = False) -> Lpips:
+def load_lpips(*, device: torch.device | str = "cpu", local_files_only: bool = False) -> Lpips:
     """Load LPIPS; its network's weights (233 MB) are fetched by torchvision.
 
     Args:
+        device: where it computes.
         local_files_only: only if they have been fetched before; so too while the hub is offline.
 
     Raises:
@@ -58,6 +60,6 @@ def load_lpips(*, local_files_only: bool = False) -> Lpips:
     if (local_files_only or constants.HF_HUB_OFFLINE) and not weights.is_file():
         raise ModelError(f"LPIPS needs AlexNet's weights, which are not at {weights}.")
     try:
-        return Lpips(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True))
+        return Lpips(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device), device)
     except (OSError, RuntimeError) as error:
         raise ModelError(f"LPIPS needs AlexNet's weights, which cannot be fetched: {error}.") from error

@@ -99,10 +99,17 @@ def using_hra_adapters(
 @contextmanager
 def hra_disabled(pipe: Any) -> Iterator[None]:
     """Let a pipeline act as its base model within a ``with`` block."""
-    with ExitStack() as stack:
-        for component in adapted_components(pipe).values():
-            stack.enter_context(component.disable_adapter())
-        yield
+    with lock_of(pipe):
+        restore = [component.restorer() for component in adapted_components(pipe).values()]
+        try:
+            with offloading_suspended(pipe):
+                for component in adapted_components(pipe).values():
+                    component.disable_adapter_layers()
+            yield
+        finally:
+            with offloading_suspended(pipe):
+                for each in restore:
+                    each()
 
 
 def fuse_hra(pipe: Any, names: Sequence[str] | None = None, safe_fusing: bool = False) -> None:

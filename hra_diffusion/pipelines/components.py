@@ -64,24 +64,30 @@ def holders(pipe: Any, *adapter_names: str) -> dict[str, HRAModel]:
 
 
 def lock_of(pipe: Any) -> Any:
-    """Return the lock of a pipeline's models, which pipelines that share them share, too."""
-    model = next(iter(models(pipe).values()))
+    """Return the lock of a pipeline's denoiser, which pipelines that share it share, too."""
+    present = models(pipe)
+    denoiser = present.get(denoiser_name(pipe), next(iter(present.values())))
+    denoiser = getattr(denoiser, "_orig_mod", denoiser)
     with _making_locks:
-        return _locks.setdefault(getattr(model, "model", model), threading.RLock())
+        return _locks.setdefault(denoiser.model if isinstance(denoiser, HRAModel) else denoiser, threading.RLock())
 
 
 @contextmanager
 def offloading_suspended(pipe: Any) -> Iterator[None]:
-    """Have all tensors of a pipeline at hand within a ``with`` block, whether or not it offloads models or layers."""
-    offload = _offloading(pipe)
-    if offload is None:
-        yield
-        return
-    pipe.remove_all_hooks()
-    try:
-        yield
-    finally:
-        offload(device=pipe._offload_device)
+    """Have all tensors of a pipeline at hand within a ``with`` block, whether or not it offloads models or layers.
+
+    Blocks of other threads wait, and so do their drawings within `using_hra_adapters`: what a block changes is whole.
+    """
+    with lock_of(pipe):
+        offload = _offloading(pipe)
+        if offload is None:
+            yield
+            return
+        pipe.remove_all_hooks()
+        try:
+            yield
+        finally:
+            offload(device=pipe._offload_device)
 
 
 def _offloading(pipe: Any) -> Any:

@@ -36,8 +36,8 @@ class Source:
     latents: Sequence[Latent]
     conditions: Mapping[str, Tensor]
     """What the denoiser is told about each picture, by name: the first dimension counts pictures."""
-    of_views: Mapping[str, Sequence[Tensor]] = field(default_factory=dict)
-    """What belongs to single views, by name: for each picture a tensor whose first dimension counts its views."""
+    of_views: Mapping[str, Sequence[Sequence[Tensor] | Tensor]] = field(default_factory=dict)
+    """What belongs to single views, by name: for each picture a tensor a view."""
     blanks: Sequence[Blank] = ()
     """At most one of them befalls an example."""
     weight: float = 1.0
@@ -97,13 +97,19 @@ class Batches:
         """Whether the base model teaches any source."""
         return any(source.taught_by_base for source in self.sources)
 
+    @cached_property
+    def _sizes(self) -> list[torch.Size]:
+        """Return the size of each picture that decides one."""
+        return [latent.mean.shape[1:] for latent in self.sources[0].latents]
+
     def _size(self, index: int) -> tuple[torch.Size, int]:
         """Return the size of a batch, and how many batches of that size came before."""
         of_size = self.sources[0].of_size
-        size_of = {at: size for size, members in of_size.items() for at in members}
-        cycle, position = divmod(index, len(size_of))
-        order = endless_shuffle(self.seed, "order of sizes", len(size_of), index - position, position + 1)
-        *before, size = (size_of[at] for at in order)
+        if len(of_size) == 1:
+            return next(iter(of_size)), index
+        cycle, position = divmod(index, len(self._sizes))
+        order = endless_shuffle(self.seed, "order of sizes", len(self._sizes), index - position, position + 1)
+        *before, size = (self._sizes[at] for at in order)
         return size, cycle * len(of_size[size]) + before.count(size)
 
     def _draw(self, source: Source, index: int, size: torch.Size, turn: int) -> dict[str, Tensor]:

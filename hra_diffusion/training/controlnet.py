@@ -76,7 +76,9 @@ class ControlNet(Run):
         parse_colour(config.pairs.background_color)
         if config.pairs.cache_dir:
             check_writable(config.pairs.cache_dir, "--cache_dir")
-        root = _folder(config)
+        accelerator = make_accelerator(config.run)
+        with accelerator.main_process_first():
+            root = _folder(config)
         folder = config.run.output_dir or Path("outputs", config.control.annotator)
         check_writable(folder)
         self.pairs = read_pairs(root, config.pairs)
@@ -90,7 +92,6 @@ class ControlNet(Run):
             self.annotator.check()
             if isinstance(self.annotator, Given):
                 raise ImageError(f"--annotator is given, but {root} holds no conditions: add conditioning_images.")
-        accelerator = make_accelerator(config.run)
         self.family = load(config.model, DTYPES[config.run.mixed_precision])
         if self.family.denoiser_name != "unet":
             raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")

@@ -152,16 +152,18 @@ def read_for(annotator: Annotator, path: Path, background: Colour) -> Image.Imag
     return layers.whole() if annotator.reads_transparency else layers.over(background)
 
 
-def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> Tensor:
-    """Make the condition of each view of a pair's picture: uint8 of shape (V, 3, height, width)."""
+def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:
+    """Make the condition of each view of a pair's picture, uint8 (3, height, width); tints of a crop share theirs."""
     given = pair.condition is not None
     whole = pair.whole_condition(annotator, parse_colour(config.background_color))
     resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS
     covering = whole.resize(covering_size(pair.example.photo.size, size), resampling)
     shown = views(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
-    crops = [replace(view, tint=()).crop(covering, size) for view in shown]
     annotate = Given() if given else annotator
-    return torch.stack([torch.from_numpy(np.array(annotate(crop))).permute(2, 0, 1) for crop in crops])
+    plain = [replace(view, tint=()) for view in shown]
+    made = {view: np.array(annotate(view.crop(covering, size))) for view in dict.fromkeys(plain)}
+    conditions = {view: torch.from_numpy(pixels).permute(2, 0, 1) for view, pixels in made.items()}
+    return [conditions[view] for view in plain]
 
 
 def import_dataset(config: PairsConfig, folder: Path) -> Path:

@@ -5,6 +5,7 @@ whatever else draws in between. Draws happen on the CPU, so they are the same on
 """
 
 import hashlib
+from functools import lru_cache
 
 import torch
 
@@ -20,6 +21,11 @@ def endless_shuffle(seed: int, what: str, size: int, start: int, count: int) -> 
     picks: list[int] = []
     while len(picks) < count:
         epoch, position = divmod(start + len(picks), size)
-        order = torch.randperm(size, generator=stream(seed, what, epoch)).tolist()
-        picks += order[position : position + count - len(picks)]
+        picks += _order(seed, what, size, epoch)[position : position + count - len(picks)]
     return picks
+
+
+@lru_cache(maxsize=16)
+def _order(seed: int, what: str, size: int, epoch: int) -> list[int]:
+    """Shuffle ``range(size)`` for a pass; neighbouring batches are of one."""
+    return torch.randperm(size, generator=stream(seed, what, epoch)).tolist()

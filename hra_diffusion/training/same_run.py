@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.adapter.state import some
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.training.checkpoint import read_progress
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config_file import flat_values
@@ -81,6 +81,8 @@ def check_same_run(checkpoint: Path, now: Mapping[str, Any], total_steps: int) -
         AdapterFileError: the checkpoint is damaged.
     """
     done, then = read_progress(checkpoint)
+    if lacking := sorted(now.keys() - then.keys()):
+        raise AdapterFileError(f"The checkpoint {checkpoint} is damaged: it does not say its {', '.join(lacking)}.")
     before, here = then["settings"], now["settings"]
     differences = [
         f"--{name} was {before[name]} and is {here[name]}"

@@ -72,6 +72,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         config = HRAConfig(
             r=adapter.rank,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
+            exclude_modules=family.unreached(name),
             base_model_name_or_path=model.pretrained_model_name_or_path,
             revision=model.revision,
         )

@@ -210,6 +210,58 @@ def test_a_swap_that_does_not_fit_changes_nothing(model, x):
         model.pad_adapter(2, "a")
 
 
+def test_a_swap_reaches_what_is_merged(model, x):
+    model.swap_adapter(*model.adapter_state_dict("b"), "a")
+    swapped = model(x)
+    model.merge_adapter()
+    config, state = model.adapter_state_dict("a")
+    turned = {name: tensor.flip(0) for name, tensor in state.items()}
+    model.swap_adapter(config, turned, "a")
+    merged = model(x)
+    model.unmerge_adapter()
+    assert not torch.allclose(merged, swapped, atol=1e-2)
+    assert torch.allclose(model(x), merged, atol=1e-5)
+
+
+def test_what_the_user_froze_stays_frozen(model, x):
+    frozen, *others = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    frozen.requires_grad = False
+    with model.disable_adapter():
+        model(x)
+    model.set_strength(0.5, "a")
+    model.set_strength(1.0, "a")
+    restore = model.restorer()
+    model.set_adapter("b")
+    restore()
+    assert not frozen.requires_grad
+    assert all(parameter.requires_grad for parameter in others)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_whatever_ends_a_change_changes_nothing(model, x, monkeypatch, error):
+    def end(*_):
+        raise error
+
+    expected = model(x)
+    with monkeypatch.context() as patch:
+        patch.setattr("hra_diffusion.adapter.blending.blend_chains", end)
+        with pytest.raises(error):
+            model.set_strength(0.5, "a")
+    assert model.strengths["a"] == 1
+    assert torch.equal(model(x), expected)
+
+
+def test_a_pass_that_was_interrupted_leaves_nothing_for_the_next(model, x):
+    handle = model.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
+    model.set_strength(0.0, "a")
+    with model.disable_adapter():
+        base = model(x)
+    assert torch.equal(model(x), base)
+
+
 def test_an_odd_adapter_is_not_swapped_in_at_a_strength_it_cannot_have(model, x):
     model.pad_adapter(4, "a")
     model.set_strength(0.5, "a")

@@ -169,6 +169,40 @@ def test_what_is_saved_draws_the_same(pipe, shapes, tmp_path):
     ]
 
 
+def test_another_control_takes_the_place_of_the_first(pipe, tiny_sd, other_control_folder, shapes, tmp_path):
+    first = draw(pipe, image=shapes)
+    control = pipe.control
+    with pytest.raises(AdapterFileError, match="holds no control"):
+        pipe.load_control(tmp_path)
+    assert pipe.control is control
+    for _ in range(3):
+        pipe.load_control(other_control_folder)
+    assert len(list_hra_adapters(pipe)) == 1
+    fresh = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, use_safetensors=True)
+    fresh.load_control(other_control_folder)
+    assert torch.equal(draw(pipe, image=shapes), draw(fresh, image=shapes))
+    assert not torch.allclose(draw(pipe, image=shapes), first, atol=1e-3)
+
+
+def test_a_compiled_denoiser_is_guided(pipe, shapes):
+    expected = draw(pipe, image=shapes)
+    torch._dynamo.reset()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    assert torch.allclose(draw(pipe, image=shapes), expected, atol=1e-4)
+
+
+def test_a_control_of_a_pipeline_that_offloads_layer_by_layer_is_saved_and_switched(pipe, shapes, tmp_path):
+    expected = draw(pipe, image=shapes, control_strength=0.5)
+    pipe.enable_sequential_cpu_offload(device=torch.device("cpu"))
+    save_hra_control(pipe, pipe.control, tmp_path / "control")
+    with pipe.control.guiding(pipe, shapes, strength=0.5):
+        pipe.unet.set_adapters(["control"], [0.5])  # as a pass does, when its tensors are elsewhere
+    pipe.remove_all_hooks()
+    assert torch.equal(draw(pipe, image=shapes, control_strength=0.5), expected)
+    pipe.load_control(tmp_path / "control")
+    assert torch.equal(draw(pipe, image=shapes, control_strength=0.5), expected)
+
+
 def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, shapes, tmp_path):
     for options, complaint in (
         ({"control_start": 0.5, "control_end": 0.5}, "control_start is 0.5 and control_end 0.5"),

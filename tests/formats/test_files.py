@@ -1,13 +1,14 @@
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.files import read_json, read_tensors, write_together
+from hra_diffusion.formats.files import read_json, read_tensors, replacing, tidy, write_file, write_together
 
 
 def safetensors(header: str, data: bytes = b"") -> bytes:
@@ -86,3 +87,31 @@ def test_a_place_that_cannot_be_written_is_named_and_what_was_there_is_untouched
     with pytest.raises(OutputError, match=r"Cannot write .*file"):
         write_together({tmp_path / "file" / "a": b"", tmp_path / "b": b""})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_one_folder_may_be_replaced_by_several_at_once(tmp_path):
+    with replacing(tmp_path / "folder") as one:
+        (one / "file").write_text("one")
+        with replacing(tmp_path / "folder") as other:
+            (other / "file").write_text("other")
+    assert (tmp_path / "folder" / "file").read_text() == "one"
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_a_killed_process_left_is_tidied(tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit
+
+    (tmp_path / "kept").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", lambda *_, **__: None)
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(SystemExit):
+            write_together({tmp_path / "a": b"a"})
+        with pytest.raises(SystemExit):
+            write_file(tmp_path / "b.png", lambda path: path.write_bytes(b"b"))
+    (tmp_path / "kept").rename(tmp_path / ".0123abcd-old-kept")
+    (tmp_path / ".hidden").touch()
+    assert len(list(tmp_path.iterdir())) == 4
+    tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "kept"]

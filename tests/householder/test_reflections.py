@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hra_diffusion.householder import chain_apply, chain_matrix, factor, paired_columns, random_columns, reflect
 from hra_diffusion.householder.chain import unit_columns
 from hra_diffusion.householder.compact_wy import orthonormal_delta
+from hra_diffusion.householder.geodesic import blend
 
 SIZES = [(1, 1), (5, 1), (6, 2), (7, 3), (16, 8), (12, 12), (6, 9)]
 
@@ -175,6 +176,18 @@ def test_starts_are_reproducible_have_length_root_d_and_leave_the_global_generat
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_starts_and_powers_do_not_depend_on_torch_s_defaults():
+    expected = random_columns(9, 4, generator=seeded())
+    half = blend([expected], [0.5])
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            assert torch.equal(random_columns(9, 4, generator=seeded()), expected)
+            assert torch.equal(blend([expected], [0.5]), half)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
     for d, r in [(64, 2), (1024, 8)]:
         u = torch.nn.Parameter(paired_columns(d, r, generator=seeded()))
@@ -262,6 +275,16 @@ def test_normalised_rows_give_the_gradient_of_their_value(dtype, accuracy, affin
     mine_a, mine = torch.autograd.grad(reflect(x, u), (a, u), upstream)
     assert torch.equal(mine_a, expected_a)
     assert (mine - expected).norm() < accuracy * expected.norm()
+
+
+def test_a_large_mean_of_normalised_rows_costs_no_accuracy():
+    u = columns(32, 4).float().requires_grad_()
+    a = (torch.randn(4, 64, 32, generator=seeded()) + 30).bfloat16().requires_grad_()
+    x = torch.nn.functional.layer_norm(a, (32,))
+    upstream = torch.randn(x.shape, generator=seeded(9)).bfloat16()
+    (expected,) = torch.autograd.grad(reflect(x.detach(), u), u, upstream)
+    (mine,) = torch.autograd.grad(reflect(x, u), u, upstream)
+    assert (mine - expected).norm() < 1e-2 * expected.norm()
 
 
 @pytest.mark.parametrize("make", [lambda a: torch.nn.functional.layer_norm(a, (32,)), lambda a: a.sigmoid() * a.tanh()])

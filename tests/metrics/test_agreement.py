@@ -42,7 +42,7 @@ def test_a_tolerance_is_a_distance_along_diagonals_too():
 def test_labels_are_counted_by_class():
     wanted = np.array([[0, 0, 0, 1]])
     found = np.array([[0, 0, 1, 1]])
-    scores = {name: each.value for name, each in label_agreement([wanted], [found], 3).items()}
+    scores = {name: each.value for name, each in label_agreement([wanted], [found]).items()}
     assert scores["aAcc"] == 0.75
     assert scores["mAcc"] == pytest.approx((2 / 3 + 1) / 2)
     assert scores["mIoU"] == pytest.approx((2 / 3 + 1 / 2) / 2)
@@ -67,7 +67,7 @@ def test_the_thing_in_the_middle_is_told_from_its_background():
     truth = Image.new("L", (64, 64))
     ImageDraw.Draw(picture).ellipse((16, 12, 48, 50), fill="blue")
     ImageDraw.Draw(truth).ellipse((16, 12, 48, 50), fill=1)
-    score = label_agreement([np.asarray(truth)], [object_mask(np.asarray(picture))], 2)["mIoU"].value
+    score = label_agreement([np.asarray(truth)], [object_mask(np.asarray(picture))])["mIoU"].value
     assert score > 0.9
     assert not object_mask(np.zeros((32, 32, 3), np.uint8)).any()
 

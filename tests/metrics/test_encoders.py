@@ -72,6 +72,14 @@ def test_a_model_stored_in_half_precision_computes_in_float32(clip_folder, tmp_p
     np.testing.assert_allclose(clip.images(images), load_clip(str(clip_folder)).images(images), atol=1e-2)
 
 
+def test_a_run_in_half_precision_is_measured_in_float32(clip_folder, images):
+    clip = load_clip(str(clip_folder))
+    expected = clip.images(images), clip.texts(["a dog"])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert np.array_equal(clip.images(images), expected[0])
+        assert np.array_equal(clip.texts(["a dog"]), expected[1])
+
+
 def test_a_label_is_the_one_whose_caption_is_nearest(clip_folder):
     clip = load_clip(str(clip_folder))
     captions = {"red": "on a red background", "beach": "on the beach", "night": "at night"}

@@ -8,8 +8,16 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from torch import nn
 
-from hra_diffusion import fuse_hra, load_hra_weights, save_hra_weights, set_hra_adapters, unload_hra_weights
-from hra_diffusion.errors import AdapterFileError
+from hra_diffusion import (
+    fuse_hra,
+    load_hra_weights,
+    save_hra_weights,
+    set_hra_adapters,
+    unload_hra_weights,
+)
+from hra_diffusion.errors import AdapterFileError, MergeError
+from hra_diffusion.pipelines import hra_disabled
+from hra_diffusion.pipelines.components import lock_of
 
 CPU = torch.device("cpu")
 OFFLOADS = {
@@ -79,6 +87,30 @@ def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
     assert close(picture(pipe), base)
     load_hra_weights(pipe, tmp_path)
     assert close(picture(pipe), whole)
+
+
+def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(pipe, adapters, expected, picture):
+    whole, _, base = expected
+    load_hra_weights(pipe, adapters / "a")
+    fuse_hra(pipe)
+    pipe.enable_sequential_cpu_offload(device=CPU)
+    with hra_disabled(pipe):
+        assert pipe.unet.merged_adapters == []
+    with pytest.raises(MergeError, match="stop offloading the model first"):
+        pipe.unet.unmerge_adapter()
+    pipe.remove_all_hooks()
+    assert close(picture(pipe), whole, 1e-4)
+    unload_hra_weights(pipe)
+    assert torch.equal(picture(pipe), base)
+
+
+def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters, load):
+    other = load(StableDiffusionPipeline, tiny_sd)
+    other.unet = pipe.unet
+    assert lock_of(other) is lock_of(pipe)
+    load_hra_weights(pipe, adapters / "a")
+    assert lock_of(other) is lock_of(pipe)
+    assert lock_of(load(StableDiffusionPipeline, tiny_sd)) is not lock_of(pipe)
 
 
 def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, picture):

@@ -1,6 +1,7 @@
 """Files: whole or not there, and what was there before stays until the new one is complete."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.training.checkpoint import check_writable, save_adapter
-from hra_diffusion.training.log import Log
+from hra_diffusion.training.log import Log, read_log
 from hra_diffusion.training.loop import StepRecord
 
 
@@ -81,3 +82,18 @@ def test_each_log_line_is_complete_as_soon_as_it_is_written(tmp_path):
             log.write(record)
             lines = (tmp_path / "log.jsonl").read_text().splitlines()
             assert [json.loads(line)["loss"] for line in lines] == [0.5] * count
+
+
+def test_numbers_that_are_not_finite_leave_the_log_json(tmp_path):
+    """As gradients do in the first steps of half precision."""
+    record = StepRecord(
+        step=1, loss=0.5, losses={"a": float("nan")}, gradient_norm=float("inf"), learning_rates={"unet": 0.1}
+    )
+    with Log(tmp_path / "log.jsonl") as log:
+        log.write(record)
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    written = json.loads(line, parse_constant=pytest.fail)
+    assert written["gradient_norm"] is written["losses"]["a"] is None
+    (read,) = read_log(tmp_path / "log.jsonl")
+    assert (read.loss, read.learning_rates) == (0.5, {"unet": 0.1})
+    assert math.isnan(read.gradient_norm)

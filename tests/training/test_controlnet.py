@@ -147,6 +147,7 @@ def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scene
     pair = read_pairs(scenes, config)[0]
     given = conditions_of(pair, (32, 32), make_annotator("segmentation"), config, 0)
     assert len(given) == 4 * 2 * 3
+    assert len(set(map(id, given))) == 2 * 3  # tints share them
     assert torch.equal(given[0], given[6])  # another tint of the same view
     assert torch.equal(given[0].flip(2), given[3])
     whole = np.asarray(Image.open(scenes / "0.png"))

@@ -1,5 +1,6 @@
 """Checkpoints: a run that stops and goes on is the run that never stopped, and nothing else is taken for it."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -194,6 +195,15 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterFileError, match=name):
         list(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})).steps())
+
+
+def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
+    path = train(config, max_train_steps=2) / "checkpoint-2" / "training_state.json"
+    rest = json.loads(path.read_text())
+    del rest["identity"]["pictures"]
+    path.write_text(json.dumps(rest))
+    with pytest.raises(AdapterFileError, match="is damaged: it does not say its pictures"):
+        DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
 
 
 def test_every_free_setting_is_one():

@@ -38,8 +38,8 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     if columns is None:
         return None
     weight = layer.own_weight()
-    wide = layer.unfold_weight(weight).to("cpu", torch.float64)
-    B, A = orthonormal_delta(columns.to("cpu", torch.float64), wide)
+    wide = layer.unfold_weight(weight).cpu().double()
+    B, A = orthonormal_delta(columns.cpu().double(), wide)
     if weight.dim() == 4:
         A, B = layer.fold_weight(A), B[..., None, None]
     return Update(component=component, module=module, A=A, B=B)

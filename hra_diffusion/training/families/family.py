@@ -39,6 +39,13 @@ class Family(ABC):
         """What denoises, as it is in the pipeline now: the frozen model, or the adapted one."""
         return getattr(self.pipe, self.denoiser_name)
 
+    def unreached(self, name: str) -> str | None:
+        """Return a regular expression of modules of a component that no prediction depends on, if there are some.
+
+        Nothing would be learned there, and several devices would wait for its gradients.
+        """
+        return None
+
     @abstractmethod
     def read(self, tokens: Condition) -> Condition:
         """Embed token ids of shape (prompts, tokens), named as their text encoders, with these as they are."""

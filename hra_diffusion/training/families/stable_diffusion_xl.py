@@ -20,6 +20,12 @@ class StableDiffusionXL(Family):
     text_encoder_names = ("text_encoder", "text_encoder_2")
     load_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 
+    def unreached(self, name: str) -> str | None:
+        """See :class:`Family`: the first text encoder's last layer, since its last but one is read, and not pooled."""
+        if name != "text_encoder":
+            return None
+        return rf"(.*\.)?layers\.{self.pipe.text_encoder.config.num_hidden_layers - 1}\..*"
+
     def read(self, tokens: Condition) -> Condition:
         """See :class:`Family`: embeddings (prompts, tokens, width), and the second encoder's pooled ones."""
         prompt, pooled = read_two_clips(self.pipe, tokens)
