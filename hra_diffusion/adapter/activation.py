@@ -20,15 +20,11 @@ from hra_diffusion.errors import ConfigError
 
 
 class AdaptedModel(ModelProxy):
-    """A model with adapters in it, of which some act: one, the product of several, or their mean.
-
-    Attributes:
-        peft_config: the settings of each adapter.
-    """
+    """A model with adapters in it, of which some act: one, the product of several, or their mean."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
-        self.peft_config: dict[str, HRAConfig] = {}
+        self._configs: dict[str, HRAConfig] = {}
         self._injection = Injection(model)
         self._acting = Acting()
         self._merged: Mixture = ()
@@ -36,6 +32,16 @@ class AdaptedModel(ModelProxy):
             model.register_forward_pre_hook(self._before_pass),
             model.register_forward_hook(self._after_pass, always_call=True),
         ]
+
+    @property
+    def peft_config(self) -> dict[str, HRAConfig]:
+        """The settings of each adapter."""
+        return self._configs
+
+    @peft_config.deleter
+    def peft_config(self) -> None:
+        """Delete PEFT's of the model itself: that is what libraries mean which take their LoRAs out of it."""
+        vars(self.model).pop("peft_config", None)
 
     def layers(self) -> dict[str, HRALayer]:
         """Return the adapted layers by their names in the model."""
@@ -91,7 +97,8 @@ class AdaptedModel(ModelProxy):
     def set_strength(self, strength: float, adapter_name: str = "default") -> None:
         """Move an adapter along its geodesic: 0 is the base model, 1 the adapter, and any real number is orthogonal.
 
-        At strengths other than 1, gradients pass through the adapter but do not reach it.
+        Biases and modules that it trains whole act at any strength. At strengths other than 1, gradients pass through
+        the adapter but do not reach it.
 
         Raises:
             ConfigError: there is no such adapter, the strength is not finite, or the rank is odd and the strength is
@@ -183,6 +190,20 @@ class AdaptedModel(ModelProxy):
         for layer in self.layers().values():
             layer.unmerge()
         self._merged = ()
+        self._injection.answer(self._answering)
+
+    def fuse_qkv_projections(self) -> None:
+        """Join the projections of attention as diffusers does, which joins their weights.
+
+        Raises:
+            ConfigError: adapters act beside the weights.
+        """
+        if self._answering and not self._merged:
+            raise ConfigError(
+                "Projections cannot be joined while adapters act beside their weights: merge them first (fuse_hra)."
+            )
+        model: Any = self.model
+        model.fuse_qkv_projections()
 
     @contextmanager
     def ejected(self) -> Generator[nn.Module]:
@@ -199,6 +220,7 @@ class AdaptedModel(ModelProxy):
             self._injection.act(before)
             raise
         self._acting = acting
+        self._injection.answer(self._answering)
 
     def _train_acting(self) -> None:
         """Let the adapters that act train, unless they are for inference, and freeze the others."""
@@ -212,19 +234,32 @@ class AdaptedModel(ModelProxy):
             raise ConfigError("The adapters are disabled, and the model is to act without them: enable them to merge.")
         names = _one_or_several(adapter_names or ())
         self._check_known(*names)
+        if len(set(names)) < len(names):
+            raise ConfigError(f"An adapter can be merged once only; found {', '.join(map(repr, names))}.")
         wanted = self._acting.mixture if adapter_names is None else self._acting.product(names)
-        if any(blend in self._merged for blend in wanted):
+        already = self.merged_adapters
+        if any(name in already for blend in wanted for name, _ in blend):
             warnings.warn("Some of the adapters are merged already; the others are merged now.", stacklevel=3)
-        return self._merged + tuple(blend for blend in wanted if blend not in self._merged)
+        others = (tuple(part for part in blend if part[0] not in already) for blend in wanted)
+        return self._merged + tuple(blend for blend in others if blend)
 
     def _merge(self, mixture: Mixture, **options: bool) -> None:
         merge_layers(self._injection.layers, mixture, **options)
         self._merged = mixture
+        self._injection.answer(self._answering)
+
+    @property
+    def _answering(self) -> Sequence[str]:
+        """The adapters whose biases and modules trained whole act: those that are merged, or else those that act."""
+        return self.merged_adapters or (self._acting.names if self._acting.enabled else ())
 
     def _before_pass(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
-        factor_together(self._injection.layers.values())
+        if hasattr(self.model, "_diffusers_hook"):  # offloading groups of layers: the columns may not be there yet
+            self._after_pass()
+        else:
+            factor_together(self._injection.layers.values())
         weak = [name for name in self._acting.names if self._acting.strengths[name] != 1]
         if weak and self.model.training and torch.is_grad_enabled() and not self._acting.inference_mode:
             warnings.warn(f"Adapters at a strength other than 1 are not trained: {', '.join(weak)}.", stacklevel=2)

@@ -1,7 +1,7 @@
 """Adapters in a model: where their parts are, how these get in and out, and what they start with."""
 
 import copy
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -142,7 +142,7 @@ class Injection:
                 biases.act(True)
 
     def act(self, acting: Acting) -> None:
-        """Let adapters act, and compute the blends that takes.
+        """Let adapters' reflections act, and compute the blends that takes.
 
         Raises:
             ConfigError: a blend cannot be had.
@@ -150,10 +150,13 @@ class Injection:
         for layer in self.layers.values():
             layer.mixture, layer.enabled = acting.mixture, acting.enabled
         blend_together((layer, blend) for layer in self.layers.values() for blend in layer.stale(layer.blends()))
+
+    def answer(self, adapters: Sequence[str]) -> None:
+        """Let the biases of some adapters act, and the modules that they train whole, of the first that has a copy."""
         for wrapper in self.copies.values():
-            wrapper.acting = next((name for name in acting.names if name in wrapper.copies and acting.enabled), None)
+            wrapper.acting = next((name for name in adapters if name in wrapper.copies), None)
         for name, biases in self.biases.items():
-            biases.act(acting.enabled and name in acting.names)
+            biases.act(name in adapters)
 
     def remove(self, *, keep_trained: bool) -> None:
         """Take all adapters out, but leave weights as they are; so, too, trained parts if they are to be kept."""

@@ -201,6 +201,11 @@ class HRALayer(Wrapper):
                 f"Cannot merge into the weight of a {type(self.base_layer).__name__} ({type(weight).__name__}): it is "
                 "quantised or sharded. Use the adapter unmerged, or merge it before quantising or sharding the model."
             )
+        if not self._unmerged_weight and self.base_layer._parameters.get("weight") is not weight:
+            raise MergeError(
+                f"Cannot merge into a {type(self.base_layer).__name__}, which holds its weight in another layer: take "
+                "what adapts it (a LoRA) out first, or use both unmerged."
+            )
         return weight
 
     def merge(self, weight: Tensor, mixture: Mixture) -> None:

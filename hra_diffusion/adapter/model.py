@@ -263,7 +263,7 @@ class HRAModel(AdaptedModel):
             hook.remove()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._trainable)
-        self.peft_config, self._acting, self._merged = {}, Acting(), ()
+        self._configs, self._acting, self._merged = {}, Acting(), ()
         return self.model
 
     def _check_new(self, adapter_name: str, config: HRAConfig) -> None:

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 from torch import nn
 
@@ -94,6 +94,9 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module maps the last dimension by one weight: nn.Linear, its quantised kin, transformers' Conv1D."""
+    inner: Any = getattr(module, "get_base_layer", None)
+    if inner and (held := inner()) is not module:  # in a layer of PEFT, whose convolutions have features, too
+        return is_linear(held)
     if isinstance(module, nn.Bilinear | nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
     has_sizes = all(isinstance(getattr(module, size, None), int) for size in ("in_features", "out_features"))

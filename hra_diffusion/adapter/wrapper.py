@@ -14,6 +14,10 @@ class Wrapper(nn.Module):
         super().__init__()
         self.base_layer = base_layer
 
+    def get_base_layer(self) -> nn.Module:
+        """Stay where PEFT takes its own layers out, which it knows by this name."""
+        return self
+
     def __getattr__(self, name: str) -> Any:
         """Look like the module inside: `weight`, `bias`, `in_features`, … are its own."""
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 from hra_diffusion.errors import ConfigError
@@ -56,7 +57,10 @@ def set_hra_adapters(
         ConfigError: there is no such adapter, or a strength or mean cannot be had; the pipeline is as before.
     """
     names = (names,) if isinstance(names, str) else tuple(names)
-    each = (strengths,) * len(names) if isinstance(strengths, int | float) else tuple(strengths)
+    each = (strengths,) * len(names) if isinstance(strengths, Real | str) else tuple(strengths)
+    if any(not isinstance(strength, Real) for strength in each):
+        raise ConfigError(f"A strength is a number; found {', '.join(map(repr, each))}.")
+    each = tuple(map(float, each))
     if len(each) != len(names) or len(set(names)) != len(names):
         raise ConfigError(f"Each adapter needs one strength; found {len(names)} names, {len(each)} strengths.")
     holders(pipe, *names)
@@ -112,18 +116,19 @@ def hra_disabled(pipe: Any) -> Iterator[None]:
                     each()
 
 
-def fuse_hra(pipe: Any, names: Sequence[str] | None = None, safe_fusing: bool = False) -> None:
+def fuse_hra(pipe: Any, names: str | Sequence[str] | None = None, safe_fusing: bool = False) -> None:
     """Multiply adapters into the weights: a picture then costs what the base model's does.
 
     Args:
         pipe: the pipeline.
-        names: the ordered product of these, at their strengths; what acts at present when left out.
+        names: one adapter, or the ordered product of several, at their strengths; what acts at present when left out.
         safe_fusing: check first that every weight will be finite.
 
     Raises:
         ConfigError: there is no such adapter.
         MergeError: a weight is quantised, or (safe_fusing) would not be finite; the pipeline is as before.
     """
+    names = (names,) if isinstance(names, str) else names
     holders(pipe, *names or ())
     with offloading_suspended(pipe), ExitStack() as undo:
         for component in adapted_components(pipe).values():

@@ -79,6 +79,7 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
     Blocks of other threads wait, and so do their drawings within `using_hra_adapters`: what a block changes is whole.
     """
     with lock_of(pipe):
+        _check_at_hand(pipe)
         offload = _offloading(pipe)
         if offload is None:
             yield
@@ -88,6 +89,18 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
             yield
         finally:
             offload(device=pipe._offload_device)
+
+
+def _check_at_hand(pipe: Any) -> None:
+    """Make sure that no model's tensors are on a disk: diffusers leaves ones without values in their place."""
+    for name, model in models(pipe).items():
+        for module in model.modules():
+            hook = module._diffusers_hook.get_hook("group_offloading") if hasattr(module, "_diffusers_hook") else None
+            if getattr(getattr(hook, "group", None), "offload_to_disk_path", None):
+                raise ConfigError(
+                    f"The pipeline's {name} offloads groups of layers to a disk, where adapters cannot be reached: "
+                    "prepare them first, and offload then."
+                )
 
 
 def _offloading(pipe: Any) -> Any:

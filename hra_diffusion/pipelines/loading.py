@@ -45,6 +45,8 @@ def load_hra_weights(
         ConfigError: it is a control; or the name is taken or cannot be used, or (hotswap) not there, or the rank
             exceeds `max_rank`; the pipeline is as before.
     """
+    if hotswap and max_rank is not None:
+        raise ConfigError("max_rank makes room when an adapter is loaded, not when one is swapped: leave it out.")
     found = component_folders(folder, subfolder, **hub)
     if encoder_beside(found):
         raise ConfigError(f"{folder} is a control, which acts only with its encoder: use load_hra_control (--control).")

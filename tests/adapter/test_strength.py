@@ -343,3 +343,35 @@ def test_the_penalty_pulls_a_pair_apart(net):
         model.orthogonality_penalty().backward()
         optimiser.step()
     assert model.orthogonality_penalty() < start / 2
+
+
+def test_what_is_merged_brings_its_own_biases_and_modules(net, x):
+    """Adapters p and q train the head, p biases too; p acts."""
+    model = HRAModel(net, HRAConfig(target_modules=["q"], bias="all", modules_to_save=["head"]), "p")
+    model.add_adapter("q", HRAConfig(target_modules=["q"], init_weights=False, modules_to_save=["head"]))
+    with torch.no_grad():
+        for name in ("p", "q"):
+            for parameter in model._injection.trained_parameters(name):
+                parameter += 0.3 * torch.randn_like(parameter)
+    expected = {}
+    for name in ("p", "q"):
+        model.set_adapter(name)
+        expected[name] = model(x)
+    model.set_adapter("p")
+    model.merge_adapter(["q"])
+    assert torch.allclose(model(x), expected["q"], atol=1e-5)
+    model.unmerge_adapter()
+    assert torch.allclose(model(x), expected["p"], atol=1e-6)
+    model.set_adapter("q")
+    assert torch.allclose(model.merge_and_unload(adapter_names=["p"])(x), expected["p"], atol=1e-5)
+
+
+def test_an_adapter_is_merged_once(model, x):
+    with pytest.raises(ConfigError, match="can be merged once only; found 'a', 'a'"):
+        model.merge_adapter(["a", "a"])
+    model.set_adapters(["a", "b"], [0.5, 0.5], combine="lie")
+    expected = model(x)
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="merged already"):
+        model.merge_adapter(["a"])
+    assert torch.allclose(model(x), expected, atol=1e-5)

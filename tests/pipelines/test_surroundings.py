@@ -5,17 +5,20 @@ import warnings
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.hooks import apply_group_offloading
+from peft import LoraConfig, inject_adapter_in_model
 from safetensors import safe_open
 from torch import nn
 
 from hra_diffusion import (
     fuse_hra,
+    list_hra_adapters,
     load_hra_weights,
     save_hra_weights,
     set_hra_adapters,
     unload_hra_weights,
 )
-from hra_diffusion.errors import AdapterFileError, MergeError
+from hra_diffusion.errors import AdapterFileError, ConfigError, MergeError
 from hra_diffusion.pipelines import hra_disabled
 from hra_diffusion.pipelines.components import lock_of
 
@@ -100,6 +103,57 @@ def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(p
         pipe.unet.unmerge_adapter()
     pipe.remove_all_hooks()
     assert close(picture(pipe), whole, 1e-4)
+    unload_hra_weights(pipe)
+    assert torch.equal(picture(pipe), base)
+
+
+def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapters, expected, picture, tmp_path):
+    load_hra_weights(pipe, adapters / "a")
+    set_hra_adapters(pipe, "default", 0.5)
+    for name in ("unet", "text_encoder"):
+        place = str(tmp_path / name)
+        apply_group_offloading(
+            getattr(pipe, name), CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=place
+        )
+    assert close(picture(pipe), expected[1])
+    for change in (fuse_hra, unload_hra_weights, lambda pipe: set_hra_adapters(pipe, "default", 1.0)):
+        with pytest.raises(ConfigError, match="offloads groups of layers to a disk"):
+            change(pipe)
+    assert close(picture(pipe), expected[1])
+
+
+def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected, picture):
+    load_hra_weights(pipe, adapters / "a")
+    with pytest.raises(ConfigError, match=r"merge them first \(fuse_hra\)"):
+        pipe.fuse_qkv_projections()
+    fuse_hra(pipe)
+    pipe.fuse_qkv_projections()
+    assert close(picture(pipe), expected[0], 1e-4)
+
+
+def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, picture):
+    whole, _, base = expected
+    load_hra_weights(pipe, adapters / "a", "mine")
+    pipe.unload_lora_weights()  # there is none
+    assert close(picture(pipe), whole)
+    unload_hra_weights(pipe)
+    torch.manual_seed(0)
+    pipe.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k"], init_lora_weights=False))
+    lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    pipe.text_encoder = inject_adapter_in_model(lora, pipe.text_encoder)
+    pipe.text_encoder.peft_config = {"default": lora}
+    beneath = picture(pipe)
+    load_hra_weights(pipe, adapters / "a", "mine")
+    both = picture(pipe)
+    assert not close(both, beneath, 1e-3)
+    assert not close(both, whole, 1e-3)
+    with pytest.raises(MergeError, match="take what adapts it"):
+        fuse_hra(pipe)
+    assert close(picture(pipe), both)
+    pipe.unload_lora_weights()
+    assert list(list_hra_adapters(pipe)) == ["mine"]
+    assert close(picture(pipe), whole)
+    fuse_hra(pipe)
     unload_hra_weights(pipe)
     assert torch.equal(picture(pipe), base)
 
