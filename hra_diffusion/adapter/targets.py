@@ -67,6 +67,8 @@ def check_each_target(model: nn.Module, config: HRAConfig) -> None:
         TargetError: one of them means none.
     """
     names = [name for name, _ in model.named_modules() if name]
+    if not isinstance(config.target_modules, str) and "all-linear" in (config.target_modules or ()):
+        raise TargetError("all-linear stands for all targets: name it alone, or leave it out.")
     listed = [] if isinstance(config.target_modules, str) else config.target_modules or []
     missing = [target for target in listed if not any(name == target or _has_suffix(name, [target]) for name in names)]
     if missing:

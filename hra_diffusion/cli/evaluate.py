@@ -50,7 +50,7 @@ class EvaluateConfig:
     batch_size: int = 4
     """Pictures drawn at once; with 1 they are, to the bit, what generate draws."""
     output_dir: Path | None = None
-    """Folder for metrics.json, metrics.md and metrics.png; the adapter's by default."""
+    """Folder for metrics.json, metrics.md and metrics.png; the adapter's, or its run's, by default."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -90,6 +90,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from accelerate import PartialState  # these import torch and more: not for --help
     from tqdm import tqdm
 
+    from hra_diffusion.formats.run_folder import home_of
     from hra_diffusion.metrics.drawing import Drawings, make_plan
     from hra_diffusion.metrics.evaluation import evaluate as measure
     from hra_diffusion.metrics.instruments import load_instruments
@@ -98,8 +99,8 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
 
-    home, run = read_run(config.adapter, DreamBoothConfig())
-    output = config.output_dir or home
+    _, run = read_run(config.adapter, DreamBoothConfig())
+    output = config.output_dir or home_of(config.adapter)
     check_writable(output)
     config = _filled_in(config, run)
     assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
@@ -154,11 +155,11 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         "reference_dir": _real_pictures(run.data.instance_data_dir),
     }
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
-    for name in ("pretrained_model_name_or_path", "instance_prompt", "reference_dir"):
-        if not getattr(filled, name):
-            known = of_run(config.adapter, "config.toml")
-            why = "knows several subjects, of which one is measured" if known else "came without its run's config.toml"
-            raise ConfigError(f"The adapter {config.adapter} {why}: add --{name}.")
+    needed = ("pretrained_model_name_or_path", "instance_prompt", "reference_dir")
+    if missing := [f"--{name}" for name in needed if not getattr(filled, name)]:
+        known = of_run(config.adapter, "config.toml")
+        why = "knows several subjects, of which one is measured" if known else "came without its run's config.toml"
+        raise ConfigError(f"The adapter {config.adapter} {why}: add {' and '.join(missing)}.")
     return filled
 
 

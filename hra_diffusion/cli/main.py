@@ -4,6 +4,7 @@
 """
 
 import atexit
+import errno
 import gc
 import importlib
 import logging
@@ -54,12 +55,14 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
     except HRAError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except PermissionError as error:
-        print(f"Error: {error.filename} may not be used here: {error.strerror}.", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # the reader of our output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        print(f"Error: {error.filename} cannot be used here: {error.strerror}.", file=sys.stderr)
+        return 2
     except Stopped as stopped:
         print(f"\n{stopped}", file=sys.stderr)
         return stopped.exit_code

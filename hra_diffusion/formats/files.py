@@ -86,6 +86,7 @@ def replacing(folder: Path) -> Generator[Path]:
     Raises:
         OutputError: something cannot be written.
     """
+    folder = folder.resolve() if folder.is_symlink() else folder  # the link stays
     new, old = _hidden(folder, "new"), _hidden(folder, "old")
     with writing(folder):
         try:

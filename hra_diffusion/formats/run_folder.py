@@ -11,10 +11,27 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["of_run", "tomllib"]
+__all__ = ["METRICS", "RESULTS", "SHEET", "TABLE", "home_of", "of_adapter", "of_run", "tomllib"]
+
+SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md", "metrics.png"
+RESULTS = (SHEET, METRICS, TABLE, FIGURE)
+"""What is seen and measured of an adapter, in its folder or beside a run's ``adapter``."""
 
 
 def of_run(folder: str | Path, name: str) -> Path | None:
-    """Find a file of the run that made an adapter, in its folder or the one above."""
+    """Find a file of the run that made an adapter, a checkpoint's too, in its folder or the one above."""
     folder = Path(folder)
     return next((path for path in (folder / name, folder.absolute().parent / name) if path.is_file()), None)
+
+
+def home_of(folder: str | Path) -> Path:
+    """Return where results about an adapter lie: in its folder, but of a run's final one beside it."""
+    folder = Path(folder)
+    is_final = folder.name == "adapter" and (folder.parent / "config.toml").is_file()
+    return folder.parent if is_final else folder
+
+
+def of_adapter(folder: str | Path, name: str) -> Path | None:
+    """Find a result about an adapter; a checkpoint's are not those of its run."""
+    path = home_of(folder) / name
+    return path if path.is_file() else None

@@ -13,7 +13,7 @@ from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
-from hra_diffusion.formats.run_folder import of_run
+from hra_diffusion.formats.run_folder import SHEET, of_adapter
 from hra_diffusion.pipelines.acting import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights, name_after, unload_hra_weights
@@ -152,7 +152,7 @@ def _family(pipe: Any, two_text_encoders: bool) -> Any:
 
 def _thumbnail(path: str | Path | None, folder: str | Path) -> str | None:
     """Return a small picture as a data URL; of a run's before_after.png where none is named."""
-    source = path or of_run(folder, "before_after.png")
+    source = path or of_adapter(folder, SHEET)
     if source is None:
         return None
     try:

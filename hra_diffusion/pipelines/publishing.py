@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -20,11 +21,10 @@ from hra_diffusion.formats.folders import (
 )
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
-from hra_diffusion.formats.run_folder import of_run
+from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, of_adapter
 from hra_diffusion.formats.tokens import token_files
 
 CARD = "README.md"
-_SHEET, _METRICS, _TABLE = "before_after.png", "metrics.json", "metrics.md"
 
 
 def push_hra_weights(
@@ -67,10 +67,10 @@ def push_hra_weights(
     parts = component_folders(folder)
     files = _adapter_files(parts)
     prompts = {Path(path): prompt for path, prompt in (pictures or {}).items()}
-    sheet = of_run(folder, _SHEET)
+    sheet = of_adapter(folder, SHEET)
     files |= _read_pictures([*prompts, *([sheet] if sheet else [])])
     captions = {path.name: prompt for path, prompt in prompts.items()}
-    if len(captions) != len(prompts) or captions.keys() & {_SHEET, CARD}:
+    if len(captions) != len(prompts) or captions.keys() & {SHEET, CARD}:
         raise ImageError(f"Pictures must have names of their own; found {', '.join(path.name for path in prompts)}.")
     within = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token)
@@ -111,7 +111,7 @@ def _card(
     sheet: Path | None,
 ) -> ModelCard:
     settings, made_for = run_settings(folder), base_model(folder)
-    metrics, table = of_run(folder, _METRICS), of_run(folder, _TABLE)
+    metrics, table = of_adapter(folder, METRICS), of_adapter(folder, TABLE)
     measured = read_json(metrics) if metrics else {}
     return ModelCard(
         name=repository.split("/")[-1],
@@ -123,11 +123,18 @@ def _card(
         licence=licence,
         pictures=pictures,
         sheet=sheet and sheet.name,
-        metrics={each["name"]: each["value"] for each in measured.get("measures", []) if each["mode"] == "adapter"},
+        metrics=_numbers(measured.get("measures", [])),
         table=table and table.read_text(encoding="utf-8"),
         settings=settings,
         is_control=encoder_beside(parts) is not None,
     )
+
+
+def _numbers(measures: Any) -> dict[str, float]:
+    """Take the adapter's numbers from what ``evaluate``, or of a control ``evaluate-control``, has written."""
+    if isinstance(measures, dict):
+        return {name: modes["controlled"]["value"] for name, modes in measures.items()}
+    return {each["name"]: each["value"] for each in measures if each["mode"] == "adapter"}
 
 
 def _read_pictures(paths: Iterable[Path]) -> dict[str, bytes]:

@@ -5,8 +5,9 @@ from typing import Any
 
 from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.folders import ENCODER
 from hra_diffusion.formats.peft import CONFIG_FILE, adapter_files
-from hra_diffusion.formats.tokens import token_files
+from hra_diffusion.formats.tokens import PATTERN, token_files
 from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
 from hra_diffusion.pipelines.publishing import push_hra_weights
 from hra_diffusion.pipelines.tokens import tokens_of
@@ -46,6 +47,9 @@ def save_hra_weights(
     strangers = sorted({path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}")} - components.keys())
     if any(folder.glob(f"adapter/*/{CONFIG_FILE}")):
         raise OutputError(f"{folder} is a run's, whose own adapter would be hidden: save into another folder.")
+    words = token_files(tokens_of(pipe, adapter_name))
+    strangers += sorted({path.relative_to(folder).as_posix() for path in folder.glob(PATTERN)} - words.keys())
+    strangers += [ENCODER] if (folder / ENCODER).is_dir() else []
     if strangers:
         raise OutputError(f"{folder} holds an adapter of {', '.join(strangers)} already: save into another folder.")
     with offloading_suspended(pipe):
@@ -54,7 +58,7 @@ def save_hra_weights(
             for component, model in components.items()
             for name, data in adapter_files(model, adapter_name).items()
         }
-        contents |= {folder / path: data for path, data in token_files(tokens_of(pipe, adapter_name)).items()}
+        contents |= {folder / path: data for path, data in words.items()}
     write_together(contents)
     if push_to_hub:
         push_hra_weights(folder, repo_id or folder.resolve().name, **hub)

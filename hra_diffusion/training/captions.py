@@ -42,11 +42,13 @@ def read_beside(pictures: Sequence[Path]) -> dict[Path, str]:
     Raises:
         ConfigError: a file cannot be read.
     """
+    present = [path for folder in {picture.parent for picture in pictures} for path in folder.iterdir()]
+    beside = {(path.parent, path.stem, path.suffix.lower()): path for path in present}
     files = {
         picture: file
         for picture in pictures
-        for file in (picture.with_suffix(ending) for ending in reversed(ENDINGS))
-        if file.exists()
+        for ending in reversed(ENDINGS)
+        if (file := beside.get((picture.parent, picture.stem, ending)))
     }
     return _in_lines({picture: _read_text(file) for picture, file in files.items()})
 

@@ -15,7 +15,7 @@ from typing import Any
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import hra_disabled
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.dataset import Photo, check_pictures, picture_files
+from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, picture_files
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.subjects import Subject
@@ -52,7 +52,8 @@ class ClassImages:
     def own(self) -> list[Path]:
         """Those of the pictures that no run has drawn."""
         present = picture_files(self.folder) if self.folder.is_dir() else []
-        return [path for path in present if not _DRAWN.fullmatch(path.name)][: self.count]
+        pictures = (path for path in present if path.suffix.lower() in ENDINGS)
+        return [path for path in pictures if not _DRAWN.fullmatch(path.name)][: self.count]
 
     def draw_missing(self) -> Iterator[int]:
         """Draw what is missing; yields how many pictures there are after each batch."""

@@ -28,7 +28,7 @@ from hra_diffusion.training.config import ControlNetConfig, PreviewConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.control_sheet import ControlSheet
 from hra_diffusion.training.controlled import CONDITIONS, KEPT
-from hra_diffusion.training.dataset import HELD_OUT
+from hra_diffusion.training.dataset import HELD_OUT, check_apart
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
 from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_condition, read_pairs
@@ -81,6 +81,7 @@ class ControlNet(Run):
             root = _folder(config)
         folder = config.run.output_dir or Path("outputs", config.control.annotator)
         check_writable(folder)
+        check_apart(root, {"--output_dir": folder})
         self.pairs = read_pairs(root, config.pairs)
         given = any(pair.condition for pair in self.pairs)
         if given and config.pairs.random_flip and not self.annotator.mirrors:
@@ -201,6 +202,8 @@ class ControlNet(Run):
             )
         background = parse_colour(config.pairs.background_color)
         folder = config.pairs.validation_data_dir or root / HELD_OUT
+        if config.pairs.validation_data_dir and not folder.is_dir():
+            raise ImageError(f"There is no folder of pairs {folder}: correct --validation_data_dir.")
         few = with_values(config, {"max_train_samples": preview.num_validation_images}).pairs
         pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: preview.num_validation_images]
         return sheet(

@@ -6,7 +6,7 @@ where it lies and what it is like; pixels are decoded again when they are needed
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import imagehash
 from PIL import Image
 
-from hra_diffusion.errors import ImageError
+from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training import captions
 from hra_diffusion.training.pictures import WHITE, Colour, read_layers, read_picture
 
@@ -43,6 +43,15 @@ class Photo:
     """Of the file's bytes."""
     look: imagehash.ImageHash
     """Perceptual hash: pictures that look alike differ in few bits."""
+
+    def check_unchanged(self) -> None:
+        """Make sure that the file is still the one that was checked.
+
+        Raises:
+            ImageError: it is another; under the digest of the first it must not be learned from, nor kept in a cache.
+        """
+        if file_digest(self.path) != self.digest:
+            raise ImageError(f"{self.path} has changed since the run began: start anew.")
 
     def read(self, background: Colour = WHITE) -> Image.Image:
         """Decode it in RGB, transparency over ``background``."""
@@ -115,6 +124,17 @@ def file_digest(path: Path) -> str:
 def read_pictures(paths: Iterable[Path], folder: Path) -> list[Image.Image]:
     """Check and decode files of a folder: see :func:`check_pictures`."""
     return [photo.read() for photo in check_pictures(paths, folder)]
+
+
+def check_apart(pictures: Path, folders: Mapping[str, Path | None]) -> None:
+    """Make sure that folders, by the flags that name them, are none of pictures to learn from.
+
+    Raises:
+        ConfigError: one of them is; what is written there would be learned from next time.
+    """
+    for flag, folder in folders.items():
+        if folder and folder.resolve() == pictures.resolve():
+            raise ConfigError(f"{flag} is {folder}, which holds the pictures to learn from: name another folder.")
 
 
 def report_duplicates(photos: Sequence[Photo]) -> None:

@@ -14,11 +14,12 @@ from pathlib import Path
 from hra_diffusion.pipelines.components import side_step
 from hra_diffusion.training.buckets import checked_resolution, sizes_for
 from hra_diffusion.training.cache import Cache
+from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.checkpoint import check_writable
 from hra_diffusion.training.class_images import images_of_classes
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.dataset import file_digest, report_duplicates
+from hra_diffusion.training.dataset import check_apart, file_digest, report_duplicates
 from hra_diffusion.training.defaults import number_of_steps, resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.new_words import add_new_words
@@ -65,15 +66,18 @@ class DreamBooth(Run):
         config = resolve(config, self.subjects)
         folder = config.run.output_dir or Path()
         check_writable(folder)
+        of_class = config.prior.class_data_dir
+        root = config.data.instance_data_dir or Path()
+        check_apart(root, {"--output_dir": folder, "--class_data_dir": of_class})
         parse_colour(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
         report_duplicates([example.photo for example in self.examples])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
-        of_class = config.prior.class_data_dir
-        if config.prior.with_prior_preservation and of_class and not of_class.is_dir():
+        if config.prior.with_prior_preservation and of_class:
             check_writable(of_class, "--class_data_dir")
-            logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
+            if not of_class.is_dir():
+                logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
         accelerator = make_accelerator(config.run)
         self.family = load(config.model, DTYPES[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
@@ -167,5 +171,8 @@ class DreamBooth(Run):
             f"instance {example.photo.path.relative_to(root or Path())}": example.digest for example in self.examples
         }
         for images in self.class_images:
-            digests |= {f"class {images.prompt} {path.name}": file_digest(path) for path in images.own}
+            own = read_captions(images.own, images.folder)
+            told = {path: own.get(path, images.prompt) for path in images.own}
+            digests |= {f"class {images.prompt} {path.name}": file_digest(path) + text for path, text in told.items()}
+            digests[f"class {images.prompt}"] = str(images.count)
         return digests

@@ -45,6 +45,8 @@ def add_new_words(family: Family, prompts: Sequence[str], captions: Collection[s
     Raises:
         ConfigError: there is none, or no caption has it, or the model's pipeline has no place for them.
     """
+    if odd := [word for prompt in prompts for word in re.findall(r"<[\w-]+>", prompt) if word != word.lower()]:
+        raise ConfigError(f"The new word {odd[0]} has capitals, which the model does not see: write {odd[0].lower()}.")
     words = list(dict.fromkeys(word for prompt in prompts for word in re.findall(r"<[a-z0-9_-]+>", prompt)))
     if not words:
         raise ConfigError(

@@ -21,7 +21,7 @@ a vector turns.
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from math import sqrt
 from typing import Any
@@ -36,17 +36,14 @@ _STEPS_AS_THEY_ARE = (None, 1.0)
 """Adafactor's eps₁, its own, and eps₂, the least size that steps are relative to. Weights that are no reflections may
 start at zero, and would hardly move with the usual 0.001."""
 
-_MAKERS: dict[str, Callable[[Any, OptimiserConfig], torch.optim.Optimizer]] = {
-    "adamw": lambda groups, config: torch.optim.AdamW(groups, **_adam(config)),
-    "adamw_8bit": lambda groups, config: _class("bitsandbytes.optim", "AdamW8bit", "8bit")(groups, **_adam(config)),
-    "schedule_free": lambda groups, config: _class("schedulefree", "AdamWScheduleFree", "optimisers")(
-        groups, warmup_steps=config.lr_warmup_steps, **_adam(config)
-    ),
-    "prodigy": lambda groups, config: _class("prodigyopt", "Prodigy", "optimisers")(
-        groups, d0=1e-4, decouple=True, use_bias_correction=True, safeguard_warmup=True, **_adam(config)
-    ),
-    "lion": lambda groups, config: _class("lion_pytorch", "Lion", "optimisers")(groups, weight_decay=0.0),
-    "adafactor": lambda groups, config: torch.optim.Adafactor(groups, weight_decay=0.0),
+# Module and class of each optimiser, and the extra that it comes with.
+_CLASSES = {
+    "adamw": ("torch.optim", "AdamW", ""),
+    "adamw_8bit": ("bitsandbytes.optim", "AdamW8bit", "8bit"),
+    "schedule_free": ("schedulefree", "AdamWScheduleFree", "optimisers"),
+    "prodigy": ("prodigyopt", "Prodigy", "optimisers"),
+    "lion": ("lion_pytorch", "Lion", "optimisers"),
+    "adafactor": ("torch.optim", "Adafactor", ""),
 }
 
 
@@ -78,7 +75,7 @@ def build_optimizer(
         for group in groups:
             group["lr"] = 1.0
     retract(reflections)
-    optimizer = _MAKERS[config.optimizer](groups, config)
+    optimizer = check_optimizer(config)(groups, **_options(config))
     if config.optimizer == "schedule_free":
         optimizer.train()
     optimizer.register_step_post_hook(lambda *_: retract([*reflections, *_sequences(optimizer, reflections)]))
@@ -90,12 +87,25 @@ def _sequences(optimizer: torch.optim.Optimizer, reflections: Iterable[Tensor]) 
     return [optimizer.state[columns]["z"] for columns in reflections if "z" in optimizer.state[columns]]
 
 
-def _adam(config: OptimiserConfig) -> dict[str, Any]:
-    return {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon, "weight_decay": 0.0}
+def _options(config: OptimiserConfig) -> dict[str, Any]:
+    """Return what an optimiser is made with beside its parameters."""
+    if config.optimizer in ("lion", "adafactor"):
+        return {"weight_decay": 0.0}
+    adam = {"betas": (config.adam_beta1, config.adam_beta2), "eps": config.adam_epsilon, "weight_decay": 0.0}
+    if config.optimizer == "schedule_free":
+        return adam | {"warmup_steps": config.lr_warmup_steps}
+    if config.optimizer == "prodigy":
+        return adam | {"d0": 1e-4, "decouple": True, "use_bias_correction": True, "safeguard_warmup": True}
+    return adam
 
 
-def _class(module: str, name: str, extra: str) -> Any:
-    """Import an optimiser's class from a package that is not always there."""
+def check_optimizer(config: OptimiserConfig) -> Any:
+    """Import an optimiser's class from its package, which is not always there.
+
+    Raises:
+        ConfigError: the package is not installed.
+    """
+    module, name, extra = _CLASSES[config.optimizer]
     try:
         return getattr(importlib.import_module(module), name)
     except ImportError as error:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.formats.files import tidy, write_file
+from hra_diffusion.formats.files import remove_folder, tidy, write_file
+from hra_diffusion.formats.run_folder import RESULTS
 from hra_diffusion.training.checkpoint import (
     LOG,
     Checkpoint,
@@ -23,6 +24,8 @@ from hra_diffusion.training.loss_curve import loss_curve
 from hra_diffusion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+VALIDATION = "validation"
 
 
 @dataclass(kw_only=True)
@@ -96,3 +99,11 @@ class Recording:
         assert self.saved
         remove_superfluous(self.folder, self.identity, self.config.checkpoints_total_limit, newest=self.saved)
         write_file(self.folder / "loss.png", loss_curve(read_log(self.folder / LOG)).save)
+
+
+def clear_results(folder: Path) -> None:
+    """Take away what an earlier run has shown and measured of its adapter, which this one replaces."""
+    for name in RESULTS:
+        (folder / name).unlink(missing_ok=True)
+    if (folder / VALIDATION).is_dir():
+        remove_folder(folder / VALIDATION)

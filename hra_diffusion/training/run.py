@@ -13,6 +13,7 @@ from PIL import Image
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.run_folder import RESULTS
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
@@ -23,9 +24,11 @@ from hra_diffusion.training.idle import idle_models, move, present
 from hra_diffusion.training.layout import laid_out, lay_out
 from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.new_words import NewWords
+from hra_diffusion.training.noising import noise_process
+from hra_diffusion.training.optimisers import check_optimizer
 from hra_diffusion.training.portrait import Preview, picture_name
 from hra_diffusion.training.preflight import check_room
-from hra_diffusion.training.recording import Recording
+from hra_diffusion.training.recording import VALIDATION, Recording, clear_results
 from hra_diffusion.training.same_run import check_same_run
 from hra_diffusion.training.setup import trained_parts
 from hra_diffusion.training.sharding import gather, gathered
@@ -69,12 +72,15 @@ class Run(ABC):
             identity: what makes it this run and no other, see :func:`hra_diffusion.training.same_run.identity`.
 
         Raises:
-            HRAError: the checkpoint is not there or of another run, the tracker not installed, or the disk too full.
+            HRAError: the checkpoint is not there or of another run, the tracker or optimiser not installed, the noise
+                not the model's, or the disk too full.
         """
         assert config.run.output_dir and config.run.max_train_steps
         self.config, self.accelerator, self.pipe, self.portrait = config, accelerator, pipe, portrait
         self.folder, self.total_steps = config.run.output_dir, config.run.max_train_steps
         self.tracker = choose_tracker(config.run.report_to)
+        noise_process(pipe.scheduler, config.objective.flow_shift)
+        check_optimizer(config.optimiser)
         self._identity = identity
         self._idle: list[torch.nn.Module] = []
         wanted = config.run.resume_from_checkpoint
@@ -154,6 +160,8 @@ class Run(ABC):
     def steps(self) -> Iterator[StepRecord]:
         """Train; every record is in log.jsonl, and its checkpoint saved, when it is yielded."""
         if self.is_main:
+            if not self.resumes_from:
+                clear_results(self.folder)
             settings = to_toml(with_values(self.config, {"resume_from_checkpoint": None}))
             write_file(self.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
         yield from self.recording.steps(self.total_steps)
@@ -210,6 +218,8 @@ class Run(ABC):
         self._idle = []
         gather(self.recording.trainer.loss)
         if self.is_main:
+            for name in RESULTS:  # they were of the adapter before
+                (self.folder / name).unlink(missing_ok=True)
             save_adapter(self._saved, folder)
         return folder
 
@@ -223,7 +233,7 @@ class Run(ABC):
         In float32 a picture is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
         this step.
         """
-        folder = self.folder / "validation" / f"step-{self.recording.trainer.done}"
+        folder = self.folder / VALIDATION / f"step-{self.recording.trainer.done}"
         with gathered(self.recording.trainer.loss):
             if self.is_main:
                 with self._shown():

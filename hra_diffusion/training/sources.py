@@ -1,5 +1,6 @@
 """Pictures and captions → what the denoiser takes: latents and conditions, computed once before the first step."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from hra_diffusion.training.masks import read_mask
 from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import View, cover, covering_size, to_tensor, views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,7 @@ class SourceMaker:
 
         def make() -> Tensors:
             covering = cover(example.photo.read(background), size)
+            example.photo.check_unchanged()
             (latent,) = encode(self.family.pipe.vae, [[to_tensor(view.picture(covering, size)) for view in shown]])
             return {"mean": latent.mean, "deviation": latent.deviation}
 
@@ -72,6 +76,8 @@ class SourceMaker:
         crops = [view.crop(covering, size) for view in self._shown(example, size)]
         masks = [np.asarray(crop.resize((width, height), Image.Resampling.BOX), np.float32) for crop in crops]
         rest = self.data.unmasked_weight
+        if rest == 0 and not all(mask.any() for mask in masks):
+            logger.warning("Nothing of %s counts in some of its crops: its mask is black there.", example.photo.path)
         return torch.from_numpy(np.stack(masks)[:, None]) / 255 * (1 - rest) + rest
 
     def _sizes(self, example: Example, size: Size) -> Tensor:

@@ -4,7 +4,7 @@ A folder of pictures is one subject; a folder of such folders is several. Its pr
 ``subject.toml`` in the folder (instance_prompt, class_prompt), else from the folder's name:
 
     dog6          "a photo of a sks dog", of the class "a photo of a dog"; a second subject without prompts is "ohwx"
-    10_sks dog    "sks dog", of the class "dog", each picture ten times a pass: kohya's way of writing it
+    10_sks dog    "sks dog", of the class "dog", each picture ten times a pass: kohya's way of writing it; 0_ is none
 """
 
 import hashlib
@@ -18,9 +18,10 @@ from typing import Any
 
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.formats.run_folder import tomllib
+from hra_diffusion.formats.run_folder import of_run, tomllib
 from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
+from hra_diffusion.training.config_file import nearest
 from hra_diffusion.training.dataset import ENDINGS, HELD_OUT, Photo, check_pictures, file_digest, picture_files
 from hra_diffusion.training.masks import find_masks
 
@@ -87,7 +88,10 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     taken = re.findall(r"[^\W_]+", " ".join(names))
     new_words = config.adapter.train_text_encoder_ti
     rare_words = iter([f"<{word}>" if new_words else word for word in RARE_WORDS if word not in taken])
-    subjects = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
+    found = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
+    subjects = [subject for subject in found if subject.repeats]
+    if not subjects:
+        raise ConfigError(f"{found[0].folder} has 0_ in its name, which means that it is not shown: rename it.")
     for one, other in combinations(subjects, 2):
         if one.prompt == other.prompt and not config.data.instance_prompt:
             logger.warning('%s and %s share the prompt "%s", and become one.', one.folder, other.folder, one.prompt)
@@ -103,14 +107,15 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
 def subject_folders(root: Path, of_other_use: Collection[Path] = ()) -> list[Path]:
     """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any.
 
-    Folders of other use, and pictures that are held out, are no subjects.
+    Folders of other use or of runs, and pictures that are held out, are no subjects.
     """
     return [root] if _has_pictures(root) else _folders_with_pictures(root, of_other_use) or [root]
 
 
 def _folders_with_pictures(root: Path, of_other_use: Collection[Path]) -> list[Path]:
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    candidates = (path for path in inside if path.name != HELD_OUT and path.resolve() not in of_other_use)
+    left_out = (HELD_OUT, *(path.name for path in inside if of_run(path / "adapter", "config.toml")))
+    candidates = (path for path in inside if path.name not in left_out and path.resolve() not in of_other_use)
     return [folder for folder in candidates if _has_pictures(folder)]
 
 
@@ -142,7 +147,7 @@ def captioned(photos: Sequence[Photo], folder: Path, prompt: str) -> list[Exampl
 def _subject(folder: Path, about: dict[str, Any], rare_words: Iterator[str]) -> Subject:
     """Make a subject of what is told about it, or of its folder's name where nothing is."""
     name = folder.resolve().name
-    repeats, phrase = re.fullmatch(r"(?:(\d+)_)?(.+)", name).groups()
+    repeats, phrase = re.fullmatch(r"(?:(\d{1,3})_)?(.+)", name).groups()  # a year has four digits
     noun = " ".join(re.findall(r"[^\W\d_]+", name))
     prompt, class_prompt = about.get("instance_prompt"), about.get("class_prompt")
     if not prompt and not class_prompt and noun:
@@ -165,13 +170,16 @@ def _has_pictures(folder: Path) -> bool:
 
 def _subject_file(folder: Path) -> dict[str, Any]:
     path = folder / "subject.toml"
-    if not path.exists():
+    if not path.is_file():
         return {}
     try:
-        about = tomllib.loads(path.read_text(encoding="utf-8"))
+        about = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML ({error}): correct or remove it.") from error
-    for name in ("instance_prompt", "class_prompt"):
+    known = ("instance_prompt", "class_prompt")
+    if unknown := sorted(about.keys() - set(known)):
+        raise ConfigError(f"{path} has an unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    for name in known:
         if not isinstance(about.get(name, ""), str):
             raise ConfigError(f"{path} has {name} = {about[name]!r}: write a text.")
     return about

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
+from hra_diffusion.formats.run_folder import of_adapter
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_toml, to_toml, with_values
@@ -69,6 +70,18 @@ def test_an_adapter_s_folder_finds_its_run_and_results_go_where_they_are_wanted(
         assert main(["evaluate", str(where), *FAST, "--output_dir", str(tmp_path / str(number))]) == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "01")
     assert first["measures"] == second["measures"]
+
+
+def test_the_numbers_of_a_checkpoint_are_not_those_of_its_run(emoji_run, tmp_path):
+    run = shutil.copytree(emoji_run, tmp_path / "run")
+    (run / "metrics.json").unlink(missing_ok=True)
+    checkpoint = next(run.glob("checkpoint-*"))
+    assert main(["evaluate", str(checkpoint), *FAST]) == 0
+    assert (checkpoint / "metrics.json").is_file()
+    assert of_adapter(checkpoint, "metrics.json")
+    assert not of_adapter(run, "metrics.json")
+    assert main(["evaluate", str(run / "adapter"), *FAST]) == 0
+    assert of_adapter(run, "metrics.json") == of_adapter(run / "adapter", "metrics.json") == run / "metrics.json"
 
 
 def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run, clip_folder, tmp_path):

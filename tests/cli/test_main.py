@@ -177,7 +177,8 @@ def test_a_place_that_nobody_may_read_is_named(capsys):
         raise PermissionError(errno.EACCES, "Permission denied", "photos")
 
     assert run(forbidden, []) == 2
-    assert capsys.readouterr().err == "Error: photos may not be used here: Permission denied.\n"
+    assert capsys.readouterr().err == "Error: photos cannot be used here: Permission denied.\n"
+    assert "cannot be used here: File name too long" in refusal(capsys, "inspect", "x" * 300)
 
 
 def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):

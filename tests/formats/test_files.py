@@ -115,3 +115,13 @@ def test_what_a_killed_process_left_is_tidied(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 4
     tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "kept"]
+
+
+def test_a_link_to_a_folder_stays_one(tmp_path):
+    (tmp_path / "target").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with replacing(tmp_path / "link") as new:
+        (new / "file").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target" / "file").exists()
+    assert len(list(tmp_path.iterdir())) == 2

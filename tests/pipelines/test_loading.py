@@ -237,6 +237,13 @@ def test_saving_writes_all_components_or_nothing_and_never_mixes_two_adapters(pi
     with pytest.raises(OutputError, match="holds an adapter of text_encoder already"):
         save_hra_weights(pipe, tmp_path, "b")
     assert files == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    (tmp_path / "tokens" / "text_encoder").mkdir(parents=True)
+    (tmp_path / "tokens" / "text_encoder" / "sks.safetensors").touch()
+    with pytest.raises(OutputError, match=r"an adapter of tokens/text_encoder/sks\.safetensors already"):
+        save_hra_weights(pipe, tmp_path, "a")
+    (tmp_path / "control" / "condition_encoder").mkdir(parents=True)
+    with pytest.raises(OutputError, match="an adapter of condition_encoder already"):
+        save_hra_weights(pipe, tmp_path / "control", "a")
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write"):
         save_hra_weights(pipe, tmp_path / "file", "a")

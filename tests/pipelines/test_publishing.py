@@ -18,6 +18,7 @@ from PIL import Image
 
 from hra_diffusion import load_hra_weights, push_hra_weights, save_hra_weights
 from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
+from hra_diffusion.pipelines.publishing import _numbers
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -257,6 +258,14 @@ def test_numbers_of_an_evaluation_are_on_the_page(adapters, tmp_path):
     )
     assert card.data.base_model == "a/b"
     assert [(each.metric_type, each.metric_value) for each in card.data.eval_results] == [("DINO", 0.5)]
+
+
+def test_numbers_of_a_control_are_those_with_the_right_condition():
+    modes = {"controlled": {"value": 0.6}, "shuffled": {"value": 0.2}}
+    assert _numbers({"canny F1": modes}) == {"canny F1": 0.6}
+    assert _numbers([{"name": "DINO", "value": 0.5, "mode": "adapter"}, {"name": "DINO", "mode": "base"}]) == {
+        "DINO": 0.5
+    }
 
 
 def test_what_cannot_be_published_is_refused_before_anything_is_sent(adapters, pipe, tmp_path):

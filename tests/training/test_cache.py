@@ -7,7 +7,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
-from hra_diffusion.errors import OutputError
+from hra_diffusion.errors import ImageError, OutputError
 from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.config import DataConfig, ModelConfig
 from hra_diffusion.training.config_file import with_values
@@ -89,10 +89,12 @@ def encoded(tiny_sd, pictures, tmp_path):
     encode, calls = family.pipe.vae.encode, []
     family.pipe.vae.encode = lambda pixels: calls.append(len(pixels)) or encode(pixels)
 
-    def make(size=(32, 32), seed=0, edit=None, **settings):
+    def make(size=(32, 32), seed=0, between=None, **settings):
         data = DataConfig(instance_data_dir=pictures, **settings)
         subject = Subject(folder=pictures, prompt="a sks dog", class_prompt=None)
         examples = [(example, size) for example in read_examples(subject, data)]
+        if between:
+            between()
         results = []
         for cache in (Cache(tmp_path / "cache"), Cache()):
             calls.clear()
@@ -122,6 +124,15 @@ def test_pictures_are_encoded_again_when_something_about_them_changed_and_only_t
     assert encoded(color_jitter=0.2, seed=1) >= 4
     assert encoded(seed=1) == 0
     assert encoded(center_crop=True) == 3  # one is a square
+
+
+def test_a_picture_that_changed_since_it_was_checked_is_refused(encoded, pictures, tmp_path):
+    def spoil():
+        Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
+
+    with pytest.raises(ImageError, match=r"0\.png has changed since the run began"):
+        encoded(between=spoil)
+    assert not list(tmp_path.glob("cache/latents/*"))
 
 
 def test_a_mask_is_no_part_of_the_encoded_picture(encoded, tmp_path):

@@ -44,7 +44,7 @@ def test_lines_end_where_the_format_ends_them(pictures, table, text):
     assert captions(pictures) == {"0.png": "a dog, asleep"}
 
 
-@pytest.mark.parametrize("ending", [".txt", ".caption"])
+@pytest.mark.parametrize("ending", [".txt", ".caption", ".TXT", ".Caption"])
 def test_a_text_beside_the_picture_goes_before_the_table(pictures, ending):
     (pictures / "metadata.jsonl").write_text(LINE + '\n{"file_name": "1.jpg", "text": "kept"}')
     (pictures / f"0{ending}").write_text("\ufeff a dog\nwith a ball \n", encoding="utf-8")

@@ -78,6 +78,7 @@ def test_ones_own_pictures_come_first_and_are_completed(images):
     images.folder.mkdir()
     for name in ("me.png", "you.jpg"):
         Image.new("RGB", (50, 30), "red").save(images.folder / name)
+    (images.folder / "Thumbs.db").touch()
     assert list(images.draw_missing()) == [4, 5]
     assert [path.name for path in images.files[:2]] == ["me.png", "you.jpg"]
     assert len(images.read()) == 5

@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -286,6 +287,12 @@ def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read
         (None, {"annotator": "depth"}, ImageError, "with colours is no map of depth"),
         (None, {"annotator_settings": ("low",)}, ConfigError, "write name=value"),
         (None, {"train_data_dir": None}, ConfigError, "--train_data_dir"),
+        (
+            None,
+            {"validation_data_dir": Path("nix")},
+            ImageError,
+            "no folder of pairs nix: correct --validation_data_dir",
+        ),
         (None, {"resolution": 30}, ConfigError, "steps of 4 pixels"),
     ],
 )

@@ -210,6 +210,8 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         ({"class_data_dir": Path(__file__) / "class"}, OutputError, "--class_data_dir"),
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
+        ({"target_modules": ("all-linear", "to_q")}, TargetError, "all-linear stands for all targets"),
+        ({"flow_shift": 3.0}, ConfigError, "--flow_shift is of flow-matching models"),
         ({"target_modules": ("to_q", "to_z")}, TargetError, "target_modules 'to_z' match no module"),
         ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),
         ({"resolution": 30}, ConfigError, "--resolution is 30.* steps of 4 pixels: use 28"),
@@ -225,6 +227,12 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
         DreamBooth(with_values(config, changes))
     assert isinstance(raised.value, HRAError)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_run_writes_does_not_lie_among_its_pictures(config, pictures):
+    for flag in ("output_dir", "class_data_dir"):
+        with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the pictures to learn from"):
+            DreamBooth(with_values(config, {flag: pictures / ".." / pictures.name}))
 
 
 def test_the_summary_counts_what_trains(config):

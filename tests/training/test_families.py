@@ -13,6 +13,7 @@ from hra_diffusion.training.buckets import checked_resolution
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families import load
 from hra_diffusion.training.latents import encode
+from hra_diffusion.training.noising import noise_process
 
 
 def load_from(folder, **options):
@@ -115,7 +116,9 @@ def test_noise_can_go_all_the_way_where_the_model_does_not_predict_noise(tiny_sd
     model = ModelConfig(pretrained_model_name_or_path=str(copy), rescale_betas_zero_snr=True)
     family = load(model)
     latents, noise = torch.randn(2, 1, 4, 8, 8)
-    assert torch.allclose(family.process.add_noise(latents, noise, torch.tensor([999])), noise, atol=1e-5)
+    assert torch.allclose(
+        noise_process(family.pipe.scheduler).add_noise(latents, noise, torch.tensor([999])), noise, atol=1e-5
+    )
     family.pipe.scheduler.set_timesteps(10)
     assert family.pipe.scheduler.timesteps[0] == 999
     for model in (tiny_sd, tiny_sd3):
@@ -190,7 +193,7 @@ def test_a_family_that_cannot_be_trained_is_named(tiny_sd, tmp_path):
 
 def test_an_unknown_prediction_type_is_refused(tiny_sd, tmp_path):
     with pytest.raises(ModelError, match="predicts 'velocity'"):
-        load_from(with_scheduler(tiny_sd, tmp_path / "model", prediction_type="velocity"))
+        noise_process(load_from(with_scheduler(tiny_sd, tmp_path / "model", prediction_type="velocity")).pipe.scheduler)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "pickled"])

@@ -146,6 +146,11 @@ def test_without_a_word_in_brackets_or_a_place_for_one_there_is_nothing_to_learn
         DreamBooth(with_values(config, {"pretrained_model_name_or_path": str(tiny_sd3)}))
 
 
+def test_new_words_are_written_in_small_letters(config):
+    with pytest.raises(ConfigError, match="The new word <Two> has capitals, which the model does not see: write <two>"):
+        DreamBooth(with_values(config, {"instance_prompt": "a <one> and <Two> dog"}))
+
+
 def test_a_word_that_no_caption_has_cannot_be_learned(config, pictures):
     for picture in pictures.glob("*.*"):
         picture.with_suffix(".txt").write_text("a photo of a dog")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -175,6 +176,52 @@ def test_going_on_with_other_pictures_or_another_model_is_refused(config, pictur
     other = str(make_model(tmp_path / "other", seed=1))
     with pytest.raises(ConfigError, match="another base model"):
         DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other}))
+
+
+def test_going_on_with_another_class_is_refused(config, pictures, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    Image.new("RGB", (40, 40), "blue").save(own / "own.png")
+    prior = {"with_prior_preservation": True, "num_class_images": 1, "class_data_dir": own, "class_prompt": None}
+    (tmp_path / "pets").mkdir()
+    pets = {**prior, "instance_data_dir": tmp_path / "pets", "instance_prompt": None}
+    for name in ("dog", "cat"):
+        shutil.copytree(pictures, tmp_path / "pets" / name)
+        (own / name).mkdir()
+        shutil.copy(own / "own.png", own / name)
+    train(config, max_train_steps=2, **pets)
+    resuming = with_values(config, {"resume_from_checkpoint": "latest", **pets})
+    DreamBooth(resuming)
+    (own / "dog" / "own.txt").write_text("a blue dog")
+    with pytest.raises(ConfigError, match=r"other pictures or captions: class a photo of a dog own\.png"):
+        DreamBooth(resuming)
+    (own / "dog" / "own.txt").unlink()
+    told = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
+    (tmp_path / "pets" / "dog" / "subject.toml").write_text(told)
+    with pytest.raises(
+        ConfigError, match="other pictures or captions: class a photo of a dog, .*class an animal on the"
+    ):
+        DreamBooth(resuming)
+
+
+def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
+    folder = train(config, max_train_steps=2)
+    for name in ("metrics.json", "metrics.md", "metrics.png", "before_after.png", "validation/step-2/a.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    run = DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
+    next(run.steps())
+    assert (folder / "metrics.json").exists()
+    assert (folder / "validation").exists()
+    run.save()
+    assert not (folder / "metrics.json").exists()  # it was of the adapter before
+    assert (folder / "validation").exists()
+    (folder / "metrics.json").touch()
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    next(DreamBooth(config).steps())
+    assert not list(folder.glob("metrics.*"))
+    assert not (folder / "validation").exists()
 
 
 def test_folders_may_move(config, pictures, tiny_sd, tmp_path):

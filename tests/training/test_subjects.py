@@ -52,6 +52,19 @@ def test_a_picture_beside_folders_of_pictures_makes_them_left_out_and_named(many
     assert "those in its folders cat, dog are left out" in caplog.text
 
 
+def test_runs_and_what_is_switched_off_are_no_subjects(many):
+    folder = many("cat", "0_sks dog", "2023_bird")
+    (folder / "run").mkdir()
+    shutil.copy(folder / "cat" / "0.png", folder / "run" / "before_after.png")
+    (folder / "run" / "config.toml").touch()
+    assert found(folder) == {
+        "2023_bird": ("a photo of a ohwx bird", "a photo of a bird"),
+        "cat": ("a photo of a phol cat", "a photo of a cat"),
+    }
+    with pytest.raises(ConfigError, match="0_ in its name, which means that it is not shown"):
+        found(folder / "0_sks dog")
+
+
 def test_a_word_that_is_told_is_not_given_again(many):
     folder = many("cat", "dog")
     (folder / "dog" / "subject.toml").write_text('instance_prompt = "a render of a sks dog"')
@@ -112,3 +125,11 @@ def test_pictures_without_a_caption_show_the_prompt(pictures):
     (subject,) = find_subjects(with_values(DreamBoothConfig(), {"instance_data_dir": pictures}))
     captions = [example.caption for example in read_examples(subject, DataConfig())]
     assert captions == ["a sks dog on grass", *["a photo of a sks dog"] * 3]
+
+
+def test_a_file_says_what_is_known_whatever_wrote_it(pictures):
+    (pictures / "subject.toml").write_text('instance_prompt = "a sks cat"', encoding="utf-8-sig")
+    assert found(pictures) == {pictures.name: ("a sks cat", None)}
+    (pictures / "subject.toml").write_text('instance_promt = "a sks cat"')
+    with pytest.raises(ConfigError, match="unknown key 'instance_promt': did you mean 'instance_prompt'"):
+        found(pictures)

@@ -7,8 +7,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.training.noising import noise_process
-
 Condition = dict[str, Tensor]
 """What the denoiser is told, by name; the first dimension of each tensor counts prompts or examples."""
 
@@ -18,7 +16,6 @@ class Family(ABC):
 
     Attributes:
         pipe: the diffusers pipeline; its adapted components are replaced in place.
-        process: how its latents become noise, and what its denoiser predicts.
     """
 
     pipeline_class: ClassVar[str]
@@ -30,9 +27,7 @@ class Family(ABC):
     """What is passed on when the pipeline is loaded."""
 
     def __init__(self, pipe: Any) -> None:
-        """Take a loaded pipeline; raises ModelError when its scheduler's prediction type is unknown."""
         self.pipe = pipe
-        self.process = noise_process(pipe.scheduler)
 
     @property
     def model(self) -> Any:
