@@ -38,6 +38,7 @@ from hra_diffusion.training.controlnet import HELD_OUT, ControlNet
 from hra_diffusion.training.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.families import Condition
 from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.trainer import Trainer, trained_weights
 
 ROWS = ("canny F1, within 0 px", "canny F1, within 1 px", "object and background, mIoU")
@@ -151,7 +152,7 @@ def _trainer(
         for lr, part in rates.items()
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    loss = DenoisingLoss(denoiser, run.family.process, run.config.objective)
+    loss = DenoisingLoss(denoiser, noise_process(run.pipe.scheduler), run.config.objective)
     schedule = get_scheduler(
         run.config.optimiser.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=run.total_steps
     )

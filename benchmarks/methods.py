@@ -40,6 +40,7 @@ from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.losses import DenoisingLoss
+from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.optimisers import build_optimizer
 from hra_diffusion.training.trainer import Trainer, trained_weights
 
@@ -184,8 +185,8 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
         components[name] = method.adapt(component.unload().requires_grad_(False), targets[name])
         setattr(run.pipe, name, components[name])
     optimizer = make_optimizer(components, rate, options.rank)
-    objective = ObjectiveConfig(orthogonality_weight=method.penalty)
-    loss = DenoisingLoss(run.family.denoiser(True), run.family.process, objective, list(components.values()))
+    objective, process = ObjectiveConfig(orthogonality_weight=method.penalty), noise_process(run.pipe.scheduler)
+    loss = DenoisingLoss(run.family.denoiser(True), process, objective, list(components.values()))
     accelerator: Accelerator = run.accelerator
     trainer = Trainer(
         accelerator=accelerator,

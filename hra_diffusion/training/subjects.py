@@ -7,6 +7,7 @@ A folder of pictures is one subject; a folder of such folders is several. Its pr
     10_sks dog    "sks dog", of the class "dog", each picture ten times a pass: kohya's way of writing it; 0_ is none
 """
 
+import difflib
 import hashlib
 import logging
 import re
@@ -21,7 +22,6 @@ from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.run_folder import of_run, tomllib
 from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
-from hra_diffusion.training.config_file import nearest
 from hra_diffusion.training.dataset import ENDINGS, HELD_OUT, Photo, check_pictures, file_digest, picture_files
 from hra_diffusion.training.masks import find_masks
 
@@ -177,8 +177,9 @@ def _subject_file(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML ({error}): correct or remove it.") from error
     known = ("instance_prompt", "class_prompt")
-    if unknown := sorted(about.keys() - set(known)):
-        raise ConfigError(f"{path} has an unknown key {unknown[0]!r}{nearest(unknown[0], known)}")
+    for name in about.keys() - set(known):  # others may be of use to somebody
+        if meant := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ConfigError(f"{path} has {name}, which means nothing here: did you mean {meant[0]!r}?")
     for name in known:
         if not isinstance(about.get(name, ""), str):
             raise ConfigError(f"{path} has {name} = {about[name]!r}: write a text.")

@@ -199,7 +199,7 @@ def test_going_on_with_another_class_is_refused(config, pictures, tmp_path):
     told = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
     (tmp_path / "pets" / "dog" / "subject.toml").write_text(told)
     with pytest.raises(
-        ConfigError, match="other pictures or captions: class a photo of a dog, .*class an animal on the"
+        ConfigError, match=r"other pictures or captions: class a photo of a dog, .*class an animal on the"
     ):
         DreamBooth(resuming)
 

@@ -128,8 +128,9 @@ def test_pictures_without_a_caption_show_the_prompt(pictures):
 
 
 def test_a_file_says_what_is_known_whatever_wrote_it(pictures):
-    (pictures / "subject.toml").write_text('instance_prompt = "a sks cat"', encoding="utf-8-sig")
+    text = 'instance_prompt = "a sks cat"\nlicence = "CC0"'
+    (pictures / "subject.toml").write_text(text, encoding="utf-8-sig")
     assert found(pictures) == {pictures.name: ("a sks cat", None)}
     (pictures / "subject.toml").write_text('instance_promt = "a sks cat"')
-    with pytest.raises(ConfigError, match="unknown key 'instance_promt': did you mean 'instance_prompt'"):
+    with pytest.raises(ConfigError, match="has instance_promt, which means nothing here: did you mean"):
         found(pictures)
