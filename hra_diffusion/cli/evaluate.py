@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
 
-    _, run = read_run(config.adapter, DreamBoothConfig())
+    run = read_run(config.adapter, DreamBoothConfig())
     output = config.output_dir or home_of(config.adapter)
     check_writable(output)
     config = _filled_in(config, run)

@@ -121,7 +121,7 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     from hra_diffusion.training.pictures import parse_colour
 
     control = load_hra_control(pipe, config.control)
-    _, run = read_run(config.control, ControlNetConfig())
+    run = read_run(config.control, ControlNetConfig())
     background = parse_colour(run.pairs.background_color)
     annotator, annotated = control.annotator, config.annotated
     return control.guiding(
@@ -137,10 +137,10 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
 def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
     """Return the settings of the run that made the adapter, or else the control, and the side of its pictures."""
     if config.adapter:
-        _, run = read_run(config.adapter, DreamBoothConfig())
+        run = read_run(config.adapter, DreamBoothConfig())
         return run, run.data.resolution
     assert config.control
-    _, run = read_run(config.control, ControlNetConfig())
+    run = read_run(config.control, ControlNetConfig())
     return run, run.pairs.resolution
 
 

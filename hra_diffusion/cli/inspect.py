@@ -57,7 +57,7 @@ def _run_settings(folder: Path) -> Iterator[str]:
     from hra_diffusion.formats.folders import find_encoder
 
     fresh = ControlNetConfig() if find_encoder(folder) else DreamBoothConfig()
-    _, run = read_run(folder, fresh)
+    run = read_run(folder, fresh)
     default = flat_values(fresh)
     told = {name: value for name, value in flat_values(run).items() if value != default[name]}
     if told:

@@ -65,13 +65,18 @@ class Trial:
     @property
     def total(self) -> int:
         """Number of pictures in all modes."""
-        return 3 * len(self.prompts)
+        return len(self._modes) * len(self.prompts)
+
+    @property
+    def _modes(self) -> dict[str, Sequence[Image.Image] | None]:
+        """What is followed in each mode; a single pair has no other's condition."""
+        shifted = {"shuffled": [*self.conditions[1:], self.conditions[0]]} if len(self.conditions) > 1 else {}
+        return {"controlled": self.conditions, **shifted, "base": None}
 
     def draw(self, pipe: Any, control: Control) -> Iterator[int]:
         """Draw everything, pair i with seed i; yields how many pictures are done."""
         self.pictures.clear()
-        shifted = [*self.conditions[1:], self.conditions[0]]
-        for mode, conditions in (("controlled", self.conditions), ("shuffled", shifted), ("base", None)):
+        for mode, conditions in self._modes.items():
             drawn = self.pictures.setdefault(mode, [])
             for start in range(0, len(self.prompts), self.batch_size):
                 few = slice(start, start + self.batch_size)

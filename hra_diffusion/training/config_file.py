@@ -90,28 +90,31 @@ def read_toml(path: Path, default: Config) -> Config:
     return with_values(default, told_otherwise(told) | told)
 
 
-def read_run(folder: Path, default: Config) -> tuple[Path, Config]:
-    """Find the run that made an adapter, by its config.toml in the adapter's folder or the one above.
+def read_run(folder: Path, default: Config) -> Config:
+    """Read the settings of the run that made an adapter, in the adapter's folder or the one above.
 
     Args:
         folder: the adapter's, or the run's.
         default: what the config does not say; its class tells the kind of run.
 
     Returns:
-        The run's folder and settings; the given folder and the defaults, where there is no run.
+        The settings; the defaults, where there is no run.
 
     Raises:
-        ConfigError: its config.toml is damaged, or of a control.
+        ConfigError: its config.toml is damaged, or of the other kind of run.
     """
     path = of_run(folder, "config.toml")
     if path is None:
-        return folder, default
-    if isinstance(default, DreamBoothConfig) and "[control]" in path.read_text(encoding="utf-8").splitlines():
+        return default
+    of_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
+    if isinstance(default, ControlNetConfig) and not of_control:
+        raise ConfigError(f"{folder} is of an adapter without a condition, and no control: draw with --adapter.")
+    if isinstance(default, DreamBoothConfig) and of_control:
         raise ConfigError(
             f"{folder} is of a control: draw with --control and --image, and measure with hra-diffusion "
             "evaluate-control."
         )
-    return path.parent, read_toml(path, default)
+    return read_toml(path, default)
 
 
 def to_toml(config: "DataclassInstance") -> str:

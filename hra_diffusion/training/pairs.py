@@ -34,6 +34,7 @@ from hra_diffusion.training.views import covering_size, views
 
 logger = logging.getLogger(__name__)
 
+_COLUMNS = ("image_column", "conditioning_image_column", "caption_column")
 CONDITIONS_FOLDER, METADATA = "conditioning_images", "metadata.jsonl"
 
 
@@ -67,6 +68,9 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
     """
     table = _read_metadata(folder, config)
     present = picture_files(folder)
+    idle = [f"--{name}" for name in _COLUMNS if getattr(config, name) != getattr(PairsConfig, name)]
+    if idle and not table:
+        logger.warning("%s has no %s, where %s would count.", folder, METADATA, " and ".join(idle))
     files = list(table) or present
     left_out = set(present).difference(files)
     if pictures := sorted(path.name for path in left_out if path.suffix.lower() in ENDINGS):
@@ -119,7 +123,13 @@ def _conditions(
     named = {path: folder / row[column] for path, row in table.items() if row.get(column)}
     beside = folder / CONDITIONS_FOLDER
     if not named and beside.is_dir():
-        by_name = {path.stem: path for path in picture_files(beside)}
+        by_name: dict[str, Path] = {}
+        for path in picture_files(beside):
+            if path.stem in by_name:
+                raise ImageError(f"{by_name[path.stem]} and {path.name} are two conditions of one picture: keep one.")
+            by_name[path.stem] = path
+        if unused := by_name.keys() - {photo.path.stem for photo in photos}:
+            logger.warning("%s has conditions of pictures that are not there: %s.", beside, some(sorted(unused)))
         named = {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
     if not named and not beside.is_dir():
         return {}

@@ -173,6 +173,18 @@ def test_a_table_names_pictures_conditions_and_captions(scenes, caplog):
     assert pair.example.caption == (scenes / "1.txt").read_text()  # where the table has none
 
 
+def test_what_goes_with_nothing_is_named(scenes, caplog):
+    read_pairs(scenes, PairsConfig(caption_column="prompt"))
+    assert "has no metadata.jsonl, where --caption_column would count" in caplog.text
+    folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
+    shutil.copy(folder / "1.png", folder / "9.png")
+    assert all(pair.condition for pair in read_pairs(scenes, PairsConfig()))
+    assert "has conditions of pictures that are not there: 9." in caplog.text
+    Image.open(folder / "1.png").save(folder / "1.jpg")
+    with pytest.raises(ImageError, match=r"1\.jpg and 1\.png are two conditions of one picture"):
+        read_pairs(scenes, PairsConfig())
+
+
 def test_pictures_of_one_name_are_two(control_config, scenes):
     rows = []
     for name in ("a", "b"):
@@ -352,6 +364,12 @@ def test_generate_says_what_a_control_needs(capsys, tmp_path, monkeypatch, flags
     assert complaint in capsys.readouterr().err
 
 
+def test_an_adapter_without_a_condition_is_no_control(capsys, trained, scenes):
+    flags = ["--control", str(trained), "--image", str(scenes / "1.png"), "--prompt", "box"]
+    assert main(["generate", *flags]) == 2
+    assert "is of an adapter without a condition, and no control" in capsys.readouterr().err
+
+
 def test_generate_draws_with_a_control_beside_an_adapter(control_config, tiny_sd, scenes, tmp_path):
     run = ControlNet(with_values(control_config, {"max_train_steps": 1}))
     list(run.steps())
@@ -392,13 +410,16 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     assert load_file(tmp_path / "run" / WEIGHTS[0])
     assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "3"]) == 0
     table = capsys.readouterr().out
+    measures = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]
+    assert set(measures["canny F1, within 0 px"]) == {"controlled", "shuffled", "base", "real"}
     assert "| canny F1, within 1 px | " in table
     assert "Prompts are not measured" in table
     assert "FID is not measured: FID needs torch-fidelity" in table
+    assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "1"]) == 0
+    modes = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]["canny F1, within 0 px"]
+    assert set(modes) == {"controlled", "base", "real"}  # there is no other's condition
     assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
     assert "is of a control: draw with --control and --image" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0
     assert "annotator_settings = low=40 high=90" in capsys.readouterr().out
-    measures = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]
-    assert set(measures["canny F1, within 0 px"]) == {"controlled", "shuffled", "base", "real"}
     assert measures["canny F1, within 0 px"]["real"]["value"] == 1
