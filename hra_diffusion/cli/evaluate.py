@@ -90,13 +90,13 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
     from accelerate import PartialState  # these import torch and more: not for --help
     from tqdm import tqdm
 
+    from hra_diffusion.formats.files import check_writable
     from hra_diffusion.formats.run_folder import home_of
     from hra_diffusion.metrics.drawing import Drawings, make_plan
     from hra_diffusion.metrics.evaluation import evaluate as measure
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_hra_weights, load_pipeline
     from hra_diffusion.training.buckets import checked_resolution
-    from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
 
     run = read_run(config.adapter, DreamBoothConfig())

@@ -47,12 +47,12 @@ def evaluate(config: EvaluateControlConfig) -> str:
 
     from hra_diffusion.control import load_hra_control
     from hra_diffusion.errors import ModelError
+    from hra_diffusion.formats.files import check_writable
     from hra_diffusion.metrics.controlled import write_report
     from hra_diffusion.metrics.frechet import load_inception
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.buckets import checked_resolution
-    from hra_diffusion.training.checkpoint import check_writable
     from hra_diffusion.training.control_trial import trial_of
     from hra_diffusion.training.dataset import HELD_OUT
 

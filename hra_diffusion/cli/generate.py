@@ -84,11 +84,10 @@ def generate(config: GenerateConfig) -> list[Path]:
     """
     from accelerate import PartialState  # these import torch and diffusers: not for --help
 
-    from hra_diffusion.formats.files import write_file
+    from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
     from hra_diffusion.pipelines.components import side_step
-    from hra_diffusion.training.checkpoint import check_writable
-    from hra_diffusion.training.portrait import picture_name
+    from hra_diffusion.pipelines.models import picture_name
 
     check_writable(config.output_dir)
     source = config.adapter or config.control
@@ -117,8 +116,8 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     if not (config.control and config.image):
         return nullcontext()
     from hra_diffusion.control import load_hra_control
-    from hra_diffusion.training.pairs import read_condition, read_for
-    from hra_diffusion.training.pictures import parse_colour
+    from hra_diffusion.control.conditions import read_condition, read_picture_for
+    from hra_diffusion.formats.pictures import parse_colour
 
     control = load_hra_control(pipe, config.control)
     run = read_run(config.control, ControlNetConfig())
@@ -126,7 +125,7 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     annotator, annotated = control.annotator, config.annotated
     return control.guiding(
         pipe,
-        read_condition(config.image, annotator) if annotated else read_for(annotator, config.image, background),
+        read_condition(config.image, annotator) if annotated else read_picture_for(config.image, annotator, background),
         strength=config.control_strength,
         start=config.control_start,
         end=config.control_end,
@@ -146,11 +145,5 @@ def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
 
 def _options(config: GenerateConfig, run: TrainingConfig, side: int | None) -> dict[str, Any]:
     """Collect what the pipeline is told: the command's settings over those of the training run."""
-    options = {
-        "num_inference_steps": run.preview.num_inference_steps,
-        "guidance_scale": run.preview.guidance_scale,
-        "height": side,
-        "width": side,
-    }
     told = {name: getattr(config, name) for name in _DRAWING}
-    return options | {name: value for name, value in told.items() if value is not None}
+    return run.preview.options(side) | {name: value for name, value in told.items() if value is not None}

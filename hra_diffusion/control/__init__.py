@@ -4,6 +4,7 @@ An annotator makes the condition of a picture, an encoder reads it, an adapter o
 """
 
 from hra_diffusion.control.annotators import ANNOTATORS, Annotator, make_annotator
+from hra_diffusion.control.conditions import read_condition, read_picture_for
 from hra_diffusion.control.encoder import ConditionEncoder, encoder_for, to_conditions
 from hra_diffusion.control.guiding import Control, adding, fit
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
@@ -20,6 +21,8 @@ __all__ = [
     "fit",
     "load_hra_control",
     "make_annotator",
+    "read_condition",
+    "read_picture_for",
     "save_hra_control",
     "to_conditions",
 ]

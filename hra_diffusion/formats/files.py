@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import struct
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -57,6 +58,23 @@ def writing(path: Path) -> Generator[None]:
         raise
     except OSError as error:
         raise _unwritable(str(path), path, error) from error
+
+
+def check_writable(folder: Path, flag: str = "--output_dir") -> None:
+    """Make sure that files can be written below ``folder``, which ``flag`` chose, leaving no trace.
+
+    Raises:
+        OutputError: a part of the path is a file, or the nearest folder that exists refuses a new file.
+    """
+    existing = existing_part(folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"The {flag[2:-4]} folder {folder} cannot be written ({error.strerror}: {existing}): "
+            f"choose another with {flag}."
+        ) from error
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

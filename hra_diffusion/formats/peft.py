@@ -29,7 +29,7 @@ FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 _PREFIX: Final = "base_model.model."
 _CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # transformers 5 dropped this part from CLIPTextModel's module names, and kept it in its projecting sibling.
-_TEXT_PREFIX: Final = "text_model."
+TEXT_PREFIX: Final = "text_model."
 
 
 def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "default") -> None:
@@ -148,8 +148,8 @@ def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, T
     known = {f"{name}{COLUMNS}" for name, _ in model.named_modules()}
     spellings = (
         dict(tensors),
-        _renamed(tensors, lambda key: key.removeprefix(_TEXT_PREFIX)),
-        _renamed(tensors, lambda key: f"{_TEXT_PREFIX}{key}"),
+        _renamed(tensors, lambda key: key.removeprefix(TEXT_PREFIX)),
+        _renamed(tensors, lambda key: f"{TEXT_PREFIX}{key}"),
     )
     return max(spellings, key=lambda spelling: len(known & spelling.keys()))
 

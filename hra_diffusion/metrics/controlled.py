@@ -30,6 +30,7 @@ from hra_diffusion.metrics.encoders import Encoder
 from hra_diffusion.metrics.frechet import Inception, frechet_distance
 from hra_diffusion.metrics.instruments import Instruments
 from hra_diffusion.metrics.report import markdown_table
+from hra_diffusion.metrics.scores import paired
 from hra_diffusion.metrics.vocabulary import classify
 
 MODES = {
@@ -117,7 +118,7 @@ class Trial:
         if instruments:
             vectors = instruments.clip.images(drawn)
             told = instruments.clip.texts(list(self.prompts))
-            measured[f"prompt fidelity, CLIP-T ({instruments.clip.name})"] = bootstrap((vectors * told).sum(axis=1))
+            measured[f"prompt fidelity, CLIP-T ({instruments.clip.name})"] = bootstrap(paired(vectors, told))
             if len(drawn) > 1:
                 measured[f"Fréchet distance ({instruments.clip.name})"] = self._distance(instruments.clip, drawn)
             captions = instruments.vocabulary.attributes.get("object") if instruments.vocabulary else None

@@ -17,7 +17,7 @@ from hra_diffusion.metrics.vocabulary import Vocabulary, read_vocabulary
 
 Instrument = TypeVar("Instrument")
 
-EMBEDDED_BASE, JUDGE = "emoji-sd", "emoji-clip"
+_BASE, JUDGE = "emoji-sd", "emoji-clip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Instruments:
 def judge_beside(base: str | Path) -> Path | None:
     """The folder of the judge that belongs to a base model: emoji-clip beside emoji-sd; None for other bases."""
     folder = Path(base).resolve()
-    return folder.with_name(JUDGE) if folder.name == EMBEDDED_BASE else None
+    return folder.with_name(JUDGE) if folder.name == _BASE else None
 
 
 def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> tuple[Clip, Vocabulary]:

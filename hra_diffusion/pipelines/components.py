@@ -26,6 +26,16 @@ def denoiser_name(pipe: Any) -> str:
     return "unet" if "unet" in pipe.components else "transformer"
 
 
+def tokenizer_name(text_encoder: str) -> str:
+    """Return the name of a text encoder's tokenizer, which has the same number."""
+    return text_encoder.replace("text_encoder", "tokenizer")
+
+
+def tokenizer_of(pipe: Any, text_encoder: str) -> Any:
+    """Return a text encoder's tokenizer."""
+    return getattr(pipe, tokenizer_name(text_encoder))
+
+
 def side_step(pipe: Any) -> int:
     """Return of what the sides of a pipeline's pictures are multiples, in pixels."""
     return pipe.vae_scale_factor * (getattr(pipe, denoiser_name(pipe)).config.get("patch_size") or 1)

@@ -1,6 +1,8 @@
 """Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same picture."""
 
+import hashlib
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,12 @@ def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
         options: passed on to the pipeline.
     """
     return pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0]
+
+
+def picture_name(prompt: str, seed: int) -> str:
+    """Name a picture's file after its prompt and seed; other prompts have other names."""
+    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
+    short = slug.encode()[:80].decode(errors="ignore") or "picture"  # file names are measured in bytes
+    if short.replace("-", " ") != prompt:
+        short += f"-{hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()}"
+    return f"{short}-{seed}.png"

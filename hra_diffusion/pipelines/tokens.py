@@ -16,7 +16,7 @@ from torch.nn.functional import embedding
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.tokens import Tokens
-from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.components import models, tokenizer_name, tokenizer_of
 
 
 class TokenEmbedding(nn.Embedding):
@@ -93,7 +93,7 @@ def set_tokens(pipe: Any, adapter_name: str, tokens: Tokens) -> None:
         _check(pipe, name, of_one, wanted.setdefault(name, {}))
         wanted[name][adapter_name] = of_one
     for name, of_adapters in wanted.items():
-        model, tokenizer = _base(getattr(pipe, name)), getattr(pipe, _tokenizer(name))
+        model, tokenizer = _base(getattr(pipe, name)), tokenizer_of(pipe, name)
         extended = present.get(name)
         embedding, plain = (
             (extended.plain, extended.plain_tokenizer) if extended else (model.get_input_embeddings(), tokenizer)
@@ -104,7 +104,7 @@ def set_tokens(pipe: Any, adapter_name: str, tokens: Tokens) -> None:
         else:
             tokenizer = plain
         model.set_input_embeddings(embedding)
-        setattr(pipe, _tokenizer(name), tokenizer)
+        setattr(pipe, tokenizer_name(name), tokenizer)
     _guard_numbers(pipe)
 
 
@@ -119,7 +119,7 @@ def fold_tokens(pipe: Any) -> None:
     """Put the tokens into the embeddings themselves, as more rows of the same table, for whoever knows no tokens."""
     for name, extended in token_embeddings(pipe).items():
         model = _base(getattr(pipe, name))
-        tokenizer = getattr(pipe, _tokenizer(name))
+        tokenizer = tokenizer_of(pipe, name)
         vectors = extended.vectors().detach()
         model.set_input_embeddings(extended.plain)
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -164,7 +164,7 @@ def _check(pipe: Any, name: str, of_one: Mapping[str, Tensor], others: Mapping[s
             "textual inversion for."
         )
     present = _base(getattr(pipe, name)).get_input_embeddings()
-    known = getattr(present, "plain_tokenizer", getattr(pipe, _tokenizer(name))).get_vocab()
+    known = getattr(present, "plain_tokenizer", tokenizer_of(pipe, name)).get_vocab()
     width = present.weight.shape[1]
     for token, vectors in of_one.items():
         holder = next((adapter for adapter, each in others.items() if token in each), None)
@@ -187,7 +187,3 @@ def _base(model: nn.Module) -> Any:
 
 def _reads(name: str) -> bool:
     return name.startswith("text_encoder")
-
-
-def _tokenizer(text_encoder_name: str) -> str:
-    return text_encoder_name.replace("text_encoder", "tokenizer")

@@ -7,7 +7,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.training.pictures import WHITE, read_layers
+from hra_diffusion.formats.pictures import WHITE, read_layers
 
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000

@@ -13,7 +13,6 @@ No random state is among it: what step 300 draws depends on the seed and on 300 
 import json
 import logging
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,6 @@ from safetensors.torch import save
 
 from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.formats.files import (
-    existing_part,
     read_json,
     read_tensors,
     remove_folder,
@@ -57,23 +55,6 @@ class Checkpoint:
     """What changes during a run: nested dicts with tensors."""
     log: bytes
     """What log.jsonl holds."""
-
-
-def check_writable(folder: Path, flag: str = "--output_dir") -> None:
-    """Make sure that files can be written below ``folder``, which ``flag`` chose, leaving no trace.
-
-    Raises:
-        OutputError: a part of the path is a file, or the nearest folder that exists refuses a new file.
-    """
-    existing = existing_part(folder)
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            pass
-    except OSError as error:
-        raise OutputError(
-            f"The {flag[2:-4]} folder {folder} cannot be written ({error.strerror}: {existing}): "
-            f"choose another with {flag}."
-        ) from error
 
 
 def save_adapter(components: Mapping[str, Saveable], folder: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.control import fit
+from hra_diffusion.formats.pictures import parse_colour, read_picture
 from hra_diffusion.metrics.controlled import Trial
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.controlnet import condition_of, drawing_options
+from hra_diffusion.training.controlnet import condition_of
 from hra_diffusion.training.pairs import read_pairs
-from hra_diffusion.training.pictures import parse_colour, read_picture
 
 
 def trial_of(
@@ -40,6 +40,6 @@ def trial_of(
         conditions=[condition_of(pair, annotator, size, background) for pair in pairs],
         masks=[fit(read_picture(mask), size, labels=True) for mask in masks] if all(m.is_file() for m in masks) else (),
         objects=[pair.row["object"] for pair in pairs] if all("object" in pair.row for pair in pairs) else (),
-        options=drawing_options(run.preview, side),
+        options=run.preview.options(side),
         batch_size=batch_size,
     )

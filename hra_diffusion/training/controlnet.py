@@ -18,26 +18,27 @@ from PIL import Image
 
 from hra_diffusion.control import Control, encoder_for, fit, make_annotator
 from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.conditions import read_condition
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
+from hra_diffusion.formats.files import check_writable
+from hra_diffusion.formats.pictures import Colour, parse_colour
 from hra_diffusion.training.batches import Blank, Source
 from hra_diffusion.training.buckets import checked_resolution
 from hra_diffusion.training.cache import Cache
-from hra_diffusion.training.checkpoint import check_writable
-from hra_diffusion.training.config import ControlNetConfig, PreviewConfig
+from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.control_sheet import ControlSheet
 from hra_diffusion.training.controlled import CONDITIONS, KEPT
 from hra_diffusion.training.dataset import HELD_OUT, check_apart
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
-from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_condition, read_pairs
-from hra_diffusion.training.pictures import Colour, parse_colour
+from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_pairs
 from hra_diffusion.training.preflight import pictures
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
-from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer
+from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator, make_trainer
 from hra_diffusion.training.sources import SourceMaker
 from hra_diffusion.training.trainer import Trainer, trained_count
 
@@ -93,7 +94,7 @@ class ControlNet(Run):
             self.annotator.check()
             if isinstance(self.annotator, Given):
                 raise ImageError(f"--annotator is given, but {root} holds no conditions: add conditioning_images.")
-        self.family = load(config.model, DTYPES[config.run.mixed_precision])
+        self.family = load(config.model, PRECISIONS[config.run.mixed_precision])
         if self.family.denoiser_name != "unet":
             raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
         pipe = self.family.pipe.to(accelerator.device)
@@ -192,7 +193,7 @@ class ControlNet(Run):
             ControlSheet,
             control=self.control,
             seed=config.run.seed,
-            options=drawing_options(preview, self.resolution),
+            options=preview.options(self.resolution),
         )
         if preview.given:
             told = [each for each in preview.given for _ in range(preview.num_validation_images)]
@@ -211,16 +212,6 @@ class ControlNet(Run):
             conditions=[condition_of(pair, annotator, size, background) for pair in pairs],
             real=[fit(pair.example.photo.read(background), size) for pair in pairs],
         )
-
-
-def drawing_options(preview: PreviewConfig, side: int) -> dict[str, Any]:
-    """What a pipeline is told to draw squares of a side in pixels as a run's previews are drawn."""
-    return {
-        "height": side,
-        "width": side,
-        "num_inference_steps": preview.num_inference_steps,
-        "guidance_scale": preview.guidance_scale,
-    }
 
 
 def condition_of(pair: Pair, annotator: Annotator, size: tuple[int, int], background: Colour) -> Image.Image:

@@ -15,8 +15,8 @@ import imagehash
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.formats.pictures import WHITE, Colour, read_layers, read_picture
 from hra_diffusion.training import captions
-from hra_diffusion.training.pictures import WHITE, Colour, read_layers, read_picture
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 
+from hra_diffusion.formats.files import check_writable
+from hra_diffusion.formats.pictures import parse_colour
 from hra_diffusion.pipelines.components import side_step
 from hra_diffusion.training.buckets import checked_resolution, sizes_for
 from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.captions import read_captions
-from hra_diffusion.training.checkpoint import check_writable
 from hra_diffusion.training.class_images import images_of_classes
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
@@ -23,12 +24,11 @@ from hra_diffusion.training.dataset import check_apart, file_digest, report_dupl
 from hra_diffusion.training.defaults import number_of_steps, resolve
 from hra_diffusion.training.families import load
 from hra_diffusion.training.new_words import add_new_words
-from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.portrait import portrait_of
 from hra_diffusion.training.preflight import class_images, pictures
 from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
-from hra_diffusion.training.setup import DTYPES, add_adapters, make_accelerator, make_trainer, trained_parts
+from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator, make_trainer, trained_parts
 from hra_diffusion.training.sources import SourceMaker
 from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
 from hra_diffusion.training.trainer import Trainer
@@ -79,7 +79,7 @@ class DreamBooth(Run):
             if not of_class.is_dir():
                 logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
         accelerator = make_accelerator(config.run)
-        self.family = load(config.model, DTYPES[config.run.mixed_precision])
+        self.family = load(config.model, PRECISIONS[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
         self.resolution = checked_resolution(config.data.resolution, pipe)
         a_pass = sum(example.repeats for example in self.examples)

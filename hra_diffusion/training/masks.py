@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.formats.pictures import check_same_shape, read_layers
 from hra_diffusion.training.config import DataConfig
 from hra_diffusion.training.dataset import Photo, picture_files
-from hra_diffusion.training.pictures import check_same_shape, read_layers
 
 logger = logging.getLogger(__name__)
 

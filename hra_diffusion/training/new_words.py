@@ -20,6 +20,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.tokens import token_files
 from hra_diffusion.pipelines import set_tokens, token_embeddings, tokens_of
+from hra_diffusion.pipelines.components import tokenizer_of
 from hra_diffusion.training.config import AdapterConfig
 from hra_diffusion.training.families import Family
 
@@ -78,7 +79,7 @@ def add_new_words(family: Family, prompts: Sequence[str], captions: Collection[s
 
 def _start(pipe: Any, text_encoder_name: str, word: str, settings: AdapterConfig) -> Tensor:
     """Return what a word means at first: as many of the vectors of an ordinary one as it shall have, (n, d)."""
-    tokenizer = getattr(pipe, text_encoder_name.replace("text_encoder", "tokenizer"))
+    tokenizer = tokenizer_of(pipe, text_encoder_name)
     ids = tokenizer(settings.initializer_concept or word.strip("<>"), add_special_tokens=False).input_ids
     wanted = [ids[at % len(ids)] for at in range(settings.num_new_tokens_per_abstraction)]
     return getattr(pipe, text_encoder_name).get_input_embeddings().weight.detach()[wanted].float()

@@ -22,13 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.adapter.state import some
-from hra_diffusion.control.annotators import Annotator, Depth, Given
+from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.conditions import read_condition, read_picture_for
 from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.formats.pictures import Colour, check_same_shape, parse_colour, read_layers
 from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.captions import read_beside, read_captions, read_json_lines
 from hra_diffusion.training.config import PairsConfig
 from hra_diffusion.training.dataset import ENDINGS, Photo, check_pictures, file_digest, picture_files
-from hra_diffusion.training.pictures import Colour, check_same_shape, parse_colour, read_layers
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import covering_size, views
 
@@ -56,7 +57,7 @@ class Pair:
         """Read the condition that is there, or what the annotator is to make one of."""
         if self.condition:
             return read_condition(self.condition, annotator)
-        return read_for(annotator, self.example.photo.path, background)
+        return read_picture_for(self.example.photo.path, annotator, background)
 
 
 def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
@@ -140,26 +141,6 @@ def _conditions(
         condition = named[photo.path]
         check_same_shape(f"condition {condition}", read_layers(condition).colours.size, photo.size)
     return named
-
-
-def read_condition(path: Path, annotator: Annotator) -> Image.Image:
-    """Decode a condition that is there already, one of the annotator's kind: RGB; depth from black to white.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    given = read_layers(path).over((0, 0, 0))
-    return Depth()(given) if isinstance(annotator, Depth) else given
-
-
-def read_for(annotator: Annotator, path: Path, background: Colour) -> Image.Image:
-    """Decode a picture as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
-
-    Raises:
-        ImageError: it cannot be read.
-    """
-    layers = read_layers(path)
-    return layers.whole() if annotator.reads_transparency else layers.over(background)
 
 
 def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:

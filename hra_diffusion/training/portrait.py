@@ -3,8 +3,6 @@
 Drawing changes nothing: each picture has a generator of its own, and no module or random state is touched.
 """
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -48,9 +46,8 @@ class Portrait:
 
     prompts: Sequence[str]
     seeds: Sequence[int]
-    resolution: int
-    steps: int
-    guidance_scale: float
+    options: dict[str, Any]
+    """What the pipeline is told."""
     rows: list[list[Image.Image]] = field(default_factory=list)
     """What has been drawn."""
 
@@ -82,15 +79,7 @@ class Portrait:
         return contact_sheet(self.rows, self.prompts, columns)
 
     def _picture(self, pipe: Any, prompt: str, seed: int) -> Image.Image:
-        return draw(
-            pipe,
-            prompt,
-            seed,
-            height=self.resolution,
-            width=self.resolution,
-            num_inference_steps=self.steps,
-            guidance_scale=self.guidance_scale,
-        )
+        return draw(pipe, prompt, seed, **self.options)
 
 
 def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, resolution: int, seed: int) -> Portrait:
@@ -104,16 +93,5 @@ def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, reso
     return Portrait(
         prompts=list(dict.fromkeys(prompts)),
         seeds=range(seed, seed + preview.num_validation_images),
-        resolution=resolution,
-        steps=preview.num_inference_steps,
-        guidance_scale=preview.guidance_scale,
+        options=preview.options(resolution),
     )
-
-
-def picture_name(prompt: str, seed: int) -> str:
-    """Name a picture's file after its prompt and seed; other prompts have other names."""
-    slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    short = slug.encode()[:80].decode(errors="ignore") or "picture"  # file names are measured in bytes
-    if short.replace("-", " ") != prompt:
-        short += f"-{hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()}"
-    return f"{short}-{seed}.png"

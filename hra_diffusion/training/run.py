@@ -16,6 +16,7 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.run_folder import RESULTS
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines import adapted_components, token_embeddings
+from hra_diffusion.pipelines.models import picture_name
 from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config_file import to_toml, with_values
@@ -26,7 +27,7 @@ from hra_diffusion.training.loop import StepRecord
 from hra_diffusion.training.new_words import NewWords
 from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.optimisers import check_optimizer
-from hra_diffusion.training.portrait import Preview, picture_name
+from hra_diffusion.training.portrait import Preview
 from hra_diffusion.training.preflight import check_room
 from hra_diffusion.training.recording import VALIDATION, Recording, clear_results
 from hra_diffusion.training.same_run import check_same_run

@@ -33,7 +33,7 @@ from hra_diffusion.training.trainer import Trainer, trained_weights
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen model for each value of --mixed_precision."""
 
 

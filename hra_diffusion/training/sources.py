@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hra_diffusion.formats.pictures import parse_colour
 from hra_diffusion.training.batches import Source
 from hra_diffusion.training.buckets import Size
 from hra_diffusion.training.cache import Cache, Tensors
@@ -18,7 +19,6 @@ from hra_diffusion.training.config import DataConfig, PictureConfig
 from hra_diffusion.training.families import Condition, Family
 from hra_diffusion.training.latents import Latent, encode
 from hra_diffusion.training.masks import read_mask
-from hra_diffusion.training.pictures import parse_colour
 from hra_diffusion.training.subjects import Example
 from hra_diffusion.training.views import View, cover, covering_size, to_tensor, views
 

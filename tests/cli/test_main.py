@@ -15,8 +15,8 @@ from PIL import Image
 from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
 from hra_diffusion.pipelines import draw, hra_disabled, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines.models import picture_name
 from hra_diffusion.training.config_file import to_toml
-from hra_diffusion.training.portrait import picture_name
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import OutputError
-from hra_diffusion.formats.files import write_file
-from hra_diffusion.training.checkpoint import check_writable, save_adapter
+from hra_diffusion.formats.files import check_writable, write_file
+from hra_diffusion.training.checkpoint import save_adapter
 from hra_diffusion.training.log import Log, read_log
 from hra_diffusion.training.loop import StepRecord
 

@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.training import pictures as pictures_module
+from hra_diffusion.formats import pictures as pictures_module
+from hra_diffusion.formats.pictures import parse_colour, read_layers, read_picture
 from hra_diffusion.training.dataset import (
     check_pictures,
     picture_files,
     read_pictures,
     report_duplicates,
 )
-from hra_diffusion.training.pictures import parse_colour, read_layers, read_picture
 
 FOUR_COLOURS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 240]]], np.uint8)
 QUARTERS = np.kron(FOUR_COLOURS, np.ones((16, 24, 1), np.uint8))

@@ -18,8 +18,8 @@ import pytest
 from PIL import Image, ImageCms
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.formats.pictures import read_picture
 from hra_diffusion.training.dataset import check_pictures, picture_files
-from hra_diffusion.training.pictures import read_picture
 
 BACKGROUND = (200, 100, 50)
 WIDTH, HEIGHT = 23, 17

@@ -7,10 +7,10 @@ from PIL import Image
 from hra_diffusion.cli.main import main
 from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
 from hra_diffusion.pipelines.components import side_step
+from hra_diffusion.pipelines.models import picture_name
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.portrait import picture_name
 
 PROMPT = "a photo of a <sks> dog on the beach"
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}

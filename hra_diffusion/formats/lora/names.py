@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from typing import Final
 
 from hra_diffusion.formats.original_names import original_names
+from hra_diffusion.formats.peft import TEXT_PREFIX
 
 KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 # The first text encoder of models that have two.
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
-_TEXT_MODEL: Final = "text_model."
 
 Place = tuple[str, str]
 """The component a module is in, and its name there."""
@@ -44,5 +44,5 @@ def diffusers_name(component: str, module: str) -> str:
 
 def _spelled_out(component: str, module: str) -> str:
     """Add the part of text encoders' names that transformers 5 dropped and other tools know."""
-    dropped = component.startswith("text_encoder") and not module.startswith(_TEXT_MODEL)
-    return f"{_TEXT_MODEL}{module}" if dropped else module
+    dropped = component.startswith("text_encoder") and not module.startswith(TEXT_PREFIX)
+    return f"{TEXT_PREFIX}{module}" if dropped else module

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hra_diffusion.errors import ConfigError
 
@@ -54,6 +54,15 @@ class PreviewConfig:
     """Strength of classifier-free guidance."""
     validation_steps: int | None = None
     """Steps between looks at the adapter: its pictures of the same prompts and seeds go to validation/step-<step>."""
+
+    def options(self, side: int | None) -> dict[str, Any]:
+        """Return what a pipeline is told to draw squares of a side in pixels; of its own size where that is None."""
+        return {
+            "height": side,
+            "width": side,
+            "num_inference_steps": self.num_inference_steps,
+            "guidance_scale": self.guidance_scale,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

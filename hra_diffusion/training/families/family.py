@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hra_diffusion.pipelines.components import tokenizer_of
+
 Condition = dict[str, Tensor]
 """What the denoiser is told, by name; the first dimension of each tensor counts prompts or examples."""
 
@@ -75,7 +77,7 @@ class Family(ABC):
 
     def _spelled(self, text_encoder_name: str, prompts: list[str]) -> tuple[Any, list[str]]:
         """Return a text encoder's tokenizer, and prompts with a word for each vector of a learned one."""
-        tokenizer = getattr(self.pipe, text_encoder_name.replace("text_encoder", "tokenizer"))
+        tokenizer = tokenizer_of(self.pipe, text_encoder_name)
         spell = getattr(self.pipe, "maybe_convert_prompt", lambda prompts, _: prompts)
         return tokenizer, spell(prompts, tokenizer)
 

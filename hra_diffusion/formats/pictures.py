@@ -5,6 +5,7 @@ print, Display P3 from phones) are converted to sRGB; a colour that stands for "
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -28,7 +29,7 @@ MAX_PIXELS = 120_000_000
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # ISO/IEC 23008-12, annex B
 
 # PNG gives a transparent colour with the file's depth, Pillow the pixels with 8 bits.
-_COLOUR_KEYS = {
+_COLOUR_KEYS: dict[str, Callable[[Any], Any]] = {
     "L;2": lambda key: key * 85,
     "L;4": lambda key: key * 17,
     "RGB;16B": lambda key: tuple(k >> 8 for k in key),
@@ -195,8 +196,10 @@ def _to_srgb(colours: Image.Image, profile: bytes | None) -> Image.Image:
     if profile:
         with suppress(ImageCms.PyCMSError, OSError):
             embedded = ImageCms.getOpenProfile(BytesIO(profile))
-            mode = _MODE_OF_PROFILE.get(embedded.profile.xcolor_space.strip())
+            about: Any = embedded.profile
+            mode = _MODE_OF_PROFILE.get(about.xcolor_space.strip())
             if mode == colours.mode or (mode == "RGB" and colours.mode in ("1", "L")):
                 srgb = ImageCms.createProfile("sRGB")
-                return ImageCms.profileToProfile(colours.convert(mode), embedded, srgb, outputMode="RGB")
+                converted: Any = ImageCms.profileToProfile(colours.convert(mode), embedded, srgb, outputMode="RGB")
+                return converted
     return colours.convert("RGB")

@@ -1,0 +1,28 @@
+"""A file → what a control follows: a condition that is there already, or a picture as an annotator takes it."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from hra_diffusion.control.annotators import Annotator, Depth
+from hra_diffusion.formats.pictures import WHITE, Colour, read_layers
+
+
+def read_condition(path: Path, annotator: Annotator) -> Image.Image:
+    """Decode a condition that is there already, one of the annotator's kind: RGB; depth from black to white.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    given = read_layers(path).over((0, 0, 0))
+    return Depth()(given) if isinstance(annotator, Depth) else given
+
+
+def read_picture_for(path: Path, annotator: Annotator, background: Colour = WHITE) -> Image.Image:
+    """Decode a picture as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    layers = read_layers(path)
+    return layers.whole() if annotator.reads_transparency else layers.over(background)
