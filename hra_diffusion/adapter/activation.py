@@ -91,7 +91,12 @@ class AdaptedModel(ModelProxy):
         for name, strength in chosen.items():
             self._check_strength(name, strength, self.peft_config[name])
         self._unmerge_to_change()
-        self._act(names=tuple(adapter_names), strengths={**self.strengths, **chosen}, as_mean=combine == "lie")
+        self._act(
+            names=tuple(adapter_names),
+            strengths={**self.strengths, **chosen},
+            as_mean=combine == "lie",
+            inference_mode=False,
+        )
         self._train_acting()
 
     def set_strength(self, strength: float, adapter_name: str = "default") -> None:

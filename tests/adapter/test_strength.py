@@ -223,6 +223,13 @@ def test_a_swap_reaches_what_is_merged(model, x):
     assert torch.allclose(model(x), merged, atol=1e-5)
 
 
+def test_what_acts_for_inference_alone_trains_once_it_acts_again(model):
+    model.set_adapter("a", inference_mode=True)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    model.set_adapters(["a"])
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_what_the_user_froze_stays_frozen(model, x):
     frozen, *others = (parameter for parameter in model.parameters() if parameter.requires_grad)
     frozen.requires_grad = False
