@@ -1,6 +1,7 @@
 """Conditions of edges: thin, thick as by hand, and how steep."""
 
 from dataclasses import dataclass
+from math import inf
 
 import cv2
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image
 
 from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb, stretch
 from hra_diffusion.errors import ConfigError
+
+_MOST_BLUR, _MOST_WIDTH = 32.0, 100.0
+"""In pixels: beyond them nothing is left of most pictures, and large ones take minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +29,10 @@ class Canny(Annotator):
 
     def __post_init__(self) -> None:
         """Raise ConfigError when the settings mean nothing."""
-        if not 0 <= self.low <= self.high:
+        if not 0 <= self.low <= self.high < inf:
             raise ConfigError(f"Canny's thresholds are {self.low} and {self.high}: give 0 ≤ low ≤ high.")
-        if self.blur < 0:
-            raise ConfigError(f"Canny's blur is {self.blur}: give a deviation in pixels, 0 for none.")
+        if not 0 <= self.blur <= _MOST_BLUR:
+            raise ConfigError(f"Canny's blur is {self.blur}: give 0, for none, to {_MOST_BLUR:g} pixels.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
@@ -49,9 +53,10 @@ class Scribble(Annotator):
 
     def __post_init__(self) -> None:
         """Raise ConfigError when the settings mean nothing."""
-        if self.blur < 0 or self.width <= 0:
+        if not (0 <= self.blur <= _MOST_BLUR and 0 < self.width <= _MOST_WIDTH):
             raise ConfigError(
-                f"A scribble's blur is {self.blur} and its width {self.width}: give pixels, a width above 0."
+                f"A scribble's blur is {self.blur} and its width {self.width}: give pixels, a blur of 0 to "
+                f"{_MOST_BLUR:g} and a width above 0, at most {_MOST_WIDTH:g}."
             )
 
     def annotate(self, picture: Image.Image) -> Pixels:
@@ -74,8 +79,8 @@ class SoftEdge(Annotator):
 
     def __post_init__(self) -> None:
         """Raise ConfigError when the settings mean nothing."""
-        if self.blur < 0:
-            raise ConfigError(f"The blur of soft edges is {self.blur}: give a deviation in pixels, 0 for none.")
+        if not 0 <= self.blur <= _MOST_BLUR:
+            raise ConfigError(f"The blur of soft edges is {self.blur}: give 0, for none, to {_MOST_BLUR:g} pixels.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
