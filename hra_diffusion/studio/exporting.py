@@ -1,24 +1,34 @@
 """Adapters leave the studio, as a LoRA or as a model, and come in from outside, checked."""
 
+import re
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import hra_diffusion
 from hra_diffusion import pipelines
-from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, find_encoder
+from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
+from hra_diffusion.formats.files import read_json, write_file
+from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.formats.lora import LAYOUTS
-from hra_diffusion.formats.peft import FILES
-from hra_diffusion.studio.library import Entry, Library
+from hra_diffusion.formats.peft import CONFIG_FILE, FILES
+from hra_diffusion.studio.library import KEPT, THUMBNAILS, Entry, Library, read_entry
 from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import AdapterUse
+from hra_diffusion.studio.uploads import read_upload
 
 MAX_BYTES = 500_000_000
 """Of an adapter that comes in, unpacked."""
-_MAX_MEMBERS = 200
+_MAX_MEMBERS, _MAX_TEXT = 200, 1_000_000
+"""Files of an archive, and bytes of one that is text."""
+_THUMBNAIL = 640
+_PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
+_MOST = {"out_channels": 4096, "scale_factor": 64, "blocks": 256}
+"""Of a control's encoder and annotator: what is larger could take all memory."""
+_COMPONENT = re.compile(r"(unet|transformer|text_encoder)(_\d)?")
 
 
 def as_lora(model: Model, entry: Entry, folder: Path, layout: str, strength: float, dtype: str) -> Path:
@@ -68,13 +78,14 @@ def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -
         AdapterFileError: it is none of these, damaged, too large, or for another model; nothing is added.
         ConfigError: the name is taken or cannot be used.
     """
-    library.free_place(name)
+    called = library.free_place(name).name
     if not files:
         raise AdapterFileError("Choose a .zip of an adapter's folder, its two files, or a LoRA's .safetensors file.")
     if sum(file.stat().st_size for file in files) > MAX_BYTES:
         raise AdapterFileError(f"The files have more than {MAX_BYTES / 1e6:.0f} MB.")
     with tempfile.TemporaryDirectory(dir=library.folder, prefix=".import-") as temporary:
-        place, lost = Path(temporary), 0.0
+        place, lost = Path(temporary) / called, 0.0
+        place.mkdir()
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             _unpack(files[0], place)
         elif len(files) == 1 and files[0].suffix.lower() == ".safetensors":
@@ -85,43 +96,96 @@ def bring_in(model: Model, library: Library, files: Sequence[Path], name: str) -
         else:
             names = ", ".join(file.name for file in files)[:200]
             raise AdapterFileError(f"Choose a .zip, a .safetensors LoRA, or {' and '.join(FILES)}; found {names}.")
-        _check_fits(model, place)
+        _check_sizes(place)
+        _check_names(place)
+        _shrink_thumbnails(place)
+        components = _check_fits(model, place)
+        if (place / CONFIG_FILE).exists():
+            (place / components[0]).mkdir()
+            for file in FILES:
+                (place / file).rename(place / components[0] / file)
         return library.add(place, name), lost
 
 
-def _check_fits(model: Model, folder: Path) -> None:
+def _check_sizes(folder: Path) -> None:
+    """Refuse what would take more memory, once it is read, than an adapter does."""
+    for path in (*folder.rglob("*.json"), *folder.rglob("*.toml")):
+        if path.stat().st_size > _MAX_TEXT:
+            raise AdapterFileError(f"{path.name} has more than {_MAX_TEXT / 1e6:.0f} MB, which no adapter's has.")
+    entry, encoder = read_entry(folder, built_in=False), find_encoder(folder)
+    numbers = {**entry.annotator_settings, **(read_json(encoder / ENCODER_FILES[0]) if encoder else {})}
+    for name, most in _MOST.items():
+        if not isinstance(number := numbers.get(name, 1), int) or not 1 <= number <= most:
+            raise AdapterFileError(f"The control has {name} {str(number)[:40]}: give a whole number from 1 to {most}.")
+
+
+def _check_names(folder: Path) -> None:
+    """Refuse patterns in place of names: matching a regular expression can take years, and holds up everything."""
+    for part in component_folders(folder).values():
+        settings = read_json(part / CONFIG_FILE)
+        for field in _PATTERNS:
+            said = settings.get(field) or []
+            for name in said if isinstance(said, list) else [said]:
+                if not re.fullmatch(r"[\w.-]+", str(name)):
+                    raise AdapterFileError(
+                        f"{CONFIG_FILE} has {field} {str(name)[:80]!r}, which may be a pattern: list modules by name."
+                    )
+
+
+def _shrink_thumbnails(folder: Path) -> None:
+    for path in (folder / name for name in THUMBNAILS):
+        if path.exists():
+            picture = read_upload(path)
+            picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            write_file(path, picture.save)
+
+
+def _check_fits(model: Model, folder: Path) -> tuple[str, ...]:
+    """Load an adapter and take it out again; returns the components that it is for."""
     load = hra_diffusion.load_hra_control if find_encoder(folder) else pipelines.load_hra_weights
 
-    def try_it(pipe: object) -> None:
-        load(pipe, folder, "trial")
+    def try_it(pipe: object) -> tuple[str, ...]:
+        try:
+            load(pipe, folder, "trial")
+        except HRAError:
+            raise
+        except Exception as error:  # whatever its settings made of the model's code
+            raise AdapterFileError(f"It cannot be loaded: {str(error)[:200]}.") from error
+        components = pipelines.list_hra_adapters(pipe)["trial"].components
         pipelines.unload_hra_weights(pipe, "trial")
+        return components
 
-    model.run(try_it)
+    return model.run(try_it)
 
 
 def _unpack(archive: Path, place: Path) -> None:
     """Unpack the adapter's files alone, by the names of folder and file; no path of the archive is followed."""
     try:
         with zipfile.ZipFile(archive) as opened:
-            members = [each for each in opened.infolist() if _wanted(Path(each.filename))]
+            members = [each for each in opened.infolist() if _belongs(PurePosixPath(each.filename))]
             if not members or len(members) > _MAX_MEMBERS or sum(each.file_size for each in members) > MAX_BYTES:
                 raise AdapterFileError(
                     f"{archive.name} holds no adapter, or one that is too large: {', '.join(FILES)}."
                 )
             for member in members:
-                folder = Path(member.filename).parent.name
-                target = place / (folder if folder.isidentifier() else "") / Path(member.filename).name
+                target = place / (_belongs(PurePosixPath(member.filename)) or "")
                 target.parent.mkdir(exist_ok=True)
                 if target.exists():
                     raise AdapterFileError(f"{archive.name} holds several adapters: make a zip of each.")
                 with opened.open(member) as source, target.open("wb") as file:
                     file.write(source.read(MAX_BYTES))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise AdapterFileError(f"{archive.name} is no zip that can be read: {error}") from error
 
 
-def _wanted(path: Path) -> bool:
-    return path.name in (ENCODER_FILES if path.parent.name == ENCODER else FILES)
+def _belongs(path: PurePosixPath) -> Path | None:
+    """Where in an adapter's folder a member of an archive belongs, if anywhere: files of no component lie in it."""
+    folder, name = path.parent.name, path.name
+    if folder == ENCODER:
+        return Path(ENCODER, name) if name in ENCODER_FILES else None
+    if name in FILES:
+        return Path(folder if _COMPONENT.fullmatch(folder) else "", name)
+    return Path(name) if name in KEPT else None
 
 
 def new_folder(folder: Path) -> Path:

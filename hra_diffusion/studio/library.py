@@ -3,6 +3,7 @@
 Those that come with the project can be used and not changed; the studio's own are renamed, deleted and added to.
 """
 
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,9 +26,12 @@ from hra_diffusion.formats.folders import (
 from hra_diffusion.formats.peft import CONFIG_FILE
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 
+logger = logging.getLogger(__name__)
+
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
-_KEPT = ("config.toml", "metrics.md", "metrics.json", "before_after.png")
-_THUMBNAILS = ("thumbnail.png", "before_after.png")
+THUMBNAILS = ("thumbnail.png", "before_after.png")
+KEPT = ("config.toml", "metrics.md", "metrics.json", *THUMBNAILS)
+"""What a run, or an archive, may have beside the adapter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +56,7 @@ class Entry:
     @property
     def stamp(self) -> int:
         """Changes when the adapter's files do."""
-        return max(path.stat().st_mtime_ns for path in self.folder.rglob("*.safetensors"))
+        return max((path.stat().st_mtime_ns for path in self.folder.rglob("*.safetensors")), default=0)
 
 
 class Library:
@@ -61,9 +65,10 @@ class Library:
     def __init__(self, folder: Path, built_in: Path | None = None) -> None:
         self.folder = folder
         self.built_in = built_in
+        self._told: set[Path] = set()
 
     def entries(self) -> list[Entry]:
-        """All adapters, by name; folders that hold none are passed over."""
+        """All adapters, by name; folders that hold none, or a damaged one, are passed over with a warning."""
         found = {entry.name: entry for entry in self._entries(self.built_in, built_in=True)}
         found |= {entry.name: entry for entry in self._entries(self.folder, built_in=False)}
         return [found[name] for name in sorted(found, key=str.casefold)]
@@ -143,11 +148,12 @@ class Library:
             for name in ENCODER_FILES if encoder else ():
                 (new / ENCODER).mkdir(exist_ok=True)
                 shutil.copyfile(encoder / name, new / ENCODER / name)
-            for kept in _KEPT:
+            for kept in KEPT:
                 if (source / kept).is_file():
                     shutil.copyfile(source / kept, new / kept)
             if thumbnail:
-                shutil.copyfile(thumbnail, new / _THUMBNAILS[0])
+                shutil.copyfile(thumbnail, new / THUMBNAILS[0])
+            read_entry(new, built_in=False)
         return self.entry(place.name)
 
     def set_thumbnail(self, name: str, picture: Path) -> None:
@@ -156,7 +162,7 @@ class Library:
         Raises:
             ConfigError: it is not there, or not the studio's own.
         """
-        write_file(self._own(name).folder / _THUMBNAILS[0], lambda path: shutil.copyfile(picture, path))
+        write_file(self._own(name).folder / THUMBNAILS[0], lambda path: shutil.copyfile(picture, path))
 
     def _own(self, name: str) -> Entry:
         entry = self.entry(name)
@@ -168,9 +174,11 @@ class Library:
         for place in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
             if place.is_dir() and not place.name.startswith("."):
                 try:
-                    yield _read_entry(place, built_in)
-                except HRAError:  # no adapter, or a damaged one: what is not listed cannot be chosen
-                    continue
+                    yield read_entry(place, built_in)
+                except HRAError as error:  # what is not listed cannot be chosen
+                    if place not in self._told:
+                        logger.warning("%s is passed over: %s", place.name, error)
+                    self._told.add(place)
 
 
 def check_name(name: str) -> str:
@@ -179,7 +187,7 @@ def check_name(name: str) -> str:
     Raises:
         ConfigError: it could not be a folder's on every system.
     """
-    name = str(name).strip()
+    name = name.strip() if isinstance(name, str) else ""  # an API may send anything
     if not _NAME.fullmatch(name) or name.split(".")[0].upper() in ("CON", "PRN", "AUX", "NUL"):
         raise ConfigError(
             f"{name[:80]!r} is no name: use at most 64 letters, digits, spaces, dots, + and -, with a letter or "
@@ -188,22 +196,39 @@ def check_name(name: str) -> str:
     return name
 
 
-def _read_entry(folder: Path, built_in: bool) -> Entry:
+def read_entry(folder: Path, built_in: bool) -> Entry:
+    """Read what is worth knowing of an adapter.
+
+    Raises:
+        AdapterFileError: there is none, or it says of itself what no adapter does.
+    """
+    try:
+        return _entry(folder, built_in)
+    except HRAError:
+        raise
+    except Exception as error:  # such as a list for a name, or TOML that is nested too deeply
+        raise AdapterFileError(f"The adapter says of itself what none does: {str(error)[:200]}.") from error
+
+
+def _entry(folder: Path, built_in: bool) -> Entry:
     parts, base = component_folders(folder), base_model(folder)
     ranks = [read_json(part / CONFIG_FILE).get("r") for part in parts.values()]
     if not all(isinstance(rank, int) for rank in ranks):
-        raise AdapterFileError(f"{folder} does not say its rank.")
+        raise AdapterFileError("The adapter does not say its rank.")
     encoder = find_encoder(folder)
     said = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
+    settings, trigger = said.get("annotator_settings") or {}, run_settings(folder).get("instance_prompt")
+    if not isinstance(settings, dict) or not isinstance(trigger, str | None):
+        raise AdapterFileError("The adapter has settings of its annotator, or a prompt, that are none.")
     return Entry(
         name=folder.name,
         folder=folder,
         components=tuple(parts),
         rank=max(ranks),
         base=public_name(base) if base else None,
-        trigger=run_settings(folder).get("instance_prompt"),
+        trigger=trigger,
         annotator=str(said.get("annotator", "given")) if encoder else None,
-        annotator_settings=dict(said.get("annotator_settings") or {}),
-        thumbnail=next((folder / name for name in _THUMBNAILS if (folder / name).is_file()), None),
+        annotator_settings=settings,
+        thumbnail=next((folder / name for name in THUMBNAILS if (folder / name).is_file()), None),
         built_in=built_in,
     )

@@ -23,6 +23,7 @@ from PIL import Image
 
 from hra_diffusion.errors import BusyError, HRAError
 from hra_diffusion.studio.events import Drawn
+from hra_diffusion.studio.exporting import bring_in
 from hra_diffusion.studio.metadata import read_request
 from hra_diffusion.studio.requests import AdapterUse, DrawRequest
 from hra_diffusion.studio.tabs.common import SETTINGS
@@ -362,6 +363,67 @@ def test_archives_that_hold_no_adapter_leave_nothing(client, session, tmp_path, 
         path for path in set(session.folder.parent.rglob("*")) - before if session.cache not in [path, *path.parents]
     }
     assert new == set()
+
+
+def files_of(folder: Path, prefix: str = "") -> dict[str, bytes]:
+    """An adapter's two files as members of an archive."""
+    return {f"{prefix}{path.name}": path.read_bytes() for path in folder.iterdir()}
+
+
+def come_in(session, folder: Path, members: dict[str, bytes], *, packed: bool = True):
+    """Bring in an archive of these members, or the members themselves; the library's entry of it."""
+    paths = [folder / "it.zip"] if packed else [folder / name for name in members]
+    for path in paths:
+        path.write_bytes(archive(members) if packed else members[path.name])
+    return bring_in(session.model, session.library, paths, "newcomer")[0]
+
+
+@pytest.mark.parametrize(("prefix", "packed"), [("", False), ("", True), ("amber/", True)])
+def test_files_of_peft_come_in_as_those_of_the_component_that_they_fit(
+    session, adapter_folders, tmp_path, prefix, packed
+):
+    members = files_of(adapter_folders["amber"] / "unet", prefix)
+    try:
+        entry = come_in(session, tmp_path, members, packed=packed)
+        assert entry.components == ("unet",)
+        request = DrawRequest(adapters=(AdapterUse(name="newcomer"),), steps=1, width=32, height=32)
+        assert any(isinstance(each, Drawn) for each in session.model.draw(request, threading.Event()))
+    finally:
+        session.library.delete("newcomer")
+
+
+@pytest.mark.parametrize(
+    ("field", "said"),
+    [
+        ("target_modules", r"(\w+\.?)+!"),
+        ("exclude_modules", r"(\w+\.?)+!"),
+        ("layers_pattern", [r"(\w+\.?)+!"]),
+        ("modules_to_save", [r"(\w+\.?)+!"]),
+    ],
+)
+def test_patterns_of_others_are_matched_with_nothing(session, adapter_folders, tmp_path, field, said):
+    members = files_of(adapter_folders["amber"] / "unet")
+    settings = json.loads(members["adapter_config.json"]) | {field: said}
+    members["adapter_config.json"] = json.dumps(settings).encode()
+    with pytest.raises(HRAError, match=f"has {field} .* may be a pattern"):
+        come_in(session, tmp_path, members)
+
+
+def test_the_run_s_settings_and_picture_come_in_with_an_adapter(session, adapter_folders, tmp_path):
+    members = files_of(adapter_folders["amber"] / "unet", "amber/unet/")
+    members["amber/config.toml"] = b'[data]\ninstance_prompt = "a photo of a sks cat"\n'
+    members["amber/thumbnail.png"] = bomb(2000)
+    try:
+        entry = come_in(session, tmp_path, members)
+        assert entry.trigger == "a photo of a sks cat"
+        with Image.open(entry.thumbnail) as picture:
+            assert max(picture.size) <= 640
+    finally:
+        session.library.delete("newcomer")
+    for name, content in {"thumbnail.png": b"no picture", "config.toml": b"a = " + b"[" * 9999}.items():
+        with pytest.raises(HRAError):
+            come_in(session, tmp_path, members | {f"amber/{name}": content})
+    assert "newcomer" not in [entry.name for entry in session.library.entries()]
 
 
 def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):

@@ -1,5 +1,6 @@
 """Controls in the studio: what they follow, what is drawn with them, and that they come and go like other adapters."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from gradio_client import handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
-from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.studio.conditions import annotated, of_drawing
+from hra_diffusion.studio.exporting import bring_in
 from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.metadata import read_request
 
@@ -138,6 +140,48 @@ def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_fo
     with pytest.raises(AppError):
         client.predict([handle_file(file)], "broken", api_name="/import_adapter")
     assert "broken" not in [entry.name for entry in session.library.entries()]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"annotator_settings": ["a"]},
+        {"annotator_settings": {"blur": float("nan")}},
+        {"annotator_settings": {"blur": 20_000}},
+        {"annotator": "color", "annotator_settings": {"blocks": 10**9}},
+        {"annotator": ["canny"]},
+        {"out_channels": 10**9},
+        {"scale_factor": 8.5},
+    ],
+)
+def test_a_control_with_hostile_settings_is_refused_before_it_is_in_the_library(
+    control_folder, tmp_path, session, changes
+):
+    folder = shutil.copytree(control_folder, tmp_path / "hostile")
+    config = folder / "condition_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    file = shutil.make_archive(str(tmp_path / "hostile"), "zip", tmp_path, "hostile")
+    with pytest.raises(HRAError):
+        bring_in(session.model, session.library, [Path(file)], "hostile")
+    assert not (session.library.folder / "hostile").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("canny", {"blur": 20_000}),
+        ("canny", {"blur": float("nan")}),
+        ("canny", {"high": float("inf")}),
+        ("scribble", {"width": 20_000}),
+        ("scribble", {"blur": float("nan")}),
+        ("soft_edge", {"blur": 20_000}),
+    ],
+)
+def test_annotators_whose_strokes_would_take_minutes_are_refused(name, settings):
+    from hra_diffusion.control import make_annotator
+
+    with pytest.raises(ConfigError, match=next(iter(settings)) if name != "canny" else "Canny's"):
+        make_annotator(name, settings)
 
 
 def test_an_annotator_that_needs_a_model_is_not_run(control_folder, tmp_path):

@@ -101,6 +101,20 @@ def test_what_came_with_the_project_is_neither_renamed_nor_deleted(tmp_path):
             change()
 
 
+@pytest.mark.parametrize(
+    "config", ['{"annotator_settings": ["a"]}', '{"annotator_settings": {}, "annotator": "canny"', "[]"]
+)
+def test_a_damaged_adapter_is_passed_over_with_one_warning(tmp_path, caplog, config):
+    for name in ("good", "bad"):
+        for part in ("unet", "condition_encoder"):
+            (tmp_path / name / part).mkdir(parents=True)
+        (tmp_path / name / "unet" / "adapter_config.json").write_text('{"r": 2}')
+        (tmp_path / name / "condition_encoder" / "config.json").write_text(config if name == "bad" else "{}")
+    library = Library(tmp_path)
+    assert [[entry.name for entry in library.entries()] for _ in range(2)] == [["good"]] * 2
+    assert caplog.text.count("bad is passed over") == 1
+
+
 def test_what_was_measured_once_says_what_every_effort_costs(tmp_path):
     costs = Costs(tmp_path / "costs.json")
     assert costs.of("base") is None
