@@ -5,6 +5,7 @@ So it does not matter who started it: a closed page, or a studio that is started
     runs/dog/
     ├── pictures/, lesson.toml     what is taught
     ├── process.json, output.txt   the process, and what it said
+    ├── stop.txt                   if it was asked to stop
     └── …                          what ``hra-diffusion train`` leaves in its output folder
 """
 
@@ -13,6 +14,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from enum import Enum
@@ -24,14 +26,17 @@ from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError
 from hra_diffusion.formats.files import read_json, write_file
 from hra_diffusion.studio.lesson import SETTINGS, Lesson
 from hra_diffusion.studio.library import check_name
-from hra_diffusion.training.checkpoint import LOG, checkpoints
+from hra_diffusion.training.checkpoint import LOG
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config_file import read_toml
 from hra_diffusion.training.log import read_log
 from hra_diffusion.training.loop import StepRecord
 
-PROCESS, OUTPUT = "process.json", "output.txt"
+PROCESS, OUTPUT, STOP = "process.json", "output.txt", "stop.txt"
 _TAIL = 4000
+_KILLED = (
+    "It ended without a word: it was killed, or the memory was not enough. Go on takes it from its last checkpoint."
+)
 
 
 class Status(Enum):
@@ -62,8 +67,8 @@ class Run:
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on from a checkpoint."""
-        return self.status in (Status.STOPPED, Status.FAILED) and bool(checkpoints(self.folder))
+        """Whether it can go on: from its last checkpoint, or from the start if it has none yet."""
+        return self.status in (Status.STOPPED, Status.FAILED)
 
     def records(self) -> list[StepRecord]:
         """Its steps so far."""
@@ -88,6 +93,7 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._starting = threading.Lock()
 
     def all(self) -> list[Run]:
         """All runs, the one that was started last first."""
@@ -130,23 +136,28 @@ class Runs:
             ConfigError: the name is taken, or a setting cannot be.
             ImageError: a picture cannot be used.
         """
-        self._check_idle()
         folder = self.folder.absolute() / check_name(lesson.name)
-        if folder.exists():
-            raise ConfigError(f"There is a run named {lesson.name!r} already: choose another name.")
-        lesson.write(folder, lesson.settings(base, default, folder))
-        self._launch(folder)
+        with self._starting:
+            self._check_idle()
+            if folder.exists():
+                raise ConfigError(f"There is a run named {lesson.name!r} already: choose another name.")
+            lesson.write(folder, lesson.settings(base, default, folder))
+            self._launch(folder)
         return self.get(folder.name)
 
     def resume(self, name: str) -> Run:
-        """Let a run go on that was stopped; from the start if it has no checkpoint yet.
+        """Let a run go on that was stopped, or failed; from the start if it has no checkpoint yet.
 
         Raises:
             BusyError: another run, or this one, is going on.
-            ConfigError: there is no such run.
+            ConfigError: there is no such run, or it is finished.
         """
-        self._check_idle()
-        self._launch(self.get(name).folder.absolute(), "--resume_from_checkpoint", "latest")
+        with self._starting:
+            self._check_idle()
+            run = self.get(name)
+            if not run.resumable:
+                raise ConfigError(f"{name!r} is finished: to teach more, begin another lesson.")
+            self._launch(run.folder.absolute(), "--resume_from_checkpoint", "latest")
         return self.get(name)
 
     def stop(self, name: str) -> None:
@@ -155,8 +166,9 @@ class Runs:
         Raises:
             ConfigError: there is no such run.
         """
-        process = _process(self.get(name).folder)
-        if process:
+        folder = self.get(name).folder
+        if process := _process(folder):
+            (folder / STOP).touch()
             process.terminate()
 
     def estimate(self, lesson: Lesson, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
@@ -185,6 +197,7 @@ class Runs:
             raise BusyError(f"{going.name!r} is being taught ({going.phase}): stop it, or wait until it is done.")
 
     def _launch(self, folder: Path, *flags: str) -> None:
+        (folder / STOP).unlink(missing_ok=True)
         with (folder / OUTPUT).open("wb") as output:
             child = subprocess.Popen(
                 _command(folder, *flags), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -201,8 +214,10 @@ class Runs:
         if done >= total and (folder / "adapter").is_dir():
             return Status.FINISHED, None
         said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace") if (folder / OUTPUT).is_file() else ""
-        error = _error(said)
-        return (Status.FAILED, error) if error else (Status.STOPPED, None)
+        if error := _error(said):
+            return Status.FAILED, error
+        stopped = (folder / STOP).exists() or "Stopped after step" in said
+        return (Status.STOPPED, None) if stopped else (Status.FAILED, _KILLED)
 
 
 def _command(folder: Path, *flags: str) -> list[str]:

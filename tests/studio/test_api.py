@@ -496,6 +496,24 @@ def test_presets_say_what_they_cost_once_it_was_measured(session):
         session.costs.file.unlink()
 
 
+def test_whoever_comes_back_can_stop_a_run_that_began_after_the_studio(client, session, subject):
+    from hra_diffusion.studio.lesson import Effort, Lesson, Sitting
+
+    effort = Effort(steps=2000, rank=2, class_pictures=0, looks=0)
+    session.teach(Lesson(name="a long one", sittings=(Sitting(file=subject[0]),), subject="cat", effort=effort))
+    try:
+        client.predict("a long one", api_name="/stop_run")
+        with pytest.raises(AppError, match="no run named"):
+            client.predict("another", api_name="/stop_run")
+    finally:
+        session.runs.stop("a long one")
+    end = time.monotonic() + 60
+    while session.runs.running() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert client.predict("a long one", api_name="/run")["status"] == "stopped"
+    assert session.runs.get("a long one").resumable
+
+
 def test_an_empty_number_of_a_lesson_is_the_preset_s_and_what_is_no_number_is_refused(subject):
     from hra_diffusion.studio.lesson import PRESETS
     from hra_diffusion.studio.tabs.lesson_form import lesson_of

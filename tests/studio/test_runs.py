@@ -1,12 +1,17 @@
 """Runs are what lies in their folders; lessons and names are checked before anything is written."""
 
 import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.errors import BusyError, ConfigError, ImageError
 from hra_diffusion.studio.costs import Costs
 from hra_diffusion.studio.lesson import CROPS, Effort, Lesson, Sitting, cropped
 from hra_diffusion.studio.library import Library
@@ -39,10 +44,10 @@ def lesson(photo: Path, **changes) -> Lesson:
     [
         (4, "a table", True, Status.FINISHED),
         (2, "Stopped after step 2, which checkpoint-2 holds", False, Status.STOPPED),
-        (2, "", False, Status.STOPPED),
+        (2, "", False, Status.FAILED),
         (0, "warm-up\rError: The model cannot be loaded.", False, Status.FAILED),
         (1, "Traceback (most recent call last):\n  …\ntorch.OutOfMemoryError: 3 GB", False, Status.FAILED),
-        (2, "ValueError: of a warning, long ago\nand then it was killed", False, Status.STOPPED),
+        (2, "ValueError: of a warning, long ago\nand then it was killed", False, Status.FAILED),
     ],
 )
 def test_a_run_stands_as_its_folder_says(tmp_path, photo, steps, said, adapter, status):
@@ -56,6 +61,63 @@ def test_a_run_stands_as_its_folder_says(tmp_path, photo, steps, said, adapter, 
     (run,) = Runs(tmp_path / "runs").all()
     assert (run.status, run.done, run.total) == (status, steps, 4)
     assert (run.error is not None) == (status is Status.FAILED)
+
+
+class Waiting(Runs):
+    """Runs whose processes do nothing, for a while."""
+
+    def _launch(self, folder: Path, *flags: str) -> None:
+        time.sleep(0.2)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        self._children[folder.name] = child
+        about = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
+        (folder / "process.json").write_text(json.dumps(about))
+
+    def end(self) -> None:
+        for child in self._children.values():
+            child.kill()
+            child.wait()
+
+
+def test_of_two_lessons_at_once_one_is_refused(tmp_path, photo):
+    runs = Waiting(tmp_path / "runs")
+
+    def start(name: str) -> str:
+        try:
+            return runs.start(lesson(photo, name=name), "base", DreamBoothConfig()).name
+        except BusyError:
+            return ""
+
+    try:
+        with ThreadPoolExecutor() as visitors:
+            started = list(visitors.map(start, ["dog", "cat", "bird"]))
+        assert len([name for name in started if name]) == 1
+    finally:
+        runs.end()
+
+
+def test_a_run_that_was_asked_to_stop_is_stopped_and_one_that_was_killed_is_not(tmp_path, photo):
+    runs = Waiting(tmp_path / "runs")
+    try:
+        for name, end, status in (("a", runs.stop, Status.STOPPED), ("b", lambda _: runs.end(), Status.FAILED)):
+            runs.start(lesson(photo, name=name), "base", DreamBoothConfig())
+            end(name)
+            runs._children[name].wait()
+            run = runs.get(name)
+            assert (run.status, run.resumable) == (status, True)
+            assert "killed" in (run.error or "killed")
+    finally:
+        runs.end()
+
+
+def test_a_finished_run_does_not_begin_again(tmp_path, photo):
+    folder = tmp_path / "runs" / "dog"
+    lesson(photo).write(folder, lesson(photo).settings("base", DreamBoothConfig(), folder))
+    (folder / "process.json").write_text("{}")
+    (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(4)))
+    (folder / "adapter").mkdir()
+    with pytest.raises(ConfigError, match="finished"):
+        Runs(tmp_path / "runs").resume("dog")
 
 
 def test_a_lesson_is_pictures_captions_and_settings(tmp_path, photo):

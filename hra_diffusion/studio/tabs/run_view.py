@@ -30,7 +30,13 @@ class RunView:
 def run_view(session: Session) -> RunView:
     """Put the view together."""
     going = session.runs.running()
-    chosen = gr.Dropdown(names(session), value=going and going.name, label="Run", elem_id="run")
+    chosen = gr.Dropdown(
+        names(session),
+        value=going and going.name,
+        label="Run",
+        allow_custom_value=True,  # gradio knows each client's choices alone: another's new run is none of them
+        elem_id="run",
+    )
     status = gr.HTML(_NO_RUN, elem_id="run-status")
     with gr.Row(elem_classes="tools"):
         stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-run")
@@ -78,7 +84,7 @@ def run_view(session: Session) -> RunView:
         return [
             _status(run),
             gr.update(visible=running),
-            gr.update(visible=run.resumable or run.status is Status.STOPPED),
+            gr.update(visible=run.resumable),
             loss_plot(run.records()) if fresh else gr.skip(),
             _samples(session, run) if fresh else gr.skip(),
             run.measured() or "",
