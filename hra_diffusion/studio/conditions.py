@@ -38,7 +38,7 @@ def annotated(picture: Image.Image, entry: Entry, annotator: str, size: tuple[in
         ConfigError: there is no such annotator here, or the control's own cannot work here.
         ImageError: the picture has not what it needs.
     """
-    if annotator not in ANNOTATORS:
+    if not isinstance(annotator, str) or annotator not in ANNOTATORS:
         raise ConfigError(f"There is no annotator {str(annotator)[:80]!r}; known are: {', '.join(ANNOTATORS)}.")
     from hra_diffusion.control import fit, make_annotator  # imports diffusers, which the page does without
 

@@ -186,9 +186,15 @@ def cropped(sitting: Sitting) -> Image.Image:
 
 
 def examine(files: Sequence[Path]) -> list[tuple[Path, tuple[int, int] | None, str]]:
-    """Look at pictures at once: each with its size and what is wrong with it, if anything."""
+    """Look at pictures at once: each with its size and what is wrong with it, if anything.
+
+    Raises:
+        ConfigError: there are too many.
+    """
+    if len(files) > MAX_FILES:
+        raise ConfigError(f"Give at most {MAX_FILES} pictures, best four to eight; found {len(files)}.")
     found: list[tuple[Path, tuple[int, int] | None, str]] = []
-    for file in files[:MAX_FILES]:
+    for file in files:
         try:
             found.append((file, read_upload(file).size, ""))
         except HRAError as error:

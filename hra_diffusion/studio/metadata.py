@@ -7,14 +7,18 @@ Steps: 25, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 512x512, Model: …, HR
 
 import json
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hra_diffusion.errors import ImageError
+from hra_diffusion.errors import ConfigError, ImageError
+from hra_diffusion.studio.base import Base
+from hra_diffusion.studio.library import Library
 from hra_diffusion.studio.requests import OWN_SCHEDULER, DrawRequest
+from hra_diffusion.studio.schedulers import check_scheduler
 
 OURS, THEIRS = "hra_diffusion", "parameters"
 _NEGATIVE = "Negative prompt: "
@@ -61,15 +65,56 @@ def read_request(path: Path) -> DrawRequest:
         ImageError: the file is no PNG, or says nothing of it.
         ConfigError: what it says cannot be drawn.
     """
+    return DrawRequest.of(_values(path))
+
+
+def restored(path: Path, base: Base, library: Library, default: DrawRequest) -> tuple[DrawRequest, list[str]]:
+    """Read how a picture was drawn, as far as this model and library can draw it.
+
+    Args:
+        path: a PNG.
+        base: the model.
+        library: where adapters are.
+        default: what counts where the picture says nothing, or what cannot be drawn.
+
+    Returns:
+        The request, and a sentence for everything that was left out or changed.
+
+    Raises:
+        ImageError: the file is no PNG, or says nothing of it.
+    """
+    values, changes = _values(path), []
+    for name in [each.name for each in fields(DrawRequest) if each.name in values]:
+        try:
+            DrawRequest.of({name: values[name]})
+            if name == "scheduler":
+                check_scheduler(values[name], base.schedulers)
+        except ConfigError as error:
+            changes.append(f"Left out: {error}")
+            del values[name]
+    request = DrawRequest.of(default.to_json() | values)
+    for name in ("width", "height"):
+        side = max(1, round(getattr(request, name) / base.multiple)) * base.multiple
+        if side != getattr(request, name):
+            changes.append(f"{name} is {getattr(request, name)}: taken as {side}, which this model can draw.")
+            request = replace(request, **{name: side})
+    entries = {entry.name: entry for entry in library.entries()}
+    here = tuple(use for use in request.adapters if use.name in entries)
+    changes += [f"{use.name!r} is not in the library: left out." for use in request.adapters if use not in here]
+    followed = any(entries[use.name].annotator for use in here)
+    return replace(request, adapters=here, condition=request.condition if followed else None), changes
+
+
+def _values(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=("PNG",)) as picture:
             texts = {key: value for key, value in picture.info.items() if key in (OURS, THEIRS)}
     except Exception as error:  # OSError mostly; ValueError for texts that explode
         raise ImageError("This file is no PNG that can be read: drop a picture that the studio saved.") from error
     if (ours := _parsed(texts.get(OURS))) is not None:
-        return DrawRequest.of(ours)
+        return ours
     if isinstance(texts.get(THEIRS), str):
-        return DrawRequest.of(from_parameters(texts[THEIRS]))
+        return from_parameters(texts[THEIRS])
     raise ImageError("This PNG does not say how it was drawn: its texts were lost, or it is from elsewhere.")
 
 

@@ -10,7 +10,7 @@ import gradio as gr
 from hra_diffusion.studio.config import StudioConfig
 from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.tabs import compare, generate, library, teach
-from hra_diffusion.studio.tabs.common import stopper
+from hra_diffusion.studio.tabs.common import stopper, told
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 from hra_diffusion.studio.uploads import MAX_BYTES
 
@@ -45,10 +45,26 @@ def warn_of_open_doors(config: StudioConfig) -> None:
         )
 
 
+class Page(gr.Blocks):
+    """A page that says so when it cannot read what it was sent."""
+
+    async def preprocess_data(self, block_fn: Any, *values: Any, **named: Any) -> list[Any]:
+        """See gradio's, whose other errors are for the log."""
+        try:
+            return await super().preprocess_data(block_fn, *values, **named)
+        except gr.Error:
+            raise
+        except Exception as error:
+            raise told(
+                f"/{block_fn.api_name} cannot read one of the values that it was sent: see “Use via API” at the foot "
+                "of the page for what each of them is."
+            ) from error
+
+
 def build_page(session: Session) -> gr.Blocks:
     """Put the page together."""
     os.environ["GRADIO_TEMP_DIR"] = str(session.cache)
-    page = gr.Blocks(title="HRA studio", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=True)
+    page = Page(title="HRA studio", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=True)
     with page:
         gr.HTML(_header(session), elem_id="header")
         with gr.Tabs(elem_id="tabs"):

@@ -111,7 +111,8 @@ class Painter:
             whole = tokenizer(start, truncation=False, verbose=False).input_ids
         if len(whole) <= len(ids):
             return end
-        return tokenizer.decode(whole[len(ids) - 1 : -1], skip_special_tokens=True) + end
+        unread = tokenizer.decode(whole[len(ids) - 1 : -1], skip_special_tokens=True)
+        return unread.replace("</w>", " ").strip() + end
 
     def _picture(
         self, request: DrawRequest, controls: list[tuple[Control, float]], after_step: Callable[..., dict[str, Any]]

@@ -78,6 +78,15 @@ class DrawRequest:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"{name} is {value}: give a number from {least} to {most}.")
+        if self.seed + self.count - 1 > MAX_SEED:
+            raise ConfigError(
+                f"seed is {self.seed}: with {self.count} pictures, give at most {MAX_SEED + 1 - self.count}."
+            )
+        if self.image and int(self.steps * self.image_strength) < 1:
+            raise ConfigError(
+                f"image_strength is {self.image_strength:g}: of {self.steps} steps none is left to change the picture; "
+                f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps."
+            )
         if self.control_start >= self.control_end:
             raise ConfigError(f"control_start is {self.control_start}: give less than control_end, {self.control_end}.")
         if self.combine not in get_args(Combine):

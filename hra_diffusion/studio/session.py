@@ -22,7 +22,7 @@ from typing import Any
 
 from PIL import Image
 
-from hra_diffusion.errors import HRAError
+from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.base import read_base
 from hra_diffusion.studio.conditions import annotated, control_among
@@ -33,7 +33,7 @@ from hra_diffusion.studio.exporting import new_folder
 from hra_diffusion.studio.grid import Grid
 from hra_diffusion.studio.lesson import Lesson
 from hra_diffusion.studio.library import Library
-from hra_diffusion.studio.metadata import png_info
+from hra_diffusion.studio.metadata import png_info, restored
 from hra_diffusion.studio.model import Model
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.runs import Run, Runs, Status
@@ -114,27 +114,33 @@ class Session:
                     return
                 yield from self.draw(request, client)
 
-    def save_sheet(self, sheet: Image.Image) -> Path:
-        """Save a sheet among the downloads."""
+    def save_sheet(self, sheet: Image.Image, request: DrawRequest) -> Path:
+        """Save a sheet, with the request that its cells vary, among the downloads."""
         path = new_folder(self.cache) / "grid.png"
-        write_file(path, sheet.save)
+        write_file(path, partial(_save, sheet, png_info(request, self.model.base.name)))
         return path
 
+    def restore(self, png: Path) -> tuple[DrawRequest, list[str]]:
+        """Read how a picture was drawn, as far as it can be drawn here: see `metadata.restored`."""
+        return restored(png, self.model.base, self.library, self.default_request)
+
     def following(self, request: DrawRequest, picture: Path, annotator: str) -> DrawRequest:
-        """Return a request with what its control, if it has one, is to follow.
+        """Return a request with what its control is to follow.
 
         Args:
-            request: which adapters, which size.
+            request: which adapters, a control among them, and which size.
             picture: an upload.
             annotator: a key of `conditions.ANNOTATORS`.
 
         Raises:
             ImageError: the picture cannot be used.
-            ConfigError: there is no such annotator, or it cannot work here.
+            ConfigError: there is no control; or no such annotator, or it cannot work here.
         """
         control = control_among([self.library.entry(use.name) for use in request.adapters])
         if control is None:
-            return request
+            raise ConfigError(
+                "Nothing follows the picture: choose a control, a card that says so, or remove the picture."
+            )
         read = read_upload(picture, transparent=True)
         condition = annotated(read, control, annotator, (request.width, request.height))
         return replace(request, condition=self.uploads.keep(condition))

@@ -19,9 +19,12 @@ def read_upload(path: Path, *, transparent: bool = False) -> Image.Image:
     """Decode an uploaded picture, upright and in RGB; RGBA where it has transparency and that was asked for.
 
     Raises:
-        ImageError: it is too large or no picture; the message has the file's name, not its folder.
+        ImageError: it is not there, too large or no picture; the message has the file's name, not its folder.
     """
-    size = path.stat().st_size
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError):
+        raise ImageError(f"{path.name[:80]!r} is no file that was uploaded: choose a picture.") from None
     if size > MAX_BYTES:
         raise ImageError(f"{path.name} has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: save it smaller.")
     try:

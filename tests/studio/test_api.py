@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import secrets
 import sys
 import threading
@@ -9,6 +10,7 @@ import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -195,6 +197,11 @@ def test_odd_prompts_are_drawn_and_what_is_not_read_is_shown_escaped(client, ses
     assert "<script" not in unread and "<img" not in unread
 
 
+def test_the_unread_end_of_a_prompt_is_words(session):
+    unread = session.model.painter.left_out("cat " * 40)
+    assert {"cat"} <= set(unread.split()) and not unread.endswith(" ") and "<" not in unread
+
+
 def test_a_picture_to_start_from_decides_the_picture(client, subject):
     request = {"prompt": "a cat", "steps": 2, "seed": 1, "new_seed": False, "image_strength": 0.5}
     plain = client.predict(**request, api_name="/generate")[0][0]["image"]
@@ -331,6 +338,71 @@ def test_pictures_that_are_too_large_once_decoded_are_refused(client, tmp_path, 
             client.predict(prompt="a", steps=1, image=handle_file(str(tmp_path / name)), api_name="/generate")
         report, _ = client.predict([handle_file(str(tmp_path / name))], api_name="/examine")
         assert name in report and why in report
+
+
+def giant(side: int) -> bytes:
+    """A PNG whose header alone says that it has many pixels."""
+    small = bomb(8)
+    header = small[12:16] + side.to_bytes(4, "big") * 2 + small[24:29]
+    return small[:12] + header + zlib.crc32(header).to_bytes(4, "big") + small[33:]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"steps": "abc"}, "steps must be a whole number; found 'abc'"),
+        ({"seed": 1.5, "new_seed": False}, "seed must be a whole number; found '1.5'"),
+        ({"prompt": ["a"]}, "prompt must be a text"),
+        ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
+        ({"combine": "sum"}, "combine is 'sum'"),
+        ({"image": b"no picture"}, "it.png is no picture"),
+        ({"image": giant(30_000)}, r"it\.png .*pixels"),
+        ({"control_image": b"no picture", "adapters": ["edges"]}, "it.png is no picture"),
+        ({"control_image": giant(30_000), "adapters": ["edges"]}, r"it\.png .*pixels"),
+        ({"control_image": bomb(64), "adapters": ["amber"]}, "choose a control"),
+        ({"control_image": bomb(64), "adapters": ["edges"], "annotator": ["own"]}, "no annotator"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_with_a_sentence(client, address, tmp_path, changes, why):
+    values = dict(zip(SETTINGS, in_order(wish(0)), strict=True)) | changes
+    for name in ("image", "control_image"):
+        if values[name]:
+            (tmp_path / "it.png").write_bytes(values[name])
+            uploaded = httpx.post(
+                f"{address}gradio_api/upload", files={"files": (tmp_path / "it.png").open("rb")}
+            ).json()
+            values[name] = file_data(uploaded[0]) | {"orig_name": "it.png"}
+    answer = ask_raw(address, "generate", list(values.values()))
+    assert re.search(why, json.loads(answer.split("event: error\ndata: ")[1].splitlines()[0])["error"])
+
+
+def test_what_no_endpoint_can_read_is_refused_with_a_sentence(address, subject):
+    for endpoint, data in {
+        "teach": [[], None, *[""] * 10],
+        "annotate": [[], {"path": None, "url": "/etc/passwd"}],
+    }.items():
+        assert f"/{endpoint} cannot read" in ask_raw(address, endpoint, data)
+    for endpoint, data in {"import_adapter": [[], None], "rename": ["amber", None]}.items():
+        assert "is no name" in ask_raw(address, endpoint, data)
+
+
+def test_more_pictures_than_a_lesson_takes_are_not_passed_over(subject):
+    from hra_diffusion.studio.lesson import examine
+
+    with pytest.raises(HRAError, match=r"at most 200 pictures.* found 201"):
+        examine(subject[:1] * 201)
+
+
+def test_messages_name_files_and_no_folders(client, session, tmp_path):
+    from hra_diffusion.studio.tabs.common import without_folders
+
+    (tmp_path / "a.zip").write_bytes(archive({"unet/adapter_config.json": b"{", "unet/adapter_model.safetensors": b""}))
+    with pytest.raises(AppError) as refused:
+        client.predict([handle_file(str(tmp_path / "a.zip"))], "new one", api_name="/import_adapter")
+    assert str(refused.value).startswith("new one/unet/adapter_config.json is no JSON")
+    assert without_folders("Cannot read '/a/b c/d.json'; see https://x.y/z, a/b") == (
+        "Cannot read 'b c/d.json'; see https://x.y/z, a/b"
+    )
 
 
 def archive(members: dict[str, bytes]) -> bytes:

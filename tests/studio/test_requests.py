@@ -11,8 +11,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
+from hra_diffusion.studio.base import Base
 from hra_diffusion.studio.grid import Axis, Grid
-from hra_diffusion.studio.metadata import from_parameters, parameters, png_info, read_request
+from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.metadata import from_parameters, parameters, png_info, read_request, restored
 from hra_diffusion.studio.requests import MAX_SEED, AdapterUse, DrawRequest
 
 NAMED = {"adapters": "adapter|strength", "guidance_scale": "guidance_scale"}
@@ -118,6 +120,40 @@ def test_what_is_no_png_is_refused(tmp_path):
 def test_what_cannot_be_drawn_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=NAMED.get(name, name)):
         DrawRequest.of({name: value})
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"seed": MAX_SEED, "count": 2}, "seed"),
+        ({"image": "a" * 32, "steps": 1, "image_strength": 0.9}, "image_strength is 0.9: of 1 steps none is left"),
+    ],
+)
+def test_settings_that_together_cannot_be_drawn_are_refused(values, why):
+    with pytest.raises(ConfigError, match=why):
+        DrawRequest.of(values)
+
+
+def test_what_a_picture_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_path):
+    base = Base(source="sd", name="sd", size=64, multiple=8, schedulers=("the model's own", "DDIM"))
+    default = DrawRequest(prompt="a dog", width=64, height=64, guidance_scale=4.0, seed=1)
+
+    def restored_from(**texts: str) -> tuple[DrawRequest, str]:
+        info = PngInfo()
+        for name, text in texts.items():
+            info.add_text(name, text)
+        Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
+        request, changes = restored(tmp_path / "a.png", base, Library(tmp_path), default)
+        return request, "\n".join(changes)
+
+    request, said = restored_from(parameters="a cat\nSteps: 20, CFG scale: 40, Seed: -1, Size: 513x64")
+    assert request == DrawRequest(prompt="a cat", steps=20, guidance_scale=4.0, seed=1, width=512, height=64)
+    assert all(each in said for each in ("guidance_scale is 40", "seed is -1", "width is 513: taken as 512"))
+
+    ours = {"prompt": "a cat", "scheduler": "Heun", "height": 12, "adapters": [{"name": "gone"}], "condition": "a" * 32}
+    request, said = restored_from(hra_diffusion=json.dumps({"request": ours}))
+    assert request == DrawRequest(prompt="a cat", guidance_scale=4.0, seed=1, width=64, height=16)
+    assert all(each in said for each in ("'Heun'", "height is 12", "'gone' is not in the library"))
 
 
 def test_a_grid_is_the_request_with_two_settings_changed():

@@ -5,6 +5,7 @@ import functools
 import html
 import inspect
 import io
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.data_classes import ImageData
 from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
@@ -21,6 +23,7 @@ from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.uploads import read_upload
 
 NEW_SEED_BELOW = 2**31
+_FOLDERS = re.compile(r"(?<![\w:/.~])/(?:[^\s/'\"“”]+/)+")
 
 SETTINGS = (
     "prompt",
@@ -47,11 +50,24 @@ SETTINGS = (
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Turn the project's errors into messages on the page and of the API; what they quote cannot become HTML."""
+    """Turn the project's errors into messages on the page and of the API; what they quote cannot become HTML.
+
+    Folders of the server's are left out: names of files are enough for whoever sent them.
+    """
     try:
         yield
     except HRAError as error:
-        raise gr.Error(html.escape(str(error), quote=False), duration=12, print_exception=False) from error
+        raise told(without_folders(str(error))) from error
+
+
+def told(text: str) -> gr.Error:
+    """Return an error that is shown as it is, and not logged."""
+    return gr.Error(html.escape(text, quote=False), duration=12, print_exception=False)
+
+
+def without_folders(text: str) -> str:
+    """Leave out the folders of absolute paths."""
+    return _FOLDERS.sub("", text)
 
 
 def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -85,6 +101,20 @@ def named(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
     called.__signature__ = inspect.Signature([*parameters, asker])  # pyright: ignore[reportFunctionMemberAccess]
     called.__annotations__ = {"asker": gr.Request}
     return called
+
+
+def as_sent(*inputs: gr.components.Component) -> None:
+    """Let inputs hand on what they are sent, pictures their file's path: whoever uses it says what is wrong with it."""
+    for each in inputs:
+        each.preprocess = _as_sent
+
+
+def _as_sent(payload: Any) -> Any:
+    if not isinstance(payload, ImageData):
+        return payload
+    if payload.path is None:  # an address alone: nobody has checked where it leads
+        raise told("A picture must be a file: upload it.")
+    return payload.path
 
 
 def with_request(session: Session, handler: Callable[..., Iterator[Any]], *extra: str) -> Callable[..., Iterator[Any]]:

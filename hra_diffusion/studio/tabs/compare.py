@@ -56,18 +56,19 @@ def build(session: Session, settings: Settings, tab: gr.Tab) -> None:
         grid = Grid.of(request, Axis.read(x_axis, x_values), Axis.read(y_axis, y_values))
         done: list[Saved] = []
         small: list[str] = []
-        yield _table(grid, small, None), gr.skip(), gr.update(visible=False)
+        seed = "" if "seed" in (x_axis, y_axis) else note(f"Of seed {request.seed}.")
+        yield seed + _table(grid, small, None), gr.skip(), gr.update(visible=False)
         for event in session.draw_grid(grid, client):
             if isinstance(event, Saved):
                 done.append(event)
                 small.append(data_url(event.image))
             preview = data_url(event.preview) if isinstance(event, Progress) else None
-            yield _table(grid, small, preview), gr.skip(), gr.skip()
+            yield seed + _table(grid, small, preview), gr.skip(), gr.skip()
         if len(done) < sum(map(len, grid.rows)):
             yield note("Stopped.") + _table(grid, small, None), gr.skip(), gr.skip()
             return
-        path = session.save_sheet(grid.sheet([each.image for each in done]))
-        yield _table(grid, small, None), str(path), gr.update(visible=True)
+        path = session.save_sheet(grid.sheet([each.image for each in done]), request)
+        yield seed + _table(grid, small, None), str(path), gr.update(visible=True)
 
     def example(kind: str) -> str:
         if kind == "adapter":

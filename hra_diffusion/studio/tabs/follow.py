@@ -73,10 +73,8 @@ def build(session: Session, picker: gr.HTML, width: gr.Slider, height: gr.Slider
         if not control_image:
             raise ConfigError("Draw or upload a picture first.")
         request = DrawRequest.of({"adapters": adapters or [], "width": width, "height": height})
-        request = session.following(request, Path(control_image), annotator)
-        if request.condition is None:
-            raise ConfigError("Choose the control that is to follow it first: a card that says “control”.")
-        return gr.update(value=served(session, session.uploads.path(request.condition)), visible=True)
+        condition = session.following(request, Path(control_image), annotator).condition or ""
+        return gr.update(value=served(session, session.uploads.path(condition)), visible=True)
 
     @shown
     def use_drawing(drawing: dict[str, Any] | None, adapters: list[Any] | None) -> tuple[str, str]:
@@ -89,4 +87,7 @@ def build(session: Session, picker: gr.HTML, width: gr.Slider, height: gr.Slider
 
     look.click(annotate, [picker, picture, annotator, width, height], seen, api_name="annotate")
     use.click(use_drawing, [pad, picker], [picture, annotator], api_visibility="private")
+    chosen = gr.State(OWN)
+    annotator.input(lambda name: name, annotator, chosen, api_visibility="private", queue=False)
+    picture.upload(lambda name: name, chosen, annotator, api_visibility="private", queue=False)
     return [picture, annotator, start, end]

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def build(session: Session) -> Settings:
             settings = settings_panel(session)
         with gr.Column(scale=7, min_width=320, elem_classes="canvas"):
             canvas = _canvas(session)
-    at = gr.State(0)
+    looked_at = gr.State(None)
     seed = settings.inputs[9]
 
     def generate(request: DrawRequest, client: str) -> Iterator[Any]:
@@ -119,10 +119,12 @@ def build(session: Session) -> Settings:
         there = gr.update(visible=bool(saved))
         yield _gallery(session, saved), request.seed, unread, stage, there, there, hidden
 
-    def before_after(request: DrawRequest, client: str) -> Iterator[Any]:
+    def before_after(request: DrawRequest, client: str, looked_at: str | None) -> Iterator[Any]:
         """Draw with the adapters and, on the same seed, with the plain base. Returns both files."""
         if not request.adapters:
             raise ConfigError("There is no adapter to look at without: choose one first.")
+        if looked_at:
+            request = replace(request, seed=read_request(Path(looked_at)).seed)
         found: list[Saved] = []
         for wish in (request.single(0).without_adapters(), request.single(0)):
             for event in session.draw(wish, client):
@@ -138,13 +140,16 @@ def build(session: Session) -> Settings:
     @shown
     def restore_from(png: str) -> list[Any]:
         """Read a PNG's settings. Returns the values of all settings, in the order of the parameters of generate."""
-        return settings.values(session, read_request(Path(png)))
+        request, changes = session.restore(Path(png))
+        for change in changes:
+            gr.Warning(html.escape(change, quote=False))
+        return settings.values(session, request)
 
     @shown
-    def restore_drawn(pictures: list[tuple[str, str]] | None, index: int) -> list[Any]:
-        if not pictures:
+    def restore_drawn(looked_at: str | None) -> list[Any]:
+        if not looked_at:
             raise ConfigError("Nothing has been drawn yet.")
-        return restore_from(pictures[min(index, len(pictures) - 1)][0])
+        return restore_from(looked_at)
 
     def insert(prompt: str, event: gr.EventData) -> str:
         words = str(event._data.get("text", ""))
@@ -157,24 +162,34 @@ def build(session: Session) -> Settings:
 
     limit = session.config.max_waiting + 4
     drawing = {"show_progress": "hidden", "concurrency_limit": limit, "concurrency_id": "model"}
-    settings.go.click(
+    drawn = settings.go.click(
         with_request(session, generate),
         settings.inputs,
         [canvas.gallery, seed, canvas.left_out, canvas.stage, canvas.pictures, canvas.tools, canvas.both],
         api_name="generate",
         **drawing,
     )
-    canvas.compare.click(
-        with_request(session, before_after),
-        settings.inputs,
+    compared = canvas.compare.click(
+        with_request(session, before_after, "looked_at"),
+        [*settings.inputs, looked_at],
         [canvas.slider, canvas.stage, canvas.both],
         api_name="before_after",
         **drawing,
     )
     settings.end.click(stopper(session), api_name="stop", queue=False)
-    canvas.restore.click(restore_drawn, [canvas.gallery, at], settings.inputs, api_visibility="private")
+    for event in (drawn, compared):  # what was said of a drawing that failed is of none any more
+        event.failure(
+            lambda pictures: "" if pictures else _nothing_yet(session),
+            canvas.gallery,
+            canvas.stage,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    canvas.restore.click(restore_drawn, looked_at, settings.inputs, api_visibility="private")
     canvas.dropped.upload(restore_from, canvas.dropped, settings.inputs, api_name="restore")
-    canvas.gallery.select(_selected, None, at, api_visibility="private")
+    looking = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
+    canvas.gallery.select(_selected, canvas.gallery, looked_at, **looking)
+    canvas.gallery.change(_still_there, [canvas.gallery, looked_at], looked_at, **looking)
     canvas.stage.idea(take, None, [settings.inputs[0], settings.picker], api_visibility="private").then(
         None, js="() => document.querySelector('#generate button, button#generate').click()", api_visibility="private"
     )
@@ -197,8 +212,15 @@ def _nothing_yet(session: Session) -> str:
     return empty("Nothing drawn yet", text, f'<p class="ideas">{buttons}</p>')
 
 
-def _selected(event: gr.SelectData) -> int:
-    return event.index if isinstance(event.index, int) else 0
+def _selected(pictures: list[tuple[str, str]] | None, event: gr.SelectData) -> str | None:
+    index = event.index if isinstance(event.index, int) else 0
+    return pictures[index][0] if pictures and 0 <= index < len(pictures) else None
+
+
+def _still_there(pictures: list[tuple[str, str]] | None, looked_at: str | None) -> str | None:
+    """Return the picture that is looked at: after another drawing, its first."""
+    paths = [path for path, _ in pictures or []]
+    return looked_at if looked_at in paths else next(iter(paths), None)
 
 
 def _gallery(session: Session, saved: list[Saved]) -> list[tuple[str, str]]:

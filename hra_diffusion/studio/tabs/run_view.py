@@ -9,7 +9,7 @@ import gradio as gr
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.runs import Run, Status
 from hra_diffusion.studio.session import Session
-from hra_diffusion.studio.tabs.common import empty, in_words, served, shown
+from hra_diffusion.studio.tabs.common import empty, in_words, served, shown, without_folders
 from hra_diffusion.studio.tabs.loss_plot import loss_plot
 
 _NO_RUN = empty("Nothing is being taught", "Choose pictures, say what they show, and press Teach.")
@@ -67,7 +67,7 @@ def run_view(session: Session) -> RunView:
             "phase": found.phase,
             "step": found.done,
             "steps": found.total,
-            "error": found.error,
+            "error": found.error and without_folders(found.error),
             "losses": [record.loss for record in found.records()],
             "metrics": found.measured(),
         }
@@ -131,9 +131,8 @@ def _known(name: str | None) -> str:
 
 def _status(run: Run) -> str:
     if run.status is Status.FAILED:
-        return (
-            f'<div class="status failed" role="alert"><b>It did not work</b><p>{html.escape(run.error or "")}</p></div>'
-        )
+        why = html.escape(without_folders(run.error or ""))
+        return f'<div class="status failed" role="alert"><b>It did not work</b><p>{why}</p></div>'
     left = f" · {in_words(run.seconds_left)} left" if run.seconds_left else ""
     title = {
         Status.RUNNING: "Learning",

@@ -10,7 +10,7 @@ from hra_diffusion.studio.conditions import GIVEN, OWN
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.tabs import follow
-from hra_diffusion.studio.tabs.common import heading, served
+from hra_diffusion.studio.tabs.common import as_sent, heading, served
 from hra_diffusion.studio.tabs.picker import adapter_picker
 
 _MIX = [("Together (their mean on the rotation group)", "lie"), ("One after the other (product)", "product")]
@@ -85,8 +85,9 @@ def settings_panel(session: Session) -> Settings:
         )
         strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="How much of it may change", elem_id="image-strength")
     inputs = [prompt, negative, picker, combine, steps, guidance, width, height, scheduler, seed, new_seed, count]
-    following = follow.build(session, picker, width, height)
-    return Settings([*inputs, image, strength, *following], picker, combine, go, end)
+    inputs += [image, strength, *follow.build(session, picker, width, height)]
+    as_sent(*inputs)
+    return Settings(inputs, picker, combine, go, end)
 
 
 def _kept(session: Session, digest: str | None) -> str | None:
