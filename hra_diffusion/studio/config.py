@@ -33,5 +33,7 @@ class StudioConfig:
         """Raise ConfigError for what cannot be."""
         if self.auth is not None and not all(self.auth.partition(":")):
             raise ConfigError("--auth must be USER:PASSWORD, neither of them empty.")
+        if self.port is not None and not 1 <= self.port <= 65_535:
+            raise ConfigError(f"--port is {self.port}: give a number from 1 to 65535.")
         if self.max_waiting < 1:
             raise ConfigError(f"--max_waiting is {self.max_waiting}: give a number at least 1.")

@@ -3,12 +3,14 @@
 import html
 import logging
 import os
+import socket
 from typing import Any
 
 import gradio as gr
 
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.config import StudioConfig
-from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.session import DAY, Session
 from hra_diffusion.studio.tabs import compare, generate, library, teach
 from hra_diffusion.studio.tabs.common import stopper, told
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
@@ -16,7 +18,6 @@ from hra_diffusion.studio.uploads import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 
-_DAY = 86_400
 _MARK = (
     '<svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true"><rect width="32" height="32" rx="9"/>'
     '<path d="M7 25 25 7" stroke-dasharray="2.5 3"/><path d="M7 25V11"/><path d="M7 25H21"/></svg>'
@@ -27,14 +28,30 @@ def serve(config: StudioConfig) -> None:
     """Open the studio and serve it until it is interrupted.
 
     Raises:
+        ConfigError: nothing can listen at this host and port.
         ModelError: there is no such base, or it is incomplete.
+        OutputError: the studio's folder cannot be written.
     """
     warn_of_open_doors(config)
+    check_address(config.host, config.port)
     session = Session(config)
     page = build_page(session)
-    page.launch(**launch_options(session), prevent_thread_lock=True)
+    try:
+        page.launch(**launch_options(session), prevent_thread_lock=True)
+    except OSError as error:
+        raise ConfigError(f"The page cannot be served: {error}") from error
     session.model.warm_up()
     page.block_thread()
+
+
+def check_address(host: str, port: int | None) -> None:
+    """Raise ConfigError where nothing can listen at a host and port; without a port, any will do."""
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[:1]:
+            socket.create_server(address[:2], family=family).close()
+    except OSError as error:
+        at = f"{host}, port {port}" if port else host
+        raise ConfigError(f"Nothing can listen at {at} ({error.strerror}): choose another --host or --port.") from error
 
 
 def warn_of_open_doors(config: StudioConfig) -> None:
@@ -64,7 +81,7 @@ class Page(gr.Blocks):
 def build_page(session: Session) -> gr.Blocks:
     """Put the page together."""
     os.environ["GRADIO_TEMP_DIR"] = str(session.cache)
-    page = Page(title="HRA studio", analytics_enabled=False, delete_cache=(3600, _DAY), fill_width=True)
+    page = Page(title="HRA studio", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True)
     with page:
         gr.HTML(_header(session), elem_id="header")
         with gr.Tabs(elem_id="tabs"):

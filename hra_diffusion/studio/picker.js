@@ -76,10 +76,18 @@ function card(entry, use) {
   return box;
 }
 
+// Focus stays where it is: the elements are new, their labels are not.
+function keepingFocus(change) {
+  const label = place().contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
+  change();
+  const labelled = [...place().querySelectorAll('[aria-label]')];
+  if (label) labelled.find((each) => each.getAttribute('aria-label') === label)?.focus();
+}
+
 function draw() {
   const uses = Object.fromEntries(chosen().map((use) => [use.name, use]));
   const entries = props.entries || [];
-  place().replaceChildren(...entries.map((entry) => card(entry, uses[entry.name])));
+  keepingFocus(() => place().replaceChildren(...entries.map((entry) => card(entry, uses[entry.name]))));
   if (!entries.length) {
     const none = make('div', 'empty');
     none.append(make('b', '', 'No adapters yet'), make('span', '', 'Teach one, or import one under Library.'));
@@ -87,5 +95,13 @@ function draw() {
   }
 }
 
+// What has no card could not be taken back: it is not chosen any more.
+function settle() {
+  const here = new Set((props.entries || []).map((entry) => entry.name));
+  const kept = chosen().filter((use) => here.has(use.name));
+  if (kept.length === chosen().length) return draw();
+  return choose(single ? null : kept);
+}
+
 draw();
-watch(['value', 'entries'], draw);
+watch(['value', 'entries'], () => setTimeout(settle)); // once both are there

@@ -6,15 +6,16 @@ outputs/studio/
 ├── runs/        lessons
 ├── uploads/     pictures to start from, and conditions
 ├── costs.json   what teaching costs here, once it was measured
-└── cache/       what browsers up- and download, removed after a day
+└── cache/       what browsers up- and download, removed after a day, or when the studio opens then
 """
 
 import shutil
+import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, HRAError
-from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.files import write_file, writing
 from hra_diffusion.studio.base import read_base
 from hra_diffusion.studio.conditions import annotated, control_among
 from hra_diffusion.studio.config import StudioConfig
@@ -42,6 +43,7 @@ from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults, find_model
 
 ADOPTED = "adopted.txt"
+DAY = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Session:
 
     Raises:
         ModelError: there is no such base, or it is incomplete.
+        OutputError: the folder cannot be written.
     """
 
     def __init__(self, config: StudioConfig) -> None:
@@ -72,7 +75,10 @@ class Session:
         self.runs = Runs(self.folder / "runs")
         self.costs = Costs(self.folder / "costs.json")
         for folder in (self.pictures, self.cache, self.library.folder, self.uploads.folder, self.runs.folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(self.folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+        _remove_old(self.cache)
         base = find_model(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
         self.model = Model(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
@@ -209,6 +215,16 @@ class Session:
             except HRAError:
                 return  # the run says itself what is wrong with it
             write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
+
+
+def _remove_old(cache: Path) -> None:
+    """Remove what nobody fetches any more: gradio forgets what it has served when it is ended from outside."""
+    for path in sorted(cache.rglob("*"), reverse=True):  # what is in a folder before the folder
+        with suppress(OSError):  # a folder that is not empty
+            if path.is_dir():
+                path.rmdir()
+            elif time.time() - path.lstat().st_ctime > DAY:
+                path.unlink()
 
 
 def _save(image: Image.Image, info: Any, path: Path) -> None:

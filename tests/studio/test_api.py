@@ -244,7 +244,7 @@ HOSTILE_FILES = [
 ]
 FILE_ENDPOINTS = {
     "restore": lambda file: [file],
-    "examine": lambda file: [[file]],
+    "examine": lambda file: [[file], {"headers": [], "data": []}],
     "import_adapter": lambda file: [[file], "x"],
     "annotate": lambda file: [[{"name": "edges"}], file, "own", 32, 32],
 }
@@ -384,6 +384,29 @@ def test_what_no_endpoint_can_read_is_refused_with_a_sentence(address, subject):
         assert f"/{endpoint} cannot read" in ask_raw(address, endpoint, data)
     for endpoint, data in {"import_adapter": [[], None], "rename": ["amber", None]}.items():
         assert "is no name" in ask_raw(address, endpoint, data)
+
+
+def test_captions_and_crops_stay_with_their_pictures(client, session, tmp_path):
+    from hra_diffusion.studio.tabs.lesson_form import lesson_of
+
+    files = []
+    for name in ("one/a.png", "other/a.png", "b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bomb(40 + len(files)))
+        files.append(tmp_path / name)
+    said = [["a.png", "asleep", "middle"], ["a.png", "at play", "start"]]
+    table = {"headers": ["picture", "caption", "crop"], "data": said}
+    uploaded = [handle_file(str(file)) for file in files]
+    _, shown = client.predict(uploaded, table, api_name="/examine")
+    assert shown["value"]["data"] == [*said, ["b.png", "", "whole"]]
+    assert client.predict(uploaded[2:], api_name="/examine")[1]["value"]["data"] == [["b.png", "", "whole"]]
+    words = ["a name", "cat", "sks", "a photo of", "Usual", *[""] * 5]
+    sittings = lesson_of([[str(file) for file in files], said, *words]).sittings
+    assert [(each.caption, each.crop) for each in sittings] == [
+        ("asleep", "middle"),
+        ("at play", "start"),
+        ("", "whole"),
+    ]
 
 
 def test_more_pictures_than_a_lesson_takes_are_not_passed_over(subject):

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +20,27 @@ from hra_diffusion.studio.metadata import read_request
 def test_half_a_password_is_refused(auth):
     with pytest.raises(ConfigError, match="USER:PASSWORD"):
         StudioConfig(auth=auth)
+
+
+@pytest.mark.parametrize("port", [-1, 0, 70_000])
+def test_a_port_that_is_none_is_refused(port):
+    with pytest.raises(ConfigError, match=f"--port is {port}"):
+        StudioConfig(port=port)
+
+
+@pytest.mark.slow
+def test_where_nothing_can_listen_or_be_kept_is_refused_in_a_sentence(tmp_path, python):
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for arguments, why in (
+            (["--port", port], f"Error: Nothing can listen at 127.0.0.1, port {port}"),
+            (["--host", "nowhere.invalid"], "Error: Nothing can listen at nowhere.invalid"),
+            (["--folder", str(tmp_path / "file")], "Error: Cannot write"),
+        ):
+            done = python("app.py", *arguments)
+            assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+            assert done.stderr.startswith(why)
 
 
 @pytest.mark.slow

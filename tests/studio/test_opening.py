@@ -76,6 +76,18 @@ def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
     assert {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"} == {"teapot", "tiger"}
 
 
+def test_what_browsers_fetched_is_removed_once_it_is_a_day_old(tmp_path, monkeypatch):
+    for name in ("cache/abc/a.png", "pictures/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    Session(StudioConfig(folder=tmp_path))
+    assert (tmp_path / "cache" / "abc" / "a.png").exists()
+    monkeypatch.setattr("hra_diffusion.studio.session.DAY", -1)
+    Session(StudioConfig(folder=tmp_path))
+    assert not (tmp_path / "cache" / "abc").exists()
+    assert (tmp_path / "pictures" / "b.png").exists()
+
+
 @pytest.mark.slow
 def test_the_page_is_built_without_diffusers(tiny_sd, tmp_path):
     code = f"""

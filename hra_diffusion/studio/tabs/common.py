@@ -5,6 +5,7 @@ import functools
 import html
 import inspect
 import io
+import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -21,6 +22,8 @@ from hra_diffusion.errors import HRAError
 from hra_diffusion.studio.requests import DrawRequest
 from hra_diffusion.studio.session import Session
 from hra_diffusion.studio.uploads import read_upload
+
+logger = logging.getLogger(__name__)
 
 NEW_SEED_BELOW = 2**31
 _FOLDERS = re.compile(r"(?<![\w:/.~])/(?:[^\s/'\"“”]+/)+")
@@ -50,14 +53,19 @@ SETTINGS = (
 
 @contextmanager
 def errors_shown() -> Iterator[None]:
-    """Turn the project's errors into messages on the page and of the API; what they quote cannot become HTML.
+    """Turn errors into messages on the page and of the API, others than the project's into one that says no more.
 
-    Folders of the server's are left out: names of files are enough for whoever sent them.
+    What they quote cannot become HTML, and folders of the server's are left out: whoever sent files knows their names.
     """
     try:
         yield
     except HRAError as error:
         raise told(without_folders(str(error))) from error
+    except gr.Error:
+        raise
+    except Exception as error:
+        logger.exception("This was not foreseen.")
+        raise told("Something went wrong that was not foreseen: the studio's log says what.") from error
 
 
 def told(text: str) -> gr.Error:

@@ -1,6 +1,7 @@
 """What is to be taught, as components: pictures with captions and crops, words, and how much effort."""
 
 import html
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,11 @@ def lesson_form(session: Session) -> LessonForm:
     inputs = [files, table, name, subject, token, looks_like, preset, *numbers]
 
     @shown
-    def examine_them(files: list[str] | None) -> Any:
-        """Look at pictures: what is wrong with each, as HTML, and a table for captions and crops."""
+    def examine_them(files: list[str] | None, captions: Any = None) -> Any:
+        """Look at pictures: what is wrong with each, as HTML, and a table for captions and crops, with those so far."""
         found = examine([Path(file) for file in files or []])
-        rows = [[path.name, "", "whole"] for path, size, _ in found if size]
+        good = [path.name for path, size, _ in found if size]
+        rows = [[name, *words] for name, words in zip(good, _words(captions, good), strict=True)]
         return _report(found), gr.update(value=rows, visible=bool(rows))
 
     def estimate(*values: Any) -> str:
@@ -118,7 +120,7 @@ def lesson_form(session: Session) -> LessonForm:
 
     words = [looks_like, token, subject]
     gr.on([each.change for each in words], _called, words, names, api_visibility="private", queue=False)
-    files.change(examine_them, files, [checked, table], api_name="examine")
+    files.change(examine_them, [files, table], [checked, table], api_name="examine")
     preset.input(_placeholders, preset, numbers, api_visibility="private", queue=False, show_progress="hidden")
     measure.click(named(estimate, *NAMES), inputs, cost, api_name="estimate").success(
         lambda: gr.update(choices=presets(session)), None, preset, api_visibility="private", show_progress="hidden"
@@ -132,13 +134,10 @@ def lesson_of(values: Sequence[Any]) -> Lesson:
     if said["preset"] not in PRESETS:
         raise ConfigError(f"There is no effort {str(said['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
     effort = with_effort(PRESETS[said["preset"]], **{name: _number(name, said[name]) for name in _NUMBERS})
-    table = said["captions"]
-    rows = table.get("data", []) if isinstance(table, dict) else table or []
-    words = {str(row[0]): [str(cell or "") for cell in row[1:3]] for row in rows if len(row) >= len(_COLUMNS)}
+    good = [path for path, size, _ in examine([Path(file) for file in said["files"] or []]) if size]
+    words = _words(said["captions"], [path.name for path in good])
     sittings = [
-        Sitting(file=path, caption=words.get(path.name, ["", ""])[0], crop=words.get(path.name, ["", "whole"])[1])
-        for path, size, _ in examine([Path(file) for file in said["files"] or []])
-        if size
+        Sitting(file=path, caption=caption, crop=crop) for path, (caption, crop) in zip(good, words, strict=True)
     ]
     return Lesson(
         name=str(said["name"] or "").strip(),
@@ -148,6 +147,16 @@ def lesson_of(values: Sequence[Any]) -> Lesson:
         looks_like=str(said["looks_like"] or ""),
         effort=effort,
     )
+
+
+def _words(table: Any, names: list[str]) -> list[list[str]]:
+    """Find caption and crop of each picture in a table; rows of the same name are for the pictures of it, in order."""
+    rows = table.get("data", []) if isinstance(table, dict) else table or []
+    said: dict[str, list[list[str]]] = defaultdict(list)
+    for row in rows:
+        if len(row) >= len(_COLUMNS):
+            said[str(row[0])].append([str(cell or "") for cell in row[1:3]])
+    return [said[name].pop(0) if said[name] else ["", "whole"] for name in names]
 
 
 def _number(name: str, said: Any) -> int | None:
