@@ -161,3 +161,12 @@ def test_a_grid_says_its_seed_and_its_sheet_holds_the_settings(tab, session):
     assert request.adapters[0].name == "amber"
     with Image.open(download.value.path()) as sheet:
         assert sheet.width > 64
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_what_a_file_is_to_be_is_said_beside_the_icon_and_not_below_it(tab, width):
+    tab.set_viewport_size({"width": width, "height": 900})
+    tab.locator("#restore-file .label-wrap").click()
+    label, icon = (tab.locator(f"#restore-file {each}") for each in ("label", ".icon-wrap"))
+    label.first.wait_for()
+    assert label.first.bounding_box()["y"] + label.first.bounding_box()["height"] <= icon.first.bounding_box()["y"]

@@ -86,7 +86,7 @@ def _canvas(session: Session) -> _Canvas:
             interactive=False,
         )
     with gr.Accordion("Restore from a file", open=False, elem_id="restore-file"):
-        dropped = gr.File(label="A PNG of the studio or of A1111", file_types=[".png"], height=110)
+        dropped = gr.File(label="A PNG of the studio or of A1111", file_types=[".png"], height=150)
     return _Canvas(stage, pictures, gallery, left_out, tools, restore, compare, both, slider, dropped)
 
 

@@ -60,7 +60,7 @@ def _import(session: Session, settings: Settings, picker: gr.HTML) -> None:
             label="A .zip of an adapter, its two files, or a LoRA",
             file_count="multiple",
             file_types=[".zip", ".safetensors", ".json"],
-            height=130,
+            height=150,
         )
         import_name = gr.Textbox(label="Call it", elem_id="import-name")
         bring = gr.Button("Import", elem_id="import-go")
