@@ -76,7 +76,7 @@ def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -
     try:
         encoder = ConditionEncoder.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
         encoder.annotator  # noqa: B018 (an annotator that is not known is found out here)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise AdapterFileError(f"The encoder {place} cannot be read: {error}") from error
     return encoder
 

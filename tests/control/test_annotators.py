@@ -157,6 +157,12 @@ def test_unknown_names_and_settings_are_refused():
         make_annotator("canny", {"low": 3, "high": 2})
     with pytest.raises(ConfigError, match="blur is -1"):
         make_annotator("canny", {"blur": -1})
-    for name, settings in (("scribble", {"width": -1}), ("soft_edge", {"blur": -1}), ("normal", {"relief": 0})):
-        with pytest.raises(ConfigError, match=r"is -1|is 0|width -1"):
-            make_annotator(name, settings)
+    for name, key, value in (
+        ("scribble", "width", -1),
+        ("soft_edge", "blur", -1),
+        ("normal", "relief", 0),
+        ("normal", "relief", math.nan),
+        ("color", "blocks", 10**9),
+    ):
+        with pytest.raises(ConfigError, match=f"(is|width) {value}"):
+            make_annotator(name, {key: value})

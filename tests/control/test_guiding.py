@@ -1,5 +1,6 @@
 """A condition acts where and as strongly as it was told to, in pipelines of every kind, and leaves no trace."""
 
+import json
 import shutil
 
 import pytest
@@ -232,6 +233,11 @@ def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, sh
         (tmp_path / "condition_encoder" / name).write_bytes(content[:-9] if name.endswith("safetensors") else content)
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         load_hra_control(bare, tmp_path)
+    odd = shutil.copytree(control_folder, tmp_path / "odd")
+    settings = odd / "condition_encoder" / "config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"annotator_settings": ["a"]}))
+    with pytest.raises(AdapterFileError, match=r"The encoder .* cannot be read"):
+        load_hra_control(bare, odd)
     more = shutil.copytree(control_folder, tmp_path / "more")
     HRAModel(bare.text_encoder, HRAConfig(r=2, target_modules=["q_proj"])).save_pretrained(more / "text_encoder")
     with pytest.raises(AdapterFileError, match="adapts text_encoder too, but a control acts in the UNet alone"):

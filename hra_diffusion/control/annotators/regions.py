@@ -9,6 +9,8 @@ from hra_diffusion.control import models
 from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb
 from hra_diffusion.errors import ConfigError, ImageError
 
+_MOST_BLOCKS = 1024
+
 
 @dataclass(frozen=True, kw_only=True)
 class Colour(Annotator):
@@ -21,8 +23,8 @@ class Colour(Annotator):
 
     def __post_init__(self) -> None:
         """Raise ConfigError when there are no blocks."""
-        if self.blocks < 1:
-            raise ConfigError(f"The number of blocks is {self.blocks}: give at least 1.")
+        if not 1 <= self.blocks <= _MOST_BLOCKS:
+            raise ConfigError(f"The number of blocks is {self.blocks}: give 1 to {_MOST_BLOCKS}.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
         """See :class:`Annotator`."""

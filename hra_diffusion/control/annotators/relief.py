@@ -1,5 +1,6 @@
 """Conditions of relief: how near everything is, and which way its surfaces face."""
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -75,7 +76,7 @@ class Normal(_OfDepth):
 
     def __post_init__(self) -> None:
         """Raise ConfigError when the settings mean nothing."""
-        if self.relief <= 0:
+        if not 0 < self.relief < math.inf:
             raise ConfigError(f"The relief of normals is {self.relief}: give a number above 0.")
 
     def annotate(self, picture: Image.Image) -> Pixels:
