@@ -47,6 +47,8 @@ def make_annotator(name: str, settings: Mapping[str, Any] | None = None) -> Anno
     """
     if name not in ANNOTATORS:
         raise ConfigError(f"There is no annotator {name!r}; known are {', '.join(ANNOTATORS)}.")
+    if not isinstance(settings or {}, Mapping):
+        raise ConfigError(f"The annotator {name!r} has settings {settings!r}: give a value for each by its name.")
     kind = ANNOTATORS[name]
     known = [field.name for field in fields(kind)]
     for key in (settings or {}).keys() - set(known):
