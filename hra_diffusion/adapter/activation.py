@@ -163,7 +163,9 @@ class AdaptedModel(ModelProxy):
             names = left or (tuple(there)[:1] if acting.names else ())
             strengths = {name: acting.strengths.get(name, now) for name, now in self.strengths.items()}
             self._act(**vars(acting) | {"names": names, "strengths": strengths})
-            for parameter, trains in training:
+            if names != acting.names:  # another took over
+                self._train_acting()
+            for parameter, trains in training if names == acting.names else ():
                 parameter.requires_grad = trains
             self._merge(tuple(blend for blend in merged if all(name in there for name, _ in blend)))
 
@@ -203,9 +205,9 @@ class AdaptedModel(ModelProxy):
         Raises:
             ConfigError: adapters act beside the weights.
         """
-        if self._answering and not self._merged:
+        if self.peft_config and not self._merged:
             raise ConfigError(
-                "Projections cannot be joined while adapters act beside their weights: merge them first (fuse_hra)."
+                "Projections cannot be joined while adapters lie beside their weights: merge them first (fuse_hra)."
             )
         model: Any = self.model
         model.fuse_qkv_projections()
@@ -252,6 +254,13 @@ class AdaptedModel(ModelProxy):
         merge_layers(self._injection.layers, mixture, **options)
         self._merged = mixture
         self._injection.answer(self._answering)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what acts does so beside the weights and without blends, so that switching it computes nothing."""
+        acting = self._acting
+        blended = acting.as_mean and len(acting.names) > 1
+        return not self._merged and not blended and all(acting.strengths[name] == 1 for name in acting.names)
 
     @property
     def _answering(self) -> Sequence[str]:

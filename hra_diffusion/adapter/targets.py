@@ -58,15 +58,15 @@ def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
     return found
 
 
-def check_each_target(model: nn.Module, config: HRAConfig) -> None:
-    """Make sure that each of the names that `config` lists means a module, lest one be mistyped unnoticed.
+def check_each_target(config: HRAConfig, *models: nn.Module) -> None:
+    """Make sure that each of the names that `config` lists means a module of one of some models at least.
 
     Files do not have to pass: PEFT's may name modules that this version of a model is without.
 
     Raises:
         TargetError: one of them means none.
     """
-    names = [name for name, _ in model.named_modules() if name]
+    names = [name for model in models for name, _ in model.named_modules() if name]
     if not isinstance(config.target_modules, str) and "all-linear" in (config.target_modules or ()):
         raise TargetError("all-linear stands for all targets: name it alone, or leave it out.")
     listed = [] if isinstance(config.target_modules, str) else config.target_modules or []

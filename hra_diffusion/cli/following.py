@@ -53,7 +53,7 @@ def mention_idle_flags(config: TrainingConfig, arguments: Sequence[str]) -> None
 
 
 def _flags_of(kind: type[TrainingConfig], arguments: Sequence[str]) -> list[str]:
-    return [name for name in flag_types(kind) if flag_value(arguments, name) is not None]
+    return [name for name in flag_types(kind) if flag_value(arguments, name) not in (None, "None")]
 
 
 def announce(run: "Run") -> None:

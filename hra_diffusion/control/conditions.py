@@ -5,6 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from hra_diffusion.control.annotators import Annotator, Depth
+from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.pictures import WHITE, Colour, read_layers
 
 
@@ -12,10 +13,22 @@ def read_condition(path: Path, annotator: Annotator) -> Image.Image:
     """Decode a condition that is there already, one of the annotator's kind: RGB; depth from black to white.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: it cannot be read, or is none.
     """
     given = read_layers(path).over((0, 0, 0))
-    return Depth()(given) if isinstance(annotator, Depth) else given
+    return annotate(path, Depth(), given) if isinstance(annotator, Depth) else given
+
+
+def annotate(path: Path, annotator: Annotator, picture: Image.Image) -> Image.Image:
+    """Return the condition of a picture.
+
+    Raises:
+        ImageError: it has none; the message names the file that it is of.
+    """
+    try:
+        return annotator(picture)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
 
 
 def read_picture_for(path: Path, annotator: Annotator, background: Colour = WHITE) -> Image.Image:

@@ -8,10 +8,11 @@ from diffusers import StableDiffusionPipeline
 from hra_diffusion.control.guiding import Control, Pictures
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines import unload_hra_weights
+from hra_diffusion.pipelines import list_hra_adapters, unload_hra_weights
 
 SAVED = "control"
 """Sub-folder of a saved pipeline with its control."""
+_TRIAL = "control on trial"
 
 
 class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
@@ -46,12 +47,11 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
 
     def load_control(self, folder: str | Path, adapter_name: str = "control", **hub: Any) -> None:
         """Load a control in the place of that which is there, if any, which stays on errors: see `load_hra_control`."""
-        before = self.control
-        taken = before is not None and before.adapter_name == adapter_name
-        control = load_hra_control(self, folder, f"{adapter_name} anew" if taken else adapter_name, **hub)
-        if before:
-            unload_hra_weights(self, before.adapter_name)
-        self.control = control
+        if self.control and self.control.adapter_name in list_hra_adapters(self):
+            load_hra_control(self, folder, _TRIAL, **hub)  # whatever is wrong with it is said while the first is there
+            unload_hra_weights(self, _TRIAL)
+            unload_hra_weights(self, self.control.adapter_name)
+        self.control = load_hra_control(self, folder, adapter_name, **hub)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
         """Save the base and, in the sub-folder ``control``, the control."""

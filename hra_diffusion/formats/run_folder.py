@@ -11,7 +11,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["METRICS", "RESULTS", "SHEET", "TABLE", "home_of", "of_adapter", "of_run", "tomllib"]
+__all__ = ["FIGURE", "METRICS", "RESULTS", "SHEET", "TABLE", "home_of", "is_run", "of_adapter", "of_run", "tomllib"]
 
 SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md", "metrics.png"
 RESULTS = (SHEET, METRICS, TABLE, FIGURE)
@@ -24,9 +24,14 @@ def of_run(folder: str | Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder.absolute().parent / name) if path.is_file()), None)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run's."""
+    return (folder / "config.toml").is_file() and (folder / "log.jsonl").is_file()
+
+
 def home_of(folder: str | Path) -> Path:
     """Return where results about an adapter lie: in its folder, but of a run's final one beside it."""
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     is_final = folder.name == "adapter" and (folder.parent / "config.toml").is_file()
     return folder.parent if is_final else folder
 

@@ -18,6 +18,7 @@ from PIL import Image
 from hra_diffusion.control import Control
 from hra_diffusion.control.annotators import Canny, Landmarks, Scribble, Segmentation, SoftEdge
 from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.run_folder import METRICS, TABLE
 from hra_diffusion.metrics.agreement import (
     depth_agreement,
     edge_agreement,
@@ -171,8 +172,8 @@ def write_report(folder: Path, rows: Mapping[str, Mapping[str, Estimate]], about
     record = {**about, "measures": {row: {mode: asdict(e) for mode, e in cells.items()} for row, cells in rows.items()}}
     write_together(
         {
-            folder / "metrics.json": (json.dumps(record, indent=1) + "\n").encode(),
-            folder / "metrics.md": text.encode(),
+            folder / METRICS: (json.dumps(record, indent=1) + "\n").encode(),
+            folder / TABLE: text.encode(),
         }
     )
     return text

@@ -1,6 +1,7 @@
 """Which pictures are compared, and drawing them: the same prompts and seeds with an adapter and without."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,17 +112,19 @@ class Drawings:
 
     def draw(self, pipe: Any) -> Iterator[int]:
         """Draw with an adapted pipeline, in both modes; yields how many pictures are done."""
-        with hra_disabled(pipe):
-            yield from self.draw_as("base", pipe)
+        yield from self.draw_as("base", pipe, hra_disabled)
         yield from self.draw_as("adapter", pipe)
 
-    def draw_as(self, mode: str, pipe: Any) -> Iterator[int]:
-        """Draw one mode's pictures with a pipeline as it is, whatever its adapter; yields as :meth:`draw`."""
+    def draw_as(
+        self, mode: str, pipe: Any, within: Callable[[Any], AbstractContextManager[Any]] = nullcontext
+    ) -> Iterator[int]:
+        """Draw one mode's pictures, each batch within a context; yields as :meth:`draw`."""
         groups = self.pictures[mode] = {group: [] for group in self.plan.prompts}
         for group, prompts in self.plan.prompts.items():
             jobs = [(prompt, seed) for prompt in prompts for seed in self.plan.seeds]
             for start in range(0, len(jobs), self.plan.batch_size):
-                groups[group] += _draw(pipe, jobs[start : start + self.plan.batch_size], self.plan)
+                with within(pipe):
+                    groups[group] += _draw(pipe, jobs[start : start + self.plan.batch_size], self.plan)
                 yield sum(len(drawn) for of_mode in self.pictures.values() for drawn in of_mode.values())
 
     def by_prompt(self, mode: str, group: str) -> list[list[Image.Image]]:

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 
 from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.run_folder import FIGURE, METRICS, TABLE
 from hra_diffusion.metrics.bootstrap import Estimate
 from hra_diffusion.metrics.drawing import Drawings
 from hra_diffusion.metrics.sheet import contact_sheet
@@ -93,9 +94,9 @@ class Report:
         sheet = io.BytesIO()
         self.sheet().save(sheet, "PNG", optimize=True)
         contents = {
-            folder / "metrics.json": (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode(),
-            folder / "metrics.md": self.to_markdown().encode(),
-            folder / "metrics.png": sheet.getvalue(),
+            folder / METRICS: (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode(),
+            folder / TABLE: self.to_markdown().encode(),
+            folder / FIGURE: sheet.getvalue(),
         }
         write_together(contents)
         return list(contents)

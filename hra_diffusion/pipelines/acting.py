@@ -1,7 +1,7 @@
 """Which adapters of a pipeline act, how strongly, and whether through the weights: in all components alike, or none."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
@@ -50,7 +50,7 @@ def set_hra_adapters(
         pipe: the pipeline.
         names: one or several adapters, or none for the base model.
         strengths: one number for all, or one for each: 0 is the base model, 1 the adapter, 0.5 the middle of the
-            geodesic between them; negative ones turn the other way.
+            geodesic between them; negative ones turn the other way. Biases and modules trained whole act at any.
         combine: "lie" for exp(Σ sᵢ log Hᵢ), which has no order; "product" for H_first ⋯ H_last, each with its strength.
 
     Raises:
@@ -102,16 +102,22 @@ def using_hra_adapters(
 
 @contextmanager
 def hra_disabled(pipe: Any) -> Iterator[None]:
-    """Let a pipeline act as its base model within a ``with`` block."""
+    """Let a pipeline act as its base model within a ``with`` block, which ends in the thread that it began in.
+
+    Blocks of other threads wait until this one is done, as with `using_hra_adapters`.
+    """
     with lock_of(pipe):
-        restore = [component.restorer() for component in adapted_components(pipe).values()]
+        components = adapted_components(pipe).values()
+        restore = [component.restorer() for component in components]
+        plain = all(component.is_plain for component in components)
+        at_hand = nullcontext if plain else offloading_suspended  # switching alone needs no tensors
         try:
-            with offloading_suspended(pipe):
-                for component in adapted_components(pipe).values():
+            with at_hand(pipe):
+                for component in components:
                     component.disable_adapter_layers()
             yield
         finally:
-            with offloading_suspended(pipe):
+            with at_hand(pipe):
                 for each in restore:
                     each()
 

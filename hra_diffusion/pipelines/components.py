@@ -102,9 +102,10 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
 
 
 def _check_at_hand(pipe: Any) -> None:
-    """Make sure that no model's tensors are on a disk: diffusers leaves ones without values in their place."""
+    """Make sure that no tensors of adapters, or of what they adapt, are on a disk: ones without values stand there."""
     for name, model in models(pipe).items():
-        for module in model.modules():
+        adaptable = name == denoiser_name(pipe) or name.startswith("text_encoder")
+        for module in model.modules() if adaptable else ():
             hook = module._diffusers_hook.get_hook("group_offloading") if hasattr(module, "_diffusers_hook") else None
             if getattr(getattr(hook, "group", None), "offload_to_disk_path", None):
                 raise ConfigError(

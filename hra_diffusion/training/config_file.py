@@ -107,6 +107,8 @@ def read_run(folder: Path, default: Config) -> Config:
     if path is None:
         return default
     of_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
+    if of_control != isinstance(default, ControlNetConfig) and path.parent != Path(folder):
+        return default  # what merely lies in another run's folder
     if isinstance(default, ControlNetConfig) and not of_control:
         raise ConfigError(f"{folder} is of an adapter without a condition, and no control: draw with --adapter.")
     if isinstance(default, DreamBoothConfig) and of_control:

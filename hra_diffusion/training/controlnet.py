@@ -18,7 +18,7 @@ from PIL import Image
 
 from hra_diffusion.control import Control, encoder_for, fit, make_annotator
 from hra_diffusion.control.annotators import Annotator, Given
-from hra_diffusion.control.conditions import read_condition
+from hra_diffusion.control.conditions import annotate, read_condition
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats.files import check_writable
@@ -33,7 +33,14 @@ from hra_diffusion.training.controlled import CONDITIONS, KEPT
 from hra_diffusion.training.dataset import HELD_OUT, check_apart
 from hra_diffusion.training.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.families import load
-from hra_diffusion.training.pairs import Pair, conditions_of, import_dataset, read_pairs
+from hra_diffusion.training.pairs import (
+    CONDITIONS_FOLDER,
+    Pair,
+    check_conditions,
+    conditions_of,
+    import_dataset,
+    read_pairs,
+)
 from hra_diffusion.training.preflight import pictures
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.run import Run
@@ -82,7 +89,7 @@ class ControlNet(Run):
             root = _folder(config)
         folder = config.run.output_dir or Path("outputs", config.control.annotator)
         check_writable(folder)
-        check_apart(root, {"--output_dir": folder})
+        check_apart([root, root / CONDITIONS_FOLDER], {"--output_dir": folder})
         self.pairs = read_pairs(root, config.pairs)
         given = any(pair.condition for pair in self.pairs)
         if given and config.pairs.random_flip and not self.annotator.mirrors:
@@ -94,6 +101,7 @@ class ControlNet(Run):
             self.annotator.check()
             if isinstance(self.annotator, Given):
                 raise ImageError(f"--annotator is given, but {root} holds no conditions: add conditioning_images.")
+        check_conditions(self.pairs, self.annotator, config.pairs)
         self.family = load(config.model, PRECISIONS[config.run.mixed_precision])
         if self.family.denoiser_name != "unet":
             raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
@@ -217,7 +225,9 @@ class ControlNet(Run):
 def condition_of(pair: Pair, annotator: Annotator, size: tuple[int, int], background: Colour) -> Image.Image:
     """Make the condition of a pair's picture as a whole, or take the one it has: RGB, of a size."""
     whole = pair.whole_condition(annotator, background)
-    return fit(whole, size, annotator.labels) if pair.condition else annotator(fit(whole, size))
+    if pair.condition:
+        return fit(whole, size, annotator.labels)
+    return annotate(pair.example.photo.path, annotator, fit(whole, size))
 
 
 def _folder(config: ControlNetConfig) -> Path:

@@ -126,14 +126,15 @@ def read_pictures(paths: Iterable[Path], folder: Path) -> list[Image.Image]:
     return [photo.read() for photo in check_pictures(paths, folder)]
 
 
-def check_apart(pictures: Path, folders: Mapping[str, Path | None]) -> None:
+def check_apart(pictures: Iterable[Path], folders: Mapping[str, Path]) -> None:
     """Make sure that folders, by the flags that name them, are none of pictures to learn from.
 
     Raises:
         ConfigError: one of them is; what is written there would be learned from next time.
     """
+    learned = {folder.resolve() for folder in pictures}
     for flag, folder in folders.items():
-        if folder and folder.resolve() == pictures.resolve():
+        if folder.resolve() in learned:
             raise ConfigError(f"{flag} is {folder}, which holds the pictures to learn from: name another folder.")
 
 

@@ -30,7 +30,7 @@ from hra_diffusion.training.run import Run
 from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator, make_trainer, trained_parts
 from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples
+from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples, subject_folders
 from hra_diffusion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -68,16 +68,18 @@ class DreamBooth(Run):
         check_writable(folder)
         of_class = config.prior.class_data_dir
         root = config.data.instance_data_dir or Path()
-        check_apart(root, {"--output_dir": folder, "--class_data_dir": of_class})
+        written = {"--output_dir": folder}
+        if of_class and config.prior.with_prior_preservation:
+            written["--class_data_dir"] = of_class
+        check_apart([root, *subject_folders(root)], written)
         parse_colour(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
         report_duplicates([example.photo for example in self.examples])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
-        if config.prior.with_prior_preservation and of_class:
+        if config.prior.with_prior_preservation and of_class and not of_class.is_dir():
             check_writable(of_class, "--class_data_dir")
-            if not of_class.is_dir():
-                logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
+            logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
         accelerator = make_accelerator(config.run)
         self.family = load(config.model, PRECISIONS[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
@@ -93,6 +95,9 @@ class DreamBooth(Run):
             add_new_words(self.family, [subject.prompt for subject in self.subjects], captions, config.adapter)
         self._report_cut_captions()
         self.class_images = images_of_classes(config, self.subjects, folder, pipe)
+        for images in self.class_images:
+            if not all(path.exists() for path in images.files):
+                check_writable(images.folder, "--class_data_dir")
         super().__init__(
             config=config,
             accelerator=accelerator,

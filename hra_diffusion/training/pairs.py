@@ -23,7 +23,7 @@ from torch import Tensor
 
 from hra_diffusion.adapter.state import some
 from hra_diffusion.control.annotators import Annotator, Given
-from hra_diffusion.control.conditions import read_condition, read_picture_for
+from hra_diffusion.control.conditions import annotate, read_condition, read_picture_for
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.pictures import Colour, check_same_shape, parse_colour, read_layers
 from hra_diffusion.training.buckets import Size
@@ -143,6 +143,18 @@ def _conditions(
     return named
 
 
+def check_conditions(pairs: Sequence[Pair], annotator: Annotator, config: PairsConfig) -> None:
+    """Make sure that each pair has a condition, where not every picture has one.
+
+    Raises:
+        ImageError: one has none.
+    """
+    for pair in pairs if not annotator.reads_any_picture else ():
+        whole = pair.whole_condition(annotator, parse_colour(config.background_color))
+        if not pair.condition:
+            annotate(pair.example.photo.path, annotator, whole)
+
+
 def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:
     """Make the condition of each view of a pair's picture, uint8 (3, height, width); tints of a crop share theirs."""
     given = pair.condition is not None
@@ -150,9 +162,9 @@ def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsCon
     resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS
     covering = whole.resize(covering_size(pair.example.photo.size, size), resampling)
     shown = views(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
-    annotate = Given() if given else annotator
+    maker, path = Given() if given else annotator, pair.example.photo.path
     plain = [replace(view, tint=()) for view in shown]
-    made = {view: np.array(annotate(view.crop(covering, size))) for view in dict.fromkeys(plain)}
+    made = {view: np.array(annotate(path, maker, view.crop(covering, size))) for view in dict.fromkeys(plain)}
     conditions = {view: torch.from_numpy(pixels).permute(2, 0, 1) for view, pixels in made.items()}
     return [conditions[view] for view in plain]
 

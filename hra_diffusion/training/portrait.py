@@ -3,6 +3,7 @@
 Drawing changes nothing: each picture has a generator of its own, and no module or random state is touched.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.metrics.sheet import contact_sheet
 from hra_diffusion.pipelines import draw, hra_disabled
 from hra_diffusion.training.config import SubjectPreviewConfig
@@ -83,7 +85,17 @@ class Portrait:
 
 
 def portrait_of(subjects: Sequence[Subject], preview: SubjectPreviewConfig, resolution: int, seed: int) -> Portrait:
-    """Fill the prompts of the subjects into the settings' rows; a row of a class goes where there is none."""
+    """Fill the prompts of the subjects into the settings' rows; a row of a class goes where there is none.
+
+    Raises:
+        ConfigError: a row has another word in braces.
+    """
+    for template in preview.validation_prompts:
+        if unknown := set(re.findall(r"\{(\w*)\}", template)) - {"instance_prompt", "class_prompt"}:
+            raise ConfigError(
+                f"--validation_prompts has {template!r}, but {{{sorted(unknown)[0]}}} stands for nothing: "
+                "{instance_prompt} and {class_prompt} do."
+            )
     prompts = [
         template.replace("{instance_prompt}", subject.prompt).replace("{class_prompt}", subject.class_prompt or "")
         for template in preview.validation_prompts

@@ -102,8 +102,13 @@ class Recording:
 
 
 def clear_results(folder: Path) -> None:
-    """Take away what an earlier run has shown and measured of its adapter, which this one replaces."""
-    for name in RESULTS:
+    """Take away what was shown and measured of the adapter before, where a run has left one."""
+    for name in RESULTS if (folder / LOG).is_file() else ():
         (folder / name).unlink(missing_ok=True)
-    if (folder / VALIDATION).is_dir():
-        remove_folder(folder / VALIDATION)
+
+
+def clear_validation(folder: Path) -> None:
+    """Take away what an earlier run has shown on its way, where there was one."""
+    for step in (folder / VALIDATION).glob("step-*") if (folder / LOG).is_file() else ():
+        if step.is_dir():
+            remove_folder(step)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.formats.run_folder import RESULTS
+from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.pipelines.models import picture_name
@@ -29,7 +29,7 @@ from hra_diffusion.training.noising import noise_process
 from hra_diffusion.training.optimisers import check_optimizer
 from hra_diffusion.training.portrait import Preview
 from hra_diffusion.training.preflight import check_room
-from hra_diffusion.training.recording import VALIDATION, Recording, clear_results
+from hra_diffusion.training.recording import VALIDATION, Recording, clear_results, clear_validation
 from hra_diffusion.training.same_run import check_same_run
 from hra_diffusion.training.setup import trained_parts
 from hra_diffusion.training.sharding import gather, gathered
@@ -162,7 +162,7 @@ class Run(ABC):
         """Train; every record is in log.jsonl, and its checkpoint saved, when it is yielded."""
         if self.is_main:
             if not self.resumes_from:
-                clear_results(self.folder)
+                clear_validation(self.folder)
             settings = to_toml(with_values(self.config, {"resume_from_checkpoint": None}))
             write_file(self.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
         yield from self.recording.steps(self.total_steps)
@@ -219,9 +219,10 @@ class Run(ABC):
         self._idle = []
         gather(self.recording.trainer.loss)
         if self.is_main:
-            for name in RESULTS:  # they were of the adapter before
-                (self.folder / name).unlink(missing_ok=True)
+            replaces_another = folder.is_dir()
             save_adapter(self._saved, folder)
+            if replaces_another:
+                clear_results(self.folder)
         return folder
 
     def part_ways(self) -> None:
@@ -258,4 +259,4 @@ class Run(ABC):
         if self.is_main:
             with self._shown():
                 yield from self.portrait.draw(self.pipe)
-            write_file(self.folder / "before_after.png", self.portrait.sheet().save)
+            write_file(self.folder / SHEET, self.portrait.sheet().save)

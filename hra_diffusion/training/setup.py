@@ -76,7 +76,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             base_model_name_or_path=model.pretrained_model_name_or_path,
             revision=model.revision,
         )
-        check_each_target(getattr(pipe, name), config)
+        check_each_target(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.torch_compile:

@@ -19,7 +19,7 @@ from typing import Any
 
 from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.formats.run_folder import of_run, tomllib
+from hra_diffusion.formats.run_folder import is_run, tomllib
 from hra_diffusion.training.captions import read_captions
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.dataset import ENDINGS, HELD_OUT, Photo, check_pictures, file_digest, picture_files
@@ -88,10 +88,9 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     taken = re.findall(r"[^\W_]+", " ".join(names))
     new_words = config.adapter.train_text_encoder_ti
     rare_words = iter([f"<{word}>" if new_words else word for word in RARE_WORDS if word not in taken])
-    found = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
-    subjects = [subject for subject in found if subject.repeats]
-    if not subjects:
-        raise ConfigError(f"{found[0].folder} has 0_ in its name, which means that it is not shown: rename it.")
+    subjects = [_subject(folder, about, rare_words) for folder, about in zip(folders, described, strict=True)]
+    if not subjects[0].repeats:
+        raise ConfigError(f"{root} has 0_ in its name, which means that it is not shown: rename it.")
     for one, other in combinations(subjects, 2):
         if one.prompt == other.prompt and not config.data.instance_prompt:
             logger.warning('%s and %s share the prompt "%s", and become one.', one.folder, other.folder, one.prompt)
@@ -107,16 +106,18 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
 def subject_folders(root: Path, of_other_use: Collection[Path] = ()) -> list[Path]:
     """Return the folder itself if it holds a picture by name, else those of its sub-folders that do, if any.
 
-    Folders of other use or of runs, and pictures that are held out, are no subjects.
+    Folders of other use or of runs, those named 0_…, and pictures that are held out, are no subjects.
     """
     return [root] if _has_pictures(root) else _folders_with_pictures(root, of_other_use) or [root]
 
 
 def _folders_with_pictures(root: Path, of_other_use: Collection[Path]) -> list[Path]:
     inside = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    left_out = (HELD_OUT, *(path.name for path in inside if of_run(path / "adapter", "config.toml")))
-    candidates = (path for path in inside if path.name not in left_out and path.resolve() not in of_other_use)
-    return [folder for folder in candidates if _has_pictures(folder)]
+    named = (path for path in inside if path.name != HELD_OUT and not re.match("0+_", path.name))
+    found = [folder for folder in named if folder.resolve() not in of_other_use and _has_pictures(folder)]
+    if runs := [path.name for path in found if is_run(path)]:
+        logger.warning("%s holds folders of runs, which are no subjects: %s.", root, some(runs))
+    return [folder for folder in found if folder.name not in runs]
 
 
 def read_examples(subject: Subject, data: DataConfig) -> list[Example]:

@@ -244,6 +244,15 @@ def test_what_the_user_froze_stays_frozen(model, x):
     assert all(parameter.requires_grad for parameter in others)
 
 
+def test_what_takes_over_from_an_adapter_that_left_trains(model):
+    restore = model.restorer()
+    model.set_adapter("b")
+    model.delete_adapter("a")
+    restore()
+    assert model.active_adapters == ["b"]
+    assert any(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_whatever_ends_a_change_changes_nothing(model, x, monkeypatch, error):
     def end(*_):

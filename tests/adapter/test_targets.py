@@ -87,10 +87,11 @@ def test_targets_that_match_nothing_are_answered_with_the_nearest_names(net):
 
 
 def test_each_name_can_be_asked_to_match(net):
-    check_each_target(net, HRAConfig(target_modules=["q", "head"]))
-    check_each_target(net, HRAConfig(target_modules="all-linear"))
+    check_each_target(HRAConfig(target_modules=["q", "head"]), net)
+    check_each_target(HRAConfig(target_modules="all-linear"), net)
+    check_each_target(HRAConfig(target_modules=["q", "0"]), net, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(TargetError, match=r"target_modules 'haed' match no module .*some of its modules are: head"):
-        check_each_target(net, HRAConfig(target_modules=["q", "haed"]))
+        check_each_target(HRAConfig(target_modules=["q", "haed"]), net)
 
 
 def test_attention_that_never_calls_its_output_layer_is_left_out_of_all_linear():

@@ -178,7 +178,7 @@ def test_another_control_takes_the_place_of_the_first(pipe, tiny_sd, other_contr
     assert pipe.control is control
     for _ in range(3):
         pipe.load_control(other_control_folder)
-    assert len(list_hra_adapters(pipe)) == 1
+    assert list(list_hra_adapters(pipe)) == ["control"]
     fresh = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, use_safetensors=True)
     fresh.load_control(other_control_folder)
     assert torch.equal(draw(pipe, image=shapes), draw(fresh, image=shapes))

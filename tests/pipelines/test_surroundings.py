@@ -1,5 +1,6 @@
 """What diffusers does to pipelines goes on working with adapters in them, whether it was done before or after."""
 
+import threading
 import warnings
 
 import pytest
@@ -17,10 +18,11 @@ from hra_diffusion import (
     save_hra_weights,
     set_hra_adapters,
     unload_hra_weights,
+    using_hra_adapters,
 )
 from hra_diffusion.errors import AdapterFileError, ConfigError, MergeError
 from hra_diffusion.pipelines import hra_disabled
-from hra_diffusion.pipelines.components import lock_of
+from hra_diffusion.pipelines.components import lock_of, offloading_suspended
 
 CPU = torch.device("cpu")
 OFFLOADS = {
@@ -122,10 +124,23 @@ def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapt
     assert close(picture(pipe), expected[1])
 
 
+def test_what_needs_no_tensors_is_done_wherever_they_are(pipe, adapters, expected, picture, tmp_path):
+    whole, _, base = expected
+    apply_group_offloading(pipe.vae, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "vae"))
+    load_hra_weights(pipe, adapters / "a")
+    apply_group_offloading(pipe.unet, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "unet"))
+    with hra_disabled(pipe):
+        assert close(picture(pipe), base)
+    assert close(picture(pipe), whole)
+
+
 def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected, picture):
     load_hra_weights(pipe, adapters / "a")
-    with pytest.raises(ConfigError, match=r"merge them first \(fuse_hra\)"):
-        pipe.fuse_qkv_projections()
+    for names in ("default", ()):
+        set_hra_adapters(pipe, names)
+        with pytest.raises(ConfigError, match=r"merge them first \(fuse_hra\)"):
+            pipe.fuse_qkv_projections()
+    set_hra_adapters(pipe, "default")
     fuse_hra(pipe)
     pipe.fuse_qkv_projections()
     assert close(picture(pipe), expected[0], 1e-4)
@@ -164,7 +179,16 @@ def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters,
     assert lock_of(other) is lock_of(pipe)
     load_hra_weights(pipe, adapters / "a")
     assert lock_of(other) is lock_of(pipe)
+    other.unet, other.text_encoder = pipe.unet, pipe.text_encoder
     assert lock_of(load(StableDiffusionPipeline, tiny_sd)) is not lock_of(pipe)
+    for block in (hra_disabled, offloading_suspended, lambda pipe: using_hra_adapters(pipe, "default", 1.0)):
+        changed = threading.Thread(target=set_hra_adapters, args=(other, "default", 1.0))
+        with block(pipe):
+            changed.start()
+            changed.join(0.2)
+            assert changed.is_alive()
+        changed.join(10)
+        assert not changed.is_alive()
 
 
 def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, picture):

@@ -133,6 +133,7 @@ def test_passes_and_datasets_are_told_instead_of_steps_and_folders(tmp_path, mon
     assert parse_config([*told, "--num_train_epochs=3", "--max-train-steps", "9"]).run.max_train_steps == 9
     assert parse_config([]).run.max_train_steps
     assert parse_config(["--num_train_epochs", "3"]).run.max_train_steps is None  # over the embedded defaults
+    assert parse_config(["--num_train_epochs", "None"]).run.max_train_steps
     file.write_text("num_train_epochs = 2\n")
     assert parse_config(told).run.max_train_steps is None
     pairs = parse_control_config(["--dataset_name", "scenes"]).pairs
@@ -175,8 +176,3 @@ def test_a_setting_that_another_rules_out_says_so(name, other):
     assert not list(without_effect(flat_values(DEFAULT), [name]))
     (sentence,) = without_effect(flat_values(with_values(DEFAULT, other)), [name])
     assert sentence.startswith(f"--{name} has no effect without ")
-
-
-def test_a_prompt_of_the_preview_has_no_other_words_in_braces():
-    with pytest.raises(ConfigError, match=r"\{foo\} stands for nothing"):
-        with_values(DEFAULT, {"validation_prompts": ("{instance_prompt}, {foo}",)})

@@ -185,6 +185,16 @@ def test_what_goes_with_nothing_is_named(scenes, caplog):
         read_pairs(scenes, PairsConfig())
 
 
+def test_a_condition_that_is_none_is_named_before_the_start(control_config, scenes):
+    folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
+    for path in folder.glob("*.png"):
+        Image.open(path).convert("L").save(path)
+    ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
+    shutil.copy(scenes / "3.png", folder)
+    with pytest.raises(ImageError, match=r"conditioning_images/3\.png: A picture with colours is no map of depth"):
+        ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
+
+
 def test_pictures_of_one_name_are_two(control_config, scenes):
     rows = []
     for name in ("a", "b"):

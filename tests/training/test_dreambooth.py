@@ -211,6 +211,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
         ({"target_modules": ("all-linear", "to_q")}, TargetError, "all-linear stands for all targets"),
+        ({"validation_prompts": ("{instance_prompt}, {foo}",)}, ConfigError, r"\{foo\} stands for nothing"),
         ({"flow_shift": 3.0}, ConfigError, "--flow_shift is of flow-matching models"),
         ({"target_modules": ("to_q", "to_z")}, TargetError, "target_modules 'to_z' match no module"),
         ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),
@@ -230,9 +231,13 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
 
 
 def test_what_a_run_writes_does_not_lie_among_its_pictures(config, pictures):
+    root = pictures.parent / "pets"
+    root.mkdir()
+    (root / "dog").symlink_to(pictures)
     for flag in ("output_dir", "class_data_dir"):
-        with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the pictures to learn from"):
-            DreamBooth(with_values(config, {flag: pictures / ".." / pictures.name}))
+        for changes in ({flag: pictures}, {flag: root / "dog", "instance_data_dir": root, "instance_prompt": None}):
+            with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the pictures to learn from"):
+                DreamBooth(with_values(config, changes))
 
 
 def test_the_summary_counts_what_trains(config):

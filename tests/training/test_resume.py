@@ -206,22 +206,29 @@ def test_going_on_with_another_class_is_refused(config, pictures, tmp_path):
 
 def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
     folder = train(config, max_train_steps=2)
-    for name in ("metrics.json", "metrics.md", "metrics.png", "before_after.png", "validation/step-2/a.png"):
+    seen = ["metrics.json", "metrics.md", "metrics.png", "before_after.png"]
+    for name in (*seen, "validation/step-2/a.png", "validation/mine.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     run = DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
     next(run.steps())
     assert (folder / "metrics.json").exists()
-    assert (folder / "validation").exists()
     run.save()
-    assert not (folder / "metrics.json").exists()  # it was of the adapter before
-    assert (folder / "validation").exists()
-    (folder / "metrics.json").touch()
+    assert not any((folder / name).exists() for name in seen)  # they were of the adapter before
+    assert (folder / "validation" / "step-2").exists()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     next(DreamBooth(config).steps())
-    assert not list(folder.glob("metrics.*"))
-    assert not (folder / "validation").exists()
+    assert [path.name for path in (folder / "validation").iterdir()] == ["mine.png"]
+
+
+def test_what_no_run_has_left_stays(config):
+    mine = config.run.output_dir / "metrics.png", config.run.output_dir / "validation" / "step-1" / "mine.png"
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    train(config, max_train_steps=1)
+    assert all(path.exists() for path in mine)
 
 
 def test_folders_may_move(config, pictures, tiny_sd, tmp_path):

@@ -52,15 +52,18 @@ def test_a_picture_beside_folders_of_pictures_makes_them_left_out_and_named(many
     assert "those in its folders cat, dog are left out" in caplog.text
 
 
-def test_runs_and_what_is_switched_off_are_no_subjects(many):
+def test_runs_and_what_is_switched_off_are_no_subjects(many, caplog):
     folder = many("cat", "0_sks dog", "2023_bird")
     (folder / "run").mkdir()
     shutil.copy(folder / "cat" / "0.png", folder / "run" / "before_after.png")
-    (folder / "run" / "config.toml").touch()
+    for name in ("config.toml", "log.jsonl"):
+        (folder / "run" / name).touch()
+    (folder / "cat" / "config.toml").touch()  # which makes no run of it
     assert found(folder) == {
-        "2023_bird": ("a photo of a ohwx bird", "a photo of a bird"),
-        "cat": ("a photo of a phol cat", "a photo of a cat"),
+        "2023_bird": ("a photo of a sks bird", "a photo of a bird"),
+        "cat": ("a photo of a ohwx cat", "a photo of a cat"),
     }
+    assert "holds folders of runs, which are no subjects: run" in caplog.text
     with pytest.raises(ConfigError, match="0_ in its name, which means that it is not shown"):
         found(folder / "0_sks dog")
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
 
-_PRIOR = ("class_data_dir", "num_class_images", "prior_loss_weight", "prior_target", "sample_batch_size")
+_PRIOR = ("num_class_images", "prior_loss_weight", "prior_target", "sample_batch_size")
 _NEW_WORDS = ("num_new_tokens_per_abstraction", "initializer_concept")
 
 # By what they go with: whether settings, given by name, have it; and the settings that mean nothing without it.

@@ -1,11 +1,8 @@
 """How a run goes, and what is seen of it."""
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-from hra_diffusion.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,12 +68,3 @@ class SubjectPreviewConfig(PreviewConfig):
 
     validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
     """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
-
-    def __post_init__(self) -> None:
-        """Raise ConfigError when a prompt has another word in braces."""
-        for prompt in self.validation_prompts:
-            if unknown := set(re.findall(r"\{(\w*)\}", prompt)) - {"instance_prompt", "class_prompt"}:
-                raise ConfigError(
-                    f"--validation_prompts has {prompt!r}, but {{{sorted(unknown)[0]}}} stands for nothing: "
-                    "{instance_prompt} and {class_prompt} do."
-                )
