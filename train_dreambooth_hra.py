@@ -1,4 +1,4 @@
-"""Teach a diffusion model a subject from a few pictures: DreamBooth with Householder Reflection Adaptation.
+"""Teach a diffusion model a subject from a few images: DreamBooth with Householder Reflection Adaptation.
 
     python train_dreambooth_hra.py
     python train_dreambooth_hra.py --instance_data_dir photos/dog --instance_prompt "a photo of a sks dog" \

@@ -29,17 +29,17 @@ from PIL import Image
 from torch import nn
 
 from hra_diffusion.control import Control, adding, to_conditions
+from hra_diffusion.evaluation.control_trial import trial_of
 from hra_diffusion.metrics.instruments import load_instruments
 from hra_diffusion.training.config import ControlNetConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.control_trial import trial_of
-from hra_diffusion.training.controlled import CONDITIONS, KEPT, ControlledDenoiser
+from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.controlnet import HELD_OUT, ControlNet
-from hra_diffusion.training.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.families import Condition
-from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.noising import noise_process
-from hra_diffusion.training.trainer import Trainer, trained_weights
+from hra_diffusion.training.loop.trainer import Trainer, trained_weights
+from hra_diffusion.training.objective.controlled_denoiser import CONDITIONS, KEPT, ControlledDenoiser
+from hra_diffusion.training.objective.losses import DenoisingLoss
+from hra_diffusion.training.objective.noising import noise_process
 
 ROWS = ("canny F1, within 0 px", "canny F1, within 1 px", "object and background, mIoU")
 
@@ -154,7 +154,7 @@ def _trainer(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     loss = DenoisingLoss(denoiser, noise_process(run.pipe.scheduler), run.config.objective)
     schedule = get_scheduler(
-        run.config.optimiser.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=run.total_steps
+        run.config.optimizer.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=run.total_steps
     )
     return Trainer(
         accelerator=run.accelerator,
@@ -163,7 +163,7 @@ def _trainer(
         optimizer=run.accelerator.prepare(optimizer),
         lr_scheduler=schedule,
         batch_at=batch_at,
-        max_grad_norm=run.config.optimiser.max_grad_norm,
+        max_grad_norm=run.config.optimizer.max_grad_norm,
     )
 
 

@@ -3,9 +3,9 @@
     python benchmarks/dreambooth.py --script path/to/train_dreambooth_lora.py
 
 The script is examples/dreambooth/train_dreambooth_lora.py of the installed diffusers' release; it needs peft and
-torchvision. Both sides teach the same layers of the same base the same pictures, with the same steps, batch and rank,
+torchvision. Both sides teach the same layers of the same base the same images, with the same steps, batch and rank,
 and draw no previews; each run is a process of its own, from its start to its saved adapter. Without --script, only
-what concerns this project: pictures a second beside the bare UNet, frozen and adapted, the time to the first step, and
+what concerns this project: images a second beside the bare UNet, frozen and adapted, the time to the first step, and
 that of --help.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--script", type=Path, help="diffusers' train_dreambooth_lora.py")
     parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it")
     parser.add_argument("--model", default=str(PROJECT / "assets" / "emoji-sd"))
-    parser.add_argument("--pictures", type=Path, default=PROJECT / "assets" / "subjects" / "tiger")
+    parser.add_argument("--images", type=Path, default=PROJECT / "assets" / "subjects" / "tiger")
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=4)
@@ -48,11 +48,11 @@ def main() -> None:
     arguments = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
-        pictures = Path(folder) / "pictures"
-        pictures.mkdir()
-        for path in arguments.pictures.glob("*.png"):  # the other script takes a folder of pictures and no more
-            shutil.copy(path, pictures)
-        arguments.pictures = pictures
+        images = Path(folder) / "images"
+        images.mkdir()
+        for path in arguments.images.glob("*.png"):  # the other script takes a folder of images and no more
+            shutil.copy(path, images)
+        arguments.images = images
         if arguments.script:
             compare(arguments, Path(folder))
         alone(arguments, Path(folder))
@@ -68,7 +68,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         (peer_time, peer_memory), (own_time, own_memory) = whole(peer), whole(own)
         rows.append([title, peer_time, own_time / peer_time, peer_memory, own_memory / peer_memory])
     columns = ["trains", "diffusers, s", "this project ×", "diffusers, GB", "this project ×"]
-    print_table(f"{arguments.steps} steps of {arguments.batch} pictures, rank {arguments.rank}", columns, rows)
+    print_table(f"{arguments.steps} steps of {arguments.batch} images, rank {arguments.rank}", columns, rows)
 
 
 def alone(arguments: argparse.Namespace, folder: Path) -> None:
@@ -77,7 +77,7 @@ def alone(arguments: argparse.Namespace, folder: Path) -> None:
     began = os.environ | {"BEGAN": str(time.time())}
     told = subprocess.run(command, capture_output=True, text=True, check=True, env=began).stdout.split()
     help_time, _ = whole([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
-    titles = ("start to first step, s", "pictures/s × the frozen UNet's, bare", "pictures/s × the adapted UNet's, bare")
+    titles = ("start to first step, s", "images/s × the frozen UNet's, bare", "images/s × the adapted UNet's, bare")
     rows = [[title, float(number)] for title, number in zip(titles, told[-3:], strict=True)]
     print_table("This project", ["", ""], [*rows, ["--help, s", help_time]])
 
@@ -121,7 +121,7 @@ def common(arguments: argparse.Namespace, output: Path) -> list[str]:
     """Flags that mean the same on both sides."""
     values = {
         "pretrained_model_name_or_path": arguments.model,
-        "instance_data_dir": arguments.pictures,
+        "instance_data_dir": arguments.images,
         "output_dir": output,
         "resolution": arguments.resolution,
         "train_batch_size": arguments.batch,

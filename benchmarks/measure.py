@@ -10,19 +10,19 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from hra_diffusion.training.preflight import peak_memory
+from hra_diffusion.training.dry_run import peak_memory
 
 
 def seconds(action: Callable[[], object]) -> float:
     """Time one call, to the end of what it started on the device."""
-    synchronise()
+    synchronize()
     began = time.perf_counter()
     action()
-    synchronise()
+    synchronize()
     return time.perf_counter() - began
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

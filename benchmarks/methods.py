@@ -6,7 +6,7 @@
     --output_dir outputs/methods
     --smoke                     everything at a size that means nothing, to see that it runs
 
-Same base, pictures, batches, noises, steps and seeds for all. A method takes its best rate on the first subject to the
+Same base, images, batches, noises, steps and seeds for all. A method takes its best rate on the first subject to the
 others; best is the largest (way from base to real + background accuracy − class drift). A rate is that of AdamW, what a
 step adds to an entry, for every method alike. Each run leaves a file when it is done, so a second call goes on.
 """
@@ -31,18 +31,18 @@ from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.metrics.drawing import Drawings, Plan, make_plan
 from hra_diffusion.metrics.evaluation import evaluate
+from hra_diffusion.metrics.generation import Generations, Plan, make_plan
 from hra_diffusion.metrics.instruments import Instruments, load_instruments
-from hra_diffusion.pipelines import adapted_components, hra_disabled
-from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimiserConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
+from hra_diffusion.pipelines import adapted_components, disable_hra
+from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimizerConfig
+from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.noising import noise_process
-from hra_diffusion.training.optimisers import build_optimizer
-from hra_diffusion.training.trainer import Trainer, trained_weights
+from hra_diffusion.training.loop.optimizers import build_optimizer
+from hra_diffusion.training.loop.trainer import Trainer, trained_weights
+from hra_diffusion.training.objective.losses import DenoisingLoss
+from hra_diffusion.training.objective.noising import noise_process
 
 SUBJECTS = PROJECT / "assets" / "subjects"
 Components = Mapping[str, nn.Module]
@@ -111,7 +111,7 @@ def make_optimizer(components: Components, rate: float, rank: int) -> torch.opti
     """The project's for reflections; AdamW without weight decay for the others."""
     if all(isinstance(component, HRAModel) for component in components.values()):
         radians = dict.fromkeys(components, rate * 4 * sqrt(rank))
-        return build_optimizer(components, radians, OptimiserConfig())
+        return build_optimizer(components, radians, OptimizerConfig())
     groups = [
         {"params": [p for p in component.parameters() if p.requires_grad], "component": name, "lr_per_radian": 1.0}
         for name, component in components.items()
@@ -120,7 +120,7 @@ def make_optimizer(components: Components, rate: float, rank: int) -> torch.opti
 
 
 def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
-    """The default run on a subject, with its class pictures drawn; they are the same for all methods."""
+    """The default run on a subject, with its class images drawn; they are the same for all methods."""
     folder = options.output_dir / subject
     values = {
         "instance_data_dir": SUBJECTS / subject,
@@ -163,16 +163,16 @@ class Base:
     def __init__(self, options: argparse.Namespace) -> None:
         self._drawn = cache(lambda subject: self._draw(subject, options))
 
-    def pictures(self, subject: str) -> dict[str, list[Image.Image]]:
+    def images(self, subject: str) -> dict[str, list[Image.Image]]:
         return self._drawn(subject)
 
     def _draw(self, subject: str, options: argparse.Namespace) -> dict[str, list[Image.Image]]:
         run = prepared_run(subject, options)
-        drawings = Drawings(plan=plan_for(run, options))
-        with hra_disabled(run.pipe):
+        drawings = Generations(plan=plan_for(run, options))
+        with disable_hra(run.pipe):
             for _ in drawings.draw_as("base", run.pipe):
                 pass
-        return drawings.pictures["base"]
+        return drawings.images["base"]
 
 
 def measure(subject: str, method: Method, rate: float, base: Base, options: argparse.Namespace) -> dict[str, float]:
@@ -195,12 +195,12 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
         optimizer=accelerator.prepare(optimizer),
         lr_scheduler=torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         batch_at=batch_at,
-        max_grad_norm=run.config.optimiser.max_grad_norm,
+        max_grad_norm=run.config.optimizer.max_grad_norm,
     )
     taken = seconds(lambda: [None for _ in trainer.steps(options.steps)])
     for component in components.values():
         component.eval()
-    drawings = Drawings(plan=plan_for(run, options), pictures={"base": base.pictures(subject)})
+    drawings = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
     for _ in drawings.draw_as("adapter", run.pipe):
         pass
     held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]

@@ -4,7 +4,7 @@
     --stops 30        drawings that are stopped; as many tabs are closed
 
 *served* is the time from the command to the page's first answer, *usable* to the Generate button in a browser that has
-asked for it from then on, *drawn* to the first picture of a request that was waiting: the weights are read by then.
+asked for it from then on, *drawn* to the first image of a request that was waiting: the weights are read by then.
 A drawing is idle again within a step of it, and half a second, is the promise; both are told.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import httpx
 from measure import describe_machine
 
-from hra_diffusion.studio.requests import AdapterUse, DrawRequest
+from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.tabs.common import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -93,9 +93,9 @@ def opening(rounds: int) -> None:
 
 def idling(stops: int) -> None:
     """Print how long the model goes on after a stop, and after a closed tab, in the middle of a drawing."""
-    from hra_diffusion.studio.config import StudioConfig
+    from hra_diffusion.studio.engine.config import StudioConfig
+    from hra_diffusion.studio.engine.session import Session
     from hra_diffusion.studio.page import build_page, launch_options
-    from hra_diffusion.studio.session import Session
 
     with tempfile.TemporaryDirectory() as folder:
         session = Session(StudioConfig(folder=Path(folder)))
@@ -119,7 +119,7 @@ def idling(stops: int) -> None:
 
 def ended(session: Any, address: str, functions: dict[str, int], *, stop: bool) -> tuple[float, float]:
     """Begin a drawing as a tab does, end it; returns the seconds of a step and those until the model is idle."""
-    request = DrawRequest(
+    request = GenerateRequest(
         prompt=PROMPT, adapters=(AdapterUse(name="tiger"),), steps=150, count=16, width=128, height=128
     )
     values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}

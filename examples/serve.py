@@ -1,10 +1,10 @@
 """Draw what many ask for, each with an adapter of their own, on all devices of a machine.
 
-    torchrun --nproc_per_node 2 examples/serve.py requests.jsonl pictures --adapters adapters/tiger adapters/teapot
+    torchrun --nproc_per_node 2 examples/serve.py requests.jsonl images --adapters adapters/tiger adapters/teapot
 
 A request is a line of JSON: {"adapter": "tiger", "strength": 0.8, "prompt": "a 3d render of a sks tiger", "seed": 0};
-an adapter goes by its folder's name. Its picture is pictures/NUMBER.png, by the number of its line. Every process has a
-pipeline of its own, with all adapters in it, and takes its share of the requests; a picture does not depend on whose
+an adapter goes by its folder's name. Its image is images/NUMBER.png, by the number of its line. Every process has a
+pipeline of its own, with all adapters in it, and takes its share of the requests; an image does not depend on whose
 share it is in.
 """
 
@@ -39,10 +39,10 @@ def main() -> None:
         for number, request in share:
             generator = torch.Generator().manual_seed(request["seed"])
             with using_hra_adapters(pipe, request["adapter"], request["strength"]):
-                (picture,) = pipe(
+                (image,) = pipe(
                     request["prompt"], generator=generator, num_inference_steps=arguments.num_inference_steps
                 ).images
-            write_file(arguments.output / f"{number}.png", picture.save)
+            write_file(arguments.output / f"{number}.png", image.save)
     state.destroy_process_group()
 
 

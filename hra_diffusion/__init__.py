@@ -1,4 +1,4 @@
-"""hra_diffusion: personalise diffusion models with Householder Reflection Adaptation (HRA, arXiv 2405.17484).
+"""hra_diffusion: personalize diffusion models with Householder Reflection Adaptation (HRA, arXiv 2405.17484).
 
 The public names are looked up when they are first used, so that importing the package costs nothing.
 """

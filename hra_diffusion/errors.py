@@ -29,7 +29,7 @@ class ModelError(HRAError, ValueError):
 
 
 class ImageError(HRAError, ValueError):
-    """A picture or a folder of pictures cannot be used."""
+    """An image or a folder of images cannot be used."""
 
 
 class OutputError(HRAError, OSError):

@@ -21,7 +21,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from hra_diffusion.adapter import HRAConv2d, HRALayer, HRALinear
-from hra_diffusion.adapter.blending import Mixture
+from hra_diffusion.adapter.mixture import Mixture
 
 _originals: dict[tuple[type, str], Any] = {}
 

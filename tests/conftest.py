@@ -1,4 +1,4 @@
-"""Shared fixtures: small models of the kinds that are adapted, a tiny Stable Diffusion on disk, folders of pictures."""
+"""Shared fixtures: small models of the kinds that are adapted, a tiny Stable Diffusion on disk, folders of images."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def python(tmp_path_factory):
 
 
 def make_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, half=False, seed=0):
-    """Save a StableDiffusionPipeline of some 100,000 random weights: pictures of 32 px, latents of 8×8."""
+    """Save a StableDiffusionPipeline of some 100,000 random weights: images of 32 px, latents of 8×8."""
     from diffusers import AutoencoderKL, AutoencoderTiny, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -239,13 +239,13 @@ def subject_folder(tiny_sd, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder named dog with four small pictures of different shapes and formats."""
-    return save_pictures(tmp_path / "dog")
+def images(tmp_path) -> Path:
+    """A folder named dog with four small images of different shapes and formats."""
+    return save_images(tmp_path / "dog")
 
 
-def save_pictures(folder: Path) -> Path:
-    """Make the folder with the pictures."""
+def save_images(folder: Path) -> Path:
+    """Make the folder with the images."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, size in {"0.png": (40, 40), "1.jpg": (60, 40), "2.webp": (32, 50), "3.png": (20, 24)}.items():
@@ -262,7 +262,7 @@ def trained(tiny_sd, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     arguments = {
         "pretrained_model_name_or_path": tiny_sd,
-        "instance_data_dir": save_pictures(folder / "dog"),
+        "instance_data_dir": save_images(folder / "dog"),
         "output_dir": folder / "run",
         "num_class_images": 3,
         "max_train_steps": 6,
@@ -326,7 +326,7 @@ def tiny_judge(tmp_path_factory) -> Path:
 
 
 class Net(nn.Module):
-    """Two named blocks of linear layers around a normalisation, and an output layer."""
+    """Two named blocks of linear layers around a normalization, and an output layer."""
 
     def __init__(self, width: int = 12) -> None:
         super().__init__()

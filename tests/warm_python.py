@@ -10,7 +10,6 @@ import runpy
 import sys
 from pathlib import Path
 
-import hra_diffusion.demo.__main__
 import hra_diffusion.training.controlnet
 import hra_diffusion.training.dreambooth  # noqa: F401
 

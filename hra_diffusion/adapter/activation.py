@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hra_diffusion.adapter.blending import Acting, Mixture, factor_together
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.merging import merge_layers
+from hra_diffusion.adapter.mixture import Acting, Mixture, factor_together
 from hra_diffusion.adapter.proxy import ModelProxy
 from hra_diffusion.errors import ConfigError
 
@@ -188,7 +188,7 @@ class AdaptedModel(ModelProxy):
 
         Raises:
             ConfigError: there is no such adapter.
-            MergeError: a weight is quantised, or (safe_merge) would not be finite; nothing is changed.
+            MergeError: a weight is quantized, or (safe_merge) would not be finite; nothing is changed.
         """
         self._merge(self._to_merge(adapter_names), safe_merge=safe_merge)
 

@@ -21,7 +21,7 @@ class HRAConfig:
 
     Args:
         r: number of reflections a layer (≥ 1). Even, so that training can start at the base model.
-        apply_GS: orthogonalise the columns (λ = ∞ in the paper).
+        apply_GS: orthogonalize the columns (λ = ∞ in the paper).
         target_modules: module names (matched whole, or as the last part of a dotted name), or a regular expression for
             the whole name, or "all-linear"; by the model's architecture when left out.
         exclude_modules: names or a regular expression of modules to leave alone.

@@ -7,16 +7,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter.blending import Acting, blend_together
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, some, sort_state
+from hra_diffusion.adapter.mixture import Acting, blend_together
+from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, sort_state
 from hra_diffusion.adapter.targets import find_named, find_targets
 from hra_diffusion.adapter.trained_parts import TrainedBiases, TrainedCopy
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 from hra_diffusion.householder.start import paired_columns, random_columns
+from hra_diffusion.text import shorten
 
 
 class Injection:
@@ -95,7 +96,7 @@ class Injection:
         if unplaced or config.r > room or more:
             raise AdapterFileError(
                 f"The adapter cannot be swapped for {adapter!r}: its rank is {config.r} of at most {room}, "
-                f"{len(unplaced)} of its layers are not adapted here ({some(unplaced) or '–'}), and biases or modules "
+                f"{len(unplaced)} of its layers are not adapted here ({shorten(unplaced) or '–'}), and biases or modules "
                 "trained whole cannot be swapped. Load it as an adapter of its own."
             )
         for name, layer in slots.items():

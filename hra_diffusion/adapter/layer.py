@@ -2,7 +2,7 @@
 
     y = base_layer(H x),   W' = W H
 
-The base layer is only called: it may be quantised, offloaded, hooked or compiled. Its weight is read for merging alone.
+The base layer is only called: it may be quantized, offloaded, hooked or compiled. Its weight is read for merging alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter.blending import Blend, Mixture, blend_together
+from hra_diffusion.adapter.mixture import Blend, Mixture, blend_together
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
@@ -178,7 +178,7 @@ class HRALayer(Wrapper):
         """Multiply adapters into a copy of the base layer's own weight; None when none of them is here.
 
         Raises:
-            MergeError: the weight is quantised.
+            MergeError: the weight is quantized.
         """
         columns = self.columns(mixture)
         if columns is None:
@@ -199,7 +199,7 @@ class HRALayer(Wrapper):
         if type(weight) is not nn.Parameter or not weight.is_floating_point() or weight.dtype.itemsize < 2:
             raise MergeError(
                 f"Cannot merge into the weight of a {type(self.base_layer).__name__} ({type(weight).__name__}): it is "
-                "quantised or sharded. Use the adapter unmerged, or merge it before quantising or sharding the model."
+                "quantized or sharded. Use the adapter unmerged, or merge it before quantizing or sharding the model."
             )
         if not self._unmerged_weight and self.base_layer._parameters.get("weight") is not weight:
             raise MergeError(

@@ -83,7 +83,7 @@ class HRAConv2d(HRALayer):
     def _answers(self, patches: Tensor) -> Tensor:
         """(r, out) for patches (r, in, kh, kw): W times each, by calling the base layer, wherever its weight is.
 
-        Each patch lies in an otherwise empty picture, where an output sees it whole and nothing of the padding.
+        Each patch lies in an otherwise empty image, where an output sees it whole and nothing of the padding.
         """
         base = self.base_layer
         left, _, top, _ = base._reversed_padding_repeated_twice
@@ -97,9 +97,9 @@ class HRAConv2d(HRALayer):
             outputs.append(output)
             windows.append(slice(start, end, dilation))
             sizes.append(max(end, padding + 1))  # padding by reflection takes no more than there is
-        pictures = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # the last stays empty: the bias
-        pictures[(slice(len(patches)), slice(None), *windows)] = patches
-        answers = base(pictures)[:, :, outputs[0], outputs[1]]
+        images = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # the last stays empty: the bias
+        images[(slice(len(patches)), slice(None), *windows)] = patches
+        answers = base(images)[:, :, outputs[0], outputs[1]]
         return answers[:-1] - answers[-1]
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from hra_diffusion.adapter.blending import Mixture
 from hra_diffusion.adapter.layer import HRALayer
-from hra_diffusion.adapter.state import some
+from hra_diffusion.adapter.mixture import Mixture
 from hra_diffusion.errors import MergeError
+from hra_diffusion.text import shorten
 
 
 def merge_layers(
@@ -14,7 +14,7 @@ def merge_layers(
     """Put W H for W into every layer that a mixture's adapters are in, all or none; the others get their own W back.
 
     Raises:
-        MergeError: a weight is quantised, or (safe_merge) W H is not finite; nothing is changed.
+        MergeError: a weight is quantized, or (safe_merge) W H is not finite; nothing is changed.
     """
     steps = layers.items()
     if progressbar:
@@ -24,7 +24,7 @@ def merge_layers(
     weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixture)) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
-        raise MergeError(f"Merging {names} makes weights that are not finite, in {some(broken)}.")
+        raise MergeError(f"Merging {names} makes weights that are not finite, in {shorten(broken)}.")
     for name, layer in layers.items():
         if name in weights:
             layer.merge(weights[name], mixture)

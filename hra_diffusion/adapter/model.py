@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.activation import AdaptedModel
-from hra_diffusion.adapter.blending import Acting
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.mixture import Acting
 from hra_diffusion.adapter.targets import architecture_targets
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import ConfigError
@@ -148,7 +148,7 @@ class HRAModel(AdaptedModel):
 
         Raises:
             ConfigError: there is no such adapter.
-            MergeError: a weight is quantised, or (safe_merge) would not be finite; nothing is changed.
+            MergeError: a weight is quantized, or (safe_merge) would not be finite; nothing is changed.
         """
         self._merge(self._to_merge(adapter_names), safe_merge=safe_merge, progressbar=progressbar)
         return self._leave(keep_trained=True)

@@ -9,7 +9,7 @@ These are PEFT's names in a file, but for its prefix `base_model.model`.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.targets import find_named
 from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.text import shorten
 
 COLUMNS: Final = ".hra_u"
 _BASE_BIAS: Final = ".base_layer.bias"
@@ -113,16 +114,10 @@ def check_biases(parameters: Mapping[str, Tensor], config: HRAConfig, biases: Ma
     _refuse(config, "biases are missing, too many or of another shape", sorted(misfits))
 
 
-def some(items: Iterable[str]) -> str:
-    """List the first few of many."""
-    items = list(items)
-    return ", ".join(items[:8]) + (f" and {len(items) - 8} more" if len(items) > 8 else "")
-
-
 def _refuse(config: HRAConfig, why: str, names: Sequence[str]) -> None:
     if names:
         made_for = f", made for {config.base_model_name_or_path}," if config.base_model_name_or_path else ""
-        raise AdapterFileError(f"The adapter{made_for} does not fit the model; {why}: {some(names)}.")
+        raise AdapterFileError(f"The adapter{made_for} does not fit the model; {why}: {shorten(names)}.")
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:

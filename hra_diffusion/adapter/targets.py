@@ -95,7 +95,7 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module maps the last dimension by one weight: nn.Linear, its quantised kin, transformers' Conv1D."""
+    """Whether a module maps the last dimension by one weight: nn.Linear, its quantized kin, transformers' Conv1D."""
     inner: Any = getattr(module, "get_base_layer", None)
     if inner and (held := inner()) is not module:  # in a layer of PEFT, whose convolutions have features, too
         return is_linear(held)

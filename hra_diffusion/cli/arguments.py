@@ -6,12 +6,13 @@ from typing import TypeVar
 import tyro
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.text import nearest
 from hra_diffusion.training.config.bounds import check_value
-from hra_diffusion.training.config_file import flag_types, nearest
+from hra_diffusion.training.config.file import flag_types
 
 Result = TypeVar("Result")
 
-__all__ = ["flag_value", "nearest", "parse", "parse_settings"]
+__all__ = ["flag_value", "parse", "parse_settings"]
 
 
 def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, flags: Sequence[str]) -> Result:

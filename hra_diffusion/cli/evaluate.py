@@ -1,4 +1,4 @@
-"""``hra-diffusion evaluate``: measures an adapter, and leaves the numbers and the pictures they were taken from."""
+"""``hra-diffusion evaluate``: measures an adapter, and leaves the numbers and the images they were taken from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_run
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.training.config.file import read_run
 
 if TYPE_CHECKING:
     from hra_diffusion.metrics.report import Report
@@ -30,7 +30,7 @@ class EvaluateConfig:
     class_prompt: str | None = None
     """What its class is called; the training run's by default."""
     reference_dir: Path | None = None
-    """Real pictures of the subject; held_out in its picture folder by default, else that folder itself."""
+    """Real images of the subject; held_out in its image folder by default, else that folder itself."""
     clip: str | None = None
     """A CLIP by folder or name; by default the embedded judge for emoji-sd, else CLIP ViT-L/14."""
     dino: str | None = None
@@ -46,9 +46,9 @@ class EvaluateConfig:
     guidance_scale: float | None = None
     """Strength of classifier-free guidance; the training run's previews' by default."""
     resolution: int | None = None
-    """Side of the pictures in pixels; the training resolution by default."""
+    """Side of the images in pixels; the training resolution by default."""
     batch_size: int = 4
-    """Pictures drawn at once; with 1 they are, to the bit, what generate draws."""
+    """Images drawn at once; with 1 they are, to the bit, what generate draws."""
     output_dir: Path | None = None
     """Folder for metrics.json, metrics.md and metrics.png; the adapter's, or its run's, by default."""
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def evaluate_run(folder: Path, pipe: Any) -> str:
-    """Measure a run that has just ended, briefly: 16 pictures, nothing fetched. Never raises for what is missing.
+    """Measure a run that has just ended, briefly: 16 images, nothing fetched. Never raises for what is missing.
 
     Args:
         folder: its output folder.
@@ -85,26 +85,26 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
         local_files_only: fetch no model that measures.
 
     Raises:
-        HRAError: a setting, the adapter, a model or the pictures cannot be used, or the results not be written.
+        HRAError: a setting, the adapter, a model or the images cannot be used, or the results not be written.
     """
     from accelerate import PartialState  # these import torch and more: not for --help
     from tqdm import tqdm
 
     from hra_diffusion.formats.files import check_writable
-    from hra_diffusion.formats.run_folder import home_of
-    from hra_diffusion.metrics.drawing import Drawings, make_plan
+    from hra_diffusion.formats.run_folder import results_folder
     from hra_diffusion.metrics.evaluation import evaluate as measure
+    from hra_diffusion.metrics.generation import Generations, make_plan
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_hra_weights, load_pipeline
-    from hra_diffusion.training.buckets import checked_resolution
-    from hra_diffusion.training.dataset import HELD_OUT, picture_files, read_pictures
+    from hra_diffusion.training.data.buckets import checked_resolution
+    from hra_diffusion.training.data.dataset import HELD_OUT, image_files, read_images
 
     run = read_run(config.adapter, DreamBoothConfig())
-    output = config.output_dir or home_of(config.adapter)
+    output = config.output_dir or results_folder(config.adapter)
     check_writable(output)
     config = _filled_in(config, run)
     assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
-    references = read_pictures(picture_files(config.reference_dir), config.reference_dir)
+    references = read_images(image_files(config.reference_dir), config.reference_dir)
     model = find_model(config.pretrained_model_name_or_path)
     device = pipe.device if pipe else PartialState().device or "cpu"
     instruments = load_instruments(
@@ -120,17 +120,17 @@ def evaluate(config: EvaluateConfig, pipe: Any = None, *, local_files_only: bool
         contexts=config.num_contexts,
         seeds=range(config.seed, config.seed + config.num_images),
         resolution=checked_resolution(config.resolution, pipe),
-        num_inference_steps=config.num_inference_steps or run.preview.num_inference_steps,
-        guidance_scale=run.preview.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        num_inference_steps=config.num_inference_steps or run.validation.num_inference_steps,
+        guidance_scale=run.validation.guidance_scale if config.guidance_scale is None else config.guidance_scale,
         batch_size=config.batch_size,
     )
-    drawings = Drawings(plan=plan)
-    with tqdm(desc="measuring", total=drawings.total, unit="picture") as bar:
+    drawings = Generations(plan=plan)
+    with tqdm(desc="measuring", total=drawings.total, unit="image") as bar:
         for done in drawings.draw(pipe):
             bar.update(done - bar.n)
     if run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve():
         instruments.notes.append(
-            f"The real pictures are those that were trained on: put others into {config.reference_dir / HELD_OUT}."
+            f"The real images are those that were trained on: put others into {config.reference_dir / HELD_OUT}."
         )
     about = {"base": model, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
     report = replace(measure(drawings, references, instruments), about=about)
@@ -152,7 +152,7 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         "instance_prompt": run.data.instance_prompt,
         "class_prompt": run.prior.class_prompt,
         "resolution": run.data.resolution,
-        "reference_dir": _real_pictures(run.data.instance_data_dir),
+        "reference_dir": _real_images(run.data.instance_data_dir),
     }
     filled = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
     needed = ("pretrained_model_name_or_path", "instance_prompt", "reference_dir")
@@ -163,13 +163,13 @@ def _filled_in(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     return filled
 
 
-def _real_pictures(trained_on: Path | None) -> Path | None:
-    """Return the folder of pictures to compare with, those that were held out if there are some.
+def _real_images(trained_on: Path | None) -> Path | None:
+    """Return the folder of images to compare with, those that were held out if there are some.
 
     None where the run had several subjects, of which one has to be meant.
     """
-    from hra_diffusion.training.dataset import HELD_OUT
-    from hra_diffusion.training.subjects import subject_folders
+    from hra_diffusion.training.data.dataset import HELD_OUT
+    from hra_diffusion.training.data.subjects import subject_folders
 
     if trained_on is None:
         return None

@@ -9,8 +9,8 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import ControlNetConfig
-from hra_diffusion.training.config_file import read_toml
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.training.config.file import read_toml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +20,12 @@ class EvaluateControlConfig:
     run: tyro.conf.Positional[Path]
     """The output folder of a run of train-control."""
     pairs_dir: Path | None = None
-    """Folder of pairs; held_out in the run's train_data_dir by default. masks there, by the pictures' names, are what
+    """Folder of pairs; held_out in the run's train_data_dir by default. masks there, by the images' names, are what
     object and background are compared to."""
     num_pairs: int = 50
     """How many pairs, the first."""
     batch_size: int = 8
-    """Pictures drawn at once."""
+    """Images drawn at once."""
     output_dir: Path | None = None
     """Folder for metrics.json and metrics.md; the run's by default."""
 
@@ -47,14 +47,14 @@ def evaluate(config: EvaluateControlConfig) -> str:
 
     from hra_diffusion.control import load_hra_control
     from hra_diffusion.errors import ModelError
+    from hra_diffusion.evaluation.control_trial import trial_of
     from hra_diffusion.formats.files import check_writable
-    from hra_diffusion.metrics.controlled import write_report
+    from hra_diffusion.metrics.control_evaluation import write_report
     from hra_diffusion.metrics.frechet import load_inception
     from hra_diffusion.metrics.instruments import load_instruments
     from hra_diffusion.pipelines import load_pipeline
-    from hra_diffusion.training.buckets import checked_resolution
-    from hra_diffusion.training.control_trial import trial_of
-    from hra_diffusion.training.dataset import HELD_OUT
+    from hra_diffusion.training.data.buckets import checked_resolution
+    from hra_diffusion.training.data.dataset import HELD_OUT
 
     if not (config.run / "config.toml").is_file():
         raise ConfigError(f"{config.run} is no output folder of train-control: there is no config.toml in it.")
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateControlConfig) -> str:
     control = load_hra_control(pipe, config.run)
     side = checked_resolution(run.pairs.resolution, pipe)
     trial = trial_of(folder, control.annotator, run, side, num_pairs=config.num_pairs, batch_size=config.batch_size)
-    with tqdm(desc="measuring", total=trial.total, unit="picture") as bar:
+    with tqdm(desc="measuring", total=trial.total, unit="image") as bar:
         for done in trial.draw(pipe, control):
             bar.update(done - bar.n)
     instruments = inception = None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class ExportConfig:
     """Precision of the file."""
     pretrained_model_name_or_path: str | None = None
     """The base model; the one the adapter was trained on by default."""
-    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
-    """Licence to state in the metadata."""
+    license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
+    """License to state in the metadata."""
     thumbnail: Path | None = None
-    """Picture for the metadata; the run's before_after.png by default."""
+    """Image for the metadata; the run's before_after.png by default."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         base=base and find_model(base),
         strength=config.strength,
         dtype=config.dtype,
-        licence=config.licence,
+        license=config.license,
         thumbnail=config.thumbnail,
     )
     print(written)

@@ -1,4 +1,4 @@
-"""``hra-diffusion generate``: pictures from prompts with an adapter, a control or both, as the pipeline draws them."""
+"""``hra-diffusion generate``: images from prompts with an adapter, a control or both, as the pipeline draws them."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,13 +9,13 @@ from typing import Any
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config_file import read_run
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.training.config.file import read_run
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Draw pictures with an adapter, a control or both.
+    """Draw images with an adapter, a control or both.
 
     Settings that are left out are those of the run that made the adapter, or else the control.
     """
@@ -23,9 +23,9 @@ class GenerateConfig:
     adapter: Path | None = None
     """The adapter's folder, or the output folder of the run that made it."""
     control: Path | None = None
-    """Folder of a control, or the output folder of its run: pictures follow image."""
+    """Folder of a control, or the output folder of its run: images follow image."""
     image: Path | None = None
-    """What the control follows: a picture, which its annotator reads."""
+    """What the control follows: an image, which its annotator reads."""
     annotated: bool = False
     """The image is a condition already."""
     control_strength: float = 1.0
@@ -33,7 +33,7 @@ class GenerateConfig:
     control_start: float = 0.0
     """Where in the denoising range it begins to act, from 0, noise, …"""
     control_end: float = 1.0
-    """… to 1, the finished picture."""
+    """… to 1, the finished image."""
     prompt: str
     """What to draw."""
     negative_prompt: str | None = None
@@ -41,9 +41,9 @@ class GenerateConfig:
     pretrained_model_name_or_path: str | None = None
     """The base model, a single .safetensors file too; the one that was trained on by default."""
     seed: int = 0
-    """Decides the picture; further ones take seed + 1, …"""
+    """Decides the image; further ones take seed + 1, …"""
     num_images: int = 1
-    """How many pictures."""
+    """How many images."""
     num_inference_steps: int | None = None
     """Denoising steps; the training run's previews' by default."""
     guidance_scale: float | None = None
@@ -53,7 +53,7 @@ class GenerateConfig:
     width: int | None = None
     """In pixels; the training resolution by default."""
     output_dir: Path = Path()
-    """Folder for the pictures, which are named after prompt and seed."""
+    """Folder for the images, which are named after prompt and seed."""
 
 
 _OF_CONTROL = ("annotated", "control_strength", "control_start", "control_end")
@@ -61,12 +61,12 @@ _DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the pictures and print their paths."""
+    """Draw the images and print their paths."""
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
     if config.adapter is None and config.control is None:
         raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
     if (config.control is None) != (config.image is None):
-        raise ConfigError("A control follows a picture: give --control and --image together, or neither.")
+        raise ConfigError("A control follows an image: give --control and --image together, or neither.")
     if config.control and not config.control.is_dir():
         raise ConfigError(f"There is no folder {config.control}: name a control's, or its run's, with --control.")
     ignored = [name for name in _OF_CONTROL if getattr(config, name) != getattr(GenerateConfig, name)]
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def generate(config: GenerateConfig) -> list[Path]:
-    """Draw and save the pictures of a command; returns their paths.
+    """Draw and save the images of a command; returns their paths.
 
     Raises:
         HRAError: the adapter, the control, the image or the model cannot be used, or the output folder not be written.
@@ -86,8 +86,8 @@ def generate(config: GenerateConfig) -> list[Path]:
 
     from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
-    from hra_diffusion.pipelines.components import side_step
-    from hra_diffusion.pipelines.models import picture_name
+    from hra_diffusion.pipelines.components import size_multiple
+    from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)
     source = config.adapter or config.control
@@ -101,12 +101,12 @@ def generate(config: GenerateConfig) -> list[Path]:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)
     for name in ("height", "width"):
-        if (options[name] or 0) % (step := side_step(pipe)):
+        if (options[name] or 0) % (step := size_multiple(pipe)):
             raise ConfigError(f"--{name} is {options[name]}: give a multiple of {step}.")
     paths: list[Path] = []
     with _guiding(config, pipe):
         for seed in range(config.seed, config.seed + config.num_images):
-            paths.append(config.output_dir / picture_name(config.prompt, seed))
+            paths.append(config.output_dir / image_name(config.prompt, seed))
             write_file(paths[-1], draw(pipe, config.prompt, seed, **options).save)
     return paths
 
@@ -116,16 +116,16 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     if not (config.control and config.image):
         return nullcontext()
     from hra_diffusion.control import load_hra_control
-    from hra_diffusion.control.conditions import read_condition, read_picture_for
-    from hra_diffusion.formats.pictures import parse_colour
+    from hra_diffusion.control.conditions import read_condition, read_image_for
+    from hra_diffusion.formats.images import parse_color
 
     control = load_hra_control(pipe, config.control)
     run = read_run(config.control, ControlNetConfig())
-    background = parse_colour(run.pairs.background_color)
+    background = parse_color(run.pairs.background_color)
     annotator, annotated = control.annotator, config.annotated
     return control.guiding(
         pipe,
-        read_condition(config.image, annotator) if annotated else read_picture_for(config.image, annotator, background),
+        read_condition(config.image, annotator) if annotated else read_image_for(config.image, annotator, background),
         strength=config.control_strength,
         start=config.control_start,
         end=config.control_end,
@@ -134,7 +134,7 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
 
 
 def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
-    """Return the settings of the run that made the adapter, or else the control, and the side of its pictures."""
+    """Return the settings of the run that made the adapter, or else the control, and the side of its images."""
     if config.adapter:
         run = read_run(config.adapter, DreamBoothConfig())
         return run, run.data.resolution
@@ -146,4 +146,4 @@ def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
 def _options(config: GenerateConfig, run: TrainingConfig, side: int | None) -> dict[str, Any]:
     """Collect what the pipeline is told: the command's settings over those of the training run."""
     told = {name: getattr(config, name) for name in _DRAWING}
-    return run.preview.options(side) | {name: value for name, value in told.items() if value is not None}
+    return run.validation.options(side) | {name: value for name, value in told.items() if value is not None}

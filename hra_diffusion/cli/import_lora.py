@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
 
 _SHOWN = 5
 

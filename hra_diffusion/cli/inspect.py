@@ -8,7 +8,7 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
-from hra_diffusion.training.config_file import flat_values, read_run
+from hra_diffusion.training.config.file import flat_values, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,14 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
-from hra_diffusion.cli.arguments import nearest
 from hra_diffusion.cli.stopping import Stopped
 from hra_diffusion.errors import HRAError
+from hra_diffusion.text import nearest
 
 COMMANDS = {
-    "train": "teach a model a subject from a few pictures (DreamBooth)",
+    "train": "teach a model a subject from a few images (DreamBooth)",
     "train-control": "teach a model to follow a condition, such as edges (ControlNet)",
-    "generate": "draw pictures with an adapter",
+    "generate": "draw images with an adapter",
     "evaluate": "measure an adapter",
     "evaluate-control": "measure whether a control is followed",
     "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",

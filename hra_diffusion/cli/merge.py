@@ -9,7 +9,7 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.defaults import find_model
+from hra_diffusion.training.config.defaults import find_model
 
 
 @dataclass(frozen=True, kw_only=True)

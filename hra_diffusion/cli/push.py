@@ -24,9 +24,9 @@ class PushConfig:
     """The branch; the main one by default."""
     private: bool = False
     """Make a new repository private."""
-    licence: Annotated[str | None, tyro.conf.arg(aliases=["--license"])] = None
+    license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
     """An identifier that the hub knows, such as mit."""
-    pictures: tuple[tuple[Path, str], ...] = ()
+    images: tuple[tuple[Path, str], ...] = ()
     """What was drawn with the adapter: FILE PROMPT FILE PROMPT …"""
     commit_message: str = "Upload an HRA adapter"
     """What the history says."""
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         revision=config.revision,
         private=config.private or None,
         commit_message=config.commit_message,
-        licence=config.licence,
-        pictures=dict(config.pictures),
+        license=config.license,
+        images=dict(config.images),
     )
     print(address)

@@ -8,14 +8,14 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse
 from hra_diffusion.cli.evaluate import evaluate_run
-from hra_diffusion.cli.following import (
+from hra_diffusion.cli.progress import (
     CONFIG_HELP,
     announce,
     defaults,
     finish,
     follow,
-    mention_idle_flags,
     show_progress,
+    warn_of_unused_flags,
 )
 from hra_diffusion.training.config import (
     AdapterConfig,
@@ -23,18 +23,18 @@ from hra_diffusion.training.config import (
     DreamBoothConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     PriorConfig,
     RunConfig,
-    SubjectPreviewConfig,
+    SubjectValidationConfig,
 )
-from hra_diffusion.training.config_file import flag_types
+from hra_diffusion.training.config.file import flag_types
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train, save the adapter, draw before_after.png and measure; or say only what would be trained."""
     config = parse_config(arguments)
-    mention_idle_flags(config, arguments)
+    warn_of_unused_flags(config, arguments)
     from hra_diffusion.training.dreambooth import DreamBooth  # imports torch and diffusers: not for --help
 
     run = DreamBooth(config)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.run.dry_run:
         return
     if run.class_images:
-        show_progress(run.draw_class_images(), "class pictures", sum(len(images.files) for images in run.class_images))
+        show_progress(run.draw_class_images(), "class images", sum(len(images.files) for images in run.class_images))
     follow(run)
     finish(run)
     with run.accelerator.autocast():
@@ -67,11 +67,11 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
         prior: PriorConfig = default.prior,
         adapter: AdapterConfig = default.adapter,
         objective: ObjectiveConfig = default.objective,
-        optimiser: OptimiserConfig = default.optimiser,
+        optimizer: OptimizerConfig = default.optimizer,
         run: RunConfig = default.run,
-        preview: SubjectPreviewConfig = default.preview,
+        validation: SubjectValidationConfig = default.validation,
     ) -> DreamBoothConfig:
-        """Teach a diffusion model a subject from a few pictures (DreamBooth with HRA).
+        """Teach a diffusion model a subject from a few images (DreamBooth with HRA).
 
         Without arguments: the embedded base and one of the subjects that come with it.
         """
@@ -81,9 +81,9 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
             prior=prior,
             adapter=adapter,
             objective=objective,
-            optimiser=optimiser,
+            optimizer=optimizer,
             run=run,
-            preview=preview,
+            validation=validation,
         )
 
     return parse(build, arguments, prog="hra-diffusion train", flags=["config", *flag_types(DreamBoothConfig)])

@@ -7,25 +7,25 @@ from typing import Annotated
 import tyro
 
 from hra_diffusion.cli.arguments import parse
-from hra_diffusion.cli.following import CONFIG_HELP, announce, defaults, finish, follow, mention_idle_flags
+from hra_diffusion.cli.progress import CONFIG_HELP, announce, defaults, finish, follow, warn_of_unused_flags
 from hra_diffusion.training.config import (
     AdapterConfig,
     ControlConfig,
     ControlNetConfig,
-    ControlPreviewConfig,
+    ControlValidationConfig,
     ModelConfig,
     ObjectiveConfig,
-    OptimiserConfig,
+    OptimizerConfig,
     PairsConfig,
     RunConfig,
 )
-from hra_diffusion.training.config_file import flag_types
+from hra_diffusion.training.config.file import flag_types
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train, save the control and draw before_after.png; or say only what would be trained."""
     config = parse_config(arguments)
-    mention_idle_flags(config, arguments)
+    warn_of_unused_flags(config, arguments)
     from hra_diffusion.training.controlnet import ControlNet  # imports torch and diffusers: not for --help
 
     run = ControlNet(config)
@@ -52,9 +52,9 @@ def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
         control: ControlConfig = default.control,
         adapter: AdapterConfig = default.adapter,
         objective: ObjectiveConfig = default.objective,
-        optimiser: OptimiserConfig = default.optimiser,
+        optimizer: OptimizerConfig = default.optimizer,
         run: RunConfig = default.run,
-        preview: ControlPreviewConfig = default.preview,
+        validation: ControlValidationConfig = default.validation,
     ) -> ControlNetConfig:
         """Teach a diffusion model to follow a condition (ControlNet-style training with HRA).
 
@@ -66,9 +66,9 @@ def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
             control=control,
             adapter=adapter,
             objective=objective,
-            optimiser=optimiser,
+            optimizer=optimizer,
             run=run,
-            preview=preview,
+            validation=validation,
         )
 
     return parse(build, arguments, prog="hra-diffusion train-control", flags=["config", *flag_types(ControlNetConfig)])

@@ -1,10 +1,10 @@
-"""Pictures that follow a condition: edges, depth, a segmentation, a pose (controllable generation, arXiv 2405.17484).
+"""Images that follow a condition: edges, depth, a segmentation, a pose (controllable generation, arXiv 2405.17484).
 
-An annotator makes the condition of a picture, an encoder reads it, an adapter of reflections makes the UNet follow it.
+An annotator makes the condition of an image, an encoder reads it, an adapter of reflections makes the UNet follow it.
 """
 
 from hra_diffusion.control.annotators import ANNOTATORS, Annotator, make_annotator
-from hra_diffusion.control.conditions import read_condition, read_picture_for
+from hra_diffusion.control.conditions import read_condition, read_image_for
 from hra_diffusion.control.encoder import ConditionEncoder, encoder_for, to_conditions
 from hra_diffusion.control.guiding import Control, adding, fit
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
@@ -22,7 +22,7 @@ __all__ = [
     "load_hra_control",
     "make_annotator",
     "read_condition",
-    "read_picture_for",
+    "read_image_for",
     "save_hra_control",
     "to_conditions",
 ]

@@ -1,4 +1,4 @@
-"""A file → what a control follows: a condition that is there already, or a picture as an annotator takes it."""
+"""A file → what a control follows: a condition that is there already, or an image as an annotator takes it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 from hra_diffusion.control.annotators import Annotator, Depth
 from hra_diffusion.errors import ImageError
-from hra_diffusion.formats.pictures import WHITE, Colour, read_layers
+from hra_diffusion.formats.images import WHITE, Color, read_layers
 
 
 def read_condition(path: Path, annotator: Annotator) -> Image.Image:
@@ -19,20 +19,20 @@ def read_condition(path: Path, annotator: Annotator) -> Image.Image:
     return annotate(path, Depth(), given) if isinstance(annotator, Depth) else given
 
 
-def annotate(path: Path, annotator: Annotator, picture: Image.Image) -> Image.Image:
-    """Return the condition of a picture.
+def annotate(path: Path, annotator: Annotator, image: Image.Image) -> Image.Image:
+    """Return the condition of an image.
 
     Raises:
         ImageError: it has none; the message names the file that it is of.
     """
     try:
-        return annotator(picture)
+        return annotator(image)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
 
 
-def read_picture_for(path: Path, annotator: Annotator, background: Colour = WHITE) -> Image.Image:
-    """Decode a picture as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
+def read_image_for(path: Path, annotator: Annotator, background: Color = WHITE) -> Image.Image:
+    """Decode an image as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
 
     Raises:
         ImageError: it cannot be read.

@@ -29,7 +29,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     Args:
         out_channels: of the denoiser's first convolution.
-        scale_factor: by how much the latent is smaller than the picture, a power of two.
+        scale_factor: by how much the latent is smaller than the image, a power of two.
         annotator: name of the annotator.
         annotator_settings: its settings.
     """
@@ -69,7 +69,7 @@ def encoder_for(pipe: Any, annotator: Annotator, generator: torch.Generator) -> 
         )
 
 
-def to_conditions(pictures: Sequence[Image.Image]) -> Tensor:
-    """Turn RGB pictures of one size into conditions: (B, 3, H, W) in [0, 1]."""
-    pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+def to_conditions(images: Sequence[Image.Image]) -> Tensor:
+    """Turn RGB images of one size into conditions: (B, 3, H, W) in [0, 1]."""
+    pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     return pixels.permute(0, 3, 1, 2).float() / 255

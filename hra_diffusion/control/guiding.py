@@ -24,7 +24,7 @@ from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.components import adapted_components, lock_of, offloading_suspended
 
-Pictures = Image.Image | Sequence[Image.Image]
+Images = Image.Image | Sequence[Image.Image]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Control:
     def guiding(
         self,
         pipe: Any,
-        image: Pictures,
+        image: Images,
         *,
         strength: float = 1.0,
         start: float = 0.0,
@@ -61,14 +61,14 @@ class Control:
 
         Args:
             pipe: a pipeline with the adapter in its UNet: the one it was loaded into, or one of the same components.
-            image: a picture, whose annotation is the condition, or one for each prompt; they are made to cover the
+            image: an image, whose annotation is the condition, or one for each prompt; they are made to cover the
                 size that is drawn, and their middle is taken.
             strength: of the condition, and the adapter's place on its geodesic: 0 is the pipeline without control.
             start: where in the denoising range it begins to act, from 0, noise, …
-            end: … to 1, the finished picture.
+            end: … to 1, the finished image.
             unconditional: whether the condition guides the unconditional prediction of classifier-free guidance, too,
                 as ControlNets' does. Where it does not, guidance strengthens the condition as it does the prompt.
-            annotated: whether the pictures are annotations already.
+            annotated: whether the images are annotations already.
             combine: how the adapter goes together with others that act, see `set_hra_adapters`.
 
         Raises:
@@ -84,8 +84,8 @@ class Control:
                 f"The UNet of this {type(pipe).__name__} has no adapter {self.adapter_name!r}: load the control into "
                 "it with load_hra_control, or make it of the components of a pipeline that has it."
             )
-        pictures = [image] if isinstance(image, Image.Image) else list(image)
-        features = _Features(self.encoder, Given() if annotated else self.annotator, pictures, strength)
+        images = [image] if isinstance(image, Image.Image) else list(image)
+        features = _Features(self.encoder, Given() if annotated else self.annotator, images, strength)
         with lock_of(pipe), ExitStack() as undo:
             undo.callback(_within(pipe, unet.restorer()))
             switch = _Switch(unet, self.adapter_name, strength, combine)
@@ -131,19 +131,19 @@ class _Features:
     """The encoded condition, made when the size that is drawn is known."""
 
     def __init__(
-        self, encoder: ConditionEncoder, annotator: Annotator, pictures: list[Image.Image], strength: float
+        self, encoder: ConditionEncoder, annotator: Annotator, images: list[Image.Image], strength: float
     ) -> None:
-        self._encoder, self._annotator, self._pictures, self._strength = encoder, annotator, pictures, strength
+        self._encoder, self._annotator, self._images, self._strength = encoder, annotator, images, strength
         self._made: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
     def of_size(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Return features (pictures, C, height, width), times the strength."""
+        """Return features (images, C, height, width), times the strength."""
         if (height, width) not in self._made:
             scale = self._encoder.config["scale_factor"]
             size = (width * scale, height * scale)
             labels = self._encoder.annotator.labels and isinstance(self._annotator, Given)
-            conditions = [self._annotator(fit(picture, size, labels)) for picture in self._pictures]
+            conditions = [self._annotator(fit(image, size, labels)) for image in self._images]
             self._encoder.to(device)
             encoded = self._encoder(to_conditions(conditions).to(device, self._encoder.dtype))
             self._made[height, width] = encoded * self._strength
@@ -176,7 +176,7 @@ class _Passing:
         halves = 2 if self._pipe.do_classifier_free_guidance else 1  # the unconditional one comes first
         count = output.shape[0] // halves
         if count % len(features):
-            raise ConfigError(f"{len(features)} conditions cannot be shared out among {count} pictures: give as many.")
+            raise ConfigError(f"{len(features)} conditions cannot be shared out among {count} images: give as many.")
         features = features.repeat_interleave(count // len(features), dim=0)
         if halves == 1:
             return output + features
@@ -184,12 +184,12 @@ class _Passing:
         return output + torch.cat([first, features])
 
 
-def fit(picture: Image.Image, size: tuple[int, int], labels: bool = False) -> Image.Image:
-    """Scale a picture to cover a size, and take its middle; colours that are labels are not mixed."""
-    if picture.size == size:
-        return picture
-    picture = picture if picture.mode in ("RGB", "RGBA", "L", "F", "I;16", "I") else picture.convert("RGB")
-    return ImageOps.fit(picture, size, Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS)
+def fit(image: Image.Image, size: tuple[int, int], labels: bool = False) -> Image.Image:
+    """Scale an image to cover a size, and take its middle; colors that are labels are not mixed."""
+    if image.size == size:
+        return image
+    image = image if image.mode in ("RGB", "RGBA", "L", "F", "I;16", "I") else image.convert("RGB")
+    return ImageOps.fit(image, size, Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS)
 
 
 def _within(pipe: Any, action: Callable[[], None]) -> Callable[[], None]:

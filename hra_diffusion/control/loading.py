@@ -19,7 +19,7 @@ from hra_diffusion.formats.files import read_tensors, replacing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.pipelines import unload_hra_weights
 from hra_diffusion.pipelines.components import offloading_suspended
-from hra_diffusion.pipelines.loading import load_resting
+from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 
 
 def load_hra_control(
@@ -28,7 +28,7 @@ def load_hra_control(
     """Load a control into a pipeline with a UNet; it rests until :meth:`Control.guiding`, and what acts goes on acting.
 
     >>> control = load_hra_control(pipe, "outputs/canny")
-    >>> with control.guiding(pipe, picture):
+    >>> with control.guiding(pipe, image):
     ...     pipe("a cat on the beach").images[0]
 
     Args:
@@ -48,13 +48,13 @@ def load_hra_control(
             f"The control {folder} adapts {', '.join(sorted(others))} too, but a control acts in the UNet alone, where "
             "its range and strength have a meaning: train it without them."
         )
-    load_resting(pipe, folder, adapter_name, subfolder=subfolder, **hub)
+    load_hra_weights_inactive(pipe, folder, adapter_name, subfolder=subfolder, **hub)
     channels = pipe.unet.conv_in.out_channels
     if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, pipe.vae_scale_factor):
         unload_hra_weights(pipe, adapter_name)
         raise AdapterFileError(
             f"The control {folder} adds {encoder.config['out_channels']} channels to a latent "
-            f"{encoder.config['scale_factor']} times smaller than the picture; this model has {channels} and "
+            f"{encoder.config['scale_factor']} times smaller than the image; this model has {channels} and "
             f"{pipe.vae_scale_factor}: load it into the model it was trained on."
         )
     return Control(encoder=encoder.eval().requires_grad_(False), adapter_name=adapter_name)

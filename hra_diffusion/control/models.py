@@ -20,7 +20,7 @@ from hra_diffusion.errors import ConfigError, ModelError
 
 @lru_cache(maxsize=2)
 def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
-    """Load a segmentation model; it maps an RGB picture to the label of each pixel, modulo 256.
+    """Load a segmentation model; it maps an RGB image to the label of each pixel, modulo 256.
 
     Raises:
         ModelError: it cannot be had.
@@ -28,9 +28,9 @@ def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
     model, processor = _load(name, "AutoModelForSemanticSegmentation")
 
     @torch.inference_mode()
-    def segment(picture: Image.Image) -> npt.NDArray[np.uint8]:
-        outputs = model(**processor(images=picture, return_tensors="pt").to(model.device))
-        (labels,) = processor.post_process_semantic_segmentation(outputs, [(picture.height, picture.width)])
+    def segment(image: Image.Image) -> npt.NDArray[np.uint8]:
+        outputs = model(**processor(images=image, return_tensors="pt").to(model.device))
+        (labels,) = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
         return (labels % 256).to(torch.uint8).cpu().numpy()
 
     return segment
@@ -38,7 +38,7 @@ def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
 
 @lru_cache(maxsize=2)
 def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32]]:
-    """Load a depth model; it maps an RGB picture to a number for each pixel that is larger where it is nearer.
+    """Load a depth model; it maps an RGB image to a number for each pixel that is larger where it is nearer.
 
     Raises:
         ModelError: it cannot be had.
@@ -46,9 +46,9 @@ def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32
     model, processor = _load(name, "AutoModelForDepthEstimation")
 
     @torch.inference_mode()
-    def estimate(picture: Image.Image) -> npt.NDArray[np.float32]:
-        predicted = model(**processor(images=picture, return_tensors="pt").to(model.device)).predicted_depth.cpu()
-        size = (picture.height, picture.width)
+    def estimate(image: Image.Image) -> npt.NDArray[np.float32]:
+        predicted = model(**processor(images=image, return_tensors="pt").to(model.device)).predicted_depth.cpu()
+        size = (image.height, image.width)
         return torch.nn.functional.interpolate(predicted[:, None].float(), size, mode="bicubic")[0, 0].numpy()
 
     return estimate
@@ -65,13 +65,13 @@ class Landmarker:
         self._mediapipe, self._detector, self._result = mediapipe, detector, result
         self.connections = connections
 
-    def __call__(self, picture: Image.Image) -> npt.NDArray[np.float32] | None:
+    def __call__(self, image: Image.Image) -> npt.NDArray[np.float32] | None:
         """Return points (n, 2) in pixels; None where nobody is."""
-        image = self._mediapipe.Image(self._mediapipe.ImageFormat.SRGB, np.ascontiguousarray(picture))
+        image = self._mediapipe.Image(self._mediapipe.ImageFormat.SRGB, np.ascontiguousarray(image))
         found = getattr(self._detector.detect(image), self._result)
         if not found:
             return None
-        return np.array([(point.x * picture.width, point.y * picture.height) for point in found[0]], np.float32)
+        return np.array([(point.x * image.width, point.y * image.height) for point in found[0]], np.float32)
 
 
 # By annotator: mediapipe's class, what its results are called, and the class and fields that hold its connections.

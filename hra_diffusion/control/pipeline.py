@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from diffusers import StableDiffusionPipeline
 
-from hra_diffusion.control.guiding import Control, Pictures
+from hra_diffusion.control.guiding import Control, Images
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import list_hra_adapters, unload_hra_weights
@@ -16,10 +16,10 @@ _TRIAL = "control on trial"
 
 
 class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
-    """Draws pictures that follow a prompt and a condition; without ``image``, as the base does.
+    """Draws images that follow a prompt and a condition; without ``image``, as the base does.
 
     >>> pipe = StableDiffusionHRAControlPipeline.from_pretrained("assets/emoji-sd", control="outputs/canny")
-    >>> pipe("a cat on the beach", image=picture).images[0]
+    >>> pipe("a cat on the beach", image=image).images[0]
 
     Attributes:
         control: what was loaded, if anything.
@@ -62,7 +62,7 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
     def __call__(
         self,
         prompt: Any = None,
-        image: Pictures | None = None,
+        image: Images | None = None,
         *,
         control_strength: float = 1.0,
         control_start: float = 0.0,

@@ -10,7 +10,7 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.formats.folders import component_folders
 from hra_diffusion.formats.peft import read_adapter
-from hra_diffusion.householder.geodesic import turning_angles
+from hra_diffusion.householder.geodesic import rotation_angles
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 
 
@@ -52,7 +52,7 @@ def _read_component(name: str, part: Path) -> Component:
         Layer(
             name=name.removesuffix(COLUMNS),
             shape=tuple(columns.shape),
-            angle=math.degrees(turning_angles(_chain(columns, config)).max().item()),
+            angle=math.degrees(rotation_angles(_chain(columns, config)).max().item()),
         )
         for name, columns in tensors.items()
         if name.endswith(COLUMNS)

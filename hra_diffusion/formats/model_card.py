@@ -21,13 +21,13 @@ class ModelCard:
         rank: its number of reflections a layer.
         base_model: the model it was made for; the hub links to it where it is the id of a repository.
         instance_prompt: the words that call the subject.
-        licence: an identifier that the hub knows, such as "mit".
-        pictures: prompts by the file names of what was drawn with them.
-        sheet: file name of a picture to show in the text.
+        license: an identifier that the hub knows, such as "mit".
+        images: prompts by the file names of what was drawn with them.
+        sheet: file name of an image to show in the text.
         metrics: numbers by name.
         table: the same as a table, with what they mean.
         settings: the run's settings, by flag.
-        is_control: whether it follows pictures.
+        is_control: whether it follows images.
     """
 
     name: str
@@ -36,8 +36,8 @@ class ModelCard:
     rank: int
     base_model: str | None = None
     instance_prompt: str | None = None
-    licence: str | None = None
-    pictures: Mapping[str, str] = field(default_factory=dict[str, str])
+    license: str | None = None
+    images: Mapping[str, str] = field(default_factory=dict[str, str])
     sheet: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     table: str | None = None
@@ -61,7 +61,7 @@ class ModelCard:
             EvalResult(
                 task_type="text-to-image",
                 dataset_type="custom",
-                dataset_name="pictures of the subject",
+                dataset_name="images of the subject",
                 metric_type=name,
                 metric_value=value,
             )
@@ -71,10 +71,10 @@ class ModelCard:
             base_model=self.base_model if self.base_model and self.base_model.count("/") == 1 else None,
             library_name="diffusers",
             pipeline_tag="text-to-image",
-            license=self.licence,
+            license=self.license,
             tags=list(TAGS),
             instance_prompt=self.instance_prompt,
-            widget=[{"text": prompt, "output": {"url": file}} for file, prompt in self.pictures.items()] or None,
+            widget=[{"text": prompt, "output": {"url": file}} for file, prompt in self.images.items()] or None,
             model_name=self.name if results else None,
             eval_results=results or None,
         )

@@ -7,7 +7,7 @@ becomes the tensor "state/0/mean" and
     {"dict": [["state", {"dict": [[0, {"dict": [["step", 3], ["mean", {"tensor": "state/0/mean"}]]}]]}]]}
 
 so that keys that are numbers stay numbers, tuples stay tuples, and what comes back is equal to the bit. The state_dict
-of every optimiser is such a nesting.
+of every optimizer is such a nesting.
 """
 
 from collections.abc import Mapping

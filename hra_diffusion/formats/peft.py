@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import HRAModel
-from hra_diffusion.adapter.state import COLUMNS, some
+from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import read_json, read_tensors, write_together
 from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.text import shorten
 
 CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
@@ -158,7 +159,7 @@ def _renamed(tensors: Mapping[str, Tensor], new: Callable[[str], str]) -> dict[s
     renamed = {new(name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         twice = sorted(name for name, count in Counter(map(new, tensors)).items() if count > 1)
-        raise AdapterFileError(f"The adapter has two tensors for one place: {some(twice)}.")
+        raise AdapterFileError(f"The adapter has two tensors for one place: {shorten(twice)}.")
     return renamed
 
 
@@ -180,5 +181,5 @@ def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) ->
     if missing := sorted(expected - set(keys)):
         raise AdapterFileError(
             f"The adapter has no weights for {len(missing)} of the {len(expected)} modules that its configuration asks "
-            f"for in this model: {some(missing)}. It is damaged, or was made for another model."
+            f"for in this model: {shorten(missing)}. It is damaged, or was made for another model."
         )

@@ -11,7 +11,18 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["FIGURE", "METRICS", "RESULTS", "SHEET", "TABLE", "home_of", "is_run", "of_adapter", "of_run", "tomllib"]
+__all__ = [
+    "FIGURE",
+    "METRICS",
+    "RESULTS",
+    "SHEET",
+    "TABLE",
+    "is_run",
+    "of_adapter",
+    "of_run",
+    "results_folder",
+    "tomllib",
+]
 
 SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md", "metrics.png"
 RESULTS = (SHEET, METRICS, TABLE, FIGURE)
@@ -29,7 +40,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.toml").is_file() and (folder / "log.jsonl").is_file()
 
 
-def home_of(folder: str | Path) -> Path:
+def results_folder(folder: str | Path) -> Path:
     """Return where results about an adapter lie: in its folder, but of a run's final one beside it."""
     folder = Path(folder).absolute()
     is_final = folder.name == "adapter" and (folder.parent / "config.toml").is_file()
@@ -38,5 +49,5 @@ def home_of(folder: str | Path) -> Path:
 
 def of_adapter(folder: str | Path, name: str) -> Path | None:
     """Find a result about an adapter; a checkpoint's are not those of its run."""
-    path = home_of(folder) / name
+    path = results_folder(folder) / name
     return path if path.is_file() else None

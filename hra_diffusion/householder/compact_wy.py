@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.householder.chain import unit_columns
-from hra_diffusion.householder.sideways import add, on_its_side, product
+from hra_diffusion.householder.columns_first import add, product, transposed
 
 
 class CompactWY(NamedTuple):
@@ -35,7 +35,7 @@ class CompactWY(NamedTuple):
 
     def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """H x for each row of x (*, d), and the slim s = T Uᵀ X, on its side, with which H X = X − U s."""
-        X = on_its_side(x, pictures=x.dim() == 3 and x.stride(-1) != 1)
+        X = transposed(x, images=x.dim() == 3 and x.stride(-1) != 1)
         s = (self.T @ product(self.U.mT, X).to(self.T.dtype)).to(x.dtype)
         return add(X, self.U, s, alpha=-1).mT.view(x.shape), s
 

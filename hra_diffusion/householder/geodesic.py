@@ -53,7 +53,7 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
 
 
 @torch.no_grad()
-def turning_angles(columns: Tensor) -> Tensor:
+def rotation_angles(columns: Tensor) -> Tensor:
     """Angles by which a chain turns the planes that it turns, in radians, largest first.
 
     Args:

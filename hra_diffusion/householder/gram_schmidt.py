@@ -5,7 +5,7 @@ With orthonormal columns Q the reflections commute and H = I − 2 Q Qᵀ. That 
 
     H = (I − 2 Q₀ Q₀ᵀ)(I − 2 Q Qᵀ)
 
-Source: arXiv 2405.17484, section 3.3 and its regulariser; the anchor is this project's.
+Source: arXiv 2405.17484, section 3.3 and its regularizer; the anchor is this project's.
 """
 
 import torch

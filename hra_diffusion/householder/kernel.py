@@ -26,9 +26,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hra_diffusion.householder.chain import column_norms
+from hra_diffusion.householder.columns_first import add, correlate, product, transposed
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
-from hra_diffusion.householder.recall import recalled
-from hra_diffusion.householder.sideways import add, correlate, on_its_side, product
+from hra_diffusion.householder.recompute import recompute
 
 
 def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_is_kept: bool = False) -> Tensor:
@@ -46,7 +46,7 @@ def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_i
                 factored = factor(u, x.dtype)
         if not torch.is_grad_enabled():
             return factored.apply(x)
-        return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else recalled(x))
+        return _Reflect.apply(x, u, *factored, output_is_kept, None if output_is_kept else recompute(x))
 
 
 class _Reflect(torch.autograd.Function):
@@ -71,7 +71,7 @@ class _Reflect(torch.autograd.Function):
         (grad,) = grad_outputs
         u, U, T, s, kept = ctx.saved_tensors
         with full_precision(grad.device):
-            G = on_its_side(grad, pictures=s.dim() == 3)
+            G = transposed(grad, images=s.dim() == 3)
             q = (T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
             grad_x = add(G, U, q, alpha=-1).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
             grad_u = None
@@ -80,7 +80,7 @@ class _Reflect(torch.autograd.Function):
                 if kept is None:
                     direct, S = ctx.recall(q), _mirrored(both)
                 else:
-                    direct = correlate(q, on_its_side(kept, pictures=s.dim() == 3))
+                    direct = correlate(q, transposed(kept, images=s.dim() == 3))
                     S = torch.triu(both - both.mT) if ctx.output_is_kept else _mirrored(both)
                 direct = (direct + correlate(s, G)).mT.to(u.dtype)
                 grad_u = torch.addmm(direct, U.to(u.dtype), S, beta=-1) / column_norms(u)

@@ -1,9 +1,9 @@
 """Where training starts.
 
-*Paired start*: r/2 random directions, each twice. Neighbouring equal reflections cancel, so H = I, and yet the gradient
+*Paired start*: r/2 random directions, each twice. Neighboring equal reflections cancel, so H = I, and yet the gradient
 is not zero. An odd r has det H = −1 and cannot start at the identity.
 
-*Length of the columns*: H depends on directions only, but an optimiser's step is measured against ‖u‖. With ‖u‖ = √d an
+*Length of the columns*: H depends on directions only, but an optimizer's step is measured against ‖u‖. With ‖u‖ = √d an
 Adam step of size lr moves each of the d entries by about lr and so turns the column by about lr *radians*, whatever d
 and r are; the gradient being orthogonal to u, n steps stretch it to about √(1 + n lr²) of its length only.
 

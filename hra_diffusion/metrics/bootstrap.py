@@ -1,6 +1,6 @@
-"""Bootstrap intervals (Efron 1979): how far a number would move, had other pictures been drawn.
+"""Bootstrap intervals (Efron 1979): how far a number would move, had other images been drawn.
 
-Units (pictures, or prompts where pictures of one prompt go into one value) are drawn anew with replacement; the
+Units (images, or prompts where images of one prompt go into one value) are drawn anew with replacement; the
 interval spans the middle 95 % of the values that the statistic then takes.
 """
 
@@ -26,7 +26,7 @@ class Estimate:
     low: float | None
     high: float | None
     units: int
-    """How many pictures or prompts it was taken over."""
+    """How many images or prompts it was taken over."""
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
@@ -42,7 +42,7 @@ def bootstrap(*samples: npt.ArrayLike, statistic: Callable[..., FloatArray] = me
     """Estimate a statistic of one or more independent samples.
 
     Args:
-        samples: each of shape (units, …); what belongs together (a picture with and without an adapter) is one unit.
+        samples: each of shape (units, …); what belongs together (an image with and without an adapter) is one unit.
         statistic: maps arrays of shape (resamples, units, …), one a sample, to (resamples,).
         seed: of the resampling.
     """

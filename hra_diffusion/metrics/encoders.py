@@ -1,4 +1,4 @@
-"""Pictures and words as unit vectors: the embedded judge, CLIP (Radford et al. 2021) and DINO (Caron et al. 2021).
+"""Images and words as unit vectors: the embedded judge, CLIP (Radford et al. 2021) and DINO (Caron et al. 2021).
 
 All are loaded by transformers from safetensors, in float32; weights that are only there as pickles are refused.
 """
@@ -27,7 +27,7 @@ _BATCH = 32
 
 
 class Encoder:
-    """Pictures → unit vectors.
+    """Images → unit vectors.
 
     Attributes:
         name: the last part of the model's name or folder, for tables.
@@ -39,22 +39,22 @@ class Encoder:
         self.model = model.eval().requires_grad_(False)
         self._processor = processor
 
-    def images(self, pictures: Sequence[Image.Image]) -> FloatArray:
-        """Encode RGB pictures of any sizes; shape (pictures, width), rows of length 1."""
+    def images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB images of any sizes; shape (images, width), rows of length 1."""
 
         def encode(batch: Sequence[Image.Image]) -> Tensor:
             pixels = self._processor(images=list(batch), return_tensors="pt").pixel_values
-            return self._picture_features(pixels.to(self.model.device))
+            return self._image_features(pixels.to(self.model.device))
 
-        return _unit_rows(encode, pictures, self.model.device)
+        return _unit_rows(encode, images, self.model.device)
 
-    def _picture_features(self, pixels: Tensor) -> Tensor:
+    def _image_features(self, pixels: Tensor) -> Tensor:
         """The class token of the last layer, as DINO's authors use it."""
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
 class Clip(Encoder):
-    """Pictures and words → unit vectors of one space."""
+    """Images and words → unit vectors of one space."""
 
     def __init__(self, name: str, model: CLIPModel, processor: Any, tokenizer: Any) -> None:
         """Take a loaded model, its image processor and its tokenizer."""
@@ -73,7 +73,7 @@ class Clip(Encoder):
 
         return _unit_rows(encode, texts, self.model.device)
 
-    def _picture_features(self, pixels: Tensor) -> Tensor:
+    def _image_features(self, pixels: Tensor) -> Tensor:
         return pooled(self.model.get_image_features(pixels))
 
 
@@ -130,7 +130,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any], device: torch.device) -> FloatArray:
-    """Encode in batches, in float32 whatever a run draws in; float64, so that equal pictures have a cosine of one."""
+    """Encode in batches, in float32 whatever a run draws in; float64, so that equal images have a cosine of one."""
     with torch.inference_mode(), full_precision(device):
         rows = torch.cat(
             [encode(inputs[start : start + _BATCH]).cpu().double() for start in range(0, len(inputs), _BATCH)]

@@ -7,8 +7,8 @@ from PIL import Image
 
 from hra_diffusion.metrics import scores
 from hra_diffusion.metrics.bootstrap import Estimate, FloatArray, bootstrap
-from hra_diffusion.metrics.drawing import Drawings
 from hra_diffusion.metrics.encoders import Encoder
+from hra_diffusion.metrics.generation import Generations
 from hra_diffusion.metrics.instruments import Instruments
 from hra_diffusion.metrics.lpips import SMALLEST
 from hra_diffusion.metrics.report import MODES, Measure, Report
@@ -17,12 +17,12 @@ from hra_diffusion.metrics.vocabulary import classify
 DRAWN = tuple(mode for mode in MODES if mode != "real")
 
 
-def evaluate(drawings: Drawings, references: Sequence[Image.Image], instruments: Instruments) -> Report:
+def evaluate(drawings: Generations, references: Sequence[Image.Image], instruments: Instruments) -> Report:
     """Measure what was drawn in both modes.
 
     Args:
-        drawings: all pictures of a plan, with the adapter and without.
-        references: real pictures of the subject that the adapter has not seen.
+        drawings: all images of a plan, with the adapter and without.
+        references: real images of the subject that the adapter has not seen.
         instruments: what measures them.
     """
     evaluation = _Evaluation(drawings, references, instruments)
@@ -38,27 +38,27 @@ def evaluate(drawings: Drawings, references: Sequence[Image.Image], instruments:
 
 
 class _Evaluation:
-    """Holds what several metrics need: CLIP's vectors of every group of pictures, encoded once."""
+    """Holds what several metrics need: CLIP's vectors of every group of images, encoded once."""
 
-    def __init__(self, drawings: Drawings, references: Sequence[Image.Image], instruments: Instruments) -> None:
+    def __init__(self, drawings: Generations, references: Sequence[Image.Image], instruments: Instruments) -> None:
         self.plan = drawings.plan
         self.notes = list(instruments.notes)
         self._drawings, self._references, self._instruments = drawings, references, instruments
         self._vectors = {
-            (mode, group): instruments.clip.images(pictures)
-            for mode, groups in drawings.pictures.items()
-            for group, pictures in groups.items()
-            if pictures
+            (mode, group): instruments.clip.images(images)
+            for mode, groups in drawings.images.items()
+            for group, images in groups.items()
+            if images
         }
 
     def subject_fidelity(self, method: str, encoder: Encoder) -> list[Measure]:
-        """Cosines to the real pictures; how the real ones agree; and how much of the way an adapter goes."""
+        """Cosines to the real images; how the real ones agree; and how much of the way an adapter goes."""
         references = encoder.images(self._references)
         values: dict[str, FloatArray] = {}
         for mode in DRAWN:
             is_clip = encoder is self._instruments.clip
-            pictures = self._vectors[mode, "subject"] if is_clip else encoder.images(self._subject(mode))
-            values[mode] = scores.fidelity(pictures, references)
+            images = self._vectors[mode, "subject"] if is_clip else encoder.images(self._subject(mode))
+            values[mode] = scores.fidelity(images, references)
         real = scores.agreement(references) if len(references) > 1 else None
         if real is not None:
             values["real"] = real
@@ -84,7 +84,7 @@ class _Evaluation:
         ]
 
     def backgrounds(self) -> list[Measure]:
-        """The share of pictures whose background the judge takes for the one that was asked for."""
+        """The share of images whose background the judge takes for the one that was asked for."""
         vocabulary = self._instruments.vocabulary
         known = vocabulary.attributes.get("background", {}) if vocabulary else {}
         if not self.plan.contexts.keys() <= known.keys():
@@ -98,7 +98,7 @@ class _Evaluation:
         return measures
 
     def diversity(self) -> list[Measure]:
-        """Distances between the pictures of a prompt; prompts are the units."""
+        """Distances between the images of a prompt; prompts are the units."""
         seeds, clip, lpips = len(self.plan.seeds), self._instruments.clip, self._instruments.lpips
         if seeds < 2:
             self.notes = [note for note in self.notes if not note.startswith("Diversity")]
@@ -119,7 +119,7 @@ class _Evaluation:
         return measures
 
     def drifts(self) -> list[Measure]:
-        """How far an adapter moves pictures of the class and of unrelated things, seed by seed."""
+        """How far an adapter moves images of the class and of unrelated things, seed by seed."""
         return [
             self._measure(
                 f"drift, {group} ({self._instruments.clip.name})",
@@ -131,7 +131,7 @@ class _Evaluation:
         ]
 
     def _subject(self, mode: str) -> list[Image.Image]:
-        return self._drawings.pictures[mode]["subject"]
+        return self._drawings.images[mode]["subject"]
 
     def _measure(self, name: str, mode: str, estimate: Estimate) -> Measure:
         return Measure(name=name, mode=mode, estimate=estimate, seeds=[] if mode == "real" else list(self.plan.seeds))

@@ -1,11 +1,11 @@
-"""How far a set of pictures is from another as a whole: FID (Heusel et al., arXiv 1706.08500) and its like.
+"""How far a set of images is from another as a whole: FID (Heusel et al., arXiv 1706.08500) and its like.
 
 A Gaussian is fitted to an encoder's features of either set:
 
     ‖μ − μ′‖² + tr(Σ + Σ′ − 2 (Σ Σ′)^½)
 
 FID's encoder is Inception, in the version that everybody compares with; torch-fidelity has it. The same of another
-encoder is a number of its own. Both are larger the fewer pictures there are: only equal numbers of them compare.
+encoder is a number of its own. Both are larger the fewer images there are: only equal numbers of them compare.
 """
 
 import pickle
@@ -34,7 +34,7 @@ def frechet_distance(one: FloatArray, other: FloatArray) -> float:
 
 
 class Inception:
-    """FID's features of pictures."""
+    """FID's features of images."""
 
     name = "Inception"
 
@@ -42,9 +42,9 @@ class Inception:
         """Take torch-fidelity's FeatureExtractorInceptionV3 for the features "2048", and its device."""
         self._model, self._device = model, torch.device(device)
 
-    def images(self, pictures: Sequence[Image.Image]) -> FloatArray:
-        """Encode RGB pictures of one size: shape (pictures, 2048)."""
-        pixels = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    def images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB images of one size: shape (images, 2048)."""
+        pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
         with torch.inference_mode():
             batches = pixels.permute(0, 3, 1, 2).split(_BATCH)
             encoded = [self._model(batch.to(self._device))[0].cpu() for batch in batches]

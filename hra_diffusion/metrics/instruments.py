@@ -47,8 +47,7 @@ def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> tup
     vocabulary = read_vocabulary(folder)
     if vocabulary is None:
         raise ModelError(
-            f"There is no judge in {folder}: make it with `python -m hra_diffusion.demo judge`, "
-            "or name a CLIP with --clip."
+            f"There is no judge in {folder}: make it with `python -m emoji_world judge`, or name a CLIP with --clip."
         )
     return load_clip(str(folder), device=device), vocabulary
 
@@ -61,7 +60,7 @@ def load_instruments(
     device: torch.device | str = "cpu",
     local_files_only: bool = False,
 ) -> Instruments:
-    """Load what measures pictures of a base model.
+    """Load what measures images of a base model.
 
     Args:
         base: the base model's folder or name.
@@ -100,6 +99,6 @@ def load_instruments(
         )
     lpips = attempt(
         lambda: load_lpips(device=device, local_files_only=local_files_only or judge is not None),
-        f"Diversity is the distance in {model.name} between pictures of a prompt, not LPIPS",
+        f"Diversity is the distance in {model.name} between images of a prompt, not LPIPS",
     )
     return Instruments(clip=model, vocabulary=vocabulary, dino=encoder, lpips=lpips, notes=notes)

@@ -19,20 +19,20 @@ SMALLEST = 64
 
 
 class Lpips:
-    """The mean LPIPS between pictures of a prompt, with AlexNet."""
+    """The mean LPIPS between images of a prompt, with AlexNet."""
 
     name = "LPIPS"
 
     def __init__(self, metric: Any, device: torch.device | str = "cpu") -> None:
-        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalising and taking the mean, and its device."""
+        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalizing and taking the mean, and its device."""
         self._metric, self._device = metric, torch.device(device)
 
-    def spread(self, pictures: Sequence[Sequence[Image.Image]]) -> FloatArray:
-        """Mean distance over all pairs of pictures of each prompt: (prompts, seeds ≥ 2) → (prompts,)."""
-        return np.array([self._mean_over_pairs(of_prompt) for of_prompt in pictures])
+    def spread(self, images: Sequence[Sequence[Image.Image]]) -> FloatArray:
+        """Mean distance over all pairs of images of each prompt: (prompts, seeds ≥ 2) → (prompts,)."""
+        return np.array([self._mean_over_pairs(of_prompt) for of_prompt in images])
 
-    def _mean_over_pairs(self, pictures: Sequence[Image.Image]) -> float:
-        tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]
+    def _mean_over_pairs(self, images: Sequence[Image.Image]) -> float:
+        tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images]
         first, second = zip(*itertools.combinations(tensors, 2), strict=True)
         with torch.inference_mode(), full_precision(self._device):
             return float(self._metric(torch.stack(first).to(self._device), torch.stack(second).to(self._device)))

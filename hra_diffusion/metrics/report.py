@@ -1,4 +1,4 @@
-"""Results as JSON, as a Markdown table and as a sheet of the pictures they were taken from."""
+"""Results as JSON, as a Markdown table and as a sheet of the images they were taken from."""
 
 import io
 import json
@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image
 
+from hra_diffusion.formats.contact_sheet import contact_sheet
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.run_folder import FIGURE, METRICS, TABLE
 from hra_diffusion.metrics.bootstrap import Estimate
-from hra_diffusion.metrics.drawing import Drawings
-from hra_diffusion.metrics.sheet import contact_sheet
+from hra_diffusion.metrics.generation import Generations
 
-MODES = {"adapter": "with adapter", "base": "without", "real": "real pictures"}
+MODES = {"adapter": "with adapter", "base": "without", "real": "real images"}
 """Columns of the table."""
 
 SHEET_SEEDS, SHEET_SIDE = 2, 192
@@ -23,7 +23,7 @@ SHEET_SEEDS, SHEET_SIDE = 2, 192
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """One number: what, of which pictures, how sure, from which seeds (none for real pictures)."""
+    """One number: what, of which images, how sure, from which seeds (none for real images)."""
 
     name: str
     mode: str
@@ -37,10 +37,10 @@ class Report:
 
     measures: Sequence[Measure]
     notes: Sequence[str]
-    drawings: Drawings
+    drawings: Generations
     references: Sequence[Image.Image]
     about: dict[str, str] = field(default_factory=dict)
-    """What else is worth knowing: base, adapter, real pictures."""
+    """What else is worth knowing: base, adapter, real images."""
 
     def value(self, name: str, mode: str = "adapter") -> float:
         """The number whose name begins so; raises KeyError when there is none."""
@@ -50,7 +50,7 @@ class Report:
         raise KeyError(f"nothing named {name!r} was measured in mode {mode!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, for JSON."""
+        """Everything but the images, for JSON."""
         measures = [{"name": m.name, "mode": m.mode, **asdict(m.estimate), "seeds": m.seeds} for m in self.measures]
         return {
             "measures": measures,
@@ -69,7 +69,7 @@ class Report:
         method = (
             f"In brackets 95 % bootstrap intervals. {len(plan.contexts)} contexts, seeds "
             f"{', '.join(map(str, plan.seeds))}, {plan.num_inference_steps} steps, guidance {plan.guidance_scale:g}, "
-            f"{len(self.references)} real pictures."
+            f"{len(self.references)} real images."
         )
         return "\n".join([markdown_table(rows, MODES), "", method, *self.notes, ""])
 
@@ -82,7 +82,7 @@ class Report:
             modes = [self.drawings.by_prompt(mode, group) for mode in ("base", "adapter")]
             for prompt, base, adapter in zip(prompts, *modes, strict=True):
                 pairs = list(zip(base, adapter, strict=True))[:SHEET_SEEDS]
-                rows[prompt] = [_at_most(picture, SHEET_SIDE) for pair in pairs for picture in pair]
+                rows[prompt] = [_at_most(image, SHEET_SIDE) for pair in pairs for image in pair]
         return contact_sheet(list(rows.values()), list(rows), columns)
 
     def write(self, folder: Path) -> list[Path]:
@@ -109,8 +109,8 @@ def markdown_table(rows: Mapping[str, Mapping[str, Estimate]], columns: Mapping[
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _at_most(picture: Image.Image, side: int) -> Image.Image:
-    if max(picture.size) <= side:
-        return picture
-    scale = side / max(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+def _at_most(image: Image.Image, side: int) -> Image.Image:
+    if max(image.size) <= side:
+        return image
+    scale = side / max(image.size)
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)

@@ -5,7 +5,7 @@
      "contexts":   {"beach": "on the beach", …},      labels of backgrounds that subjects are asked to appear on
      "unrelated":  ["a 3d render of a bus …", …]}      prompts that an adapter should leave alone
 
-A label is the one whose caption is nearest to the picture: what classification heads would answer, by prompts.
+A label is the one whose caption is nearest to the image: what classification heads would answer, by prompts.
 """
 
 import json
@@ -48,14 +48,14 @@ def read_vocabulary(folder: str | Path) -> Vocabulary | None:
         raise ModelError(f"{path} must hold attributes, contexts and unrelated, nothing else: {error}.") from error
 
 
-def classify(clip: Clip, pictures: FloatArray, captions: dict[str, str]) -> list[str]:
-    """The label of each picture.
+def classify(clip: Clip, images: FloatArray, captions: dict[str, str]) -> list[str]:
+    """The label of each image.
 
     Args:
         clip: the judge.
-        pictures: what it made of the pictures, shape (n, d).
+        images: what it made of the images, shape (n, d).
         captions: by label.
     """
-    nearest = (pictures @ clip.texts(list(captions.values())).T).argmax(axis=1)
+    nearest = (images @ clip.texts(list(captions.values())).T).argmax(axis=1)
     labels = list(captions)
     return [labels[index] for index in nearest]

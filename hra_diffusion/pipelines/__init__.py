@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from hra_diffusion.formats.folders import base_model
-    from hra_diffusion.pipelines.acting import (
+    from hra_diffusion.pipelines.activation import (
         LoadedAdapter,
+        disable_hra,
         fuse_hra,
-        hra_disabled,
         list_hra_adapters,
         set_hra_adapters,
         unfuse_hra,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hra_diffusion.pipelines.fitting import Fit, fit_lora
     from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
     from hra_diffusion.pipelines.merging import merge_hra
-    from hra_diffusion.pipelines.models import draw, load_pipeline, model_layout, pipeline_class
+    from hra_diffusion.pipelines.models import draw, load_pipeline, model_config, pipeline_class
     from hra_diffusion.pipelines.publishing import push_hra_weights
     from hra_diffusion.pipelines.saving import save_hra_weights
     from hra_diffusion.pipelines.tokens import set_tokens, token_embeddings, tokens_of
@@ -34,30 +34,30 @@ if TYPE_CHECKING:
 _HOMES: Final = {
     "DTYPES": "hra_diffusion.pipelines.export",
     "Fit": "hra_diffusion.pipelines.fitting",
-    "LoadedAdapter": "hra_diffusion.pipelines.acting",
+    "LoadedAdapter": "hra_diffusion.pipelines.activation",
     "adapted_components": "hra_diffusion.pipelines.components",
     "base_model": "hra_diffusion.formats.folders",
     "denoiser_name": "hra_diffusion.pipelines.components",
     "draw": "hra_diffusion.pipelines.models",
     "export_lora": "hra_diffusion.pipelines.export",
     "fit_lora": "hra_diffusion.pipelines.fitting",
-    "fuse_hra": "hra_diffusion.pipelines.acting",
-    "hra_disabled": "hra_diffusion.pipelines.acting",
-    "list_hra_adapters": "hra_diffusion.pipelines.acting",
+    "fuse_hra": "hra_diffusion.pipelines.activation",
+    "disable_hra": "hra_diffusion.pipelines.activation",
+    "list_hra_adapters": "hra_diffusion.pipelines.activation",
     "load_hra_weights": "hra_diffusion.pipelines.loading",
     "load_pipeline": "hra_diffusion.pipelines.models",
     "merge_hra": "hra_diffusion.pipelines.merging",
-    "model_layout": "hra_diffusion.pipelines.models",
+    "model_config": "hra_diffusion.pipelines.models",
     "pipeline_class": "hra_diffusion.pipelines.models",
     "push_hra_weights": "hra_diffusion.pipelines.publishing",
     "save_hra_weights": "hra_diffusion.pipelines.saving",
-    "set_hra_adapters": "hra_diffusion.pipelines.acting",
+    "set_hra_adapters": "hra_diffusion.pipelines.activation",
     "set_tokens": "hra_diffusion.pipelines.tokens",
     "token_embeddings": "hra_diffusion.pipelines.tokens",
     "tokens_of": "hra_diffusion.pipelines.tokens",
-    "unfuse_hra": "hra_diffusion.pipelines.acting",
+    "unfuse_hra": "hra_diffusion.pipelines.activation",
     "unload_hra_weights": "hra_diffusion.pipelines.loading",
-    "using_hra_adapters": "hra_diffusion.pipelines.acting",
+    "using_hra_adapters": "hra_diffusion.pipelines.activation",
 }
 
 __all__ = [
@@ -67,16 +67,16 @@ __all__ = [
     "adapted_components",
     "base_model",
     "denoiser_name",
+    "disable_hra",
     "draw",
     "export_lora",
     "fit_lora",
     "fuse_hra",
-    "hra_disabled",
     "list_hra_adapters",
     "load_hra_weights",
     "load_pipeline",
     "merge_hra",
-    "model_layout",
+    "model_config",
     "pipeline_class",
     "push_hra_weights",
     "save_hra_weights",

@@ -36,12 +36,12 @@ def tokenizer_of(pipe: Any, text_encoder: str) -> Any:
     return getattr(pipe, tokenizer_name(text_encoder))
 
 
-def side_step(pipe: Any) -> int:
-    """Return of what the sides of a pipeline's pictures are multiples, in pixels."""
+def size_multiple(pipe: Any) -> int:
+    """Return of what the sides of a pipeline's images are multiples, in pixels."""
     return pipe.vae_scale_factor * (getattr(pipe, denoiser_name(pipe)).config.get("patch_size") or 1)
 
 
-def own_side(pipe: Any) -> int | None:
+def default_size(pipe: Any) -> int | None:
     """Return the side of the squares that a pipeline was made for, in pixels, if its model says so."""
     size = getattr(pipe, denoiser_name(pipe)).config.sample_size
     return size and size * pipe.vae_scale_factor
@@ -89,7 +89,7 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
     Blocks of other threads wait, and so do their drawings within `using_hra_adapters`: what a block changes is whole.
     """
     with lock_of(pipe):
-        _check_at_hand(pipe)
+        _check_loaded(pipe)
         offload = _offloading(pipe)
         if offload is None:
             yield
@@ -101,7 +101,7 @@ def offloading_suspended(pipe: Any) -> Iterator[None]:
             offload(device=pipe._offload_device)
 
 
-def _check_at_hand(pipe: Any) -> None:
+def _check_loaded(pipe: Any) -> None:
     """Make sure that no tensors of adapters, or of what they adapt, are on a disk: ones without values stand there."""
     for name, model in models(pipe).items():
         adaptable = name == denoiser_name(pipe) or name.startswith("text_encoder")

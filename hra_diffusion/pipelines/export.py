@@ -14,7 +14,7 @@ from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.formats.run_folder import SHEET, of_adapter
-from hra_diffusion.pipelines.acting import using_hra_adapters
+from hra_diffusion.pipelines.activation import using_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights, name_after, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
@@ -33,7 +33,7 @@ def export_lora(
     strength: float = 1.0,
     dtype: torch.dtype | str = "fp16",
     *,
-    licence: str | None = None,
+    license: str | None = None,
     thumbnail: str | Path | None = None,
     **hub: Any,
 ) -> Path:
@@ -47,8 +47,8 @@ def export_lora(
             what the adapter names when left out.
         strength: how far along the geodesic; scaling the LoRA afterwards is not the same.
         dtype: of the tensors: "fp16", "bf16", "fp32", or a torch.dtype.
-        licence: put into the metadata.
-        thumbnail: a picture to put into the metadata; the run's before_after.png when left out and there.
+        license: put into the metadata.
+        thumbnail: an image to put into the metadata; the run's before_after.png when left out and there.
         hub: what `huggingface_hub.snapshot_download` takes, for the adapter.
 
     Returns:
@@ -76,7 +76,7 @@ def export_lora(
         base_model=made_for and public_name(made_for),
         strength=strength,
         trigger=training.get("instance_prompt"),
-        licence=licence,
+        license=license,
         thumbnail=_thumbnail(thumbnail, folder),
         prediction_type=pipe.scheduler.config.get("prediction_type"),
         training=training,
@@ -151,15 +151,15 @@ def _family(pipe: Any, two_text_encoders: bool) -> Any:
 
 
 def _thumbnail(path: str | Path | None, folder: str | Path) -> str | None:
-    """Return a small picture as a data URL; of a run's before_after.png where none is named."""
+    """Return a small image as a data URL; of a run's before_after.png where none is named."""
     source = path or of_adapter(folder, SHEET)
     if source is None:
         return None
     try:
-        with Image.open(source) as picture:
-            small = picture.convert("RGB")
+        with Image.open(source) as image:
+            small = image.convert("RGB")
     except OSError as error:
-        raise ImageError(f"The thumbnail {source} cannot be read as a picture: {error}") from error
+        raise ImageError(f"The thumbnail {source} cannot be read as an image: {error}") from error
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     jpeg = io.BytesIO()
     small.save(jpeg, "JPEG", quality=85)

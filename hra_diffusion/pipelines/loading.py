@@ -12,7 +12,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
 from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
 from hra_diffusion.formats.tokens import Tokens
-from hra_diffusion.pipelines.acting import list_hra_adapters, set_hra_adapters
+from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended
 from hra_diffusion.pipelines.tokens import remove_tokens, set_tokens
 
@@ -58,7 +58,9 @@ def load_hra_weights(
             _add(pipe, parts, tokens, adapter_name, max_rank)
 
 
-def load_resting(pipe: Any, folder: str | Path, adapter_name: str, *, subfolder: str | None = None, **hub: Any) -> None:
+def load_hra_weights_inactive(
+    pipe: Any, folder: str | Path, adapter_name: str, *, subfolder: str | None = None, **hub: Any
+) -> None:
     """Load an adapter, a control's too, that rests at first, while what acts goes on acting: see `load_hra_weights`."""
     found = component_folders(folder, subfolder, **hub)
     with offloading_suspended(pipe):

@@ -8,7 +8,7 @@ import torch
 
 from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import replacing
-from hra_diffusion.pipelines.acting import set_hra_adapters
+from hra_diffusion.pipelines.activation import set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components
 from hra_diffusion.pipelines.loading import load_hra_weights, name_after
 from hra_diffusion.pipelines.models import load_pipeline

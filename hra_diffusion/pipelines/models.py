@@ -1,4 +1,4 @@
-"""Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same picture."""
+"""Base models: loaded from safetensors alone, and drawn with so that the same seed gives the same image."""
 
 import hashlib
 import inspect
@@ -28,7 +28,7 @@ def pipeline_class(name: str, revision: str | None = None) -> str:
     Raises:
         ModelError: it is none of them.
     """
-    return _index(model_layout(name), revision)["_class_name"]
+    return _index(model_config(name), revision)["_class_name"]
 
 
 def _index(name: str, revision: str | None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def load_pipeline(
     Raises:
         ModelError: it is no model, or an incomplete or damaged one.
     """
-    layout = config or model_layout(name)
+    layout = config or model_config(name)
     index = _index(layout, options.get("revision"))
     left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
     loading = vae
@@ -96,7 +96,7 @@ def _is_file(name: str) -> bool:
     return Path(name).suffix in (".safetensors", *_PICKLED)
 
 
-def model_layout(name: str) -> str:
+def model_config(name: str) -> str:
     """Return the model folder or the model on the hub that says how a model is built: of single files, another one.
 
     Raises:
@@ -130,8 +130,8 @@ def _rescale(pipe: Any, name: str) -> None:
     config = pipe.scheduler.config
     if config.get("prediction_type") not in ("v_prediction", "sample"):
         raise ModelError(
-            f"--rescale_betas_zero_snr is for models that predict v or the picture; {name!r} has "
-            f"{config.get('prediction_type', 'flow')}, from which no picture follows where all is noise: leave it out."
+            f"--rescale_betas_zero_snr is for models that predict v or the image; {name!r} has "
+            f"{config.get('prediction_type', 'flow')}, from which no image follows where all is noise: leave it out."
         )
     known = inspect.signature(type(pipe.scheduler).__init__).parameters
     kind = type(pipe.scheduler) if "rescale_betas_zero_snr" in known else DDIMScheduler
@@ -139,7 +139,7 @@ def _rescale(pipe: Any, name: str) -> None:
 
 
 def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
-    """Draw one picture. Previews and the command line call this too: the same seed gives the same picture.
+    """Draw one image. Previews and the command line call this too: the same seed gives the same image.
 
     Args:
         pipe: a text-to-image pipeline.
@@ -150,10 +150,10 @@ def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
     return pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0]
 
 
-def picture_name(prompt: str, seed: int) -> str:
-    """Name a picture's file after its prompt and seed; other prompts have other names."""
+def image_name(prompt: str, seed: int) -> str:
+    """Name an image's file after its prompt and seed; other prompts have other names."""
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
-    short = slug.encode()[:80].decode(errors="ignore") or "picture"  # file names are measured in bytes
+    short = slug.encode()[:80].decode(errors="ignore") or "image"  # file names are measured in bytes
     if short.replace("-", " ") != prompt:
         short += f"-{hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()}"
     return f"{short}-{seed}.png"

@@ -1,4 +1,4 @@
-"""Adapters go to the Hugging Face hub: files, page and pictures in one commit."""
+"""Adapters go to the Hugging Face hub: files, page and images in one commit."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -36,12 +36,12 @@ def push_hra_weights(
     private: bool | None = None,
     token: str | bool | None = None,
     commit_message: str = "Upload an HRA adapter",
-    licence: str | None = None,
-    pictures: Mapping[str | Path, str] | None = None,
+    license: str | None = None,
+    images: Mapping[str | Path, str] | None = None,
 ) -> str:
     """Publish an adapter on the hub, in one commit, with a page that says what it is.
 
-    The page has the base model, the instance prompt, tags, licence, pictures, and what the run's folder knows: its
+    The page has the base model, the instance prompt, tags, license, images, and what the run's folder knows: its
     settings, before_after.png, and the numbers of ``hra-diffusion evaluate``. A page that is there is left as it is.
 
     Args:
@@ -52,32 +52,32 @@ def push_hra_weights(
         private: whether a new repository is to be private.
         token: of the hub; the one that was stored by ``hf auth login`` when left out.
         commit_message: what the history says.
-        licence: an identifier that the hub knows, such as "mit".
-        pictures: what was drawn with the adapter: prompts by the pictures' paths.
+        license: an identifier that the hub knows, such as "mit".
+        images: what was drawn with the adapter: prompts by the images' paths.
 
     Returns:
         The commit's address.
 
     Raises:
         AdapterFileError: the folder holds no adapter, or a damaged one; nothing is sent.
-        ImageError: a picture cannot be read; nothing is sent.
+        ImageError: an image cannot be read; nothing is sent.
         OutputError: the hub does not take it, or cannot be reached.
     """
     folder = Path(folder)
     parts = component_folders(folder)
     files = _adapter_files(parts)
-    prompts = {Path(path): prompt for path, prompt in (pictures or {}).items()}
+    prompts = {Path(path): prompt for path, prompt in (images or {}).items()}
     sheet = of_adapter(folder, SHEET)
-    files |= _read_pictures([*prompts, *([sheet] if sheet else [])])
+    files |= _read_images([*prompts, *([sheet] if sheet else [])])
     captions = {path.name: prompt for path, prompt in prompts.items()}
     if len(captions) != len(prompts) or captions.keys() & {SHEET, CARD}:
-        raise ImageError(f"Pictures must have names of their own; found {', '.join(path.name for path in prompts)}.")
+        raise ImageError(f"Images must have names of their own; found {', '.join(path.name for path in prompts)}.")
     within = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token)
     try:
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if not api.file_exists(repository, within + CARD, revision=revision):
-            files[CARD] = str(_card(folder, repository, parts, licence, captions, sheet)).encode()
+            files[CARD] = str(_card(folder, repository, parts, license, captions, sheet)).encode()
         operations = [CommitOperationAdd(within + name, content) for name, content in files.items()]
         return api.create_commit(repository, operations, commit_message=commit_message, revision=revision).commit_url
     except AdapterFileError:
@@ -106,8 +106,8 @@ def _card(
     folder: Path,
     repository: str,
     parts: Mapping[str, Path],
-    licence: str | None,
-    pictures: Mapping[str, str],
+    license: str | None,
+    images: Mapping[str, str],
     sheet: Path | None,
 ) -> ModelCard:
     settings, made_for = run_settings(folder), base_model(folder)
@@ -120,8 +120,8 @@ def _card(
         rank=max(read_adapter(part)[0].r for part in parts.values()),
         base_model=made_for and public_name(made_for),
         instance_prompt=settings.get("instance_prompt"),
-        licence=licence,
-        pictures=pictures,
+        license=license,
+        images=images,
         sheet=sheet and sheet.name,
         metrics=_numbers(measured.get("measures", [])),
         table=table and table.read_text(encoding="utf-8"),
@@ -137,11 +137,11 @@ def _numbers(measures: Any) -> dict[str, float]:
     return {each["name"]: each["value"] for each in measures if each["mode"] == "adapter"}
 
 
-def _read_pictures(paths: Iterable[Path]) -> dict[str, bytes]:
-    pictures: dict[str, bytes] = {}
+def _read_images(paths: Iterable[Path]) -> dict[str, bytes]:
+    images: dict[str, bytes] = {}
     for path in paths:
         try:
-            pictures[path.name] = path.read_bytes()
+            images[path.name] = path.read_bytes()
         except OSError as error:
-            raise ImageError(f"The picture {path} cannot be read: {error.strerror or error}.") from error
-    return pictures
+            raise ImageError(f"The image {path} cannot be read: {error.strerror or error}.") from error
+    return images

@@ -30,7 +30,7 @@ def save_hra_weights(
         adapter_name: which adapter; the only one there is when left out.
         push_to_hub: publish the folder, too.
         repo_id: as what; under the folder's name when left out.
-        hub: what `push_hra_weights` takes: revision, private, token, licence, pictures, …
+        hub: what `push_hra_weights` takes: revision, private, token, license, images, …
 
     Raises:
         ConfigError: there is no such adapter, or several to choose from.

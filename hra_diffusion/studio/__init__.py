@@ -3,7 +3,7 @@
 What it does knows no gradio; `page`, `theme` and `tabs` show it.
 """
 
-from hra_diffusion.studio.config import StudioConfig
+from hra_diffusion.studio.engine.config import StudioConfig
 
 __all__ = ["StudioConfig", "launch"]
 

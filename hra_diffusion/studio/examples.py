@@ -1,6 +1,6 @@
 """Makes the adapters that come with the project: ``python -m hra_diffusion.studio.examples``.
 
-Small ones, of rank 4, of the project's subjects on its base, with a picture and a card each; the same command makes
+Small ones, of rank 4, of the project's subjects on its base, with an image and a card each; the same command makes
 the same files on the same machine.
 """
 
@@ -14,10 +14,10 @@ from hra_diffusion.formats.files import remove_folder, write_file
 from hra_diffusion.formats.folders import run_settings
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.pipelines import draw
-from hra_diffusion.studio.library import Library
+from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.defaults import embedded_defaults
+from hra_diffusion.training.config.defaults import embedded_defaults
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 
 SUBJECTS = ("tiger", "teapot")
@@ -46,9 +46,9 @@ def main() -> None:
 
 
 def make(name: str, config: DreamBoothConfig, library: Library) -> None:
-    """Train an adapter and put it, with its picture and card, into a library in place of what was there."""
+    """Train an adapter and put it, with its image and card, into a library in place of what was there."""
     run = DreamBooth(config)
-    for _ in tqdm(run.draw_class_images(), f"{name}: class pictures"):
+    for _ in tqdm(run.draw_class_images(), f"{name}: class images"):
         pass
     for _ in tqdm(run.steps(), f"{name}: steps", run.total_steps):
         pass
@@ -66,8 +66,8 @@ def make(name: str, config: DreamBoothConfig, library: Library) -> None:
         rank=entry.rank,
         base_model="assets/emoji-sd",
         instance_prompt=entry.trigger,
-        licence="mit",
-        pictures={thumbnail.name: entry.trigger or ""},
+        license="mit",
+        images={thumbnail.name: entry.trigger or ""},
         settings=settings,
     )
     write_file(entry.folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8"))

@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.config import StudioConfig
-from hra_diffusion.studio.session import DAY, Session
-from hra_diffusion.studio.tabs import compare, generate, library, teach
+from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.session import DAY, Session
+from hra_diffusion.studio.engine.uploads import MAX_BYTES
+from hra_diffusion.studio.tabs import compare, generate, library, train
 from hra_diffusion.studio.tabs.common import stopper, told
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
-from hra_diffusion.studio.uploads import MAX_BYTES
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def build_page(session: Session) -> gr.Blocks:
             with gr.Tab("Library", id="library", render_children=True):
                 cards = library.build(session, settings)
         with teaching:
-            teach.build(session, settings, cards)
+            train.build(session, settings, cards)
         page.unload(stopper(session))
         gr.api(_adapters(session), api_name="adapters")
     for endpoint in page.fns.values():  # tools of --mcp are called as functions are

@@ -52,14 +52,14 @@ function card(entry, use) {
   button.type = 'button';
   button.setAttribute('aria-pressed', String(Boolean(use)));
   button.setAttribute('aria-label', `${entry.name}, ${entry.follows ? 'a control' : 'an adapter'} of ${entry.base}`);
-  const picture = make(entry.picture ? 'img' : 'span', 'picture');
-  if (entry.picture) Object.assign(picture, { src: entry.picture, alt: `What ${entry.name} draws` });
-  else picture.textContent = entry.name.slice(0, 1).toUpperCase();
+  const image = make(entry.image ? 'img' : 'span', 'image');
+  if (entry.image) Object.assign(image, { src: entry.image, alt: `What ${entry.name} draws` });
+  else image.textContent = entry.name.slice(0, 1).toUpperCase();
   const words = make('span', 'words');
   words.append(make('b', '', entry.name), make('small', '', `${entry.base} · rank ${entry.rank}`));
   if (entry.follows) words.append(make('small', 'control', `control · follows ${entry.follows}`));
   if (!entry.fits) words.append(make('small', 'warning', 'made for another base'));
-  button.append(picture, words, make('span', 'tick', use ? '✓' : ''));
+  button.append(image, words, make('span', 'tick', use ? '✓' : ''));
   button.addEventListener('click', () => toggle(entry.name));
   box.append(button);
   if (use && !single) {
@@ -80,8 +80,8 @@ function card(entry, use) {
 function keepingFocus(change) {
   const label = place().contains(document.activeElement) && document.activeElement.getAttribute('aria-label');
   change();
-  const labelled = [...place().querySelectorAll('[aria-label]')];
-  if (label) labelled.find((each) => each.getAttribute('aria-label') === label)?.focus();
+  const labeled = [...place().querySelectorAll('[aria-label]')];
+  if (label) labeled.find((each) => each.getAttribute('aria-label') === label)?.focus();
 }
 
 function draw() {

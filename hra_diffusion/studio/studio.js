@@ -11,10 +11,10 @@ document.addEventListener('keydown', (event) => {
   if (event.key === 'Escape') click('#stop, #stop-grid');
 }, true);
 
-// Pictures of small models are shown larger than they are, but not so large that they blur.
+// Images of small models are shown larger than they are, but not so large that they blur.
 const LARGER = 3;
 document.addEventListener('load', ({ target }) => {
-  const alone = target.closest?.('#pictures .thumbnail-item, #samples .thumbnail-item');
+  const alone = target.closest?.('#images .thumbnail-item, #samples .thumbnail-item');
   const box = alone ? target : target.closest?.('#slider');
   if (box && target.naturalWidth) box.style.maxWidth = `${LARGER * target.naturalWidth}px`;
 }, true);

@@ -1,4 +1,4 @@
-"""How the studio looks: gradio's theme with colours and type of its own, and a style sheet for the rest.
+"""How the studio looks: gradio's theme with colors and type of its own, and a style sheet for the rest.
 
 All fonts are the system's: nothing is fetched from anywhere.
 """

@@ -1,1 +1,1 @@
-"""Training: from a folder of pictures to an adapter. The loop yields records; screens and scripts consume them."""
+"""Training: from a folder of images to an adapter. The loop yields records; screens and scripts consume them."""

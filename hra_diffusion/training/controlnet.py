@@ -1,4 +1,4 @@
-"""ControlNet-style training: a picture is learned from its prompt and its condition (arXiv 2405.17484, section 5.2).
+"""ControlNet-style training: an image is learned from its prompt and its condition (arXiv 2405.17484, section 5.2).
 
     loss = E‖prediction(x_t, t, prompt, condition) − target‖²
 
@@ -22,18 +22,15 @@ from hra_diffusion.control.conditions import annotate, read_condition
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats.files import check_writable
-from hra_diffusion.formats.pictures import Colour, parse_colour
-from hra_diffusion.training.batches import Blank, Source
-from hra_diffusion.training.buckets import checked_resolution
-from hra_diffusion.training.cache import Cache
+from hra_diffusion.formats.images import Color, parse_color
 from hra_diffusion.training.config import ControlNetConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.control_sheet import ControlSheet
-from hra_diffusion.training.controlled import CONDITIONS, KEPT
-from hra_diffusion.training.dataset import HELD_OUT, check_apart
-from hra_diffusion.training.defaults import check_model_named, number_of_steps
-from hra_diffusion.training.families import load
-from hra_diffusion.training.pairs import (
+from hra_diffusion.training.config.defaults import check_model_named, number_of_steps
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.batches import ConditioningDropout, Source
+from hra_diffusion.training.data.buckets import checked_resolution
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.dataset import HELD_OUT, check_apart
+from hra_diffusion.training.data.pairs import (
     CONDITIONS_FOLDER,
     Pair,
     check_conditions,
@@ -41,13 +38,16 @@ from hra_diffusion.training.pairs import (
     import_dataset,
     read_pairs,
 )
-from hra_diffusion.training.preflight import pictures
+from hra_diffusion.training.data.sources import SourceMaker
+from hra_diffusion.training.dry_run import describe_images
+from hra_diffusion.training.families import load
+from hra_diffusion.training.loop.trainer import Trainer, trained_count
+from hra_diffusion.training.objective.controlled_denoiser import CONDITIONS, KEPT
+from hra_diffusion.training.outputs.control_validation import ControlValidation
+from hra_diffusion.training.outputs.resuming import identity
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.run import Run
-from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator, make_trainer
-from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.trainer import Trainer, trained_count
 
 
 class ControlNet(Run):
@@ -63,7 +63,7 @@ class ControlNet(Run):
         pairs: what is learned from.
         annotator: what makes conditions.
         encoder: what reads them; it trains.
-        resolution: side of the training pictures in pixels.
+        resolution: side of the training images in pixels.
     """
 
     config: ControlNetConfig
@@ -81,7 +81,7 @@ class ControlNet(Run):
                 "--train_text_encoder and --train_text_encoder_ti."
             )
         self.annotator = make_annotator(config.control.annotator, config.control.settings)
-        parse_colour(config.pairs.background_color)
+        parse_color(config.pairs.background_color)
         if config.pairs.cache_dir:
             check_writable(config.pairs.cache_dir, "--cache_dir")
         accelerator = make_accelerator(config.run)
@@ -95,7 +95,7 @@ class ControlNet(Run):
         if given and config.pairs.random_flip and not self.annotator.mirrors:
             raise ConfigError(
                 f"--random_flip does not go with given conditions of {self.annotator.name}, which are others once "
-                "their picture is mirrored: leave it out."
+                "their image is mirrored: leave it out."
             )
         if not given:
             self.annotator.check()
@@ -152,11 +152,11 @@ class ControlNet(Run):
         """See :class:`Run`."""
         yield "condition", f"{self.annotator}"
         examples = [pair.example for pair in self.pairs]
-        for line in pictures(examples, [self._size] * len(examples), self.config.pairs.center_crop):
-            yield "picture", line
+        for line in describe_images(examples, [self._size] * len(examples), self.config.pairs.center_crop):
+            yield "image", line
 
     def make_trainer(self, *, rehearsal: bool) -> Trainer:
-        """Encode pictures and captions, make the conditions, and connect the parts."""
+        """Encode images and captions, make the conditions, and connect the parts."""
         cache = Cache(None if rehearsal else self.config.pairs.cache_dir)
         maker = SourceMaker(
             family=self.family,
@@ -186,35 +186,35 @@ class ControlNet(Run):
         return replace(
             source,
             conditions={**source.conditions, KEPT: torch.ones(len(self.pairs))},
-            of_views={**source.of_views, CONDITIONS: made},
+            of_crops={**source.of_crops, CONDITIONS: made},
             blanks=(
-                Blank(share=config.proportion_empty_prompts, values=no_prompt),
-                Blank(share=config.proportion_empty_conditions, values=no_condition),
-                Blank(share=config.proportion_empty_both, values=no_prompt | no_condition),
+                ConditioningDropout(share=config.proportion_empty_prompts, values=no_prompt),
+                ConditioningDropout(share=config.proportion_empty_conditions, values=no_condition),
+                ConditioningDropout(share=config.proportion_empty_both, values=no_prompt | no_condition),
             ),
         )
 
-    def _sheet(self, root: Path, config: ControlNetConfig) -> ControlSheet:
+    def _sheet(self, root: Path, config: ControlNetConfig) -> ControlValidation:
         """Choose what is drawn: conditions that were given, or pairs."""
-        preview, annotator, size = config.preview, self.annotator, self._size
+        validation, annotator, size = config.validation, self.annotator, self._size
         sheet = partial(
-            ControlSheet,
+            ControlValidation,
             control=self.control,
             seed=config.run.seed,
-            options=preview.options(self.resolution),
+            options=validation.options(self.resolution),
         )
-        if preview.given:
-            told = [each for each in preview.given for _ in range(preview.num_validation_images)]
+        if validation.given:
+            told = [each for each in validation.given for _ in range(validation.num_validation_images)]
             return sheet(
                 prompts=[prompt for prompt, _ in told],
                 conditions=[fit(read_condition(path, annotator), size, annotator.labels) for _, path in told],
             )
-        background = parse_colour(config.pairs.background_color)
+        background = parse_color(config.pairs.background_color)
         folder = config.pairs.validation_data_dir or root / HELD_OUT
         if config.pairs.validation_data_dir and not folder.is_dir():
             raise ImageError(f"There is no folder of pairs {folder}: correct --validation_data_dir.")
-        few = with_values(config, {"max_train_samples": preview.num_validation_images}).pairs
-        pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: preview.num_validation_images]
+        few = with_values(config, {"max_train_samples": validation.num_validation_images}).pairs
+        pairs = read_pairs(folder, few) if folder.is_dir() else self.pairs[: validation.num_validation_images]
         return sheet(
             prompts=[pair.example.caption for pair in pairs],
             conditions=[condition_of(pair, annotator, size, background) for pair in pairs],
@@ -222,8 +222,8 @@ class ControlNet(Run):
         )
 
 
-def condition_of(pair: Pair, annotator: Annotator, size: tuple[int, int], background: Colour) -> Image.Image:
-    """Make the condition of a pair's picture as a whole, or take the one it has: RGB, of a size."""
+def condition_of(pair: Pair, annotator: Annotator, size: tuple[int, int], background: Color) -> Image.Image:
+    """Make the condition of a pair's image as a whole, or take the one it has: RGB, of a size."""
     whole = pair.whole_condition(annotator, background)
     if pair.condition:
         return fit(whole, size, annotator.labels)

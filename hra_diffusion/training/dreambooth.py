@@ -1,6 +1,6 @@
-"""DreamBooth: a rare word comes to mean a subject, learned from a few pictures (Ruiz et al., arXiv 2208.12242).
+"""DreamBooth: a rare word comes to mean a subject, learned from a few images (Ruiz et al., arXiv 2208.12242).
 
-    loss = E‖prediction − target‖² on the subject's pictures + λ · the same on pictures of its class,
+    loss = E‖prediction − target‖² on the subject's images + λ · the same on images of its class,
 
 the second term being prior preservation: it keeps the class's word from turning into the subject.
 """
@@ -12,26 +12,26 @@ from itertools import product
 from pathlib import Path
 
 from hra_diffusion.formats.files import check_writable
-from hra_diffusion.formats.pictures import parse_colour
-from hra_diffusion.pipelines.components import side_step
-from hra_diffusion.training.buckets import checked_resolution, sizes_for
-from hra_diffusion.training.cache import Cache
-from hra_diffusion.training.captions import read_captions
-from hra_diffusion.training.class_images import images_of_classes
+from hra_diffusion.formats.images import parse_color
+from hra_diffusion.pipelines.components import size_multiple
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.dataset import check_apart, file_digest, report_duplicates
-from hra_diffusion.training.defaults import number_of_steps, resolve
+from hra_diffusion.training.config.defaults import number_of_steps, resolve
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.buckets import checked_resolution, sizes_for
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.captions import read_captions
+from hra_diffusion.training.data.class_images import images_of_classes
+from hra_diffusion.training.data.dataset import check_apart, file_digest, report_duplicates
+from hra_diffusion.training.data.sources import SourceMaker
+from hra_diffusion.training.data.subjects import Example, captioned, find_subjects, read_examples, subject_folders
+from hra_diffusion.training.dry_run import describe_class_images, describe_images
 from hra_diffusion.training.families import load
-from hra_diffusion.training.new_words import add_new_words
-from hra_diffusion.training.portrait import portrait_of
-from hra_diffusion.training.preflight import class_images, pictures
+from hra_diffusion.training.families.textual_inversion import add_textual_inversion
+from hra_diffusion.training.loop.trainer import Trainer
+from hra_diffusion.training.outputs.resuming import identity
+from hra_diffusion.training.outputs.validation import subject_validation
 from hra_diffusion.training.run import Run
-from hra_diffusion.training.same_run import identity
 from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator, make_trainer, trained_parts
-from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.subjects import Example, captioned, find_subjects, read_examples, subject_folders
-from hra_diffusion.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -48,19 +48,19 @@ class DreamBooth(Run):
     Attributes:
         family: the model.
         subjects: who is to be learned.
-        examples: their pictures, each with its caption.
+        examples: their images, each with its caption.
         sizes: width and height in pixels at which each is trained on.
-        class_images: the pictures of each class; empty without prior preservation.
-        resolution: side of the training pictures in pixels.
+        class_images: the images of each class; empty without prior preservation.
+        resolution: side of the training images in pixels.
     """
 
     config: DreamBoothConfig
 
     def __init__(self, config: DreamBoothConfig) -> None:
-        """Check the settings, read the subject's pictures, load the model and put the adapter in.
+        """Check the settings, read the subject's images, load the model and put the adapter in.
 
         Raises:
-            HRAError: something is wrong with the settings, the pictures, the model or the output folder.
+            HRAError: something is wrong with the settings, the images, the model or the output folder.
         """
         self.subjects = find_subjects(config)
         config = resolve(config, self.subjects)
@@ -72,14 +72,14 @@ class DreamBooth(Run):
         if of_class and config.prior.with_prior_preservation:
             written["--class_data_dir"] = of_class
         check_apart([root, *subject_folders(root)], written)
-        parse_colour(config.data.background_color)
+        parse_color(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
         report_duplicates([example.photo for example in self.examples])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
         if config.prior.with_prior_preservation and of_class and not of_class.is_dir():
             check_writable(of_class, "--class_data_dir")
-            logger.warning("There is no folder %s yet: pictures of the class will be drawn into it.", of_class)
+            logger.warning("There is no folder %s yet: images of the class will be drawn into it.", of_class)
         accelerator = make_accelerator(config.run)
         self.family = load(config.model, PRECISIONS[config.run.mixed_precision])
         pipe = self.family.pipe.to(accelerator.device)
@@ -88,11 +88,11 @@ class DreamBooth(Run):
         total_steps = number_of_steps(config.run, a_pass, accelerator.num_processes)
         config = with_values(config, {"resolution": self.resolution, "max_train_steps": total_steps})
         photos = [example.photo.size for example in self.examples]
-        self.sizes = sizes_for(photos, self.resolution, side_step(pipe), config.data.aspect_ratio_buckets)
+        self.sizes = sizes_for(photos, self.resolution, size_multiple(pipe), config.data.aspect_ratio_buckets)
         add_adapters(self.family, config.adapter, config.model, config.run)
         if config.adapter.train_text_encoder_ti:
             captions = {example.caption for example in self.examples}
-            add_new_words(self.family, [subject.prompt for subject in self.subjects], captions, config.adapter)
+            add_textual_inversion(self.family, [subject.prompt for subject in self.subjects], captions, config.adapter)
         self._report_cut_captions()
         self.class_images = images_of_classes(config, self.subjects, folder, pipe)
         for images in self.class_images:
@@ -102,14 +102,14 @@ class DreamBooth(Run):
             config=config,
             accelerator=accelerator,
             pipe=pipe,
-            portrait=portrait_of(self.subjects, config.preview, self.resolution, config.run.seed),
+            portrait=subject_validation(self.subjects, config.validation, self.resolution, config.run.seed),
             identity=identity(config, self._digests(config.data.instance_data_dir), pipe, accelerator.num_processes),
         )
 
     @property
-    def pictures_per_step(self) -> int:
-        """Pictures that a step learns from, on all devices together."""
-        return super().pictures_per_step * (2 if self.class_images else 1)
+    def images_per_step(self) -> int:
+        """Images that a step learns from, on all devices together."""
+        return super().images_per_step * (2 if self.class_images else 1)
 
     @property
     def summary(self) -> str:
@@ -117,7 +117,7 @@ class DreamBooth(Run):
         prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
         shapes = len(set(self.sizes))
         return (
-            f"{prompts} from {len(self.examples)} pictures of {self.resolution} px"
+            f"{prompts} from {len(self.examples)} images of {self.resolution} px"
             f"{f' in {shapes} shapes' if shapes > 1 else ''}: {self.number_of_parameters:,} parameters in "
             f"{' and '.join(trained_parts(self.pipe))}, {self.total_steps} steps"
         )
@@ -125,13 +125,13 @@ class DreamBooth(Run):
     def material(self) -> Iterator[tuple[str, str]]:
         """See :class:`Run`."""
         yield "subjects", " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
-        for line in pictures(self.examples, self.sizes, self.config.data.center_crop):
-            yield "picture", line
+        for line in describe_images(self.examples, self.sizes, self.config.data.center_crop):
+            yield "image", line
         for images in self.class_images:
-            yield "class", class_images(images)
+            yield "class", describe_class_images(images)
 
     def draw_class_images(self) -> Iterator[int]:
-        """Draw missing pictures of the class; yields how many there are."""
+        """Draw missing images of the class; yields how many there are."""
         with self.accelerator.main_process_first(), self.accelerator.autocast():
             before = 0
             for images in self.class_images:
@@ -140,9 +140,9 @@ class DreamBooth(Run):
                 before += len(images.files)
 
     def make_trainer(self, *, rehearsal: bool) -> Trainer:
-        """Encode the pictures and connect the parts; with a cache, other processes take what the first one made.
+        """Encode the images and connect the parts; with a cache, other processes take what the first one made.
 
-        In a rehearsal the subject's pictures stand in for those of the class, which may not be drawn yet.
+        In a rehearsal the subject's images stand in for those of the class, which may not be drawn yet.
         """
         cache = Cache(None if rehearsal else self.config.data.cache_dir)
         maker = SourceMaker(
@@ -171,7 +171,7 @@ class DreamBooth(Run):
                 logger.warning('The caption "%s" is too long for the model, which does not read "%s".', caption, cut)
 
     def _digests(self, root: Path | None) -> dict[str, str]:
-        """Digest each picture that is trained on, by name."""
+        """Digest each image that is trained on, by name."""
         digests = {
             f"instance {example.photo.path.relative_to(root or Path())}": example.digest for example in self.examples
         }

@@ -27,5 +27,5 @@ def endless_shuffle(seed: int, what: str, size: int, start: int, count: int) -> 
 
 @lru_cache(maxsize=16)
 def _order(seed: int, what: str, size: int, epoch: int) -> list[int]:
-    """Shuffle ``range(size)`` for a pass; neighbouring batches are of one."""
+    """Shuffle ``range(size)`` for a pass; neighboring batches are of one."""
     return torch.randperm(size, generator=stream(seed, what, epoch)).tolist()

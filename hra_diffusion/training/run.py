@@ -16,25 +16,25 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines import adapted_components, token_embeddings
-from hra_diffusion.pipelines.models import picture_name
-from hra_diffusion.training.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
+from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config import TrainingConfig
-from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.config.file import to_toml, with_values
+from hra_diffusion.training.devices.memory_format import memory_format, set_memory_format
+from hra_diffusion.training.devices.offloading import move, offloadable_models, present
+from hra_diffusion.training.devices.sharding import gather, gathered
+from hra_diffusion.training.dry_run import check_disk_space
 from hra_diffusion.training.families import Family
-from hra_diffusion.training.idle import idle_models, move, present
-from hra_diffusion.training.layout import laid_out, lay_out
-from hra_diffusion.training.loop import StepRecord
-from hra_diffusion.training.new_words import NewWords
-from hra_diffusion.training.noising import noise_process
-from hra_diffusion.training.optimisers import check_optimizer
-from hra_diffusion.training.portrait import Preview
-from hra_diffusion.training.preflight import check_room
-from hra_diffusion.training.recording import VALIDATION, Recording, clear_results, clear_validation
-from hra_diffusion.training.same_run import check_same_run
+from hra_diffusion.training.families.textual_inversion import TextualInversion
+from hra_diffusion.training.loop.optimizers import check_optimizer
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.loop.trainer import Trainer
+from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.outputs.checkpoint import Saveable, find_checkpoint, read_progress, save_adapter
+from hra_diffusion.training.outputs.recording import VALIDATION, RunRecorder, clear_results, clear_validation
+from hra_diffusion.training.outputs.resuming import check_same_run
+from hra_diffusion.training.outputs.trackers import choose_tracker
+from hra_diffusion.training.outputs.validation import Preview
 from hra_diffusion.training.setup import trained_parts
-from hra_diffusion.training.sharding import gather, gathered
-from hra_diffusion.training.trackers import choose_tracker
-from hra_diffusion.training.trainer import Trainer
 
 
 class Run(ABC):
@@ -46,8 +46,8 @@ class Run(ABC):
         accelerator: the devices.
         pipe: the diffusers pipeline, with the adapter in it.
         folder: where the results go: adapter/, config.toml, log.jsonl, before_after.png.
-        total_steps: optimiser steps of the run.
-        portrait: the before-and-after pictures.
+        total_steps: optimizer steps of the run.
+        portrait: the before-and-after images.
         resumes_from: the checkpoint that it goes on from, if any.
         tracker: what --report_to means here: tensorboard, wandb, trackio, or None.
     """
@@ -70,10 +70,10 @@ class Run(ABC):
             accelerator: the devices.
             pipe: the pipeline with the adapter in it.
             portrait: what is drawn of it.
-            identity: what makes it this run and no other, see :func:`hra_diffusion.training.same_run.identity`.
+            identity: what makes it this run and no other, see :func:`hra_diffusion.training.outputs.resuming.identity`.
 
         Raises:
-            HRAError: the checkpoint is not there or of another run, the tracker or optimiser not installed, the noise
+            HRAError: the checkpoint is not there or of another run, the tracker or optimizer not installed, the noise
                 not the model's, or the disk too full.
         """
         assert config.run.output_dir and config.run.max_train_steps
@@ -81,14 +81,14 @@ class Run(ABC):
         self.folder, self.total_steps = config.run.output_dir, config.run.max_train_steps
         self.tracker = choose_tracker(config.run.report_to)
         noise_process(pipe.scheduler, config.objective.flow_shift)
-        check_optimizer(config.optimiser)
+        check_optimizer(config.optimizer)
         self._identity = identity
         self._idle: list[torch.nn.Module] = []
         wanted = config.run.resume_from_checkpoint
         self.resumes_from = find_checkpoint(wanted, self.folder) if wanted else None
         if self.resumes_from:
             check_same_run(self.resumes_from, identity, self.total_steps)
-        self.check_room()
+        self.check_disk_space()
 
     @abstractmethod
     def make_trainer(self, *, rehearsal: bool) -> Trainer:
@@ -109,8 +109,8 @@ class Run(ABC):
         return sum(weight.numel() for weight in self._trained())
 
     @property
-    def pictures_per_step(self) -> int:
-        """Pictures that a step learns from, on all devices together."""
+    def images_per_step(self) -> int:
+        """Images that a step learns from, on all devices together."""
         run = self.config.run
         return run.train_batch_size * run.gradient_accumulation_steps * self.accelerator.num_processes
 
@@ -132,20 +132,20 @@ class Run(ABC):
     @property
     def _saved(self) -> dict[str, Saveable]:
         """What is saved, by the name of its folder."""
-        return self.components | ({TOKENS: NewWords(self.pipe)} if token_embeddings(self.pipe) else {})
+        return self.components | ({TOKENS: TextualInversion(self.pipe)} if token_embeddings(self.pipe) else {})
 
     @property
-    def steps_before(self) -> int:
+    def initial_global_step(self) -> int:
         """Steps that are done in the checkpoint that it goes on from."""
         return read_progress(self.resumes_from)[0] if self.resumes_from else 0
 
     @cached_property
-    def recording(self) -> Recording:
-        """The trainer, ready to go, and what it writes down; making it encodes the pictures."""
-        with laid_out(self.pipe.vae.encoder, torch.channels_last):
+    def recording(self) -> RunRecorder:
+        """The trainer, ready to go, and what it writes down; making it encodes the images."""
+        with memory_format(self.pipe.vae.encoder, torch.channels_last):
             trainer = self.make_trainer(rehearsal=False)
-        lay_out(self.family.model, torch.channels_last)
-        recording = Recording(
+        set_memory_format(self.family.model, torch.channels_last)
+        recording = RunRecorder(
             folder=self.folder,
             trainer=trainer,
             components=self._saved,
@@ -154,7 +154,7 @@ class Run(ABC):
         )
         if self.resumes_from:
             recording.go_back(self.resumes_from)
-        self._idle = idle_models(self.pipe, recording.trainer.loss)
+        self._idle = offloadable_models(self.pipe, recording.trainer.loss)
         move(self._idle, "cpu")
         return recording
 
@@ -173,25 +173,25 @@ class Run(ABC):
         before = [weight.detach().clone() for weight in weights]
         try:
             trainer = self.make_trainer(rehearsal=True)
-            with laid_out(self.family.model, torch.channels_last):
+            with memory_format(self.family.model, torch.channels_last):
                 yield from trainer.steps(steps)
         finally:
             with torch.no_grad():
                 for weight, value in zip(weights, before, strict=True):
                     weight.copy_(value)
 
-    def check_room(self) -> str:
+    def check_disk_space(self) -> str:
         """Make sure that the disk has room for the checkpoints; returns a line about it.
 
         Raises:
             OutputError: it has not.
         """
         run = self.config.run
-        return check_room(
+        return check_disk_space(
             self.folder,
-            range(self.steps_before, self.total_steps),
+            range(self.initial_global_step, self.total_steps),
             sum(weight.nbytes for weight in self._trained()),
-            copies=4 + self.config.optimiser.use_ema,  # weights, two means of their gradients, adapter, average
+            copies=4 + self.config.optimizer.use_ema,  # weights, two means of their gradients, adapter, average
             every=run.checkpointing_steps,
             limit=run.checkpoints_total_limit,
         )
@@ -214,7 +214,7 @@ class Run(ABC):
         folder = self.folder / "adapter"
         self.accelerator.wait_for_everyone()
         self.recording.trainer.show()
-        lay_out(self.family.model, torch.contiguous_format)
+        set_memory_format(self.family.model, torch.contiguous_format)
         move(self._idle, self.accelerator.device)
         self._idle = []
         gather(self.recording.trainer.loss)
@@ -225,23 +225,23 @@ class Run(ABC):
                 clear_results(self.folder)
         return folder
 
-    def part_ways(self) -> None:
+    def end_training(self) -> None:
         """Part from the other processes, for what is left to do needs one only. All must call this."""
         self.accelerator.end_training()
 
     def draw_validation(self) -> Iterator[tuple[str, int, Image.Image]]:
-        """Draw with the adapter as it is; yields each picture, with its prompt and seed, when its file is there.
+        """Draw with the adapter as it is; yields each image, with its prompt and seed, when its file is there.
 
-        In float32 a picture is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
+        In float32 an image is, to the bit, what ``hra-diffusion generate`` draws on this device from a checkpoint of
         this step.
         """
         folder = self.folder / VALIDATION / f"step-{self.recording.trainer.done}"
         with gathered(self.recording.trainer.loss):
             if self.is_main:
                 with self._shown():
-                    for prompt, seed, picture in self.portrait.draw_adapted(self.pipe):
-                        write_file(folder / picture_name(prompt, seed), picture.save)
-                        yield prompt, seed, picture
+                    for prompt, seed, image in self.portrait.draw_adapted(self.pipe):
+                        write_file(folder / image_name(prompt, seed), image.save)
+                        yield prompt, seed, image
 
     @contextmanager
     def _shown(self) -> Iterator[None]:
@@ -249,13 +249,13 @@ class Run(ABC):
         with (
             present(self._idle, self.accelerator.device),
             self.recording.trainer.shown(),
-            laid_out(self.family.model, torch.contiguous_format),
+            memory_format(self.family.model, torch.contiguous_format),
             self.accelerator.autocast(),
         ):
             yield
 
     def draw_before_after(self) -> Iterator[int]:
-        """Draw before_after.png; yields how many of its pictures are done."""
+        """Draw before_after.png; yields how many of its images are done."""
         if self.is_main:
             with self._shown():
                 yield from self.portrait.draw(self.pipe)

@@ -1,4 +1,4 @@
-"""What every run does before its loop: find the device, put adapters in, connect model, optimiser and batches."""
+"""What every run does before its loop: find the device, put adapters in, connect model, optimizer and batches."""
 
 import logging
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models
-from hra_diffusion.training.average import Average
-from hra_diffusion.training.batches import Batches, Source
-from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimiserConfig, RunConfig, TrainingConfig
-from hra_diffusion.training.controlled import ControlledDenoiser
-from hra_diffusion.training.deepspeed import set_up_deepspeed
+from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from hra_diffusion.training.data.batches import Batches, Source
+from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
+from hra_diffusion.training.devices.quantization import quantize
+from hra_diffusion.training.devices.sharding import set_up_sharding
 from hra_diffusion.training.families import Family
-from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.noising import noise_process
-from hra_diffusion.training.optimisers import build_optimizer
-from hra_diffusion.training.quantisation import quantise
+from hra_diffusion.training.loop.ema import EMA
+from hra_diffusion.training.loop.optimizers import build_optimizer
+from hra_diffusion.training.loop.trainer import Trainer, trained_weights
+from hra_diffusion.training.objective.controlled_denoiser import ControlledDenoiser
+from hra_diffusion.training.objective.losses import DenoisingLoss
+from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import stream
-from hra_diffusion.training.sampling import Sampling
-from hra_diffusion.training.sharding import set_up_sharding
-from hra_diffusion.training.trainer import Trainer, trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     for component in models(pipe).values():
         component.requires_grad_(False)
     if model.quantization:
-        quantise(family.model, model.quantization)
+        quantize(family.model, model.quantization)
     for name, modules in targets.items():
         config = HRAConfig(
             r=adapter.rank,
@@ -105,33 +105,31 @@ def make_trainer(
     encoder: ConditionEncoder | None = None,
     encoder_lr: float = 0.0,
 ) -> Trainer:
-    """Connect the adapters that are in the pipeline with optimiser, schedule and some sources of pictures.
+    """Connect the adapters that are in the pipeline with optimizer, schedule and some sources of images.
 
     An encoder of conditions trains along, at a rate of its own.
     """
-    objective, optimiser, run = config.objective, config.optimiser, config.run
+    objective, schedule, run = config.objective, config.optimizer, config.run
     components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
-    rates = _learning_rates(components, optimiser) | {ENCODER: encoder_lr}
-    optimizer = build_optimizer(components, rates, optimiser, {ENCODER: encoder} if encoder else None)
-    if optimiser.lr_warmup_steps > steps:
+    rates = _learning_rates(components, schedule) | {ENCODER: encoder_lr}
+    optimizer = build_optimizer(components, rates, schedule, {ENCODER: encoder} if encoder else None)
+    if schedule.lr_warmup_steps > steps:
         logger.warning(
             "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its height.",
-            optimiser.lr_warmup_steps,
+            schedule.lr_warmup_steps,
             steps,
         )
-    schedule = optimiser.lr_scheduler
-    if schedule == "constant" and optimiser.lr_warmup_steps and optimiser.optimizer != "schedule_free":
-        schedule = "constant_with_warmup"  # diffusers' constant knows no warm-up; schedule-free has one of its own
-    lr_scheduler = get_scheduler(
-        schedule, optimizer, num_warmup_steps=optimiser.lr_warmup_steps, num_training_steps=steps
-    )
+    name = schedule.lr_scheduler
+    if name == "constant" and schedule.lr_warmup_steps and schedule.optimizer != "schedule_free":
+        name = "constant_with_warmup"  # diffusers' constant knows no warm-up; schedule-free has one of its own
+    lr_scheduler = get_scheduler(name, optimizer, num_warmup_steps=schedule.lr_warmup_steps, num_training_steps=steps)
     process = noise_process(family.pipe.scheduler, objective.flow_shift)
     denoiser: torch.nn.Module = family.denoiser(config.adapter.text_encoder_trains)
     if encoder:
         denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
     loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
     set_up_sharding(accelerator, loss, family.model._no_split_modules or ())
-    set_up_deepspeed(accelerator, optimizer, run.train_batch_size, optimiser.max_grad_norm)
+    set_up_deepspeed(accelerator, optimizer, run.train_batch_size, schedule.max_grad_norm)
     weights = trained_weights(loss)
     loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
@@ -149,13 +147,13 @@ def make_trainer(
         optimizer=prepared_optimizer,
         lr_scheduler=lr_scheduler,
         batch_at=batches.__getitem__,
-        max_grad_norm=optimiser.max_grad_norm,
+        max_grad_norm=schedule.max_grad_norm,
     )
-    if optimiser.use_ema:
-        trainer.average = Average(trainer.weights, optimiser.ema_decay)
+    if schedule.use_ema:
+        trainer.average = EMA(trainer.weights, schedule.ema_decay)
     return trainer
 
 
-def _learning_rates(components: Mapping[str, object], optimiser: OptimiserConfig) -> dict[str, float]:
-    text_encoders = optimiser.text_encoder_lr or optimiser.learning_rate
-    return {name: text_encoders if name.startswith("text_encoder") else optimiser.learning_rate for name in components}
+def _learning_rates(components: Mapping[str, object], optimizer: OptimizerConfig) -> dict[str, float]:
+    text_encoders = optimizer.text_encoder_lr or optimizer.learning_rate
+    return {name: text_encoders if name.startswith("text_encoder") else optimizer.learning_rate for name in components}

@@ -54,7 +54,7 @@ def test_values_and_gradients_equal_the_naive_chain(shape, layout):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_the_merged_convolution_gives_the_same_pictures(shape):
+def test_the_merged_convolution_gives_the_same_images(shape):
     conv = nn.Sequential(nn.Conv2d(3, 5, **shape))
     model = HRAModel(conv, HRAConfig(r=4, target_modules=["0"], init_weights=False))
     x = torch.randn(2, 3, 8, 9)
@@ -78,7 +78,7 @@ def test_square_convolutions_equal_pefts():
     assert torch.allclose(convs[0][0].base_layer.weight, merged, rtol=0, atol=1e-5)
 
 
-def test_a_picture_without_a_batch_is_convolved_like_one_with_it():
+def test_a_image_without_a_batch_is_convolved_like_one_with_it():
     for kernel in (1, 3):
         layer = adapted(nn.Conv2d(3, 5, kernel))
         x = torch.randn(3, 8, 9)
@@ -87,7 +87,7 @@ def test_a_picture_without_a_batch_is_convolved_like_one_with_it():
 
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("autocast", [False, True])
-def test_half_precision_pictures_train(kernel, autocast):
+def test_half_precision_images_train(kernel, autocast):
     layer = adapted(nn.Conv2d(3, 5, kernel, padding=kernel // 2))
     x = torch.randn(2, 3, 6, 6)
     expected = layer(x)

@@ -59,13 +59,13 @@ def test_it_starts_at_the_base_trains_merges_and_generates(language_model, targe
     expected = logits(language_model)
     model = HRAModel(language_model, HRAConfig(r=4, target_modules=targets))
     assert torch.allclose(logits(model), expected, atol=1e-5)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-2)
     losses = []
     for _ in range(8):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = model(input_ids=TOKENS, labels=TOKENS).loss
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
     trained = logits(model)
@@ -127,7 +127,7 @@ def test_pefts_adapter_of_a_classifier_is_read(tmp_path):
     assert torch.allclose(mine(TOKENS).logits, theirs.eval()(TOKENS).logits, atol=1e-5)
 
 
-def test_the_last_layer_normalisation_of_a_checkpointed_region_is_kept():
+def test_the_last_layer_normalization_of_a_checkpointed_region_is_kept():
     torch.manual_seed(0)
     model = HRAModel(BertForMaskedLM(BERT), HRAConfig(r=4, target_modules="all-linear"))
     gradients = []

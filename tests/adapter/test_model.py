@@ -76,11 +76,11 @@ def test_training_moves_the_adapter_and_nothing_else(net, x):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS))
     start = model(x).detach()
-    optimiser = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-2)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-2)
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model(x) - 1).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     assert (model(x) - start).abs().max() > 1e-3
     model.unload()
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

@@ -16,11 +16,11 @@ TARGETS = ("q", "v", "out")
 
 
 def train(model: nn.Module, x: torch.Tensor, steps: int = 5) -> None:
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model(x) - 1).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
 
 
 def test_every_public_method_of_pefts_model_is_there(net):

@@ -260,7 +260,7 @@ def test_whatever_ends_a_change_changes_nothing(model, x, monkeypatch, error):
 
     expected = model(x)
     with monkeypatch.context() as patch:
-        patch.setattr("hra_diffusion.adapter.blending.blend_chains", end)
+        patch.setattr("hra_diffusion.adapter.mixture.blend_chains", end)
         with pytest.raises(error):
             model.set_strength(0.5, "a")
     assert model.strengths["a"] == 1
@@ -317,11 +317,11 @@ def test_an_anchored_adapter_starts_at_the_base_trains_and_saves_as_an_ordinary_
     assert torch.allclose(model(x), expected, atol=1e-5)
     trainable, _ = model.get_nb_trainable_parameters()
     assert trainable == 2 * 4 * (12 + 12 + 8)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     for _ in range(5):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (model(x) - 1).square().mean().backward()
-        optimiser.step()
+        optimizer.step()
     trained = model(x)
     assert (trained - expected).abs().max() > 1e-3
     for layer in model.layers().values():
@@ -350,14 +350,14 @@ def test_the_penalty_pulls_a_pair_apart(net):
     model = HRAModel(net, HRAConfig(r=2, target_modules=["q"]))
     start = model.orthogonality_penalty()
     assert start.item() == pytest.approx(2 * 2**0.5)
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-1)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-1)
     with torch.no_grad():
         for layer in model.layers().values():
             layer.hra_u["default"].add_(torch.randn(12, 2) * 0.1)
     for _ in range(20):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         model.orthogonality_penalty().backward()
-        optimiser.step()
+        optimizer.step()
     assert model.orthogonality_penalty() < start / 2
 
 

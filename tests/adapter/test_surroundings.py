@@ -1,4 +1,4 @@
-"""Adapted models live where models live: quantised, offloaded, compiled, in pipelines, in threads."""
+"""Adapted models live where models live: quantized, offloaded, compiled, in pipelines, in threads."""
 
 import threading
 import warnings
@@ -22,19 +22,19 @@ def model(net) -> HRAModel:
     return HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, init_weights=False)).eval()
 
 
-def test_a_quantised_layer_is_only_called(net, x):
+def test_a_quantized_layer_is_only_called(net, x):
     from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that this moves to torchao
-        quantised = quantize_dynamic(net, {nn.Linear})
-    base = quantised.blocks[0]["q"]
-    model = HRAModel(quantised, HRAConfig(r=4, target_modules=["q"], init_weights=False))
-    layer = quantised.blocks[0]["q"]
+        quantized = quantize_dynamic(net, {nn.Linear})
+    base = quantized.blocks[0]["q"]
+    model = HRAModel(quantized, HRAConfig(r=4, target_modules=["q"], init_weights=False))
+    layer = quantized.blocks[0]["q"]
     assert layer.base_layer is base
     expected = base(chain_apply(x, layer.hra_u["default"]))
     assert (layer(x) - expected).norm() < 0.05 * (base(x) - expected).norm()
-    with pytest.raises(MergeError, match="it is quantised or sharded"):
+    with pytest.raises(MergeError, match="it is quantized or sharded"):
         model.merge_adapter()
     assert model.merged_adapters == []
 
@@ -65,7 +65,7 @@ def test_torchaos_int8_layers_train_and_are_not_merged(net, x):
     assert torch.allclose(model(x), expected, atol=1e-5)
     model(x).sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
-    with pytest.raises(MergeError, match="it is quantised or sharded"):
+    with pytest.raises(MergeError, match="it is quantized or sharded"):
         model.merge_adapter()
 
 

@@ -14,12 +14,12 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.formats.run_folder import of_adapter
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_toml, to_toml, with_values
+from hra_diffusion.training.config.file import read_toml, to_toml, with_values
 
 
 @pytest.fixture(scope="module")
 def emoji_run(tiny_sd, tiny_judge, trained, tmp_path_factory):
-    """A run on a base called emoji-sd with its judge beside it, of a subject with held-out pictures."""
+    """A run on a base called emoji-sd with its judge beside it, of a subject with held-out images."""
     folder = tmp_path_factory.mktemp("emoji")
     shutil.copytree(tiny_sd, folder / "emoji-sd")
     shutil.copytree(tiny_judge, folder / "emoji-clip")
@@ -94,7 +94,7 @@ def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run,
     assert not any("class" in measure["name"] for measure in record["measures"])
 
 
-def test_pictures_that_were_trained_on_are_named_as_such(emoji_run, tmp_path):
+def test_images_that_were_trained_on_are_named_as_such(emoji_run, tmp_path):
     shutil.copytree(emoji_run, tmp_path / "run")
     shutil.copytree(emoji_run.parent / "dog", tmp_path / "dog", ignore=shutil.ignore_patterns("held_out"))
     config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
@@ -128,7 +128,7 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     assert "no adapter in nix" in refusal(capsys, "nix")
     assert "--num_images is 0" in refusal(capsys, emoji_run, "--num_images", 0)
     assert "--resolution is 30, but" in refusal(capsys, emoji_run, "--resolution", 30)
-    assert "no picture folder nix" in refusal(capsys, emoji_run, "--reference_dir", "nix")
+    assert "no image folder nix" in refusal(capsys, emoji_run, "--reference_dir", "nix")
     assert "did you mean 'num_images'" in refusal(capsys, emoji_run, "--num_image", 2)
     assert "'nix' cannot be loaded" in refusal(capsys, emoji_run, "--clip", "nix")
     assert "cannot be written" in refusal(capsys, emoji_run, "--output_dir", emoji_run / "config.toml" / "x")

@@ -14,9 +14,9 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
-from hra_diffusion.pipelines import draw, hra_disabled, load_hra_weights, load_pipeline
-from hra_diffusion.pipelines.models import picture_name
-from hra_diffusion.training.config_file import to_toml
+from hra_diffusion.pipelines import disable_hra, draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines.models import image_name
+from hra_diffusion.training.config.file import to_toml
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -98,7 +98,7 @@ def test_settings_for_the_embedded_base_hold_only_where_no_model_is_named():
         (["train", "--with_prior_preservation", "True"], "Unexpected argument 'True'"),
         (["train", "--rank", "-2"], "--rank is -2"),
         (["train", "--config", "nix.toml"], "nix.toml cannot be read"),
-        (["train", "--pretrained_model_name_or_path", "m", "--instance_data_dir", "nix"], "no picture folder nix"),
+        (["train", "--pretrained_model_name_or_path", "m", "--instance_data_dir", "nix"], "no image folder nix"),
         (["generate", "--adapter", "nix", "--prompt", "a dog"], "no adapter in nix"),
         (["generate", "--adapter", "nix", "--promt", "a dog", "--prompt", "x"], "did you mean 'prompt'"),
         (["generate", "--adapter", "nix", "--prompt", "a dog", "--num_images", "0"], "--num_images is 0"),
@@ -162,14 +162,14 @@ def test_sides_that_the_model_cannot_have_are_refused(capsys, trained):
     assert "--width is 33: give a multiple of" in capsys.readouterr().err
 
 
-def test_a_picture_has_a_name_that_files_can_have(tmp_path):
-    (tmp_path / picture_name("𝐀" * 300, 7)).touch()
-    assert picture_name("ein hund", 3) == "ein-hund-3.png"
+def test_a_image_has_a_name_that_files_can_have(tmp_path):
+    (tmp_path / image_name("𝐀" * 300, 7)).touch()
+    assert image_name("ein hund", 3) == "ein-hund-3.png"
 
 
-def test_pictures_of_other_prompts_have_other_names():
-    prompts = ["a dog", "a dog!", "A dog", "a-dog", "a  dog", "!", "?", "", "picture", "x" * 100, "x" * 101, "x" * 80]
-    assert len({picture_name(prompt, 0) for prompt in prompts}) == len(prompts)
+def test_images_of_other_prompts_have_other_names():
+    prompts = ["a dog", "a dog!", "A dog", "a-dog", "a  dog", "!", "?", "", "image", "x" * 100, "x" * 101, "x" * 80]
+    assert len({image_name(prompt, 0) for prompt in prompts}) == len(prompts)
 
 
 def test_a_place_that_nobody_may_read_is_named(capsys):
@@ -186,7 +186,7 @@ def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):
     pipe = load_pipeline(str(tiny_sd))
     load_hra_weights(pipe, trained)
     prompt, options = "a photo of a sks dog", {"num_inference_steps": 2}
-    with hra_disabled(pipe):
+    with disable_hra(pipe):
         without = np.asarray(draw(pipe, prompt, 5, **options))
     adapted = np.asarray(draw(pipe, prompt, 5, **options))
     assert not np.array_equal(without, adapted)
@@ -194,10 +194,10 @@ def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):
     assert contains(sheet, adapted)
 
 
-def contains(sheet: np.ndarray, picture: np.ndarray) -> bool:
-    height, width = picture.shape[:2]
-    corners = np.argwhere((sheet == picture[0, 0]).all(-1))
-    return any(np.array_equal(sheet[y : y + height, x : x + width], picture) for y, x in corners)
+def contains(sheet: np.ndarray, image: np.ndarray) -> bool:
+    height, width = image.shape[:2]
+    corners = np.argwhere((sheet == image[0, 0]).all(-1))
+    return any(np.array_equal(sheet[y : y + height, x : x + width], image) for y, x in corners)
 
 
 def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd, tmp_path, capsys):
@@ -213,7 +213,7 @@ def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd,
     assert Path(capsys.readouterr().out.strip()).name.startswith("ein-hund-")
 
 
-def test_validation_pictures_are_what_generate_draws_from_that_checkpoint_and_disturb_nothing(
+def test_validation_images_are_what_generate_draws_from_that_checkpoint_and_disturb_nothing(
     trained, tiny_sd, tmp_path, capsys
 ):
     """The run of `trained` again, looking at every second step."""

@@ -10,18 +10,18 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from hra_diffusion.cli.main import main
-from hra_diffusion.training.batches import Batches
-from hra_diffusion.training.checkpoint import checkpoints
+from hra_diffusion.training.data.batches import Batches
+from hra_diffusion.training.outputs.checkpoint import checkpoints
 
 
 @pytest.fixture
-def flags(tiny_sd, pictures, tmp_path):
+def flags(tiny_sd, images, tmp_path):
     """A command that trains for five steps."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     values = {
         "pretrained_model_name_or_path": tiny_sd,
-        "instance_data_dir": pictures,
+        "instance_data_dir": images,
         "output_dir": tmp_path / "run",
         "max_train_steps": 5,
         "train_batch_size": 1,
@@ -57,7 +57,7 @@ def test_a_signal_saves_within_the_step_it_comes_in(flags, tmp_path, monkeypatch
 TWICE = """
 import os, sys
 from hra_diffusion.cli.main import main
-from hra_diffusion.training.batches import Batches
+from hra_diffusion.training.data.batches import Batches
 Batches.__getitem__ = lambda *_: [os.kill(os.getpid(), number) for number in ({first}, {second})]
 main(sys.argv[1:])
 """

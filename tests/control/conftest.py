@@ -1,4 +1,4 @@
-"""A picture that conditions are made of."""
+"""An image that conditions are made of."""
 
 import pytest
 from PIL import Image, ImageDraw
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 @pytest.fixture
 def shapes():
-    """A picture with edges."""
-    picture = Image.new("RGB", (32, 32), "white")
-    ImageDraw.Draw(picture).rectangle((8, 6, 22, 27), fill="blue")
-    return picture
+    """An image with edges."""
+    image = Image.new("RGB", (32, 32), "white")
+    ImageDraw.Draw(image).rectangle((8, 6, 22, 27), fill="blue")
+    return image

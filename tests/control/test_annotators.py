@@ -1,4 +1,4 @@
-"""Annotators: each keeps what it is for, of any picture, at its size; and says what it lacks."""
+"""Annotators: each keeps what it is for, of any image, at its size; and says what it lacks."""
 
 import math
 
@@ -17,13 +17,13 @@ OFFLINE = ("given", "canny", "scribble", "soft_edge", "color")
 @pytest.fixture
 def disc():
     """A red disc on white, 60 × 40, opaque where the disc is."""
-    picture = Image.new("RGBA", (60, 40))
-    ImageDraw.Draw(picture).ellipse((20, 10, 40, 30), fill=(255, 0, 0, 255))
-    return picture
+    image = Image.new("RGBA", (60, 40))
+    ImageDraw.Draw(image).ellipse((20, 10, 40, 30), fill=(255, 0, 0, 255))
+    return image
 
 
 @pytest.mark.parametrize("name", [*OFFLINE, "segmentation"])
-def test_a_condition_is_rgb_of_the_picture_s_size_and_always_the_same(name, disc):
+def test_a_condition_is_rgb_of_the_image_s_size_and_always_the_same(name, disc):
     annotate = make_annotator(name)
     condition = annotate(disc)
     assert (condition.mode, condition.size) == ("RGB", disc.size)
@@ -61,7 +61,7 @@ def test_canny_s_blur_keeps_outlines_and_not_grain(disc):
     assert plain.sum() > 10 * blurred.sum()
 
 
-def test_blocks_have_the_mean_colour(disc):
+def test_blocks_have_the_mean_color(disc):
     (block,) = np.unique(np.asarray(make_annotator("color", {"blocks": 1})(disc.crop((0, 0, 40, 40)))), axis=None)[:1]
     share = (np.asarray(disc.crop((0, 0, 40, 40)).getchannel("A")) > 0).mean()
     assert abs(int(block) - 255 * (1 - share)) <= 1
@@ -69,17 +69,17 @@ def test_blocks_have_the_mean_colour(disc):
 
 def test_transparency_is_a_segmentation(disc):
     condition = np.asarray(make_annotator("segmentation")(disc))
-    assert {tuple(colour) for colour in condition.reshape(-1, 3)} == {(0, 0, 0), tuple(palette()[1])}
+    assert {tuple(color) for color in condition.reshape(-1, 3)} == {(0, 0, 0), tuple(palette()[1])}
     with pytest.raises(ImageError, match="without transparency"):
         make_annotator("segmentation")(disc.convert("RGB"))
 
 
 def test_the_palette_tells_all_labels_apart():
     assert len(np.unique(palette(), axis=0)) == 256
-    assert palette()[15].tolist() == [192, 128, 128]  # person, in PASCAL VOC's colours
+    assert palette()[15].tolist() == [192, 128, 128]  # person, in PASCAL VOC's colors
 
 
-def test_grey_depth_of_any_kind_is_stretched():
+def test_gray_depth_of_any_kind_is_stretched():
     ramp = np.linspace(0.2, 0.8, 50)[None].repeat(8, 0)
     for values in ((ramp * 255).astype(np.uint8), (ramp * 65535).astype(np.uint16), ramp.astype(np.float32)):
         condition = np.asarray(make_annotator("depth")(Image.fromarray(values)))[0, :, 0]
@@ -87,10 +87,10 @@ def test_grey_depth_of_any_kind_is_stretched():
 
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
-def test_a_grey_map_of_depth_is_told_from_a_picture_with_colours(name, disc):
-    grey = disc.convert("L").convert("RGB")
-    assert np.array_equal(make_annotator(name)(grey), make_annotator(name)(grey.convert("L")))
-    with pytest.raises(ImageError, match="with colours is no map of depth"):
+def test_a_gray_map_of_depth_is_told_from_a_image_with_colors(name, disc):
+    gray = disc.convert("L").convert("RGB")
+    assert np.array_equal(make_annotator(name)(gray), make_annotator(name)(gray.convert("L")))
+    with pytest.raises(ImageError, match="with colors is no map of depth"):
         make_annotator(name)(disc)
 
 
@@ -124,11 +124,11 @@ def test_models_come_from_transformers(tmp_path, disc):
     SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
     annotate = make_annotator("segmentation", {"model": str(tmp_path)})
     assert annotate.label_map(disc).shape == (40, 60)
-    assert {tuple(colour) for colour in np.asarray(annotate(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
+    assert {tuple(color) for color in np.asarray(annotate(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
 
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
-def test_with_a_model_depth_is_seen_in_any_picture(name, tiny_depth, disc):
+def test_with_a_model_depth_is_seen_in_any_image(name, tiny_depth, disc):
     annotate = make_annotator(name, {"model": str(tiny_depth)})
     annotate.check()
     condition = annotate(disc)

@@ -105,11 +105,11 @@ def test_a_batch_gives_each_prompt_its_condition(pipe, shapes):
         num_inference_steps=2,
         output_type="pt",
     ).images
-    for at, (prompt, picture, seed) in enumerate(
+    for at, (prompt, image, seed) in enumerate(
         [("a cat", two[0], 1), ("a cat", two[0], 1), ("a dog", two[1], 2), ("a dog", two[1], 2)]
     ):
         generator = torch.Generator().manual_seed(seed)
-        alone = pipe(prompt, image=picture, generator=generator, num_inference_steps=2, output_type="pt").images[0]
+        alone = pipe(prompt, image=image, generator=generator, num_inference_steps=2, output_type="pt").images[0]
         assert torch.allclose(torch.as_tensor(together[at]), torch.as_tensor(alone), atol=1e-4)
     with pytest.raises(ConfigError, match="2 conditions cannot be shared out among 3"):
         draw(pipe, ["a", "b", "c"], image=two)
@@ -245,6 +245,6 @@ def test_mistakes_are_named_and_change_nothing(pipe, tiny_sd, control_folder, sh
     assert not isinstance(bare.unet, HRAModel)
 
 
-def draw_with(control, pipe, picture):
-    with control.guiding(pipe, picture):
+def draw_with(control, pipe, image):
+    with control.guiding(pipe, image):
         return draw(pipe)

@@ -1,4 +1,4 @@
-"""Nested states: what comes back from JSON and safetensors is what went in, for every optimiser's state."""
+"""Nested states: what comes back from JSON and safetensors is what went in, for every optimizer's state."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_what_comes_back_is_what_went_in(value):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adafactor, torch.optim.SGD, torch.optim.NAdam])
-def test_an_optimisers_state_comes_back(kind):
+def test_an_optimizers_state_comes_back(kind):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimizer = kind(
         [{"params": model[0].parameters(), "lr": 0.1, "component": "a"}, {"params": model[1].parameters()}]

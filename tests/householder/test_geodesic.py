@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder import chain_matrix, paired_columns
-from hra_diffusion.householder.geodesic import blend, log_orthogonal, reflections_of, turning_angles
+from hra_diffusion.householder.geodesic import blend, log_orthogonal, reflections_of, rotation_angles
 from hra_diffusion.householder.gram_schmidt import orthogonality_penalty, orthonormal_columns
 
 
@@ -159,15 +159,15 @@ def test_the_penalty_has_a_gradient_everywhere_and_ignores_padding():
 
 def test_turning_angles_are_those_of_the_rotation():
     K = rotation(0.3, -1.2, 3.0)
-    found = turning_angles(reflections_of(K))
+    found = rotation_angles(reflections_of(K))
     assert near(found, torch.tensor([3.0, 3.0, 1.2, 1.2, 0.3, 0.3], dtype=K.dtype), 1e-9)
 
 
 def test_a_chain_that_starts_as_the_identity_turns_nothing_and_an_odd_one_mirrors():
-    assert turning_angles(paired_columns(12, 6)).abs().max() < 1e-6
-    assert turning_angles(columns(12, 3))[0].item() == pytest.approx(math.pi)
+    assert rotation_angles(paired_columns(12, 6)).abs().max() < 1e-6
+    assert rotation_angles(columns(12, 3))[0].item() == pytest.approx(math.pi)
 
 
 def test_turning_angles_of_a_batch_are_those_of_each_layer():
     batch = torch.stack([columns(9, 4, seed) for seed in range(3)])
-    assert near(turning_angles(batch), torch.stack([turning_angles(each) for each in batch]))
+    assert near(rotation_angles(batch), torch.stack([rotation_angles(each) for each in batch]))

@@ -70,14 +70,14 @@ def test_values_and_gradients_of_the_kernel_equal_the_naive_chain(d, r, n, seed)
             assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
 
 
-def test_pictures_keep_their_memory_layout_and_their_values():
+def test_images_keep_their_memory_layout_and_their_values():
     u = columns(6, 4).requires_grad_()
-    picture = torch.randn(2, 6, 3, 5, generator=seeded(), dtype=torch.float64)
+    image = torch.randn(2, 6, 3, 5, generator=seeded(), dtype=torch.float64)
     upstream = torch.randn(2, 6, 3, 5, generator=seeded(1), dtype=torch.float64)
     expected = None
     for layout in (torch.contiguous_format, torch.channels_last):
         for upstream_layout in (torch.contiguous_format, torch.channels_last):
-            x = picture.to(memory_format=layout).requires_grad_()
+            x = image.to(memory_format=layout).requires_grad_()
             y = reflect(x.flatten(2).mT, u).mT.unflatten(2, (3, 5))
             assert y.is_contiguous(memory_format=layout)
             results = [y, *torch.autograd.grad(y, (x, u), upstream.to(memory_format=upstream_layout))]
@@ -85,7 +85,7 @@ def test_pictures_keep_their_memory_layout_and_their_values():
             assert all(torch.allclose(a, b, atol=1e-13) for a, b in zip(results, expected, strict=True))
 
 
-def test_a_given_factorisation_is_used_as_it_is():
+def test_a_given_factorization_is_used_as_it_is():
     u, x = columns(8, 4), torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
     assert torch.equal(reflect(x, u, factor(u, x.dtype)), reflect(x, u))
 
@@ -141,7 +141,7 @@ def test_half_precision_follows_float32(dtype):
     assert (low.float() - reflect(x, u)).abs().max() < 0.05
 
 
-def test_autocasting_does_not_reach_the_factorisation():
+def test_autocasting_does_not_reach_the_factorization():
     u, x = columns(32, 8).float().requires_grad_(), torch.randn(6, 32, generator=seeded())
     expected = reflect(x, u)
     (expected_grad,) = torch.autograd.grad(expected.square().sum() + expected.sum(), u)
@@ -192,9 +192,9 @@ def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
     for d, r in [(64, 2), (1024, 8)]:
         u = torch.nn.Parameter(paired_columns(d, r, generator=seeded()))
         before = unit_columns(u.detach().clone())
-        optimiser = torch.optim.Adam([u], lr=1e-2)
+        optimizer = torch.optim.Adam([u], lr=1e-2)
         reflect(torch.randn(32, d, generator=seeded()), u).sin().sum().backward()
-        optimiser.step()
+        optimizer.step()
         turned = torch.arccos((before * unit_columns(u.detach())).sum(dim=0).clamp(max=1))
         assert torch.allclose(turned, torch.full((r,), 1e-2), rtol=0.15)
 
@@ -247,29 +247,29 @@ def test_a_product_is_not_kept_besides_its_factors():
     assert kept_of_sum - alone > a.nbytes
 
 
-def normalised(seed: int, affine: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with means and deviations of their own, and what a layer normalisation makes of them."""
+def normalized(seed: int, affine: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows with means and deviations of their own, and what a layer normalization makes of them."""
     a = torch.randn(2, 64, 32, generator=seeded(seed)) * torch.rand(64, 1, generator=seeded(seed + 1)) + 0.3
     weight, bias = torch.randn(2, 32, generator=seeded(seed + 2)).to(dtype) if affine else (None, None)
     a = a.to(dtype).requires_grad_()
     return a, torch.nn.functional.layer_norm(a, (32,), weight, bias)
 
 
-def test_what_a_layer_normalisation_makes_is_not_kept_besides_what_it_is_made_of():
+def test_what_a_layer_normalization_makes_is_not_kept_besides_what_it_is_made_of():
     u = paired_columns(32, 2, generator=seeded()).requires_grad_()
-    alone = kept_by_autograd(lambda: normalised(0, True, torch.float32)[1])
-    kept = kept_by_autograd(lambda: reflect(normalised(0, True, torch.float32)[1], u))
+    alone = kept_by_autograd(lambda: normalized(0, True, torch.float32)[1])
+    kept = kept_by_autograd(lambda: reflect(normalized(0, True, torch.float32)[1], u))
     assert kept - alone < 2 * 64 * 32 * 4 / 2
-    alone = kept_by_autograd(lambda: normalised(0, True, torch.float32)[1].bfloat16())
-    kept = kept_by_autograd(lambda: reflect(normalised(0, True, torch.float32)[1].bfloat16(), u))
+    alone = kept_by_autograd(lambda: normalized(0, True, torch.float32)[1].bfloat16())
+    kept = kept_by_autograd(lambda: reflect(normalized(0, True, torch.float32)[1].bfloat16(), u))
     assert kept - alone < 2 * 64 * 32 * 2 / 2
 
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_normalised_rows_give_the_gradient_of_their_value(dtype, accuracy, affine):
+def test_normalized_rows_give_the_gradient_of_their_value(dtype, accuracy, affine):
     u = columns(32, 4).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
-    a, x = normalised(0, affine, dtype)
+    a, x = normalized(0, affine, dtype)
     upstream = torch.randn(x.shape, generator=seeded(9)).to(dtype)
     expected_a, expected = torch.autograd.grad(reflect(x + 0, u), (a, u), upstream, retain_graph=True)
     mine_a, mine = torch.autograd.grad(reflect(x, u), (a, u), upstream)
@@ -277,7 +277,7 @@ def test_normalised_rows_give_the_gradient_of_their_value(dtype, accuracy, affin
     assert (mine - expected).norm() < accuracy * expected.norm()
 
 
-def test_a_large_mean_of_normalised_rows_costs_no_accuracy():
+def test_a_large_mean_of_normalized_rows_costs_no_accuracy():
     u = columns(32, 4).float().requires_grad_()
     a = (torch.randn(4, 64, 32, generator=seeded()) + 30).bfloat16().requires_grad_()
     x = torch.nn.functional.layer_norm(a, (32,))

@@ -13,7 +13,7 @@ from hra_diffusion.metrics.agreement import (
     landmark_agreement,
     object_mask,
 )
-from hra_diffusion.metrics.controlled import condition_agreement
+from hra_diffusion.metrics.control_evaluation import condition_agreement
 
 
 def line(at, size=20):
@@ -63,26 +63,26 @@ def test_different_sizes_are_refused():
 
 def test_the_thing_in_the_middle_is_told_from_its_background():
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(200, 255, (64, 64, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(200, 255, (64, 64, 3), dtype=np.uint8))
     truth = Image.new("L", (64, 64))
-    ImageDraw.Draw(picture).ellipse((16, 12, 48, 50), fill="blue")
+    ImageDraw.Draw(image).ellipse((16, 12, 48, 50), fill="blue")
     ImageDraw.Draw(truth).ellipse((16, 12, 48, 50), fill=1)
-    score = label_agreement([np.asarray(truth)], [object_mask(np.asarray(picture))])["mIoU"].value
+    score = label_agreement([np.asarray(truth)], [object_mask(np.asarray(image))])["mIoU"].value
     assert score > 0.9
     assert not object_mask(np.zeros((32, 32, 3), np.uint8)).any()
 
 
 def test_each_kind_of_condition_has_its_measure(tiny_depth):
-    picture = Image.new("RGB", (32, 32), "white")
-    ImageDraw.Draw(picture).rectangle((8, 8, 20, 24), fill="red")
-    ImageDraw.Draw(picture).line((3, 3, 28, 6), fill="blue", width=2)
+    image = Image.new("RGB", (32, 32), "white")
+    ImageDraw.Draw(image).rectangle((8, 8, 20, 24), fill="red")
+    ImageDraw.Draw(image).line((3, 3, 28, 6), fill="blue", width=2)
     model = {"model": str(tiny_depth)}
     kinds = (("canny", {}, 1), ("scribble", {}, 1), ("color", {}, 0), ("depth", model, 0), ("normal", model, 0))
     for name, settings, perfect in kinds:
         annotator = make_annotator(name, settings)
-        condition = annotator(picture)
-        same = condition_agreement(annotator, [picture], [condition], [picture])
-        other = condition_agreement(annotator, [picture], [condition], [picture.rotate(90)])
+        condition = annotator(image)
+        same = condition_agreement(annotator, [image], [condition], [image])
+        other = condition_agreement(annotator, [image], [condition], [image.rotate(90)])
         assert same
         for row, estimate in same.items():
             assert estimate.value == perfect
@@ -90,6 +90,6 @@ def test_each_kind_of_condition_has_its_measure(tiny_depth):
 
 
 @pytest.mark.parametrize("name", ["given", "segmentation", "depth", "normal"])
-def test_what_cannot_be_seen_in_a_drawn_picture_is_not_measured(name):
-    picture = Image.new("RGB", (32, 32), "red")
-    assert condition_agreement(make_annotator(name), [picture], [picture], [picture]) == {}
+def test_what_cannot_be_seen_in_a_drawn_image_is_not_measured(name):
+    image = Image.new("RGB", (32, 32), "red")
+    assert condition_agreement(make_annotator(name), [image], [image], [image]) == {}

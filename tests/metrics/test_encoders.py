@@ -36,7 +36,7 @@ def tiny_dino(tmp_path_factory):
     return folder
 
 
-def test_vectors_have_length_one_and_equal_pictures_equal_vectors(clip_folder, tiny_dino, images):
+def test_vectors_have_length_one_and_equal_images_equal_vectors(clip_folder, tiny_dino, images):
     for encoder in (load_clip(str(clip_folder)), load_dino(str(tiny_dino))):
         vectors = encoder.images([*images, images[0]])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-12)
@@ -57,7 +57,7 @@ def test_vectors_are_those_of_the_model_itself(clip_folder, images):
     np.testing.assert_allclose(clip.texts(["a cat", "a blue dog"]), wanted.text_embeds, atol=1e-6)
 
 
-def test_many_pictures_and_long_texts_are_taken_in_batches_and_cut(clip_folder, images):
+def test_many_images_and_long_texts_are_taken_in_batches_and_cut(clip_folder, images):
     clip = load_clip(str(clip_folder))
     np.testing.assert_allclose(clip.images(images * 12)[-3:], clip.images(images), atol=1e-6)
     assert clip.texts(["word " * 500]).shape == (1, 16)
@@ -83,8 +83,8 @@ def test_a_run_in_half_precision_is_measured_in_float32(clip_folder, images):
 def test_a_label_is_the_one_whose_caption_is_nearest(clip_folder):
     clip = load_clip(str(clip_folder))
     captions = {"red": "on a red background", "beach": "on the beach", "night": "at night"}
-    as_pictures = clip.texts([captions["night"], captions["red"]])
-    assert classify(clip, as_pictures, captions) == ["night", "red"]
+    as_images = clip.texts([captions["night"], captions["red"]])
+    assert classify(clip, as_images, captions) == ["night", "red"]
 
 
 def test_the_judge_of_a_base_lies_beside_it(tmp_path, tiny_judge):
@@ -98,7 +98,7 @@ def test_the_judge_of_a_base_lies_beside_it(tmp_path, tiny_judge):
 
 
 def test_a_missing_judge_names_what_makes_it(tmp_path):
-    with pytest.raises(ModelError, match=r"no judge in .*emoji-clip.*python -m hra_diffusion\.demo judge.*--clip"):
+    with pytest.raises(ModelError, match=r"no judge in .*emoji-clip.*python -m emoji_world judge.*--clip"):
         load_instruments(str(tmp_path / "emoji-sd"))
 
 
@@ -140,7 +140,7 @@ def test_what_was_named_must_be_there_and_what_is_tried_gives_way_to_a_note(clip
     assert instruments.dino is None
     assert instruments.lpips is None
     assert "facebook/dino-vits16 is not measured" in instruments.notes[0]
-    assert "distance in tiny-clip between pictures of a prompt, not LPIPS" in instruments.notes[1]
+    assert "distance in tiny-clip between images of a prompt, not LPIPS" in instruments.notes[1]
     assert load_instruments("some/model", clip=str(clip_folder), dino=str(tiny_dino)).dino is not None
 
 

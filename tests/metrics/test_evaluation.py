@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hra_diffusion.metrics.drawing import PHOTO_CONTEXTS, Drawings, make_plan
 from hra_diffusion.metrics.evaluation import evaluate
+from hra_diffusion.metrics.generation import PHOTO_CONTEXTS, Generations, make_plan
 from hra_diffusion.metrics.instruments import load_instruments
 from hra_diffusion.metrics.report import Report
 from hra_diffusion.metrics.vocabulary import read_vocabulary
@@ -45,7 +45,7 @@ def plan(judge, **changes):
 
 
 def report(pipe, instruments, references, judge, **changes) -> Report:
-    drawings = Drawings(plan=plan(judge, **changes))
+    drawings = Generations(plan=plan(judge, **changes))
     assert list(drawings.draw(pipe))[-1] == drawings.total
     return evaluate(drawings, references, instruments)
 
@@ -94,8 +94,8 @@ def test_equal_seeds_give_equal_numbers_and_other_seeds_others(adapted, instrume
     assert other.value("subject fidelity") != measured.value("subject fidelity")
 
 
-def test_one_at_a_time_the_pictures_are_those_of_generate_and_in_batches_nearly(adapted, tiny_judge):
-    single, batched = (Drawings(plan=plan(tiny_judge, batch_size=size)) for size in (1, 3))
+def test_one_at_a_time_the_images_are_those_of_generate_and_in_batches_nearly(adapted, tiny_judge):
+    single, batched = (Generations(plan=plan(tiny_judge, batch_size=size)) for size in (1, 3))
     for drawings in (single, batched):
         list(drawings.draw_as("adapter", adapted))
     prompt = single.plan.prompts["subject"][1]
@@ -106,19 +106,19 @@ def test_one_at_a_time_the_pictures_are_those_of_generate_and_in_batches_nearly(
     assert np.abs(near - np.asarray(wanted, dtype=int)).max() <= 2
 
 
-def test_pictures_equal_to_the_references_have_fidelity_one(base, instruments, tiny_judge):
-    drawings = Drawings(plan=plan(tiny_judge, contexts=1, seeds=[0]))
+def test_images_equal_to_the_references_have_fidelity_one(base, instruments, tiny_judge):
+    drawings = Generations(plan=plan(tiny_judge, contexts=1, seeds=[0]))
     list(drawings.draw(base))
-    same = drawings.pictures["adapter"]["subject"]
+    same = drawings.images["adapter"]["subject"]
     assert evaluate(drawings, same, instruments).value("subject fidelity") == pytest.approx(1)
 
 
 def test_backgrounds_are_right_where_the_judge_sees_what_was_asked_for(base, instruments, references, tiny_judge):
-    drawings = Drawings(plan=plan(tiny_judge, contexts=4))
+    drawings = Generations(plan=plan(tiny_judge, contexts=4))
     list(drawings.draw(base))
     share = evaluate(drawings, references, instruments).value("background accuracy")
     clip, known = instruments.clip, instruments.vocabulary.attributes["background"]
-    cosines = clip.images(drawings.pictures["adapter"]["subject"]) @ clip.texts(list(known.values())).T
+    cosines = clip.images(drawings.images["adapter"]["subject"]) @ clip.texts(list(known.values())).T
     wanted = [number for number in range(4) for _ in range(2)]
     assert share == np.mean(cosines.argmax(axis=1) == wanted)
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_measured_is_said(adapted, instruments, tiny_judge, refer
     assert any("two seeds" in note for note in one_seed.notes)
     names = {measure.name.split(",")[0] for measure in one_seed.measures}
     assert "diversity" not in names
-    assert "way from base to real" not in names  # one real picture agrees with no other
+    assert "way from base to real" not in names  # one real image agrees with no other
 
 
 def test_a_report_is_json_markdown_and_a_sheet_of_all_prompts(measured, tmp_path):
@@ -145,7 +145,7 @@ def test_a_report_is_json_markdown_and_a_sheet_of_all_prompts(measured, tmp_path
     assert sorted((tmp_path / "results").iterdir()) == paths
     assert json.loads(paths[0].read_text()) == json.loads(json.dumps(measured.to_dict()))
     table = [line for line in paths[1].read_text().splitlines() if line.startswith("|")]
-    assert table[0] == "|  | with adapter | without | real pictures |"
+    assert table[0] == "|  | with adapter | without | real images |"
     assert {line.count("|") for line in table} == {5}
     assert "seeds 3, 4" in paths[1].read_text()
     with Image.open(paths[2]) as sheet:

@@ -10,24 +10,24 @@ from hra_diffusion.metrics.lpips import SMALLEST, Lpips
 
 
 def mean_difference(first, second):
-    """A distance with torchmetrics' interface: pictures of shape (N, 3, H, W) in 0 … 1."""
+    """A distance with torchmetrics' interface: images of shape (N, 3, H, W) in 0 … 1."""
     assert first.shape == second.shape
     assert 0 <= first.min() <= first.max() <= 1
     return (first - second).abs().mean()
 
 
-def grey(level: int) -> Image.Image:
+def gray(level: int) -> Image.Image:
     return Image.new("RGB", (8, 8), (level, level, level))
 
 
 def test_each_prompt_has_the_mean_distance_over_its_own_pairs():
     levels = [(0, 51, 255), (10, 10, 10)]
     by_hand = [np.mean([abs(a - b) / 255 for a, b in itertools.combinations(of_prompt, 2)]) for of_prompt in levels]
-    found = Lpips(mean_difference).spread([[grey(level) for level in of_prompt] for of_prompt in levels])
+    found = Lpips(mean_difference).spread([[gray(level) for level in of_prompt] for of_prompt in levels])
     np.testing.assert_allclose(found, by_hand, atol=1e-6)
 
 
-def test_lpips_itself_is_zero_for_equal_pictures_and_positive_for_others():
+def test_lpips_itself_is_zero_for_equal_images_and_positive_for_others():
     torchmetrics = pytest.importorskip("torchmetrics.image.lpip")
     pytest.importorskip("torchvision", exc_type=Exception)
     try:

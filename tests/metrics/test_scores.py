@@ -41,13 +41,13 @@ def test_equal_values_leave_nothing_open_and_one_value_says_nothing_of_others():
     assert str(bootstrap([0.5])) == "0.500"
 
 
-def test_pictures_equal_to_the_real_one_have_fidelity_one():
+def test_images_equal_to_the_real_one_have_fidelity_one():
     real = unit_rows(1, 8)
     assert scores.fidelity(real.repeat(3, axis=0), real) == pytest.approx(1, abs=1e-15)
 
 
 @given(st.integers(2, 6), st.integers(1, 5), st.integers(0, 99))
-def test_real_pictures_agree_with_the_others_not_with_themselves(count, width, seed):
+def test_real_images_agree_with_the_others_not_with_themselves(count, width, seed):
     rows = unit_rows(count, width, seed=seed)
     by_hand = [np.mean([rows[i] @ rows[j] for j in range(count) if j != i]) for i in range(count)]
     np.testing.assert_allclose(scores.agreement(rows), by_hand, atol=1e-12)
@@ -60,14 +60,14 @@ def test_spread_is_the_mean_distance_over_all_pairs(prompts, seeds, seed):
     np.testing.assert_allclose(scores.spread(vectors), by_hand, atol=1e-12)
 
 
-def test_equal_pictures_have_no_drift_and_no_spread():
+def test_equal_images_have_no_drift_and_no_spread():
     vectors = unit_rows(5, 8)
     np.testing.assert_allclose(scores.drift(vectors, vectors), 0, atol=1e-15)
     np.testing.assert_allclose(scores.spread(vectors[:, None].repeat(3, axis=1)), 0, atol=1e-15)
 
 
 @pytest.mark.parametrize(("adapter", "closed"), [(0.2, 0.0), (0.8, 1.0), (0.5, 0.5), (-0.1, -0.5)])
-def test_the_way_closed_runs_from_the_base_to_real_pictures(adapter, closed):
+def test_the_way_closed_runs_from_the_base_to_real_images(adapter, closed):
     units = np.array([[adapter - 0.1, 0.1], [adapter + 0.1, 0.3]])
     assert bootstrap(units, [0.7, 0.9], statistic=scores.gap_closed).value == pytest.approx(closed)
 

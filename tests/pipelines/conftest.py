@@ -48,7 +48,7 @@ def write_adapter(pipe, folder, *, unet=UNET_FULL, text_encoders=CLIP_TEXT_FULL,
 
 
 def draw(pipe, **options) -> torch.Tensor:
-    """A picture, (channels, height, width) in 0 … 1."""
+    """An image, (channels, height, width) in 0 … 1."""
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, **options}
     return pipe(PROMPT, generator=torch.Generator().manual_seed(0), output_type="pt", **options).images[0].float()
@@ -61,7 +61,7 @@ def load_kind(kind, folder, **options):
 
 
 @pytest.fixture(scope="session")
-def picture():
+def image():
     """The function that draws: see its arguments."""
     return draw
 
@@ -149,7 +149,7 @@ def _control(folder):
     return StableDiffusionControlNetPipeline(**sd.components, controlnet=controlnet, requires_safety_checker=False)
 
 
-def _picture() -> Image.Image:
+def _image() -> Image.Image:
     return Image.effect_noise((32, 32), 60).convert("RGB")
 
 
@@ -157,13 +157,13 @@ KINDS = {
     "text to image": (lambda folder: load_kind(StableDiffusionPipeline, folder), dict),
     "image to image": (
         lambda folder: load_kind(StableDiffusionImg2ImgPipeline, folder),
-        lambda: {"image": _picture(), "strength": 0.9, "num_inference_steps": 3},
+        lambda: {"image": _image(), "strength": 0.9, "num_inference_steps": 3},
     ),
     "inpainting": (
         lambda folder: load_kind(StableDiffusionInpaintPipeline, folder),
-        lambda: {"image": _picture(), "mask_image": _picture(), "height": 32, "width": 32, "strength": 1.0},
+        lambda: {"image": _image(), "mask_image": _image(), "height": 32, "width": 32, "strength": 1.0},
     ),
-    "control": (_control, lambda: {"image": _picture()}),
+    "control": (_control, lambda: {"image": _image()}),
 }
 
 

@@ -1,4 +1,4 @@
-"""The exact LoRA: whoever loads it gets the pictures of the HRA pipeline."""
+"""The exact LoRA: whoever loads it gets the images of the HRA pipeline."""
 
 import json
 
@@ -42,18 +42,18 @@ def case(request, tiny_sd, tiny_xl, adapters):
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_diffusers_draws_the_same_with_the_lora(case, layout, load, picture, tmp_path):
+def test_diffusers_draws_the_same_with_the_lora(case, layout, load, image, tmp_path):
     kind, folder, adapter = case
     pipe, other = load(kind, folder), load(kind, folder)
-    base = picture(other)
+    base = image(other)
     load_hra_weights(pipe, adapter)
     for strength in STRENGTHS:
         set_hra_adapters(pipe, "default", strength)
-        expected = picture(pipe)
+        expected = image(pipe)
         file = export_lora(adapter, tmp_path / "x.safetensors", layout, folder, strength, "fp32")
         other.load_lora_weights(file, use_safetensors=True)
         assert off(expected, base) > 5 * PIXEL
-        assert off(picture(other), expected) < PIXEL / 10
+        assert off(image(other), expected) < PIXEL / 10
         other.unload_lora_weights()
 
 
@@ -126,25 +126,25 @@ def products(file) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_pipeline_is_given_back_as_it_came(adapters, pipe, picture, tmp_path):
+def test_the_pipeline_is_given_back_as_it_came(adapters, pipe, image, tmp_path):
     load_hra_weights(pipe, adapters / "a", "a")
     set_hra_adapters(pipe, "a", 0.6)
-    before, components = picture(pipe), dict(pipe.components)
+    before, components = image(pipe), dict(pipe.components)
     export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe)
     with pytest.raises(AdapterFileError):
         export_lora(adapters / "a" / "nothing", tmp_path / "b.safetensors", base=pipe)
-    assert torch.equal(picture(pipe), before)
+    assert torch.equal(image(pipe), before)
     assert all(pipe.components[name] is component for name, component in components.items())
     with using_hra_adapters(pipe, []):
-        assert off(picture(pipe), before) > PIXEL
+        assert off(image(pipe), before) > PIXEL
 
 
 def test_the_command_writes_what_python_writes_with_the_runs_metadata(trained, tiny_sd, tmp_path, capsys):
     mine, theirs = tmp_path / "dog.safetensors", tmp_path / "again" / "dog.safetensors"
-    flags = ["--layout", "kohya", "--strength", "0.5", "--dtype", "bf16", "--licence", "mit"]
+    flags = ["--layout", "kohya", "--strength", "0.5", "--dtype", "bf16", "--license", "mit"]
     assert main(["export-lora", str(trained), str(mine), *flags]) == 0
     assert capsys.readouterr().out.strip() == str(mine)
-    export_lora(trained, theirs, base=tiny_sd, strength=0.5, dtype=torch.bfloat16, licence="mit")
+    export_lora(trained, theirs, base=tiny_sd, strength=0.5, dtype=torch.bfloat16, license="mit")
     tensors, metadata = zip(*map(read, (mine, theirs)), strict=True)
     assert metadata[0] == metadata[1]
     assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
@@ -177,7 +177,7 @@ def test_a_thumbnail_can_be_chosen(adapters, pipe, tmp_path):
         ({"dtype": "fp8"}, "dtype must be one of"),
         ({"strength": 0.0}, "changes nothing"),
         ({"strength": float("inf")}, "finite number"),
-        ({"thumbnail": "none.png"}, "cannot be read as a picture"),
+        ({"thumbnail": "none.png"}, "cannot be read as an image"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is(adapters, pipe, tmp_path, arguments, complaint):

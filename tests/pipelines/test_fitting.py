@@ -22,7 +22,7 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("model", ["SD", "SDXL"])
 def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
-    layout, model, adapters, xl_adapter, tiny_sd, tiny_xl, load, picture, tmp_path
+    layout, model, adapters, xl_adapter, tiny_sd, tiny_xl, load, image, tmp_path
 ):
     kind, folder, adapter = (
         (StableDiffusionPipeline, tiny_sd, adapters / "conv")
@@ -36,10 +36,10 @@ def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
     assert fit.lost < 1e-5
     assert max(fit.layers.values()) == next(iter(fit.layers.values())) < 1e-4
     load_hra_weights(pipe, adapter)
-    expected = picture(pipe)
+    expected = image(pipe)
     other = load(kind, folder)
     load_hra_weights(other, tmp_path / "back")
-    assert off(picture(other), expected) < 1e-3
+    assert off(image(other), expected) < 1e-3
 
 
 def random_lora(file, pipe, tmp_path, **metadata):

@@ -13,8 +13,8 @@ from hra_diffusion.formats.peft import CONFIG_FILE, WEIGHTS_FILE
 from hra_diffusion.pipelines import (
     adapted_components,
     base_model,
+    disable_hra,
     draw,
-    hra_disabled,
     load_hra_weights,
     load_pipeline,
     unload_hra_weights,
@@ -39,7 +39,7 @@ def test_a_run_s_own_adapter_is_not_hidden(pipe, adapters, tmp_path):
         save_hra_weights(pipe, tmp_path / "run")
 
 
-def test_an_adapter_changes_the_picture_and_unloading_gives_the_base_back(pipe, trained):
+def test_an_adapter_changes_the_image_and_unloading_gives_the_base_back(pipe, trained):
     components, before = dict(pipe.components), draw(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained / "adapter")
     assert list(adapted_components(pipe)) == ["text_encoder", "unet"]
@@ -53,12 +53,12 @@ def test_disabled_the_pipeline_is_its_base_within_the_block_only(pipe, trained):
     before = draw(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained)
     adapted = draw(pipe, PROMPT, 0, **OPTIONS)
-    with hra_disabled(pipe):
+    with disable_hra(pipe):
         assert same(draw(pipe, PROMPT, 0, **OPTIONS), before)
     assert same(draw(pipe, PROMPT, 0, **OPTIONS), adapted)
 
 
-def test_the_same_seed_gives_the_same_picture_whatever_was_drawn_before(pipe):
+def test_the_same_seed_gives_the_same_image_whatever_was_drawn_before(pipe):
     first = draw(pipe, PROMPT, 7, **OPTIONS)
     torch.rand(5)
     draw(pipe, PROMPT, 8, **OPTIONS)
@@ -91,28 +91,28 @@ def test_an_adapter_for_a_component_the_pipeline_lacks_is_refused(pipe, trained,
     assert adapted_components(pipe) == {}
 
 
-def test_every_kind_of_pipeline_takes_an_adapter_and_gives_it_back(tiny_sd, adapters, kind, picture):
+def test_every_kind_of_pipeline_takes_an_adapter_and_gives_it_back(tiny_sd, adapters, kind, image):
     make, options = kind
     pipe = make(tiny_sd)
-    components, base = dict(pipe.components), picture(pipe, **options)
+    components, base = dict(pipe.components), image(pipe, **options)
     load_hra_weights(pipe, adapters / "a")
-    assert not close(picture(pipe, **options), base, 1e-3)
+    assert not close(image(pipe, **options), base, 1e-3)
     unload_hra_weights(pipe)
     assert all(pipe.components[name] is component for name, component in components.items())
-    assert torch.equal(picture(pipe, **options), base)
+    assert torch.equal(image(pipe, **options), base)
 
 
-def test_stable_diffusion_xl_takes_an_adapter_of_all_three_components(tiny_xl, xl_adapter, tmp_path, picture, load):
+def test_stable_diffusion_xl_takes_an_adapter_of_all_three_components(tiny_xl, xl_adapter, tmp_path, image, load):
     pipe = load(StableDiffusionXLPipeline, tiny_xl)
-    base = picture(pipe)
+    base = image(pipe)
     load_hra_weights(pipe, xl_adapter)
     assert list_hra_adapters(pipe)["default"].components == ("text_encoder", "text_encoder_2", "unet")
-    adapted = picture(pipe)
+    adapted = image(pipe)
     assert not close(adapted, base, 1e-3)
     save_hra_weights(pipe, tmp_path / "again")
     unload_hra_weights(pipe)
     load_hra_weights(pipe, tmp_path / "again")
-    assert close(picture(pipe), adapted)
+    assert close(image(pipe), adapted)
 
 
 def test_an_adapter_of_stable_diffusion_xl_is_refused_by_1_with_the_name_of_its_base(pipe, xl_adapter, tiny_xl):
@@ -121,76 +121,76 @@ def test_an_adapter_of_stable_diffusion_xl_is_refused_by_1_with_the_name_of_its_
     assert adapted_components(pipe) == {}
 
 
-def test_the_newest_adapter_acts_alone_and_the_others_come_back_when_it_leaves(pipe, adapters, picture):
+def test_the_newest_adapter_acts_alone_and_the_others_come_back_when_it_leaves(pipe, adapters, image):
     load_hra_weights(pipe, adapters / "a", "a")
-    only_a = picture(pipe)
+    only_a = image(pipe)
     load_hra_weights(pipe, adapters / "b", "b")
     both = list_hra_adapters(pipe)
     assert [(name, adapter.active) for name, adapter in both.items()] == [("a", False), ("b", True)]
     assert both["b"].components == ("unet",)
     text_encoder = pipe.text_encoder
     unload_hra_weights(pipe, "b")
-    assert torch.equal(picture(pipe), only_a)
+    assert torch.equal(image(pipe), only_a)
     assert pipe.text_encoder is text_encoder
     with pytest.raises(ConfigError, match="no HRA adapter named 'b'; known are: 'a'"):
         unload_hra_weights(pipe, "b")
 
 
 @pytest.mark.parametrize("name", ["a", "../a", "a/b", "a\0", "a.b", ""])
-def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, picture):
+def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, image):
     load_hra_weights(pipe, adapters / "a", "a")
-    before = picture(pipe)
+    before = image(pipe)
     with pytest.raises(ConfigError, match=r"named 'a' already|cannot name an adapter"):
         load_hra_weights(pipe, adapters / "b", name)
     assert list(list_hra_adapters(pipe)) == ["a"]
-    assert torch.equal(picture(pipe), before)
+    assert torch.equal(image(pipe), before)
 
 
-def test_an_archive_is_no_adapter_and_is_never_unpacked(pipe, tmp_path, picture):
-    before = picture(pipe)
+def test_an_archive_is_no_adapter_and_is_never_unpacked(pipe, tmp_path, image):
+    before = image(pipe)
     with zipfile.ZipFile(tmp_path / "adapter.zip", "w") as archive:
         archive.writestr("../outside.safetensors", b"")
     with pytest.raises(AdapterFileError, match=r"adapter\.zip"):
         load_hra_weights(pipe, tmp_path / "adapter.zip")
-    assert torch.equal(picture(pipe), before)
+    assert torch.equal(image(pipe), before)
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.zip"]
 
 
-def test_a_damaged_second_adapter_leaves_the_first_acting_as_it_did(pipe, adapters, tmp_path, picture):
+def test_a_damaged_second_adapter_leaves_the_first_acting_as_it_did(pipe, adapters, tmp_path, image):
     load_hra_weights(pipe, adapters / "a", "a")
     set_hra_adapters(pipe, "a", 0.6)
-    before = picture(pipe)
+    before = image(pipe)
     copy = shutil.copytree(adapters / "low", tmp_path / "low")
     (copy / "unet" / "adapter_model.safetensors").write_bytes(b"PK")
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         load_hra_weights(pipe, copy, "low")
-    assert torch.equal(picture(pipe), before)
+    assert torch.equal(image(pipe), before)
     assert list(list_hra_adapters(pipe)) == ["a"]
 
 
-def test_swapping_writes_over_the_columns_of_an_adapter_in_place(pipe, adapters, picture):
+def test_swapping_writes_over_the_columns_of_an_adapter_in_place(pipe, adapters, image):
     load_hra_weights(pipe, adapters / "low", "low")
-    expected = picture(pipe)
+    expected = image(pipe)
     unload_hra_weights(pipe)
     load_hra_weights(pipe, adapters / "a", max_rank=6)
     layers = adapted_components(pipe)["unet"].layers()
     addresses = [layer.hra_u["default"].data_ptr() for layer in layers.values()]
-    a = picture(pipe)
+    a = image(pipe)
     load_hra_weights(pipe, adapters / "low", hotswap=True)
-    assert close(picture(pipe), expected)
+    assert close(image(pipe), expected)
     load_hra_weights(pipe, adapters / "b", hotswap=True)  # it has no text encoder: that goes back to the base
-    b = picture(pipe)
+    b = image(pipe)
     load_hra_weights(pipe, adapters / "a", hotswap=True)
-    assert close(picture(pipe), a)
+    assert close(image(pipe), a)
     assert [layer.hra_u["default"].data_ptr() for layer in layers.values()] == addresses
     unload_hra_weights(pipe)
     load_hra_weights(pipe, adapters / "b")
-    assert close(picture(pipe), b)
+    assert close(image(pipe), b)
 
 
-def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, picture):
+def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, image):
     load_hra_weights(pipe, adapters / "low")
-    before = picture(pipe)
+    before = image(pipe)
     with pytest.raises(AdapterFileError, match="its rank is 4 of at most 2"):
         load_hra_weights(pipe, adapters / "a", hotswap=True)
     copy = shutil.copytree(adapters / "low", tmp_path / "low")
@@ -198,7 +198,7 @@ def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, pictur
     shutil.copytree(adapters / "low" / "text_encoder", copy / "text_encoder", dirs_exist_ok=True)
     with pytest.raises(AdapterFileError, match="Cannot read"):
         load_hra_weights(pipe, copy, hotswap=True)
-    assert torch.equal(picture(pipe), before)
+    assert torch.equal(image(pipe), before)
     with pytest.raises(ConfigError, match="no HRA adapter named 'other'"):
         load_hra_weights(pipe, adapters / "low", "other", hotswap=True)
 
@@ -210,16 +210,16 @@ def test_files_of_peft_in_the_folder_itself_are_those_of_the_component_they_fit(
         unload_hra_weights(pipe)
 
 
-def test_an_adapter_comes_from_a_repository_of_the_hub(pipe, adapters, tmp_path, picture):
+def test_an_adapter_comes_from_a_repository_of_the_hub(pipe, adapters, tmp_path, image):
     """The layout of huggingface_hub's cache, offline, as it is after a download."""
     commit, repository = "0" * 40, tmp_path / "models--someone--cats"
     shutil.copytree(adapters / "a", repository / "snapshots" / commit / "tabby")
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text(commit)
     load_hra_weights(pipe, adapters / "a", "local")
-    expected = picture(pipe)
+    expected = image(pipe)
     load_hra_weights(pipe, "someone/cats", subfolder="tabby", revision="v1", cache_dir=tmp_path)
-    assert torch.equal(picture(pipe), expected)
+    assert torch.equal(image(pipe), expected)
     with pytest.raises(AdapterFileError, match="'someone/dogs' is no folder here, and the hub cannot be asked"):
         load_hra_weights(pipe, "someone/dogs", "dogs", cache_dir=tmp_path)
 

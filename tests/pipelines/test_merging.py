@@ -15,14 +15,14 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("combine", ["lie", "product"])
-def test_the_command_merges_what_the_pipeline_mixes(pipe, adapters, tiny_sd, load, picture, tmp_path, capsys, combine):
+def test_the_command_merges_what_the_pipeline_mixes(pipe, adapters, tiny_sd, load, image, tmp_path, capsys, combine):
     for name in ("a", "b"):
         load_hra_weights(pipe, adapters / name, name)
     set_hra_adapters(pipe, ["a", "b"], [0.8, 0.5], combine)
     output, mixed = tmp_path / "out", [f"{adapters / 'a'}:0.8", f"{adapters / 'b'}:0.5"]
     assert main(["merge", str(tiny_sd), str(output), "--adapters", *mixed, "--combine", combine]) == 0
     assert capsys.readouterr().out.strip() == str(output)
-    assert off(picture(load(StableDiffusionPipeline, output)), picture(pipe)) < 1e-4
+    assert off(image(load(StableDiffusionPipeline, output)), image(pipe)) < 1e-4
     assert {path.name for path in output.iterdir()} == {path.name for path in tiny_sd.iterdir()}
 
 
@@ -34,7 +34,7 @@ def test_half_precision_is_rounded_once(adapters, tiny_sd, load, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in half.unet.state_dict().items())
 
 
-def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd, load, picture, tmp_path):
+def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd, load, image, tmp_path):
     model = HRAModel(pipe.unet, HRAConfig(target_modules=["to_q"], bias="all", modules_to_save=["conv_out"]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -43,7 +43,7 @@ def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd,
     pipe.unet = model
     model.save_pretrained(tmp_path / "adapter" / "unet")
     merge_hra(tiny_sd, tmp_path / "out", {str(tmp_path / "adapter"): 1.0})
-    assert off(picture(load(StableDiffusionPipeline, tmp_path / "out")), picture(pipe)) < 1e-4
+    assert off(image(load(StableDiffusionPipeline, tmp_path / "out")), image(pipe)) < 1e-4
 
 
 def test_what_cannot_be_merged_is_refused_and_nothing_is_written(adapters, tiny_sd, tmp_path):

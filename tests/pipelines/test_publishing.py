@@ -155,7 +155,7 @@ from hra_diffusion import list_hra_adapters, load_hra_weights, save_hra_weights
 pipe = StableDiffusionPipeline.from_pretrained({base!r}, use_safetensors=True)
 load_hra_weights(pipe, "tester/dog", "whole")
 load_hra_weights(pipe, "tester/dog", "part", subfolder="more/dogs", revision="{revision}")
-save_hra_weights(pipe, {folder!r}, "part", push_to_hub=True, repo_id="someone/copy", licence="mit")
+save_hra_weights(pipe, {folder!r}, "part", push_to_hub=True, repo_id="someone/copy", license="mit")
 try:
     load_hra_weights(pipe, "tester/nothing", "nothing")
 except Exception as error:
@@ -164,9 +164,9 @@ print(list(list_hra_adapters(pipe)))
 """
 
 
-def test_a_run_is_published_with_its_page_and_loaded_back(hub, online, trained, tiny_sd, pipe, picture, tmp_path):
+def test_a_run_is_published_with_its_page_and_loaded_back(hub, online, trained, tiny_sd, pipe, image, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "beach.png")
-    options = ["--licence", "apache-2.0", "--pictures", str(tmp_path / "beach.png"), "a sks dog on a beach"]
+    options = ["--license", "apache-2.0", "--images", str(tmp_path / "beach.png"), "a sks dog on a beach"]
     done = online(PUSH.format(arguments=["push", str(trained), "dog", *options]))
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{hub.address}/tester/dog/commit/{sha(hub.files('tester/dog'))}"
@@ -193,9 +193,9 @@ def test_a_run_is_published_with_its_page_and_loaded_back(hub, online, trained, 
     assert all(latest[name] == copy[name] for name in parts if name.endswith(".safetensors"))
 
     load_hra_weights(pipe, trained, "local")
-    expected = picture(pipe)
+    expected = image(pipe)
     load_hra_weights(pipe, tmp_path / "copy", "copied")
-    assert torch.equal(picture(pipe), expected)
+    assert torch.equal(image(pipe), expected)
 
 
 LOAD_CONTROL = """
@@ -272,7 +272,7 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(adapters, p
     with pytest.raises(AdapterFileError, match="no adapter in"):
         push_hra_weights(tmp_path, "tester/a")
     with pytest.raises(ImageError, match=r"none\.png cannot be read"):
-        push_hra_weights(adapters / "a", "tester/a", pictures={"none.png": "a dog"})
+        push_hra_weights(adapters / "a", "tester/a", images={"none.png": "a dog"})
     with pytest.raises(OutputError, match="cannot be published as 'tester/a'"):  # offline, as all tests are
         push_hra_weights(adapters / "a", "tester/a")
     load_hra_weights(pipe, adapters / "a")

@@ -26,7 +26,7 @@ def test_two_processes_draw_what_one_pipeline_does(tiny_sd, adapters, tmp_path):
     (tmp_path / "requests.jsonl").write_text("\n".join(map(json.dumps, requests)))
     folders = {name: adapters / name for name in ("a", "b", "low")}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
-    inputs = [tmp_path / "requests.jsonl", tmp_path / "pictures", "--adapters", *folders.values()]
+    inputs = [tmp_path / "requests.jsonl", tmp_path / "images", "--adapters", *folders.values()]
     settings = ["--model", tiny_sd, "--num_inference_steps", "2"]
     subprocess.run([*command, *inputs, *settings], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
@@ -37,5 +37,5 @@ def test_two_processes_draw_what_one_pipeline_does(tiny_sd, adapters, tmp_path):
         generator = torch.Generator().manual_seed(request["seed"])
         with using_hra_adapters(pipe, request["adapter"], request["strength"]):
             expected = pipe(request["prompt"], generator=generator, num_inference_steps=2, output_type="np").images[0]
-        with Image.open(tmp_path / "pictures" / f"{number}.png") as found:
+        with Image.open(tmp_path / "images" / f"{number}.png") as found:
             assert np.abs(np.asarray(found) / 255 - expected).max() < 1 / 255

@@ -75,19 +75,19 @@ def alone(checkpoint, tmp_path):
     return shutil.copy(checkpoint, tmp_path / "alone.safetensors")
 
 
-def test_a_file_is_the_model_that_the_folder_is(checkpoint, alone, pipe, picture):
+def test_a_file_is_the_model_that_the_folder_is(checkpoint, alone, pipe, image):
     assert pipeline_class(str(checkpoint)) == "StableDiffusionPipeline"
-    assert torch.equal(picture(load_pipeline(str(checkpoint))), picture(pipe))
-    assert torch.equal(picture(load_pipeline(str(alone), config=str(checkpoint.with_suffix("")))), picture(pipe))
+    assert torch.equal(image(load_pipeline(str(checkpoint))), image(pipe))
+    assert torch.equal(image(load_pipeline(str(alone), config=str(checkpoint.with_suffix("")))), image(pipe))
 
 
 def test_adapters_are_merged_into_a_file_and_drawn_with_on_it(
-    checkpoint, tiny_sd, adapters, pipe, load, picture, tmp_path
+    checkpoint, tiny_sd, adapters, pipe, load, image, tmp_path
 ):
     load_hra_weights(pipe, adapters / "conv")
     merge_hra(checkpoint, tmp_path / "merged", {str(adapters / "conv"): 1.0})
-    merged = picture(load(StableDiffusionPipeline, tmp_path / "merged"))
-    assert torch.allclose(merged, picture(pipe), rtol=0, atol=1e-4)
+    merged = image(load(StableDiffusionPipeline, tmp_path / "merged"))
+    assert torch.allclose(merged, image(pipe), rtol=0, atol=1e-4)
     flags = {"adapter": adapters / "conv", "prompt": "a dog", "num_inference_steps": 1, "height": 32, "width": 32}
     drawn = []
     for base in (checkpoint, tiny_sd):

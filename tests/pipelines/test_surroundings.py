@@ -21,7 +21,7 @@ from hra_diffusion import (
     using_hra_adapters,
 )
 from hra_diffusion.errors import AdapterFileError, ConfigError, MergeError
-from hra_diffusion.pipelines import hra_disabled
+from hra_diffusion.pipelines import disable_hra
 from hra_diffusion.pipelines.components import lock_of, offloading_suspended
 
 CPU = torch.device("cpu")
@@ -32,14 +32,14 @@ OFFLOADS = {
 
 
 @pytest.fixture
-def expected(pipe, adapters, picture):
-    """Pictures of the adapter, at half its strength, and of the base."""
+def expected(pipe, adapters, image):
+    """Images of the adapter, at half its strength, and of the base."""
     load_hra_weights(pipe, adapters / "a")
-    whole = picture(pipe)
+    whole = image(pipe)
     set_hra_adapters(pipe, "default", 0.5)
-    half = picture(pipe)
+    half = image(pipe)
     unload_hra_weights(pipe)
-    return whole, half, picture(pipe)
+    return whole, half, image(pipe)
 
 
 def close(one, other, tolerance: float = 1e-5) -> bool:
@@ -48,29 +48,29 @@ def close(one, other, tolerance: float = 1e-5) -> bool:
 
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("first", [True, False])
-def test_offloading_before_or_after(pipe, adapters, expected, picture, offload, first, tmp_path):
+def test_offloading_before_or_after(pipe, adapters, expected, image, offload, first, tmp_path):
     whole, half, base = expected
     if first:
         OFFLOADS[offload](pipe)
     load_hra_weights(pipe, adapters / "a")
     if not first:
         OFFLOADS[offload](pipe)
-    assert close(picture(pipe), whole)
+    assert close(image(pipe), whole)
     set_hra_adapters(pipe, "default", 0.5)
-    assert close(picture(pipe), half)
+    assert close(image(pipe), half)
     save_hra_weights(pipe, tmp_path)
     fuse_hra(pipe)
-    assert close(picture(pipe), half, 1e-4)
+    assert close(image(pipe), half, 1e-4)
     unload_hra_weights(pipe)
-    assert close(picture(pipe), base)
+    assert close(image(pipe), base)
     load_hra_weights(pipe, tmp_path)
-    assert close(picture(pipe), whole)
+    assert close(image(pipe), whole)
 
 
 def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
-    pipe, adapters, expected, picture, tmp_path
+    pipe, adapters, expected, image, tmp_path
 ):
-    """Accelerate cannot run such a pipeline with the CPU for a device: its hooks are removed to see the pictures."""
+    """Accelerate cannot run such a pipeline with the CPU for a device: its hooks are removed to see the images."""
     whole, half, base = expected
 
     def offloaded() -> bool:
@@ -84,32 +84,32 @@ def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
     fuse_hra(pipe)
     assert offloaded()
     pipe.remove_all_hooks()
-    assert close(picture(pipe), half, 1e-4)
+    assert close(image(pipe), half, 1e-4)
     pipe.enable_sequential_cpu_offload(device=CPU)
     unload_hra_weights(pipe)
     assert offloaded()
     pipe.remove_all_hooks()
-    assert close(picture(pipe), base)
+    assert close(image(pipe), base)
     load_hra_weights(pipe, tmp_path)
-    assert close(picture(pipe), whole)
+    assert close(image(pipe), whole)
 
 
-def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(pipe, adapters, expected, picture):
+def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(pipe, adapters, expected, image):
     whole, _, base = expected
     load_hra_weights(pipe, adapters / "a")
     fuse_hra(pipe)
     pipe.enable_sequential_cpu_offload(device=CPU)
-    with hra_disabled(pipe):
+    with disable_hra(pipe):
         assert pipe.unet.merged_adapters == []
     with pytest.raises(MergeError, match="stop offloading the model first"):
         pipe.unet.unmerge_adapter()
     pipe.remove_all_hooks()
-    assert close(picture(pipe), whole, 1e-4)
+    assert close(image(pipe), whole, 1e-4)
     unload_hra_weights(pipe)
-    assert torch.equal(picture(pipe), base)
+    assert torch.equal(image(pipe), base)
 
 
-def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapters, expected, picture, tmp_path):
+def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapters, expected, image, tmp_path):
     load_hra_weights(pipe, adapters / "a")
     set_hra_adapters(pipe, "default", 0.5)
     for name in ("unet", "text_encoder"):
@@ -117,24 +117,24 @@ def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapt
         apply_group_offloading(
             getattr(pipe, name), CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=place
         )
-    assert close(picture(pipe), expected[1])
+    assert close(image(pipe), expected[1])
     for change in (fuse_hra, unload_hra_weights, lambda pipe: set_hra_adapters(pipe, "default", 1.0)):
         with pytest.raises(ConfigError, match="offloads groups of layers to a disk"):
             change(pipe)
-    assert close(picture(pipe), expected[1])
+    assert close(image(pipe), expected[1])
 
 
-def test_what_needs_no_tensors_is_done_wherever_they_are(pipe, adapters, expected, picture, tmp_path):
+def test_what_needs_no_tensors_is_done_wherever_they_are(pipe, adapters, expected, image, tmp_path):
     whole, _, base = expected
     apply_group_offloading(pipe.vae, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "vae"))
     load_hra_weights(pipe, adapters / "a")
     apply_group_offloading(pipe.unet, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "unet"))
-    with hra_disabled(pipe):
-        assert close(picture(pipe), base)
-    assert close(picture(pipe), whole)
+    with disable_hra(pipe):
+        assert close(image(pipe), base)
+    assert close(image(pipe), whole)
 
 
-def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected, picture):
+def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected, image):
     load_hra_weights(pipe, adapters / "a")
     for names in ("default", ()):
         set_hra_adapters(pipe, names)
@@ -143,34 +143,34 @@ def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected
     set_hra_adapters(pipe, "default")
     fuse_hra(pipe)
     pipe.fuse_qkv_projections()
-    assert close(picture(pipe), expected[0], 1e-4)
+    assert close(image(pipe), expected[0], 1e-4)
 
 
-def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, picture):
+def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, image):
     whole, _, base = expected
     load_hra_weights(pipe, adapters / "a", "mine")
     pipe.unload_lora_weights()  # there is none
-    assert close(picture(pipe), whole)
+    assert close(image(pipe), whole)
     unload_hra_weights(pipe)
     torch.manual_seed(0)
     pipe.unet.add_adapter(LoraConfig(target_modules=["to_q", "to_k"], init_lora_weights=False))
     lora = LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
     pipe.text_encoder = inject_adapter_in_model(lora, pipe.text_encoder)
     pipe.text_encoder.peft_config = {"default": lora}
-    beneath = picture(pipe)
+    beneath = image(pipe)
     load_hra_weights(pipe, adapters / "a", "mine")
-    both = picture(pipe)
+    both = image(pipe)
     assert not close(both, beneath, 1e-3)
     assert not close(both, whole, 1e-3)
     with pytest.raises(MergeError, match="take what adapts it"):
         fuse_hra(pipe)
-    assert close(picture(pipe), both)
+    assert close(image(pipe), both)
     pipe.unload_lora_weights()
     assert list(list_hra_adapters(pipe)) == ["mine"]
-    assert close(picture(pipe), whole)
+    assert close(image(pipe), whole)
     fuse_hra(pipe)
     unload_hra_weights(pipe)
-    assert torch.equal(picture(pipe), base)
+    assert torch.equal(image(pipe), base)
 
 
 def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters, load):
@@ -181,7 +181,7 @@ def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters,
     assert lock_of(other) is lock_of(pipe)
     other.unet, other.text_encoder = pipe.unet, pipe.text_encoder
     assert lock_of(load(StableDiffusionPipeline, tiny_sd)) is not lock_of(pipe)
-    for block in (hra_disabled, offloading_suspended, lambda pipe: using_hra_adapters(pipe, "default", 1.0)):
+    for block in (disable_hra, offloading_suspended, lambda pipe: using_hra_adapters(pipe, "default", 1.0)):
         changed = threading.Thread(target=set_hra_adapters, args=(other, "default", 1.0))
         with block(pipe):
             changed.start()
@@ -191,19 +191,19 @@ def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters,
         assert not changed.is_alive()
 
 
-def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, picture):
+def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, image):
     load_hra_weights(pipe, adapters / "a")
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.enable_slicing()
     pipe.enable_attention_slicing()
-    assert close(picture(pipe.to("cpu")), expected[0], 1e-4)
-    half = picture(pipe.to(torch.bfloat16))
+    assert close(image(pipe.to("cpu")), expected[0], 1e-4)
+    half = image(pipe.to(torch.bfloat16))
     assert half.isfinite().all()
     assert close(half, expected[0], 0.15)
 
 
 @pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
-def test_compiling(pipe, adapters, expected, picture, how):
+def test_compiling(pipe, adapters, expected, image, how):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)
     if how == "whole":
@@ -213,9 +213,9 @@ def test_compiling(pipe, adapters, expected, picture, how):
     else:
         pipe.unet.compile_repeated_blocks(backend="aot_eager")
     whole, half, _ = expected
-    assert close(picture(pipe), whole, 1e-4)
+    assert close(image(pipe), whole, 1e-4)
     set_hra_adapters(pipe, "default", 0.5)
-    assert close(picture(pipe), half, 1e-4)
+    assert close(image(pipe), half, 1e-4)
 
 
 def test_a_compiled_base_is_refused_with_the_order_that_works(pipe, adapters):
@@ -224,21 +224,21 @@ def test_a_compiled_base_is_refused_with_the_order_that_works(pipe, adapters):
         load_hra_weights(pipe, adapters / "a")
 
 
-def test_a_quantised_pipeline(pipe, adapters, picture):
+def test_a_quantized_pipeline(pipe, adapters, image):
     from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch announces that this moves to torchao
         quantize_dynamic(pipe.text_encoder, {nn.Linear}, inplace=True)
-    base = picture(pipe)
+    base = image(pipe)
     load_hra_weights(pipe, adapters / "a")
-    assert not close(picture(pipe), base, 1e-3)
+    assert not close(image(pipe), base, 1e-3)
     unload_hra_weights(pipe)
-    assert torch.equal(picture(pipe), base)
+    assert torch.equal(image(pipe), base)
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_saved_pipeline_is_a_base_without_adapter_keys(pipe, adapters, expected, picture, tmp_path, fused):
+def test_a_saved_pipeline_is_a_base_without_adapter_keys(pipe, adapters, expected, image, tmp_path, fused):
     load_hra_weights(pipe, adapters / "a")
     if fused:
         fuse_hra(pipe)
@@ -247,4 +247,4 @@ def test_a_saved_pipeline_is_a_base_without_adapter_keys(pipe, adapters, expecte
         with safe_open(path, "pt") as file:
             assert not [key for key in file.offset_keys() if "hra" in key or "base_layer" in key]
     again = StableDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
-    assert close(picture(again), expected[0] if fused else expected[2], 1e-4)
+    assert close(image(again), expected[0] if fused else expected[2], 1e-4)

@@ -63,8 +63,8 @@ def adapter_folders(tmp_path_factory, tiny_sd) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
     """A studio with the four adapters and a control."""
-    from hra_diffusion.studio.config import StudioConfig
-    from hra_diffusion.studio.session import Session
+    from hra_diffusion.studio.engine.config import StudioConfig
+    from hra_diffusion.studio.engine.session import Session
 
     studio = Session(StudioConfig(base=str(tiny_sd), folder=tmp_path_factory.mktemp("studio") / "it", max_waiting=8))
     for name, folder in adapter_folders.items():
@@ -115,5 +115,5 @@ def tab(request, address):
 
 @pytest.fixture(scope="session")
 def subject() -> list[Path]:
-    """Pictures of a subject."""
+    """Images of a subject."""
     return sorted((PROJECT / "assets" / "subjects" / "cat").glob("*.png"))

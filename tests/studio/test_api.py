@@ -24,10 +24,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, HRAError
-from hra_diffusion.studio.events import Drawn
-from hra_diffusion.studio.exporting import bring_in
-from hra_diffusion.studio.metadata import read_request
-from hra_diffusion.studio.requests import AdapterUse, DrawRequest
+from hra_diffusion.studio.engine.events import Drawn
+from hra_diffusion.studio.engine.exporting import bring_in
+from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.tabs.common import SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -37,13 +37,13 @@ PROJECT = Path(__file__).resolve().parents[2]
 NAMES = ("amber", "birch", "cedar", "dune")
 
 
-def wish(number: int) -> DrawRequest:
+def wish(number: int) -> GenerateRequest:
     """One of many requests: two of the four adapters, at strengths of its own."""
     first, second = NAMES[number % 4], NAMES[(number // 4 + 1 + number) % 4]
     uses = [AdapterUse(name=first, strength=0.5 + number % 3 / 2)]
     if second != first:
         uses.append(AdapterUse(name=second, strength=0.75))
-    return DrawRequest(
+    return GenerateRequest(
         prompt="a photo of a cat",
         adapters=tuple(uses),
         steps=1,
@@ -54,7 +54,7 @@ def wish(number: int) -> DrawRequest:
     )
 
 
-def in_order(request: DrawRequest) -> list:
+def in_order(request: GenerateRequest) -> list:
     """The request as a page sends it."""
     values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}
     return [values[name] for name in SETTINGS]
@@ -72,7 +72,7 @@ def wait_until_idle(session, seconds: float = 60) -> None:
     assert not session.model.busy
 
 
-def test_pictures_of_many_clients_are_the_serial_ones(session, address):
+def test_images_of_many_clients_are_the_serial_ones(session, address):
     different = 24
     serial = {}
     for number in range(different):
@@ -125,7 +125,7 @@ def test_what_others_ask_of_a_prompt_does_not_change_what_is_drawn(session):
 
 def test_too_many_requests_are_refused_with_a_message(session, address):
     stops = [threading.Event() for _ in range(session.config.max_waiting + 1)]
-    slow = DrawRequest(prompt="a cat", steps=150, count=16, width=32, height=32)
+    slow = GenerateRequest(prompt="a cat", steps=150, count=16, width=32, height=32)
     drawings = [session.model.draw(slow, stop) for stop in stops]
     try:
         for each in drawings:
@@ -142,7 +142,7 @@ def test_too_many_requests_are_refused_with_a_message(session, address):
 
 
 @contextmanager
-def drawing_tab(address: str, fn_index: int, request: DrawRequest) -> Iterator[dict]:
+def drawing_tab(address: str, fn_index: int, request: GenerateRequest) -> Iterator[dict]:
     """Do as a browser's tab does that draws: a session with a heartbeat, and its events up to the first step."""
     tab = {"session_hash": secrets.token_hex(6)}
     with httpx.Client(base_url=f"{address}gradio_api", timeout=60) as browser, ExitStack() as connections:
@@ -153,16 +153,18 @@ def drawing_tab(address: str, fn_index: int, request: DrawRequest) -> Iterator[d
         yield tab
 
 
-def test_after_a_stop_or_a_closed_tab_the_model_is_idle_and_the_next_picture_right(session, address, client):
+def test_after_a_stop_or_a_closed_tab_the_model_is_idle_and_the_next_image_right(session, address, client):
     ids = {each["api_name"]: each["id"] for each in client.config["dependencies"]}
-    slow = DrawRequest(prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32)
+    slow = GenerateRequest(
+        prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32
+    )
 
     def right() -> bytes:
         return next(
             each.image.tobytes() for each in session.model.draw(wish(0), threading.Event()) if isinstance(each, Drawn)
         )
 
-    expected, pictures = right(), set(session.pictures.rglob("*.png"))
+    expected, images = right(), set(session.images.rglob("*.png"))
     for number in range(STOPS):
         with drawing_tab(address, ids["generate"], slow) as tab:
             assert session.model.busy == 1
@@ -172,7 +174,7 @@ def test_after_a_stop_or_a_closed_tab_the_model_is_idle_and_the_next_picture_rig
                 wait_until_idle(session, 10)
         wait_until_idle(session, 10)
         assert right() == expected
-    assert len(set(session.pictures.rglob("*.png")) - pictures) < STOPS * slow.count
+    assert len(set(session.images.rglob("*.png")) - images) < STOPS * slow.count
 
 
 @pytest.mark.parametrize(
@@ -202,7 +204,7 @@ def test_the_unread_end_of_a_prompt_is_words(session):
     assert {"cat"} <= set(unread.split()) and not unread.endswith(" ") and "<" not in unread
 
 
-def test_a_picture_to_start_from_decides_the_picture(client, subject):
+def test_a_image_to_start_from_decides_the_image(client, subject):
     request = {"prompt": "a cat", "steps": 2, "seed": 1, "new_seed": False, "image_strength": 0.5}
     plain = client.predict(**request, api_name="/generate")[0][0]["image"]
     started = client.predict(**request, image=handle_file(str(subject[0])), api_name="/generate")[0][0]["image"]
@@ -314,7 +316,7 @@ def test_hostile_names_paths_and_payloads_reach_nothing_outside_the_folder(sessi
 def test_files_that_nobody_uploaded_are_not_read(session, address, path):
     for endpoint in ("restore", "examine", "import_adapter"):
         answer = ask_raw(address, endpoint, FILE_ENDPOINTS[endpoint](file_data(path)))
-        assert "root:" not in answer and ("error" in answer or answer.startswith("HTTP 4") or "no picture" in answer)
+        assert "root:" not in answer and ("error" in answer or answer.startswith("HTTP 4") or "no image" in answer)
     for route in ("file=", "file/"):
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(
@@ -330,7 +332,7 @@ def bomb(side: int) -> bytes:
     return file.getvalue()
 
 
-def test_pictures_that_are_too_large_once_decoded_are_refused(client, tmp_path, session):
+def test_images_that_are_too_large_once_decoded_are_refused(client, tmp_path, session):
     (tmp_path / "bomb.png").write_bytes(bomb(8000))
     (tmp_path / "heavy.png").write_bytes(bomb(64) + b"\0" * 31_000_000)
     for name, why in {"bomb.png": "pixels", "heavy.png": "MB"}.items():
@@ -355,9 +357,9 @@ def giant(side: int) -> bytes:
         ({"prompt": ["a"]}, "prompt must be a text"),
         ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
         ({"combine": "sum"}, "combine is 'sum'"),
-        ({"image": b"no picture"}, "it.png is no picture"),
+        ({"image": b"no image"}, "it.png is no image"),
         ({"image": giant(30_000)}, r"it\.png .*pixels"),
-        ({"control_image": b"no picture", "adapters": ["edges"]}, "it.png is no picture"),
+        ({"control_image": b"no image", "adapters": ["edges"]}, "it.png is no image"),
         ({"control_image": giant(30_000), "adapters": ["edges"]}, r"it\.png .*pixels"),
         ({"control_image": bomb(64), "adapters": ["amber"]}, "choose a control"),
         ({"control_image": bomb(64), "adapters": ["edges"], "annotator": ["own"]}, "no annotator"),
@@ -386,8 +388,8 @@ def test_what_no_endpoint_can_read_is_refused_with_a_sentence(address, subject):
         assert "is no name" in ask_raw(address, endpoint, data)
 
 
-def test_captions_and_crops_stay_with_their_pictures(client, session, tmp_path):
-    from hra_diffusion.studio.tabs.lesson_form import lesson_of
+def test_captions_and_crops_stay_with_their_images(client, session, tmp_path):
+    from hra_diffusion.studio.tabs.training_form import lesson_of
 
     files = []
     for name in ("one/a.png", "other/a.png", "b.png"):
@@ -395,7 +397,7 @@ def test_captions_and_crops_stay_with_their_pictures(client, session, tmp_path):
         (tmp_path / name).write_bytes(bomb(40 + len(files)))
         files.append(tmp_path / name)
     said = [["a.png", "asleep", "middle"], ["a.png", "at play", "start"]]
-    table = {"headers": ["picture", "caption", "crop"], "data": said}
+    table = {"headers": ["image", "caption", "crop"], "data": said}
     uploaded = [handle_file(str(file)) for file in files]
     _, shown = client.predict(uploaded, table, api_name="/examine")
     assert shown["value"]["data"] == [*said, ["b.png", "", "whole"]]
@@ -409,10 +411,10 @@ def test_captions_and_crops_stay_with_their_pictures(client, session, tmp_path):
     ]
 
 
-def test_more_pictures_than_a_lesson_takes_are_not_passed_over(subject):
-    from hra_diffusion.studio.lesson import examine
+def test_more_images_than_a_lesson_takes_are_not_passed_over(subject):
+    from hra_diffusion.studio.engine.training_job import examine
 
-    with pytest.raises(HRAError, match=r"at most 200 pictures.* found 201"):
+    with pytest.raises(HRAError, match=r"at most 200 images.* found 201"):
         examine(subject[:1] * 201)
 
 
@@ -481,7 +483,7 @@ def test_files_of_peft_come_in_as_those_of_the_component_that_they_fit(
     try:
         entry = come_in(session, tmp_path, members, packed=packed)
         assert entry.components == ("unet",)
-        request = DrawRequest(adapters=(AdapterUse(name="newcomer"),), steps=1, width=32, height=32)
+        request = GenerateRequest(adapters=(AdapterUse(name="newcomer"),), steps=1, width=32, height=32)
         assert any(isinstance(each, Drawn) for each in session.model.draw(request, threading.Event()))
     finally:
         session.library.delete("newcomer")
@@ -504,18 +506,18 @@ def test_patterns_of_others_are_matched_with_nothing(session, adapter_folders, t
         come_in(session, tmp_path, members)
 
 
-def test_the_run_s_settings_and_picture_come_in_with_an_adapter(session, adapter_folders, tmp_path):
+def test_the_run_s_settings_and_image_come_in_with_an_adapter(session, adapter_folders, tmp_path):
     members = files_of(adapter_folders["amber"] / "unet", "amber/unet/")
     members["amber/config.toml"] = b'[data]\ninstance_prompt = "a photo of a sks cat"\n'
     members["amber/thumbnail.png"] = bomb(2000)
     try:
         entry = come_in(session, tmp_path, members)
         assert entry.trigger == "a photo of a sks cat"
-        with Image.open(entry.thumbnail) as picture:
-            assert max(picture.size) <= 640
+        with Image.open(entry.thumbnail) as image:
+            assert max(image.size) <= 640
     finally:
         session.library.delete("newcomer")
-    for name, content in {"thumbnail.png": b"no picture", "config.toml": b"a = " + b"[" * 9999}.items():
+    for name, content in {"thumbnail.png": b"no image", "config.toml": b"a = " + b"[" * 9999}.items():
         with pytest.raises(HRAError):
             come_in(session, tmp_path, members | {f"amber/{name}": content})
     assert "newcomer" not in [entry.name for entry in session.library.entries()]
@@ -528,7 +530,9 @@ def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):
     before, after = (
         next(
             each
-            for each in session.model.draw(DrawRequest(**shared, adapters=(AdapterUse(name=name),)), threading.Event())
+            for each in session.model.draw(
+                GenerateRequest(**shared, adapters=(AdapterUse(name=name),)), threading.Event()
+            )
             if isinstance(each, Drawn)
         )
         for shared in ({"prompt": "a cat", "steps": 2, "width": 32, "height": 32},)
@@ -552,12 +556,12 @@ def test_a_merged_model_draws_what_its_adapters_draw_together(client, session, t
     with zipfile.ZipFile(file) as opened:
         opened.extractall(tmp_path)
     (folder,) = (path for path in tmp_path.iterdir() if (path / "model_index.json").is_file())
-    request = DrawRequest(prompt="a cat", adapters=tuple(uses), steps=2, width=32, height=32, guidance_scale=1)
+    request = GenerateRequest(prompt="a cat", adapters=tuple(uses), steps=2, width=32, height=32, guidance_scale=1)
     acting = next(each for each in session.model.draw(request, threading.Event()) if isinstance(each, Drawn)).image
     merged = draw(
         load_pipeline(str(folder)), "a cat", 0, height=32, width=32, num_inference_steps=2, guidance_scale=1.0
     )
-    one, other = (torch.tensor(list(picture.tobytes())).float() for picture in (acting, merged))
+    one, other = (torch.tensor(list(image.tobytes())).float() for image in (acting, merged))
     assert (one - other).abs().max() <= 2
     plain = next(
         each for each in session.model.draw(request.without_adapters(), threading.Event()) if isinstance(each, Drawn)
@@ -581,7 +585,7 @@ def test_publishing_asks_for_a_token_and_says_what_the_hub_said(client):
 
 
 def test_presets_say_what_they_cost_once_it_was_measured(session):
-    from hra_diffusion.studio.tabs.lesson_form import presets
+    from hra_diffusion.studio.tabs.training_form import presets
 
     told = {"time": "0.50 s a step, 0:01:40 in all, and 20 s before", "memory": "1.25 GB at most in two"}
     assert not any("GB" in said for said, _ in presets(session))
@@ -593,10 +597,12 @@ def test_presets_say_what_they_cost_once_it_was_measured(session):
 
 
 def test_whoever_comes_back_can_stop_a_run_that_began_after_the_studio(client, session, subject):
-    from hra_diffusion.studio.lesson import Effort, Lesson, Sitting
+    from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
 
-    effort = Effort(steps=2000, rank=2, class_pictures=0, looks=0)
-    session.teach(Lesson(name="a long one", sittings=(Sitting(file=subject[0]),), subject="cat", effort=effort))
+    effort = Preset(steps=2000, rank=2, class_images=0, looks=0)
+    session.teach(
+        TrainingJob(name="a long one", sittings=(TrainingImage(file=subject[0]),), subject="cat", effort=effort)
+    )
     try:
         client.predict("a long one", api_name="/stop_run")
         with pytest.raises(AppError, match="no run named"):
@@ -611,8 +617,8 @@ def test_whoever_comes_back_can_stop_a_run_that_began_after_the_studio(client, s
 
 
 def test_an_empty_number_of_a_lesson_is_the_preset_s_and_what_is_no_number_is_refused(subject):
-    from hra_diffusion.studio.lesson import PRESETS
-    from hra_diffusion.studio.tabs.lesson_form import lesson_of
+    from hra_diffusion.studio.engine.training_job import PRESETS
+    from hra_diffusion.studio.tabs.training_form import lesson_of
 
     words = [[str(subject[0])], [], "a name", "cat", "sks", "a photo of", "Quick look"]
     assert lesson_of([*words, "", None, " ", "", ""]).effort == PRESETS["Quick look"]
@@ -625,6 +631,6 @@ def test_errors_keep_their_class(session):
     with pytest.raises(HRAError):
         next(
             session.model.draw(
-                DrawRequest(adapters=(AdapterUse(name="nobody"),), width=32, height=32), threading.Event()
+                GenerateRequest(adapters=(AdapterUse(name="nobody"),), width=32, height=32), threading.Event()
             )
         )

@@ -5,13 +5,13 @@ import time
 
 import pytest
 
-from hra_diffusion.studio.config import StudioConfig
-from hra_diffusion.studio.events import Drawn, Progress
-from hra_diffusion.studio.exporting import as_lora
-from hra_diffusion.studio.lesson import Effort, Lesson, Sitting
-from hra_diffusion.studio.requests import AdapterUse, DrawRequest
-from hra_diffusion.studio.runs import Status
-from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.events import Drawn, Progress
+from hra_diffusion.studio.engine.exporting import as_lora
+from hra_diffusion.studio.engine.jobs import Status
+from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
 
 pytestmark = pytest.mark.slow
 
@@ -25,17 +25,17 @@ def studio(request, tmp_path):
 
 
 def test_every_family_is_drawn_with_taught_and_exported(studio, subject):
-    request = DrawRequest(prompt="a cat", steps=2, width=32, height=32)
+    request = GenerateRequest(prompt="a cat", steps=2, width=32, height=32)
 
-    def drawn(request: DrawRequest) -> bytes:
+    def drawn(request: GenerateRequest) -> bytes:
         events = list(studio.model.draw(request, threading.Event()))
         assert [event.step for event in events if isinstance(event, Progress)] == [1, 2]
-        (picture,) = (event.image for event in events if isinstance(event, Drawn))
-        return picture.tobytes()
+        (image,) = (event.image for event in events if isinstance(event, Drawn))
+        return image.tobytes()
 
-    effort = Effort(steps=2, rank=2, class_pictures=0, looks=1, preview_steps=2)
-    pictures = tuple(Sitting(file=path) for path in subject[:2])
-    studio.teach(Lesson(name="our cat", sittings=pictures, subject="cat", effort=effort))
+    effort = Preset(steps=2, rank=2, class_images=0, looks=1, preview_steps=2)
+    images = tuple(TrainingImage(file=path) for path in subject[:2])
+    studio.teach(TrainingJob(name="our cat", sittings=images, subject="cat", effort=effort))
     end = time.monotonic() + 240
     while (run := studio.look("our cat")).status is Status.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
@@ -43,6 +43,6 @@ def test_every_family_is_drawn_with_taught_and_exported(studio, subject):
 
     entry = studio.library.entry("our cat")
     assert set(entry.components) >= {"unet", "text_encoder"}
-    with_it = DrawRequest(**vars(request) | {"adapters": (AdapterUse(name="our cat", strength=1.5),)})
+    with_it = GenerateRequest(**vars(request) | {"adapters": (AdapterUse(name="our cat", strength=1.5),)})
     assert drawn(with_it) != drawn(request)
     assert as_lora(studio.model, entry, studio.cache, "diffusers", 1.0, "fp32").stat().st_size > 0

@@ -12,10 +12,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.studio.conditions import annotated, of_drawing
-from hra_diffusion.studio.exporting import bring_in
-from hra_diffusion.studio.library import Library
-from hra_diffusion.studio.metadata import read_request
+from hra_diffusion.studio.engine.conditions import annotated, of_drawing
+from hra_diffusion.studio.engine.exporting import bring_in
+from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.metadata import read_request
 
 pytestmark = pytest.mark.slow
 
@@ -24,11 +24,11 @@ EDGES = {"name": "edges", "strength": 0.75}
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory) -> Path:
-    """A picture with edges and transparency, of another shape than what is drawn."""
+def image(tmp_path_factory) -> Path:
+    """An image with edges and transparency, of another shape than what is drawn."""
     drawn = Image.new("RGBA", (48, 40), (255, 255, 255, 0))
     ImageDraw.Draw(drawn).rectangle((10, 8, 30, 33), fill="blue")
-    path = tmp_path_factory.mktemp("pictures") / "shapes.png"
+    path = tmp_path_factory.mktemp("images") / "shapes.png"
     drawn.save(path)
     return path
 
@@ -40,20 +40,20 @@ def pixels(path: str | Path) -> np.ndarray:
 
 @pytest.mark.parametrize("subject", [None, "amber"])
 def test_what_is_drawn_is_what_the_control_pipeline_draws(
-    client, picture, tiny_sd, control_folder, adapter_folders, subject
+    client, image, tiny_sd, control_folder, adapter_folders, subject
 ):
     from hra_diffusion import StableDiffusionHRAControlPipeline, load_hra_weights, set_hra_adapters
 
     uses = [EDGES, *([{"name": subject, "strength": 0.5}] if subject else [])]
     drawn = client.predict(
-        **ASKED, adapters=uses, control_image=handle_file(str(picture)), control_end=0.8, api_name="/generate"
+        **ASKED, adapters=uses, control_image=handle_file(str(image)), control_end=0.8, api_name="/generate"
     )[0][0]["image"]
 
     pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=control_folder, dtype=torch.float32)
     if subject:
         load_hra_weights(pipe, adapter_folders[subject], subject)
         set_hra_adapters(pipe, [subject], [0.5])
-    with Image.open(picture) as image:
+    with Image.open(image) as image:
         expected = pipe(
             ASKED["prompt"],
             image=image.convert("RGBA"),
@@ -70,10 +70,10 @@ def test_what_is_drawn_is_what_the_control_pipeline_draws(
     assert not np.array_equal(pixels(drawn), pixels(plain))
 
 
-def test_a_picture_restores_what_it_followed_and_what_it_began_with(client, picture, subject):
+def test_a_image_restores_what_it_followed_and_what_it_began_with(client, image, subject):
     asked = ASKED | {"adapters": [EDGES], "control_start": 0.1, "image_strength": 0.9}
-    pictures = {"control_image": handle_file(str(picture)), "image": handle_file(str(subject[0]))}
-    first = client.predict(**asked, **pictures, api_name="/generate")[0][0]["image"]
+    images = {"control_image": handle_file(str(image)), "image": handle_file(str(subject[0]))}
+    first = client.predict(**asked, **images, api_name="/generate")[0][0]["image"]
     request = read_request(Path(first))
     assert request.condition is not None and request.image is not None
     values = list(client.predict(handle_file(first), api_name="/restore"))
@@ -85,33 +85,33 @@ def test_a_picture_restores_what_it_followed_and_what_it_began_with(client, pict
     assert np.array_equal(pixels(again), pixels(first))
 
 
-def test_the_condition_can_be_seen_before_anything_is_drawn(client, picture):
+def test_the_condition_can_be_seen_before_anything_is_drawn(client, image):
     from hra_diffusion.control import fit, make_annotator
 
     def seen(annotator: str) -> np.ndarray:
-        found = client.predict(["edges"], handle_file(str(picture)), annotator, 32, 32, api_name="/annotate")
+        found = client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate")
         return pixels(found["value"] if isinstance(found, dict) else found)
 
-    with Image.open(picture) as image:
+    with Image.open(image) as image:
         fitted = fit(image, (32, 32))
     own = {"low": 50, "high": 100}
     for name, settings in {"canny": own, "scribble": None, "segmentation": None, "color": None}.items():
         assert np.array_equal(seen(name), np.asarray(make_annotator(name, settings)(fitted))), name
-    with pytest.raises(AppError, match="with colours is no map of depth"):
+    with pytest.raises(AppError, match="with colors is no map of depth"):
         seen("depth")
     assert np.array_equal(seen("own"), seen("canny"))
     assert np.array_equal(seen("given"), np.asarray(fitted.convert("RGB")))
 
 
-def test_what_cannot_be_followed_is_refused_by_what_is_wrong(client, picture, session, tmp_path, control_folder):
+def test_what_cannot_be_followed_is_refused_by_what_is_wrong(client, image, session, tmp_path, control_folder):
     Image.new("1", (8000, 8000)).save(tmp_path / "bomb.png")
     session.library.add(control_folder, "edges 2")
     try:
         for changes, why in (
             ({"adapters": [EDGES]}, "draw or choose one"),
-            ({"adapters": ["edges", "edges 2"], "control_image": picture}, "one acts at a time"),
-            ({"adapters": [EDGES], "control_image": picture, "annotator": "x-ray"}, "x-ray"),
-            ({"adapters": [EDGES], "control_image": picture, "control_start": 0.7, "control_end": 0.6}, "less than"),
+            ({"adapters": ["edges", "edges 2"], "control_image": image}, "one acts at a time"),
+            ({"adapters": [EDGES], "control_image": image, "annotator": "x-ray"}, "x-ray"),
+            ({"adapters": [EDGES], "control_image": image, "control_start": 0.7, "control_end": 0.6}, "less than"),
             ({"adapters": [EDGES], "control_image": tmp_path / "bomb.png"}, "million"),
         ):
             files = {name: handle_file(str(changes[name])) for name in ("control_image",) if name in changes}
@@ -194,7 +194,7 @@ def test_an_annotator_that_needs_a_model_is_not_run(control_folder, tmp_path):
             annotated(Image.new("RGB", (8, 8)), Library(tmp_path / "library").entry("deep"), "own", (8, 8))
 
 
-def test_a_picture_without_transparency_has_no_object(control_folder, tmp_path):
+def test_a_image_without_transparency_has_no_object(control_folder, tmp_path):
     shutil.copytree(control_folder, tmp_path / "edges")
     with pytest.raises(ImageError, match="without transparency"):
         annotated(Image.new("RGB", (8, 8)), Library(tmp_path).entry("edges"), "segmentation", (8, 8))

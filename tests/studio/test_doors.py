@@ -12,8 +12,8 @@ import pytest
 from gradio_client import Client
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.config import StudioConfig
-from hra_diffusion.studio.metadata import read_request
+from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.metadata import read_request
 
 
 @pytest.mark.parametrize("auth", ["", "user", "user:", ":word"])
@@ -100,8 +100,8 @@ def test_language_models_find_and_use_every_endpoint(session, tmp_path):
             names, drawn, adapters = beside.submit(lambda: asyncio.run(use(url))).result()
         assert names == {each.api_name for each in page.fns.values() if each.api_visibility == "public"}
         assert not drawn.isError, drawn
-        (picture,) = set(re.findall(r"http://127\.0\.0\.1:\d+/[^']+\.png", str(drawn.content)))
-        (tmp_path / "it.png").write_bytes(httpx.get(picture).content)
+        (image,) = set(re.findall(r"http://127\.0\.0\.1:\d+/[^']+\.png", str(drawn.content)))
+        (tmp_path / "it.png").write_bytes(httpx.get(image).content)
         assert read_request(tmp_path / "it.png").adapters[0].name == "amber"
         assert "amber" in str(adapters)
     finally:
@@ -111,7 +111,7 @@ def test_language_models_find_and_use_every_endpoint(session, tmp_path):
 
 @pytest.mark.slow
 def test_escape_ends_a_drawing(tab, session):
-    tab.locator("#picture-settings .label-wrap").click()
+    tab.locator("#image-settings .label-wrap").click()
     for name, value in {"steps": 150, "count": 16}.items():
         box = tab.locator(f"#{name} input[type=number]")
         box.fill(str(value))
@@ -125,8 +125,8 @@ def test_escape_ends_a_drawing(tab, session):
 
 @pytest.mark.slow
 def test_a_closed_tab_ends_its_drawing(tab, session):
-    before = set(session.pictures.rglob("*.png"))
-    tab.locator("#picture-settings .label-wrap").click()
+    before = set(session.images.rglob("*.png"))
+    tab.locator("#image-settings .label-wrap").click()
     for name, value in {"steps": 150, "count": 16}.items():
         box = tab.locator(f"#{name} input[type=number]")
         box.fill(str(value))
@@ -139,4 +139,4 @@ def test_a_closed_tab_ends_its_drawing(tab, session):
     while session.model.busy and time.monotonic() < end:
         time.sleep(0.05)
     assert session.model.busy == 0
-    assert len(set(session.pictures.rglob("*.png")) - before) < 16
+    assert len(set(session.images.rglob("*.png")) - before) < 16

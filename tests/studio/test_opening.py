@@ -8,14 +8,14 @@ import threading
 import pytest
 
 from hra_diffusion.errors import ModelError
-from hra_diffusion.studio.base import read_base
-from hra_diffusion.studio.config import StudioConfig
-from hra_diffusion.studio.events import Reading
-from hra_diffusion.studio.library import Library
-from hra_diffusion.studio.model import Model
-from hra_diffusion.studio.requests import DrawRequest
-from hra_diffusion.studio.session import Session
-from hra_diffusion.studio.uploads import Uploads
+from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.events import Reading
+from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.model_worker import Model
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.uploads import Uploads
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logge
     model = Model(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
     model.warm_up()
     for _ in range(2):
-        events = model.draw(DrawRequest(width=32, height=32), threading.Event())
+        events = model.draw(GenerateRequest(width=32, height=32), threading.Event())
         assert next(events) == Reading()
         with pytest.raises(ModelError, match="cannot be loaded"):
             next(events)
@@ -77,15 +77,15 @@ def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
 
 
 def test_what_browsers_fetched_is_removed_once_it_is_a_day_old(tmp_path, monkeypatch):
-    for name in ("cache/abc/a.png", "pictures/b.png"):
+    for name in ("cache/abc/a.png", "images/b.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()
     Session(StudioConfig(folder=tmp_path))
     assert (tmp_path / "cache" / "abc" / "a.png").exists()
-    monkeypatch.setattr("hra_diffusion.studio.session.DAY", -1)
+    monkeypatch.setattr("hra_diffusion.studio.engine.session.DAY", -1)
     Session(StudioConfig(folder=tmp_path))
     assert not (tmp_path / "cache" / "abc").exists()
-    assert (tmp_path / "pictures" / "b.png").exists()
+    assert (tmp_path / "images" / "b.png").exists()
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ import sys
 from pathlib import Path
 from hra_diffusion.studio import StudioConfig
 from hra_diffusion.studio.page import build_page
-from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.engine.session import Session
 build_page(Session(StudioConfig(base={str(tiny_sd)!r}, folder=Path({str(tmp_path)!r}))))
 print([name for name in ("diffusers", "transformers") if name in sys.modules])
 """

@@ -7,7 +7,7 @@ import pytest
 from gradio_client import handle_file
 from PIL import Image
 
-from hra_diffusion.studio.metadata import read_request
+from hra_diffusion.studio.engine.metadata import read_request
 
 pytestmark = pytest.mark.slow
 
@@ -19,20 +19,20 @@ def number(tab, name: str, value: float) -> None:
 
 
 def begin(tab, count: int = 1) -> None:
-    """Ask for quick pictures."""
-    tab.locator("#picture-settings .label-wrap").click()
+    """Ask for quick images."""
+    tab.locator("#image-settings .label-wrap").click()
     number(tab, "steps", 1)
     number(tab, "count", count)
 
 
-def drawn(tab, session, button: str, pictures: int) -> list[int]:
-    """Press a button; the seeds of the pictures that it draws."""
-    before = set(session.pictures.rglob("[!.]*.png"))
+def drawn(tab, session, button: str, images: int) -> list[int]:
+    """Press a button; the seeds of the images that it draws."""
+    before = set(session.images.rglob("[!.]*.png"))
     tab.locator(button).click()
     for _ in range(600):
         tab.wait_for_timeout(100)
-        new = set(session.pictures.rglob("[!.]*.png")) - before
-        if len(new) == pictures:
+        new = set(session.images.rglob("[!.]*.png")) - before
+        if len(new) == images:
             break
     tab.wait_for_function("!document.querySelector('#stage .preview')")
     tab.wait_for_timeout(300)
@@ -45,11 +45,11 @@ def choose(tab, name: str, cards: str = "#adapters"):
     return button
 
 
-def test_what_is_restored_and_compared_is_the_picture_that_is_looked_at(tab, session):
+def test_what_is_restored_and_compared_is_the_image_that_is_looked_at(tab, session):
     begin(tab, 3)
     choose(tab, "amber")
     seeds = drawn(tab, session, "#generate", 3)
-    tab.locator("#pictures button.thumbnail-item").nth(2).click()
+    tab.locator("#images button.thumbnail-item").nth(2).click()
     tab.wait_for_timeout(500)
     assert drawn(tab, session, "#before-after", 2) == [seeds[2]] * 2
     tab.locator("#restore").click()
@@ -80,25 +80,25 @@ def test_an_adapter_that_has_gone_is_not_chosen_any_more(tab, session, adapter_f
     assert tab.locator("#adapters .card.chosen").count() == 0
     assert drawn(tab, session, "#generate", 1)
     tab.locator("#restore-file .label-wrap").click()
-    (path,) = (each for each in session.pictures.rglob("[!.]*.png") if read_request(each).seed == seed)
+    (path,) = (each for each in session.images.rglob("[!.]*.png") if read_request(each).seed == seed)
     tab.locator("#restore-file input[type=file]").set_input_files(path)
     tab.get_by_text("'passing' is not in the library").wait_for()
     assert drawn(tab, session, "#generate", 1) == [seed]
 
 
-def test_an_error_leaves_no_word_of_the_picture_that_it_ended(tab, session, monkeypatch):
+def test_an_error_leaves_no_word_of_the_image_that_it_ended(tab, session, monkeypatch):
     begin(tab, 2)
-    paint, told = session.model.painter._picture, []
+    paint, told = session.model.painter._image, []
 
     def fail(request, *rest):
         told.append(request)
         if len(told) == 2:
-            raise RuntimeError("the second picture")
+            raise RuntimeError("the second image")
         return paint(request, *rest)
 
-    monkeypatch.setattr(session.model.painter, "_picture", fail)
+    monkeypatch.setattr(session.model.painter, "_image", fail)
     tab.locator("#generate").click()
-    tab.wait_for_function("document.querySelector('#pictures img') && !document.querySelector('#stage .preview')")
+    tab.wait_for_function("document.querySelector('#images img') && !document.querySelector('#stage .preview')")
     tab.get_by_text("Something went wrong that was not foreseen").wait_for()
 
 
@@ -107,15 +107,15 @@ def test_a_photograph_after_a_condition_is_annotated_and_after_a_choice_it_is_as
     asked = {"prompt": "a cat", "steps": 1, "width": 32, "height": 32}
     followed = client.predict(**asked, **control, api_name="/generate")[0][0]["image"]
     tab.locator("#follow > .label-wrap").click()
-    annotator, picture = tab.locator("#annotator input"), tab.locator("#control-image")
+    annotator, image = tab.locator("#annotator input"), tab.locator("#control-image")
     tab.locator("#restore-file .label-wrap").click()
     tab.locator("#restore-file input[type=file]").set_input_files(followed)
     tab.wait_for_function("document.querySelector('#annotator input').value.startsWith('none')")
 
     def upload(path: Path) -> None:
-        picture.get_by_label(re.compile("Clear|Remove")).first.click()
-        picture.locator("input[type=file]").set_input_files(path)
-        picture.locator("img").wait_for()
+        image.get_by_label(re.compile("Clear|Remove")).first.click()
+        image.locator("input[type=file]").set_input_files(path)
+        image.locator("img").wait_for()
         tab.wait_for_timeout(500)
 
     upload(subject[0])
@@ -126,7 +126,7 @@ def test_a_photograph_after_a_condition_is_annotated_and_after_a_choice_it_is_as
     assert annotator.input_value() == "thin edges"
 
 
-def test_captions_stay_when_a_picture_is_added(tab, subject):
+def test_captions_stay_when_a_image_is_added(tab, subject):
     tab.get_by_role("tab", name="Teach").click()
     tab.locator("#photos input[type=file]").set_input_files(subject[:2])
     tab.locator("#checked .strip img").nth(1).wait_for()

@@ -11,11 +11,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.studio.base import Base
-from hra_diffusion.studio.grid import Axis, Grid
-from hra_diffusion.studio.library import Library
-from hra_diffusion.studio.metadata import from_parameters, parameters, png_info, read_request, restored
-from hra_diffusion.studio.requests import MAX_SEED, AdapterUse, DrawRequest
+from hra_diffusion.studio.engine.base import Base
+from hra_diffusion.studio.engine.grid import Axis, Grid
+from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.metadata import from_parameters, parameters, png_info, read_request, restored
+from hra_diffusion.studio.engine.requests import MAX_SEED, AdapterUse, GenerateRequest
 
 NAMED = {"adapters": "adapter|strength", "guidance_scale": "guidance_scale"}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)
@@ -25,7 +25,7 @@ USES = st.lists(
     unique_by=lambda use: use.name,
 ).map(tuple)
 REQUESTS = st.builds(
-    DrawRequest,
+    GenerateRequest,
     prompt=TEXTS,
     negative_prompt=TEXTS,
     adapters=USES,
@@ -44,11 +44,13 @@ def test_a_png_gives_every_setting_back(request):
 
 @given(REQUESTS)
 def test_json_gives_a_request_back(request):
-    assert DrawRequest.of(json.loads(json.dumps(request.to_json()))) == request
+    assert GenerateRequest.of(json.loads(json.dumps(request.to_json()))) == request
 
 
 def test_the_parameters_are_those_of_a1111():
-    request = DrawRequest(prompt="a dog", negative_prompt="blurry", adapters=(AdapterUse(name="dog", strength=0.8),))
+    request = GenerateRequest(
+        prompt="a dog", negative_prompt="blurry", adapters=(AdapterUse(name="dog", strength=0.8),)
+    )
     assert parameters(request, "sd").split("\n") == [
         "a dog",
         "Negative prompt: blurry",
@@ -119,7 +121,7 @@ def test_what_is_no_png_is_refused(tmp_path):
 )
 def test_what_cannot_be_drawn_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=NAMED.get(name, name)):
-        DrawRequest.of({name: value})
+        GenerateRequest.of({name: value})
 
 
 @pytest.mark.parametrize(
@@ -131,14 +133,14 @@ def test_what_cannot_be_drawn_is_refused_by_name(name, value):
 )
 def test_settings_that_together_cannot_be_drawn_are_refused(values, why):
     with pytest.raises(ConfigError, match=why):
-        DrawRequest.of(values)
+        GenerateRequest.of(values)
 
 
-def test_what_a_picture_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_path):
+def test_what_a_image_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_path):
     base = Base(source="sd", name="sd", size=64, multiple=8, schedulers=("the model's own", "DDIM"))
-    default = DrawRequest(prompt="a dog", width=64, height=64, guidance_scale=4.0, seed=1)
+    default = GenerateRequest(prompt="a dog", width=64, height=64, guidance_scale=4.0, seed=1)
 
-    def restored_from(**texts: str) -> tuple[DrawRequest, str]:
+    def restored_from(**texts: str) -> tuple[GenerateRequest, str]:
         info = PngInfo()
         for name, text in texts.items():
             info.add_text(name, text)
@@ -147,17 +149,17 @@ def test_what_a_picture_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_
         return request, "\n".join(changes)
 
     request, said = restored_from(parameters="a cat\nSteps: 20, CFG scale: 40, Seed: -1, Size: 513x64")
-    assert request == DrawRequest(prompt="a cat", steps=20, guidance_scale=4.0, seed=1, width=512, height=64)
+    assert request == GenerateRequest(prompt="a cat", steps=20, guidance_scale=4.0, seed=1, width=512, height=64)
     assert all(each in said for each in ("guidance_scale is 40", "seed is -1", "width is 513: taken as 512"))
 
     ours = {"prompt": "a cat", "scheduler": "Heun", "height": 12, "adapters": [{"name": "gone"}], "condition": "a" * 32}
     request, said = restored_from(hra_diffusion=json.dumps({"request": ours}))
-    assert request == DrawRequest(prompt="a cat", guidance_scale=4.0, seed=1, width=64, height=16)
+    assert request == GenerateRequest(prompt="a cat", guidance_scale=4.0, seed=1, width=64, height=16)
     assert all(each in said for each in ("'Heun'", "height is 12", "'gone' is not in the library"))
 
 
 def test_a_grid_is_the_request_with_two_settings_changed():
-    request = DrawRequest(prompt="a cat", adapters=(AdapterUse(name="tiger", strength=0.7),), seed=3)
+    request = GenerateRequest(prompt="a cat", adapters=(AdapterUse(name="tiger", strength=0.7),), seed=3)
     grid = Grid.of(request, Axis.read("strength", "0, 1"), Axis.read("prompt", "{prompt} at night\na dog"))
     assert [[(cell.adapters[0].strength, cell.prompt) for cell in row] for row in grid.rows] == [
         [(0.0, "a cat at night"), (1.0, "a cat at night")],
@@ -179,4 +181,4 @@ def test_a_grid_is_the_request_with_two_settings_changed():
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_is_drawn(x, y, why):
     with pytest.raises(ConfigError, match=why):
-        Grid.of(DrawRequest(adapters=(AdapterUse(name="a"),)), Axis.read(*x), Axis.read(*y))
+        Grid.of(GenerateRequest(adapters=(AdapterUse(name="a"),)), Axis.read(*x), Axis.read(*y))

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.formats.contents import read_components
-from hra_diffusion.studio.metadata import read_request
+from hra_diffusion.studio.engine.metadata import read_request
 
 pytestmark = pytest.mark.slow
 
@@ -15,13 +15,13 @@ pytestmark = pytest.mark.slow
 _NAMELESS = """() => {
   const shown = (each) => each.checkVisibility() && each.getBoundingClientRect().width > 1;
   const named = (each) => each.ariaLabel || each.title || each.labels?.length || each.innerText?.trim()
-    || each.getAttribute('aria-labelledby') || each.querySelector('[aria-label], img[alt]') || each.type === 'file';
+    || each.getAttribute('aria-labeledby') || each.querySelector('[aria-label], img[alt]') || each.type === 'file';
   const images = [...document.querySelectorAll('img')].filter((each) => shown(each) && !each.alt);
   const controls = [...document.querySelectorAll('button, input, textarea, select')].filter(
     (each) => shown(each) && !named(each));
   return [...images, ...controls].map((each) => each.outerHTML.slice(0, 200));
 }"""
-"""Pictures without an alternative text, and controls without a label, that are to be seen."""
+"""Images without an alternative text, and controls without a label, that are to be seen."""
 
 
 def set_slider(tab, name: str, value: float) -> None:
@@ -43,21 +43,21 @@ def strength(tab, name: str, value: float) -> None:
 
 
 def draw(tab, session) -> Path:
-    """Press Generate; the picture's file among the studio's."""
-    before = set(session.pictures.rglob("[!.]*.png"))
+    """Press Generate; the image's file among the studio's."""
+    before = set(session.images.rglob("[!.]*.png"))
     tab.keyboard.press("Control+Enter")
     for _ in range(600):
         tab.wait_for_timeout(100)
-        if new := set(session.pictures.rglob("[!.]*.png")) - before:
+        if new := set(session.images.rglob("[!.]*.png")) - before:
             break
     (path,) = new
-    tab.locator("#pictures img").first.wait_for()
+    tab.locator("#images img").first.wait_for()
     tab.wait_for_function("!document.querySelector('.preview')")
     return path
 
 
 def photograph(tab, folder: Path, stage: str) -> None:
-    """Leave pictures of all tabs; no tab scrolls sideways, and everything has a name for those who do not see it."""
+    """Leave images of all tabs; no tab scrolls sideways, and everything has a name for those who do not see it."""
     for name, width, look in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
         tab.set_viewport_size({"width": width, "height": 900})
         tab.emulate_media(color_scheme=look)
@@ -81,7 +81,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
 
     # draw, with an adapter
     tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
-    tab.locator("#picture-settings .label-wrap").click()
+    tab.locator("#image-settings .label-wrap").click()
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
     choose(tab, "amber")
@@ -107,7 +107,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     # teach
     tab.get_by_role("tab", name="Teach").click()
     broken = tmp_path / "broken.png"
-    broken.write_bytes(b"no picture")
+    broken.write_bytes(b"no image")
     tab.locator("#photos input[type=file]").set_input_files([*subject[:3], broken])
     tab.locator("#checked .strip img").nth(2).wait_for()
     assert "broken.png" in tab.locator("#checked .warning").inner_text()
@@ -117,7 +117,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     for name, value in {
         "teach-steps": 3,
         "teach-rank": 2,
-        "teach-class_pictures": 0,
+        "teach-class_images": 0,
         "teach-looks": 1,
         "teach-preview_steps": 1,
     }.items():
@@ -147,7 +147,7 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
 
     # generate with it, at two strengths
     tab.get_by_role("tab", name="Generate").click()
-    tab.locator("#picture-settings .label-wrap").click()
+    tab.locator("#image-settings .label-wrap").click()
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
     choose(tab, "hatted cat")

@@ -9,7 +9,7 @@ from accelerate.state import AcceleratorState, GradientState
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def fresh_accelerate():
 
 
 @pytest.fixture
-def config(tiny_sd, pictures, tmp_path, fresh_accelerate):
+def config(tiny_sd, images, tmp_path, fresh_accelerate):
     values = {
         "pretrained_model_name_or_path": str(tiny_sd),
-        "instance_data_dir": pictures,
+        "instance_data_dir": images,
         "output_dir": tmp_path / "run",
         "with_prior_preservation": True,
         "num_class_images": 3,
@@ -56,7 +56,7 @@ def clip(kind, tokenizer, width, *, projection=16):
 
 @pytest.fixture(scope="session")
 def tiny_sdxl(tiny_sd, tmp_path_factory):
-    """A folder with a tiny SDXL that predicts noise: pictures of 32 px, two text encoders 32 and 16 wide."""
+    """A folder with a tiny SDXL that predicts noise: images of 32 px, two text encoders 32 and 16 wide."""
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
     tokenizer = CLIPTokenizer.from_pretrained(tiny_sd / "tokenizer")
@@ -93,7 +93,7 @@ def tiny_sdxl(tiny_sd, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny_sd3(tiny_sd, tmp_path_factory):
-    """A folder with a tiny SD 3 with T5, whose tokenizer is CLIP's: pictures of 32 px."""
+    """A folder with a tiny SD 3 with T5, whose tokenizer is CLIP's: images of 32 px."""
     from diffusers import (
         AutoencoderKL,
         FlowMatchEulerDiscreteScheduler,

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.dreambooth import DreamBooth
 
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}

@@ -1,4 +1,4 @@
-"""What a step sees: a pure function of seed and step, fair to every picture, the same on any number of processes."""
+"""What a step sees: a pure function of seed and step, fair to every image, the same on any number of processes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -8,34 +8,34 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from hra_diffusion.training.batches import Batches, Source
 from hra_diffusion.training.config import ObjectiveConfig
-from hra_diffusion.training.latents import Latent
-from hra_diffusion.training.noising import noise_process
+from hra_diffusion.training.data.batches import Batches, Source
+from hra_diffusion.training.data.latents import Latent
+from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import endless_shuffle, stream
-from hra_diffusion.training.sampling import Sampling
 
 SAMPLING = Sampling(noise_process(DDPMScheduler()), ObjectiveConfig())
 
 
-def source(name: str, pictures: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
-    """Pictures whose latents are their number, plus a tenth of their view's number, without deviation.
+def source(name: str, images: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
+    """Images whose latents are their number, plus a tenth of their view's number, without deviation.
 
     They have the given widths in turn.
     """
-    widths = list(islice(cycle(widths), pictures))
+    widths = list(islice(cycle(widths), images))
     latents = [
         Latent(
-            (torch.arange(crops) / 10 + picture).view(-1, 1, 1, 1).expand(-1, 2, 3, width),
+            (torch.arange(crops) / 10 + image).view(-1, 1, 1, 1).expand(-1, 2, 3, width),
             torch.zeros(crops, 2, 3, width),
         )
-        for picture, width in enumerate(widths)
+        for image, width in enumerate(widths)
     ]
     return Source(
         name=name,
         latents=latents,
-        conditions={"prompt": torch.arange(pictures).view(-1, 1)},
-        of_views={"view": [torch.arange(crops) / 10 + picture for picture in range(pictures)]},
+        conditions={"prompt": torch.arange(images).view(-1, 1)},
+        of_crops={"view": [torch.arange(crops) / 10 + image for image in range(images)]},
         weight=weight,
     )
 
@@ -79,7 +79,7 @@ def test_a_batch_depends_on_its_number_alone():
     assert not torch.equal(one[0].inputs["noise"], batches(source("instance", 5), seed=1)[0].inputs["noise"])
 
 
-def test_every_picture_is_seen_equally_often_with_its_own_condition():
+def test_every_image_is_seen_equally_often_with_its_own_condition():
     seen = Counter()
     for index in range(5):
         inputs = batches(source("instance", 5))[index].inputs
@@ -94,9 +94,9 @@ def test_every_view_is_seen():
 
 
 @pytest.mark.parametrize("widths", [(3,), (3, 3, 4), (3, 4, 5, 6, 7), (3, 4, 4, 4, 4, 4, 4)])
-def test_a_batch_has_one_size_and_no_picture_is_dropped_whatever_the_sizes(widths):
+def test_a_batch_has_one_size_and_no_image_is_dropped_whatever_the_sizes(widths):
     drawn = batches(source("instance", 7, widths=widths), batch_size=3)
-    for first in (0, 7, 14):  # every 7 batches of 3, each of the 7 pictures 3 times
+    for first in (0, 7, 14):  # every 7 batches of 3, each of the 7 images 3 times
         seen = Counter(number for index in range(first, first + 7) for number in numbers(drawn[index]))
         assert seen == dict.fromkeys(range(7), 3)
 
@@ -130,7 +130,7 @@ def test_what_belongs_to_a_view_comes_along_with_it():
     assert torch.equal(inputs["view"], inputs["latents"][:, 0, 0, 0])
 
 
-def test_weights_come_along_as_soon_as_one_picture_has_some():
+def test_weights_come_along_as_soon_as_one_image_has_some():
     assert "weights" not in batches(source("instance", 3))[0].inputs
     masked = source("instance", 3)
     masked.latents[1] = replace(masked.latents[1], weight=torch.full((1, 1, 3, 3), 0.5))

@@ -8,13 +8,13 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hra_diffusion.errors import ImageError, OutputError
-from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.config import DataConfig, ModelConfig
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.sources import SourceMaker
+from hra_diffusion.training.data.subjects import Subject, read_examples
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.families import load
-from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.subjects import Subject, read_examples
 
 
 class Counting:
@@ -83,15 +83,15 @@ def test_a_model_s_fingerprint_is_that_of_its_weights_and_settings(tiny_sd, make
 
 
 @pytest.fixture
-def encoded(tiny_sd, pictures, tmp_path):
-    """Make the source of a folder of pictures with a cache; tells how many pictures had to be encoded for it."""
+def encoded(tiny_sd, images, tmp_path):
+    """Make the source of a folder of images with a cache; tells how many images had to be encoded for it."""
     family = load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd)))
     encode, calls = family.pipe.vae.encode, []
     family.pipe.vae.encode = lambda pixels: calls.append(len(pixels)) or encode(pixels)
 
     def make(size=(32, 32), seed=0, between=None, **settings):
-        data = DataConfig(instance_data_dir=pictures, **settings)
-        subject = Subject(folder=pictures, prompt="a sks dog", class_prompt=None)
+        data = DataConfig(instance_data_dir=images, **settings)
+        subject = Subject(folder=images, prompt="a sks dog", class_prompt=None)
         examples = [(example, size) for example in read_examples(subject, data)]
         if between:
             between()
@@ -109,12 +109,12 @@ def encoded(tiny_sd, pictures, tmp_path):
     return make
 
 
-def test_pictures_are_encoded_again_when_something_about_them_changed_and_only_then(encoded, pictures, tmp_path):
+def test_images_are_encoded_again_when_something_about_them_changed_and_only_then(encoded, images, tmp_path):
     assert [encoded(), encoded()] == [4, 0]
-    Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
+    Image.new("RGB", (40, 40), "red").save(images / "0.png")
     assert [encoded(), encoded()] == [1, 0]
-    (pictures / "1.jpg").rename(pictures / "renamed.jpg")
-    (pictures / "0.txt").write_text("a red square")
+    (images / "1.jpg").rename(images / "renamed.jpg")
+    (images / "0.txt").write_text("a red square")
     assert encoded() == 0
     assert [encoded(size=(24, 40)), encoded(size=(24, 40))] == [4, 0]
     assert encoded(background_color="black") == 4
@@ -126,16 +126,16 @@ def test_pictures_are_encoded_again_when_something_about_them_changed_and_only_t
     assert encoded(center_crop=True) == 3  # one is a square
 
 
-def test_a_picture_that_changed_since_it_was_checked_is_refused(encoded, pictures, tmp_path):
+def test_a_image_that_changed_since_it_was_checked_is_refused(encoded, images, tmp_path):
     def spoil():
-        Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
+        Image.new("RGB", (40, 40), "red").save(images / "0.png")
 
     with pytest.raises(ImageError, match=r"0\.png has changed since the run began"):
         encoded(between=spoil)
     assert not list(tmp_path.glob("cache/latents/*"))
 
 
-def test_a_mask_is_no_part_of_the_encoded_picture(encoded, tmp_path):
+def test_a_mask_is_no_part_of_the_encoded_image(encoded, tmp_path):
     encoded()
     (tmp_path / "masks").mkdir()
     Image.new("L", (20, 20), 255).save(tmp_path / "masks" / "0.png")
@@ -181,6 +181,6 @@ def test_a_changed_prompt_is_read_again(config, tmp_path):
     assert with_cache == train(config, output_dir=tmp_path / "plain", **prompted)
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_the_start(config, pictures):
+def test_a_cache_that_cannot_be_written_is_refused_before_the_start(config, images):
     with pytest.raises(OutputError, match="--cache_dir"):
-        DreamBooth(with_values(config, {"cache_dir": pictures / "0.png"}))
+        DreamBooth(with_values(config, {"cache_dir": images / "0.png"}))

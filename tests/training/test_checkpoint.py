@@ -11,9 +11,9 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import OutputError
 from hra_diffusion.formats.files import check_writable, write_file
-from hra_diffusion.training.checkpoint import save_adapter
-from hra_diffusion.training.log import Log, read_log
-from hra_diffusion.training.loop import StepRecord
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.outputs.checkpoint import save_adapter
+from hra_diffusion.training.outputs.log import Log, read_log
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:

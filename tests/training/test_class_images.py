@@ -1,4 +1,4 @@
-"""Class pictures: drawn at training size, each by its number; reused, completed, and never mixed up with stale ones."""
+"""Class images: drawn at training size, each by its number; reused, completed, and never mixed up with stale ones."""
 
 import io
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
-from hra_diffusion.training.class_images import ClassImages
+from hra_diffusion.training.data.class_images import ClassImages
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(images):
 
 
 @pytest.mark.parametrize("change", [{"prompt": "a cat"}, {"seed": 1}, {"resolution": 32}, {"guidance_scale": 4.0}])
-def test_pictures_made_otherwise_are_not_reused(images, change):
+def test_images_made_otherwise_are_not_reused(images, change):
     list(images.draw_missing())
     before = contents(images)
     other = replace(images, **change)
@@ -69,12 +69,12 @@ def test_pictures_made_otherwise_are_not_reused(images, change):
     assert before.items() <= contents(images).items()
 
 
-def test_another_models_pictures_are_not_reused(images, make_model, tmp_path):
+def test_another_models_images_are_not_reused(images, make_model, tmp_path):
     other = load_pipeline(str(make_model(tmp_path / "other", seed=1)))
     assert not set(replace(images, pipe=other).files) & set(images.files)
 
 
-def test_ones_own_pictures_come_first_and_are_completed(images):
+def test_ones_own_images_come_first_and_are_completed(images):
     images.folder.mkdir()
     for name in ("me.png", "you.jpg"):
         Image.new("RGB", (50, 30), "red").save(images.folder / name)

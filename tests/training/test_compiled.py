@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 
 

@@ -9,8 +9,8 @@ from hra_diffusion.cli.train import parse_config
 from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import AdapterConfig, ControlNetConfig, DreamBoothConfig, RunConfig
-from hra_diffusion.training.config.companions import without_effect
-from hra_diffusion.training.config_file import flag_types, flat_values, read_toml, to_toml, with_values
+from hra_diffusion.training.config.dependencies import without_effect
+from hra_diffusion.training.config.file import flag_types, flat_values, read_toml, to_toml, with_values
 
 DEFAULT = DreamBoothConfig()
 CHANGES = {

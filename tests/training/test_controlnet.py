@@ -16,11 +16,11 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.control import make_annotator
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
+from hra_diffusion.evaluation.control_trial import trial_of
 from hra_diffusion.training.config import ControlNetConfig, PairsConfig
-from hra_diffusion.training.config_file import read_toml, with_values
-from hra_diffusion.training.control_trial import trial_of
+from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.controlnet import ControlNet
-from hra_diffusion.training.pairs import conditions_of, import_dataset, read_pairs
+from hra_diffusion.training.data.pairs import conditions_of, import_dataset, read_pairs
 
 WEIGHTS = (
     "adapter/unet/adapter_model.safetensors",
@@ -31,13 +31,13 @@ WEIGHTS = (
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A folder of five pictures, each of a box somewhere, with captions."""
+    """A folder of five images, each of a box somewhere, with captions."""
     folder = tmp_path / "scenes"
     folder.mkdir()
     for at in range(5):
-        picture = Image.new("RGB", (48, 32), "white")
-        ImageDraw.Draw(picture).rectangle((4 + 4 * at, 6, 16 + 4 * at, 20 + at), fill=(40 * at, 0, 255))
-        picture.save(folder / f"{at}.png")
+        image = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(image).rectangle((4 + 4 * at, 6, 16 + 4 * at, 20 + at), fill=(40 * at, 0, 255))
+        image.save(folder / f"{at}.png")
         (folder / f"{at}.txt").write_text(f"box {at}")
     return folder
 
@@ -88,8 +88,8 @@ def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(contr
     pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=tmp_path / "run", use_safetensors=True)
     assert pipe.control.annotator == make_annotator("canny")
     options = {"num_inference_steps": 2, "output_type": "pt", "height": 32, "width": 32}
-    with Image.open(scenes / "0.png") as picture:
-        guided = pipe("box", image=picture, generator=torch.Generator().manual_seed(0), **options).images
+    with Image.open(scenes / "0.png") as image:
+        guided = pipe("box", image=image, generator=torch.Generator().manual_seed(0), **options).images
     plain = pipe("box", generator=torch.Generator().manual_seed(0), **options).images
     assert not torch.equal(guided, plain)
 
@@ -103,7 +103,7 @@ def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never
         next(steps)
     steps.close()
     run = ControlNet(with_values(again, {"resume_from_checkpoint": "latest"}))
-    assert run.steps_before == 2
+    assert run.initial_global_step == 2
     list(run.steps())
     run.save()
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
@@ -140,7 +140,7 @@ def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_c
         assert abs(share.float().mean().item() - wanted) < 0.1
 
 
-def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scenes):
+def test_one_geometry_holds_for_both_and_colors_vary_on_the_image_alone(scenes):
     config = PairsConfig(random_flip=True, color_jitter=0.5)
     (scenes / "conditioning_images").mkdir()
     for path in scenes.glob("*.png"):
@@ -157,7 +157,7 @@ def test_one_geometry_holds_for_both_and_colours_vary_on_the_picture_alone(scene
     )
 
 
-def test_a_table_names_pictures_conditions_and_captions(scenes, caplog):
+def test_a_table_names_images_conditions_and_captions(scenes, caplog):
     (scenes / "maps").mkdir()
     (scenes / "LICENSE").touch()
     shutil.copy(scenes / "1.png", scenes / "maps" / "a.png")
@@ -179,9 +179,9 @@ def test_what_goes_with_nothing_is_named(scenes, caplog):
     folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
     shutil.copy(folder / "1.png", folder / "9.png")
     assert all(pair.condition for pair in read_pairs(scenes, PairsConfig()))
-    assert "has conditions of pictures that are not there: 9." in caplog.text
+    assert "has conditions of images that are not there: 9." in caplog.text
     Image.open(folder / "1.png").save(folder / "1.jpg")
-    with pytest.raises(ImageError, match=r"1\.jpg and 1\.png are two conditions of one picture"):
+    with pytest.raises(ImageError, match=r"1\.jpg and 1\.png are two conditions of one image"):
         read_pairs(scenes, PairsConfig())
 
 
@@ -191,11 +191,11 @@ def test_a_condition_that_is_none_is_named_before_the_start(control_config, scen
         Image.open(path).convert("L").save(path)
     ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
     shutil.copy(scenes / "3.png", folder)
-    with pytest.raises(ImageError, match=r"conditioning_images/3\.png: A picture with colours is no map of depth"):
+    with pytest.raises(ImageError, match=r"conditioning_images/3\.png: An image with colors is no map of depth"):
         ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
 
 
-def test_pictures_of_one_name_are_two(control_config, scenes):
+def test_images_of_one_name_are_two(control_config, scenes):
     rows = []
     for name in ("a", "b"):
         (scenes / name).mkdir()
@@ -216,23 +216,23 @@ def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
 
 def test_datasets_become_folders(tmp_path, scenes):
     datasets = pytest.importorskip("datasets")
-    pictures = [Image.open(scenes / f"{at}.png") for at in range(3)]
-    columns = {"picture": pictures, "edges": pictures, "text": ["a", "b", "c"]}
+    images = [Image.open(scenes / f"{at}.png") for at in range(3)]
+    columns = {"photo": images, "edges": images, "text": ["a", "b", "c"]}
     features = datasets.Features(
-        {"picture": datasets.Image(), "edges": datasets.Image(), "text": datasets.Value("string")}
+        {"photo": datasets.Image(), "edges": datasets.Image(), "text": datasets.Value("string")}
     )
     dataset = datasets.Dataset.from_dict(columns, features=features)
     dataset.save_to_disk(tmp_path / "arrow")
     config = PairsConfig(
         dataset_name=str(tmp_path / "arrow"),
-        image_column="picture",
+        image_column="photo",
         conditioning_image_column="edges",
         max_train_samples=2,
     )
     pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
     assert [pair.example.caption for pair in pairs] == ["a", "b"]
     assert all(pair.condition for pair in pairs)
-    with pytest.raises(ConfigError, match="columns picture, edges, text: say with --image_column"):
+    with pytest.raises(ConfigError, match="columns photo, edges, text: say with --image_column"):
         import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "cache")
     plain = with_values(config, {"conditioning_image_column": "none"})
     assert not any(pair.condition for pair in read_pairs(import_dataset(plain, tmp_path / "cache"), plain))
@@ -265,7 +265,7 @@ def test_the_text_encoder_stays_out_of_a_control(control_config):
             ControlNet(with_values(control_config, {flag: True}))
 
 
-def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read(control_config, scenes, tmp_path):
+def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(control_config, scenes, tmp_path):
     disc = Image.new("RGBA", (32, 32))
     ImageDraw.Draw(disc).ellipse((8, 8, 24, 24), fill="red")
     disc.save(scenes / "0.png")
@@ -280,7 +280,7 @@ def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read
         assert np.array_equal(condition, trained)
         assert real.getpixel((0, 0)) == (0, 0, 255)
     flags = ["--control", str(run.folder), "--prompt", "box 0", "--image", str(scenes / "0.png")]
-    shown = next(picture for _, _, picture in run.draw_validation())
+    shown = next(image for _, _, image in run.draw_validation())
     assert main(["generate", *flags, "--output_dir", str(tmp_path)]) == 0
     assert Image.open(tmp_path / "box-0-0.png").tobytes() == shown.tobytes()
 
@@ -290,7 +290,7 @@ def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read
     [
         (lambda folder: (folder / "3.txt").unlink(), {}, ConfigError, r"no caption: 3\.png"),
         (lambda folder: (folder / "conditioning_images").mkdir(), {}, ImageError, "have no condition"),
-        (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, names no picture"),
+        (lambda folder: (folder / "metadata.jsonl").write_text("{}\n"), {}, ConfigError, "line 1, names no image"),
         (
             lambda folder: (folder / "metadata.jsonl").write_text('{"image": "1.png", "text": ["a"]}\n'),
             {},
@@ -306,7 +306,7 @@ def test_transparent_pictures_lie_on_the_run_s_background_wherever_they_are_read
         (None, {"annotator": "cany"}, ConfigError, "no annotator 'cany'"),
         (None, {"annotator": "given"}, ImageError, "holds no conditions"),
         (None, {"annotator": "depth", "annotator_model": "nix"}, HRAError, "'nix' cannot be loaded"),
-        (None, {"annotator": "depth"}, ImageError, "with colours is no map of depth"),
+        (None, {"annotator": "depth"}, ImageError, "with colors is no map of depth"),
         (None, {"annotator_settings": ("low",)}, ConfigError, "write name=value"),
         (None, {"train_data_dir": None}, ConfigError, "--train_data_dir"),
         (
@@ -336,7 +336,7 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
     flags = ["--validation_image", str(one), str(other), "--validation_prompt", "box", "--validation_steps", "2"]
     given = {"validation_image": (one, other), "validation_prompt": ("box",), "num_validation_images": 2}
     config = with_values(control_config, given)
-    assert parse_control_config(flags).preview.given == config.preview.given == [("box", one), ("box", other)]
+    assert parse_control_config(flags).validation.given == config.validation.given == [("box", one), ("box", other)]
     run = ControlNet(config)
     assert (run.portrait.prompts, run.portrait.total) == (["box"] * 4, 8)
     for record in run.steps():
@@ -345,7 +345,7 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
     run.save()
     assert [seed for _, seed, _ in shown] == [0, 1, 2, 3]
     assert list(run.draw_before_after())[-1] == 8
-    assert read_toml(run.folder / "config.toml", ControlNetConfig()).preview == config.preview
+    assert read_toml(run.folder / "config.toml", ControlNetConfig()).validation == config.validation
     assert main(["inspect", str(run.folder)]) == 0
     assert f"validation_image = {one} {other}" in capsys.readouterr().out
     common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "drawn"), "--annotated"]
@@ -388,12 +388,12 @@ def test_generate_draws_with_a_control_beside_an_adapter(control_config, tiny_sd
     flags = ["--adapter", str(tmp_path / "subject"), "--control", str(run.folder), "--image", str(scenes / "1.png")]
     flags += ["--control_end", "0.5", "--num_inference_steps", "2", "--output_dir", str(tmp_path)]
     assert main(["generate", "--prompt", "box", *flags]) == 0
-    picture = Image.open(scenes / "1.png")
+    image = Image.open(scenes / "1.png")
     pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd)
     load_hra_weights(pipe, tmp_path / "subject")
     pipe.load_control(run.folder)
     options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0), "control_end": 0.5}
-    expected = pipe("box", image=picture, **options).images[0]
+    expected = pipe("box", image=image, **options).images[0]
     assert Image.open(tmp_path / "box-0.png").tobytes() == expected.tobytes()
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError, ModelError, OutputError, TargetError
-from hra_diffusion.pipelines import adapted_components, hra_disabled
+from hra_diffusion.pipelines import adapted_components, disable_hra
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import read_toml, with_values
-from hra_diffusion.training.deepspeed import set_up_deepspeed
+from hra_diffusion.training.config.file import read_toml, with_values
+from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
+from hra_diffusion.training.devices.sharding import set_up_sharding
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.setup import make_accelerator
-from hra_diffusion.training.sharding import set_up_sharding
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -40,7 +40,7 @@ def bytes_of(folder: Path) -> list[bytes]:
     return [(folder / name).read_bytes() for name in WEIGHTS]
 
 
-def test_a_run_learns_its_pictures(config):
+def test_a_run_learns_its_images(config):
     changes = {"max_train_steps": 60, "learning_rate": 0.5, "train_batch_size": 4, "with_prior_preservation": False}
     run = DreamBooth(with_values(config, changes))
     losses = [record.loss for record in run.steps()]
@@ -67,7 +67,7 @@ def test_the_saved_config_reproduces_the_run(config, tmp_path):
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
 
 
-def test_looking_at_pictures_on_the_way_does_not_change_the_training(config, tmp_path):
+def test_looking_at_images_on_the_way_does_not_change_the_training(config, tmp_path):
     train(config)
     run = DreamBooth(with_values(config, {"output_dir": tmp_path / "watched"}))
     list(run.draw_class_images())
@@ -94,14 +94,14 @@ def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
     def predict():
         return run.family.denoiser(True)(*inputs)
 
-    with hra_disabled(run.pipe):
+    with disable_hra(run.pipe):
         base = predict()
     assert torch.allclose(predict(), base, atol=1e-5)
     list(run.draw_class_images())
     list(run.steps())
     run.save()
     assert not torch.allclose(predict(), base, atol=1e-5)
-    with hra_disabled(run.pipe):
+    with disable_hra(run.pipe):
         assert torch.equal(predict(), base)
     after = dict(run.pipe.unet.named_parameters())
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
@@ -131,7 +131,7 @@ def test_in_half_precision_the_adapter_stays_in_float32(config, tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_epochs_count_passes_over_the_subjects_pictures(config, epochs):
+def test_epochs_count_passes_over_the_subjects_images(config, epochs):
     run = DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3}))
     assert run.total_steps == -(-4 * epochs // 3)
 
@@ -144,8 +144,8 @@ def test_the_portrait_has_a_row_a_prompt_and_leaves_out_what_has_no_class(config
     assert DreamBooth(with_values(config, changes)).portrait.prompts == ["a sks dog in snow", "a dog", "a tree"]
 
 
-def test_a_subjects_own_file_holds_its_prompts(config, pictures):
-    (pictures / "subject.toml").write_text(
+def test_a_subjects_own_file_holds_its_prompts(config, images):
+    (images / "subject.toml").write_text(
         'instance_prompt = "a render of a sks cat"\nclass_prompt = "a render of a cat"'
     )
     resolved = DreamBooth(config).config
@@ -161,7 +161,7 @@ def test_buckets_keep_shapes_and_the_class_follows(config):
     run = DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True}))
     list(run.draw_class_images())
     assert run.sizes == [(32, 32), (40, 24), (24, 40), (28, 36)]
-    assert "from 4 pictures of 32 px in 4 shapes" in run.summary
+    assert "from 4 images of 32 px in 4 shapes" in run.summary
     records = list(run.steps())
     assert [record.losses.keys() for record in records] == [{"instance", "class"}] * 4
 
@@ -178,10 +178,10 @@ def test_a_masked_run_learns_other_things_and_repeats_to_the_bit(config, tmp_pat
     assert bytes_of(tmp_path / "masked") != bytes_of(tmp_path / "run")
 
 
-def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, pictures, tmp_path):
+def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, images, tmp_path):
     both = tmp_path / "both"
     for name, count in (("cat", 4), ("10_sks dog", 2)):
-        shutil.copytree(pictures, both / name)
+        shutil.copytree(images, both / name)
         for path in sorted((both / name).iterdir())[count:]:
             path.unlink()
     (both / "cat" / "0.txt").write_text("a ohwx cat on grass")
@@ -197,7 +197,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
     ]
     drawn = [len(list((tmp_path / "run" / "class_images" / name).iterdir())) for name in ("cat", "10_sks dog")]
     assert drawn == [3, 3]
-    assert "from 6 pictures" in run.summary
+    assert "from 6 images" in run.summary
     saved = read_toml(tmp_path / "run" / "config.toml", DreamBoothConfig())
     train(with_values(saved, {"output_dir": tmp_path / "again"}))
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
@@ -206,7 +206,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
 @pytest.mark.parametrize(
     ("changes", "error", "complaint"),
     [
-        ({"instance_data_dir": Path("nix")}, ImageError, "picture folder nix.*--instance_data_dir"),
+        ({"instance_data_dir": Path("nix")}, ImageError, "image folder nix.*--instance_data_dir"),
         ({"class_data_dir": Path(__file__) / "class"}, OutputError, "--class_data_dir"),
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
@@ -230,13 +230,13 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_run_writes_does_not_lie_among_its_pictures(config, pictures):
-    root = pictures.parent / "pets"
+def test_what_a_run_writes_does_not_lie_among_its_images(config, images):
+    root = images.parent / "pets"
     root.mkdir()
-    (root / "dog").symlink_to(pictures)
+    (root / "dog").symlink_to(images)
     for flag in ("output_dir", "class_data_dir"):
-        for changes in ({flag: pictures}, {flag: root / "dog", "instance_data_dir": root, "instance_prompt": None}):
-            with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the pictures to learn from"):
+        for changes in ({flag: images}, {flag: root / "dog", "instance_data_dir": root, "instance_prompt": None}):
+            with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the images to learn from"):
                 DreamBooth(with_values(config, changes))
 
 
@@ -245,7 +245,7 @@ def test_the_summary_counts_what_trains(config):
     # q, k, v, out of self-attention and of cross-attention to 32 channels, in one block down and two up; the same in
     # the middle, which is 32 wide; the text encoder's two layers.
     widths = 3 * (4 * 16 + 16 + 32 + 32 + 16) + 8 * 32 + 2 * 4 * 32
-    assert f"from 4 pictures of 32 px: {2 * widths:,} parameters in" in run.summary
+    assert f"from 4 images of 32 px: {2 * widths:,} parameters in" in run.summary
 
 
 def test_what_the_model_does_not_read_of_a_caption_is_named(config, caplog):

@@ -8,12 +8,12 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.pipelines.components import own_side, side_step
-from hra_diffusion.training.buckets import checked_resolution
+from hra_diffusion.pipelines.components import default_size, size_multiple
 from hra_diffusion.training.config import ModelConfig
+from hra_diffusion.training.data.buckets import checked_resolution
+from hra_diffusion.training.data.latents import encode
 from hra_diffusion.training.families import load
-from hra_diffusion.training.latents import encode
-from hra_diffusion.training.noising import noise_process
+from hra_diffusion.training.objective.noising import noise_process
 
 
 def load_from(folder, **options):
@@ -76,7 +76,7 @@ def test_training_text_encoders_give_the_prediction_of_resting_ones(any_family):
     assert torch.allclose(rests, trains, atol=1e-5)
 
 
-def test_sdxl_is_told_what_became_of_a_picture(tiny_sdxl):
+def test_sdxl_is_told_what_became_of_a_image(tiny_sdxl):
     denoiser = load_from(tiny_sdxl).denoiser(True)
     noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
     condition = denoiser.family.condition(["a dog"], True)
@@ -126,18 +126,18 @@ def test_noise_can_go_all_the_way_where_the_model_does_not_predict_noise(tiny_sd
             load(ModelConfig(pretrained_model_name_or_path=str(model), rescale_betas_zero_snr=True))
 
 
-def test_pictures_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_sdxl):
+def test_images_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_sdxl):
     family = load_from(tiny_sdxl, dtype=torch.bfloat16)
     pipe = family.pipe
     assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.text_encoder_2.dtype} == {torch.bfloat16}
     assert pipe.vae.dtype == torch.float32
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        picture = pipe.vae.decode(torch.randn(1, 4, 8, 8).bfloat16()).sample
-    assert picture.dtype == torch.float32
+        image = pipe.vae.decode(torch.randn(1, 4, 8, 8).bfloat16()).sample
+    assert image.dtype == torch.float32
 
 
 def test_the_models_own_size_is_known(family):
-    assert (own_side(family.pipe), side_step(family.pipe)) == (32, 4)
+    assert (default_size(family.pipe), size_multiple(family.pipe)) == (32, 4)
 
 
 def test_a_model_that_does_not_say_its_size_asks_for_it(tiny_sd):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hra_diffusion.training.config_file import to_toml, with_values
+from hra_diffusion.training.config.file import to_toml, with_values
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from hra_diffusion.training.loop import StepRecord
-from hra_diffusion.training.loss_curve import COLOURS, loss_curve, running_mean
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.outputs.loss_curve import COLORS, loss_curve, running_mean
 
 
 def records(*losses: dict[str, float]) -> list[StepRecord]:
@@ -16,15 +16,15 @@ def records(*losses: dict[str, float]) -> list[StepRecord]:
     ]
 
 
-def rows_of(sheet, colour) -> np.ndarray:
-    """Mean height, in rows from the top, at which each column shows a colour; left of the source's name."""
-    shown = (np.asarray(sheet)[:, :700] == colour).all(-1)
+def rows_of(sheet, color) -> np.ndarray:
+    """Mean height, in rows from the top, at which each column shows a color; left of the source's name."""
+    shown = (np.asarray(sheet)[:, :700] == color).all(-1)
     return np.array([column.nonzero()[0].mean() for column in shown.T if column.any()])
 
 
 def test_a_falling_loss_is_a_falling_line_and_a_higher_one_stands_higher():
     sheet = loss_curve(records(*({"instance": 1 / step, "class": 2 / step} for step in range(1, 50))))
-    instance, of_class = rows_of(sheet, COLOURS[0]), rows_of(sheet, COLOURS[1])
+    instance, of_class = rows_of(sheet, COLORS[0]), rows_of(sheet, COLORS[1])
     assert instance[0] < instance[len(instance) // 2] < instance[-1]
     assert of_class.mean() < instance.mean()
 

@@ -10,11 +10,11 @@ from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.start import random_columns
 from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.losses import DenoisingLoss, snr_weights
-from hra_diffusion.training.noising import noise_process
-from hra_diffusion.training.sampling import Sampling, positions
+from hra_diffusion.training.objective.losses import DenoisingLoss, snr_weights
+from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.objective.sampling import Sampling, positions
 
 
 def process_of(kind, **options):

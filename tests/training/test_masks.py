@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 
 from hra_diffusion.errors import ImageError
-from hra_diffusion.training.cache import Cache
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.sources import SourceMaker
+from hra_diffusion.training.data.subjects import Subject, find_subjects, read_examples
 from hra_diffusion.training.families import load
-from hra_diffusion.training.losses import DenoisingLoss
-from hra_diffusion.training.sources import SourceMaker
-from hra_diffusion.training.subjects import Subject, find_subjects, read_examples
+from hra_diffusion.training.objective.losses import DenoisingLoss
 
 
 def examples(folder, **settings):
@@ -47,9 +47,9 @@ def weights(family, found, data, size=(32, 32)):
     return [latent.weight for latent in source.latents]
 
 
-def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, pictures, masks):
+def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, images, masks):
     half().save(masks / "0.jpg", quality=100)
-    found, data = examples(pictures, mask_data_dir=masks, unmasked_weight=0.25, random_flip=True)
+    found, data = examples(images, mask_data_dir=masks, unmasked_weight=0.25, random_flip=True)
     first, *others = weights(family, found, data)
     assert others == [None] * 3
     straight, mirrored = first
@@ -59,44 +59,44 @@ def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, pictures
     assert torch.allclose(straight[..., 5:], torch.tensor(0.25), atol=0.02)
 
 
-def test_crops_of_the_mask_are_those_of_the_picture(family, pictures, masks):
+def test_crops_of_the_mask_are_those_of_the_image(family, images, masks):
     half((60, 40)).save(masks / "1.png")
-    found, data = examples(pictures, mask_data_dir=masks, unmasked_weight=0.0)
+    found, data = examples(images, mask_data_dir=masks, unmasked_weight=0.0)
     middle, left, right = (view.mean().item() for view in weights(family, found, data)[1])
     assert middle == pytest.approx(0.5, abs=0.02)
     assert (left, right) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.25, abs=0.02))
 
 
-def test_transparency_may_be_the_mask_and_a_file_goes_before_it(family, pictures, masks):
-    picture = Image.open(pictures / "0.png").convert("RGB")
-    picture.putalpha(half())
-    picture.save(pictures / "0.png")
-    found, data = examples(pictures, alpha_mask=True, unmasked_weight=0.0)
+def test_transparency_may_be_the_mask_and_a_file_goes_before_it(family, images, masks):
+    image = Image.open(images / "0.png").convert("RGB")
+    image.putalpha(half())
+    image.save(images / "0.png")
+    found, data = examples(images, alpha_mask=True, unmasked_weight=0.0)
     (first,) = weights(family, found, data)[0]
     assert first.mean().item() == pytest.approx(0.5, abs=0.02)
     Image.new("L", (20, 20), 255).save(masks / "0.png")
-    found, data = examples(pictures, alpha_mask=True, mask_data_dir=masks, unmasked_weight=0.0)
+    found, data = examples(images, alpha_mask=True, mask_data_dir=masks, unmasked_weight=0.0)
     assert (weights(family, found, data)[0] == 1).all()
-    assert weights(family, *examples(pictures)) == [None] * 4
+    assert weights(family, *examples(images)) == [None] * 4
 
 
-def test_pictures_without_a_mask_are_named(pictures, masks, caplog):
+def test_images_without_a_mask_are_named(images, masks, caplog):
     half().save(masks / "0.png")
-    examples(pictures, mask_data_dir=masks)
-    assert f"Pictures of {pictures} without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
+    examples(images, mask_data_dir=masks)
+    assert f"Images of {images} without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
 
 
-def test_a_changed_mask_is_another_example(pictures, masks):
+def test_a_changed_mask_is_another_example(images, masks):
     half().save(masks / "0.png")
-    before = [example.digest for example in examples(pictures, mask_data_dir=masks)[0]]
+    before = [example.digest for example in examples(images, mask_data_dir=masks)[0]]
     half().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(masks / "0.png")
-    after = [example.digest for example in examples(pictures, mask_data_dir=masks)[0]]
+    after = [example.digest for example in examples(images, mask_data_dir=masks)[0]]
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, True]
 
 
-def test_masks_of_several_subjects_lie_in_folders_like_theirs(pictures, masks, tmp_path):
+def test_masks_of_several_subjects_lie_in_folders_like_theirs(images, masks, tmp_path):
     (tmp_path / "both").mkdir()
-    pictures.rename(tmp_path / "both" / "dog")
+    images.rename(tmp_path / "both" / "dog")
     (masks / "dog").mkdir()
     half().save(masks / "dog" / "0.png")
     config = with_values(DreamBoothConfig(), {"instance_data_dir": tmp_path / "both", "mask_data_dir": masks})
@@ -109,25 +109,25 @@ def test_masks_of_several_subjects_lie_in_folders_like_theirs(pictures, masks, t
 @pytest.mark.parametrize(
     ("mask", "complaint"),
     [
-        (half((60, 40)), r"0\.png has 60×40 pixels and its picture 40×40: give both one shape"),
-        (Image.new("L", (40, 40), 0), r"0\.png is black, so nothing of its picture counts"),
-        (None, r"0\.png is no picture"),
+        (half((60, 40)), r"0\.png has 60×40 pixels and its image 40×40: give both one shape"),
+        (Image.new("L", (40, 40), 0), r"0\.png is black, so nothing of its image counts"),
+        (None, r"0\.png is no image"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_refused_by_name(pictures, masks, mask, complaint):
+def test_a_mask_that_cannot_be_used_is_refused_by_name(images, masks, mask, complaint):
     mask.save(masks / "0.png") if mask else (masks / "0.png").write_text("")
     with pytest.raises(ImageError, match=complaint):
-        examples(pictures, mask_data_dir=masks)
+        examples(images, mask_data_dir=masks)
 
 
-def test_a_folder_of_masks_that_is_not_there_is_named(pictures):
+def test_a_folder_of_masks_that_is_not_there_is_named(images):
     with pytest.raises(ImageError, match=r"no folder of masks .*nix: correct --mask_data_dir"):
-        examples(pictures, mask_data_dir=pictures / "nix")
+        examples(images, mask_data_dir=images / "nix")
 
 
-def test_pictures_are_not_their_own_masks(pictures):
-    with pytest.raises(ImageError, match=r"which holds the pictures themselves.*--alpha_mask"):
-        examples(pictures, mask_data_dir=pictures / ".." / pictures.name)
+def test_images_are_not_their_own_masks(images):
+    with pytest.raises(ImageError, match=r"which holds the images themselves.*--alpha_mask"):
+        examples(images, mask_data_dir=images / ".." / images.name)
 
 
 def losses(prediction, weights):
@@ -144,7 +144,7 @@ def test_equal_weights_give_the_plain_mean_whatever_they_are():
         assert torch.allclose(losses(errors, weights), losses(errors, None))
 
 
-def test_what_has_no_weight_does_not_count_and_the_rest_counts_as_a_whole_picture():
+def test_what_has_no_weight_does_not_count_and_the_rest_counts_as_a_whole_image():
     errors = torch.randn(2, 4, 6, 6)
     weights = torch.zeros(2, 1, 6, 6)
     weights[..., :2] = 1

@@ -10,7 +10,7 @@ from diffusers import (
 )
 
 from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.training.noising import noise_process
+from hra_diffusion.training.objective.noising import noise_process
 
 
 @pytest.mark.parametrize(

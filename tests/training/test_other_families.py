@@ -1,4 +1,4 @@
-"""SDXL and SD 3 from pictures to pictures: trained, saved, loaded into their pipeline, drawn."""
+"""SDXL and SD 3 from images to images: trained, saved, loaded into their pipeline, drawn."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,10 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
-from hra_diffusion.pipelines.components import side_step
-from hra_diffusion.pipelines.models import picture_name
+from hra_diffusion.pipelines.components import size_multiple
+from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config_file import with_values
+from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 
 PROMPT = "a photo of a <sks> dog on the beach"
@@ -19,11 +19,11 @@ OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("model", ["tiny_sdxl", "tiny_sd3"])
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, precision, pictures, tmp_path):
+def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, precision, images, tmp_path):
     words, model = model == "tiny_sdxl", request.getfixturevalue(model)
     values = {
         "pretrained_model_name_or_path": str(model),
-        "instance_data_dir": pictures,
+        "instance_data_dir": images,
         "output_dir": tmp_path / "run",
         "train_text_encoder": True,
         "train_text_encoder_ti": words,
@@ -55,7 +55,7 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
         assert draw(pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS) == adapted
         flags = ["--adapter", str(run.folder), "--prompt", PROMPT, "--seed", "3", "--output_dir", str(tmp_path)]
         assert main(["generate", *flags]) == 0
-        with Image.open(tmp_path / picture_name(PROMPT, 3)) as generated:
+        with Image.open(tmp_path / image_name(PROMPT, 3)) as generated:
             assert generated.tobytes() == adapted.tobytes()
-        odd = str(side_step(pipe) + pipe.vae_scale_factor // 2)
+        odd = str(size_multiple(pipe) + pipe.vae_scale_factor // 2)
         assert main(["generate", *flags, "--height", odd]) == 2

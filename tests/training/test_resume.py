@@ -11,12 +11,12 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.training.checkpoint import checkpoints
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
-from hra_diffusion.training.config_file import flag_types, with_values
+from hra_diffusion.training.config.file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.log import read_log
-from hra_diffusion.training.same_run import FREE, FREE_WITHOUT_PRIOR
+from hra_diffusion.training.outputs.checkpoint import checkpoints
+from hra_diffusion.training.outputs.log import read_log
+from hra_diffusion.training.outputs.resuming import FREE, FREE_WITHOUT_PRIOR
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp
 
 
 @pytest.mark.parametrize("optimizer", ["schedule_free", "prodigy", "lion", "adafactor"])
-def test_every_optimiser_goes_on_to_the_bit(config, tmp_path, optimizer):
+def test_every_optimizer_goes_on_to_the_bit(config, tmp_path, optimizer):
     changes = {"optimizer": optimizer, "max_train_steps": 4, "lr_scheduler": "constant", "lr_warmup_steps": 0}
     whole = train(config, **changes)
     stopped = train(config, 1, output_dir=tmp_path / "stopped", **changes)
@@ -166,19 +166,19 @@ def test_going_on_with_other_settings_is_refused_by_name(config, changes, compla
         DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **changes}))
 
 
-def test_going_on_with_other_pictures_or_another_model_is_refused(config, pictures, make_model, tmp_path):
+def test_going_on_with_other_images_or_another_model_is_refused(config, images, make_model, tmp_path):
     train(config, max_train_steps=2)
     resuming = with_values(config, {"resume_from_checkpoint": "latest"})
-    Image.new("RGB", (40, 40), "red").save(pictures / "0.png")
-    Image.new("RGB", (40, 40), "red").save(pictures / "9.png")
-    with pytest.raises(ConfigError, match=r"other pictures or captions: instance 0\.png, instance 9\.png"):
+    Image.new("RGB", (40, 40), "red").save(images / "0.png")
+    Image.new("RGB", (40, 40), "red").save(images / "9.png")
+    with pytest.raises(ConfigError, match=r"other images or captions: instance 0\.png, instance 9\.png"):
         DreamBooth(resuming)
     other = str(make_model(tmp_path / "other", seed=1))
     with pytest.raises(ConfigError, match="another base model"):
         DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other}))
 
 
-def test_going_on_with_another_class_is_refused(config, pictures, tmp_path):
+def test_going_on_with_another_class_is_refused(config, images, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     Image.new("RGB", (40, 40), "blue").save(own / "own.png")
@@ -186,20 +186,20 @@ def test_going_on_with_another_class_is_refused(config, pictures, tmp_path):
     (tmp_path / "pets").mkdir()
     pets = {**prior, "instance_data_dir": tmp_path / "pets", "instance_prompt": None}
     for name in ("dog", "cat"):
-        shutil.copytree(pictures, tmp_path / "pets" / name)
+        shutil.copytree(images, tmp_path / "pets" / name)
         (own / name).mkdir()
         shutil.copy(own / "own.png", own / name)
     train(config, max_train_steps=2, **pets)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", **pets})
     DreamBooth(resuming)
     (own / "dog" / "own.txt").write_text("a blue dog")
-    with pytest.raises(ConfigError, match=r"other pictures or captions: class a photo of a dog own\.png"):
+    with pytest.raises(ConfigError, match=r"other images or captions: class a photo of a dog own\.png"):
         DreamBooth(resuming)
     (own / "dog" / "own.txt").unlink()
     told = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
     (tmp_path / "pets" / "dog" / "subject.toml").write_text(told)
     with pytest.raises(
-        ConfigError, match=r"other pictures or captions: class a photo of a dog, .*class an animal on the"
+        ConfigError, match=r"other images or captions: class a photo of a dog, .*class an animal on the"
     ):
         DreamBooth(resuming)
 
@@ -231,10 +231,10 @@ def test_what_no_run_has_left_stays(config):
     assert all(path.exists() for path in mine)
 
 
-def test_folders_may_move(config, pictures, tiny_sd, tmp_path):
+def test_folders_may_move(config, images, tiny_sd, tmp_path):
     train(config, max_train_steps=2)
     moved = {
-        "instance_data_dir": pictures.rename(tmp_path / "cat"),
+        "instance_data_dir": images.rename(tmp_path / "cat"),
         "output_dir": (tmp_path / "run").rename(tmp_path / "moved"),
         "instance_prompt": "a photo of a sks dog",
         "class_prompt": "a photo of a dog",
@@ -256,7 +256,7 @@ def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
     rest = json.loads(path.read_text())
     del rest["identity"]["pictures"]
     path.write_text(json.dumps(rest))
-    with pytest.raises(AdapterFileError, match="is damaged: it does not say its pictures"):
+    with pytest.raises(AdapterFileError, match="is damaged: it does not say its images"):
         DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
 
 
@@ -264,7 +264,7 @@ def test_every_free_setting_is_one():
     assert (flag_types(DreamBoothConfig) | flag_types(ControlNetConfig)).keys() >= FREE | FREE_WITHOUT_PRIOR
 
 
-def test_how_class_pictures_are_drawn_matters_where_there_are_some(config):
+def test_how_class_images_are_drawn_matters_where_there_are_some(config):
     train(config, max_train_steps=1)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", "num_inference_steps": 3})
     assert DreamBooth(resuming).resumes_from

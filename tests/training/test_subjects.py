@@ -7,17 +7,17 @@ import pytest
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
-from hra_diffusion.training.config_file import with_values
-from hra_diffusion.training.subjects import find_subjects, read_examples
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.subjects import find_subjects, read_examples
 
 
 @pytest.fixture
-def many(pictures, tmp_path):
-    """Make a folder with a sub-folder for each name, each with the four pictures."""
+def many(images, tmp_path):
+    """Make a folder with a sub-folder for each name, each with the four images."""
 
     def make(*names):
         for name in names:
-            shutil.copytree(pictures, tmp_path / "many" / name)
+            shutil.copytree(images, tmp_path / "many" / name)
         return tmp_path / "many"
 
     return make
@@ -28,10 +28,10 @@ def found(folder, **values):
     return {subject.folder.name: (subject.prompt, subject.class_prompt) for subject in find_subjects(config)}
 
 
-def test_a_folder_of_pictures_is_one_subject_named_by_its_folder(pictures, caplog):
-    (pictures / "held_out").mkdir()
-    shutil.copy(pictures / "0.png", pictures / "held_out")
-    assert found(pictures) == {"dog": ("a photo of a sks dog", "a photo of a dog")}
+def test_a_folder_of_images_is_one_subject_named_by_its_folder(images, caplog):
+    (images / "held_out").mkdir()
+    shutil.copy(images / "0.png", images / "held_out")
+    assert found(images) == {"dog": ("a photo of a sks dog", "a photo of a dog")}
     assert 'No --instance_prompt: using "a photo of a sks dog"' in caplog.text
 
 
@@ -45,9 +45,9 @@ def test_a_folder_of_folders_is_several_subjects_each_with_a_word_of_its_own(man
     }
 
 
-def test_a_picture_beside_folders_of_pictures_makes_them_left_out_and_named(many, pictures, caplog):
+def test_a_image_beside_folders_of_images_makes_them_left_out_and_named(many, images, caplog):
     folder = many("cat", "held_out", "masks", "dog")
-    shutil.copy(pictures / "0.png", folder)
+    shutil.copy(images / "0.png", folder)
     assert found(folder, instance_prompt="a sks pet", mask_data_dir=folder / "masks").keys() == {folder.name}
     assert "those in its folders cat, dog are left out" in caplog.text
 
@@ -99,10 +99,10 @@ def test_folders_named_as_for_kohya_say_prompt_class_and_repeats(many):
     assert [subject.repeats for subject in find_subjects(config)] == [10, 2]
 
 
-def test_flags_go_before_files_and_files_before_names(pictures):
-    (pictures / "subject.toml").write_text('instance_prompt = "a sks cat"\nclass_prompt = "a cat"')
-    assert found(pictures) == {"dog": ("a sks cat", "a cat")}
-    assert found(pictures, instance_prompt="mine") == {"dog": ("mine", "a cat")}
+def test_flags_go_before_files_and_files_before_names(images):
+    (images / "subject.toml").write_text('instance_prompt = "a sks cat"\nclass_prompt = "a cat"')
+    assert found(images) == {"dog": ("a sks cat", "a cat")}
+    assert found(images, instance_prompt="mine") == {"dog": ("mine", "a cat")}
 
 
 def test_each_subject_needs_its_class_for_prior_preservation(many):
@@ -112,10 +112,10 @@ def test_each_subject_needs_its_class_for_prior_preservation(many):
         found(folder, with_prior_preservation=True)
 
 
-def test_a_file_with_a_mistake_is_refused_by_name(pictures):
-    (pictures / "subject.toml").write_text("instance_prompt = 3")
+def test_a_file_with_a_mistake_is_refused_by_name(images):
+    (images / "subject.toml").write_text("instance_prompt = 3")
     with pytest.raises(ConfigError, match=r"subject\.toml has instance_prompt = 3: write a text"):
-        found(pictures)
+        found(images)
 
 
 def test_no_folder_is_named(tmp_path):
@@ -123,17 +123,17 @@ def test_no_folder_is_named(tmp_path):
         found(tmp_path / "nix")
 
 
-def test_pictures_without_a_caption_show_the_prompt(pictures):
-    (pictures / "0.txt").write_text("a sks dog on grass")
-    (subject,) = find_subjects(with_values(DreamBoothConfig(), {"instance_data_dir": pictures}))
+def test_images_without_a_caption_show_the_prompt(images):
+    (images / "0.txt").write_text("a sks dog on grass")
+    (subject,) = find_subjects(with_values(DreamBoothConfig(), {"instance_data_dir": images}))
     captions = [example.caption for example in read_examples(subject, DataConfig())]
     assert captions == ["a sks dog on grass", *["a photo of a sks dog"] * 3]
 
 
-def test_a_file_says_what_is_known_whatever_wrote_it(pictures):
-    text = 'instance_prompt = "a sks cat"\nlicence = "CC0"'
-    (pictures / "subject.toml").write_text(text, encoding="utf-8-sig")
-    assert found(pictures) == {pictures.name: ("a sks cat", None)}
-    (pictures / "subject.toml").write_text('instance_promt = "a sks cat"')
+def test_a_file_says_what_is_known_whatever_wrote_it(images):
+    text = 'instance_prompt = "a sks cat"\nlicense = "CC0"'
+    (images / "subject.toml").write_text(text, encoding="utf-8-sig")
+    assert found(images) == {images.name: ("a sks cat", None)}
+    (images / "subject.toml").write_text('instance_promt = "a sks cat"')
     with pytest.raises(ConfigError, match="has instance_promt, which means nothing here: did you mean"):
-        found(pictures)
+        found(images)

@@ -14,9 +14,9 @@ from accelerate.utils import is_wandb_available
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config_file import to_toml
-from hra_diffusion.training.loop import StepRecord
-from hra_diffusion.training.trackers import choose_tracker, tracking
+from hra_diffusion.training.config.file import to_toml
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.outputs.trackers import choose_tracker, tracking
 
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALLED = bool(importlib.util.find_spec("tensorboard"))
@@ -52,19 +52,19 @@ def test_a_folder_of_a_trackers_files_is_no_tracker(tmp_path, monkeypatch):
 def test_nowhere_is_a_tracker_too(config, tmp_path):
     with tracking(None, tmp_path, config, 0) as tracker:
         tracker.log(record(1))
-        tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8))]}, 1)
+        tracker.log_images({"a dog": [Image.new("RGB", (8, 8))]}, 1)
     assert not (tmp_path / "logs").exists()
 
 
 @pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed")
-def test_tensorboard_has_the_numbers_and_pictures_of_each_step_once(config, tmp_path):
+def test_tensorboard_has_the_numbers_and_images_of_each_step_once(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after step 3, and gone on from step 2
         with tracking("tensorboard", tmp_path, config, done) as tracker:
             for step in steps:
                 tracker.log(record(step))
-            tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8), "red")] * 2}, steps[-1])
+            tracker.log_images({"a dog": [Image.new("RGB", (8, 8), "red")] * 2}, steps[-1])
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     losses = events.Scalars("loss")
     assert [event.step for event in losses] == [1, 2, 3, 4]
@@ -88,7 +88,7 @@ def records_of(log: bytes):
             record = b""
 
 
-def test_wandb_has_the_numbers_and_pictures_of_each_step(config, tmp_path, monkeypatch):
+def test_wandb_has_the_numbers_and_images_of_each_step(config, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     PartialState()  # as a run has it, for accelerate to log by
     from wandb.proto.wandb_internal_pb2 import Record
@@ -98,7 +98,7 @@ def test_wandb_has_the_numbers_and_pictures_of_each_step(config, tmp_path, monke
     with tracking("wandb", tmp_path, config, 0) as tracker:
         for step in (1, 2):
             tracker.log(record(step))
-        tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]}, 2)
+        tracker.log_images({"a dog": [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]}, 2)
         tracker.log(record(3))
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     entries = [Record.FromString(each) for each in records_of(path.read_bytes())]
@@ -119,17 +119,17 @@ def test_trackio_has_the_numbers_of_each_step(config, tmp_path, monkeypatch):
 import sys
 from pathlib import Path
 from accelerate import PartialState
-from hra_diffusion.training.config_file import read_toml
+from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.loop import StepRecord
-from hra_diffusion.training.trackers import tracking
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.outputs.trackers import tracking
 from PIL import Image
 PartialState()
 config = read_toml(Path(sys.argv[1]), DreamBoothConfig())
 with tracking("trackio", Path("run"), config, 0) as tracker:
     for step in (1, 2, 3):
         tracker.log(StepRecord(step=step, loss=1.5 / step, losses={}, gradient_norm=2.0, learning_rates={}))
-    tracker.log_pictures({"a dog": [Image.new("RGB", (8, 8), "red")]}, 3)
+    tracker.log_images({"a dog": [Image.new("RGB", (8, 8), "red")]}, 3)
 from trackio.sqlite_storage import SQLiteStorage
 (run,) = SQLiteStorage.get_runs("run")
 print([(row["step"], row["loss"]) for row in SQLiteStorage.get_logs("run", run)])

@@ -1,6 +1,6 @@
-"""Picture → condition: the same code before training and when pictures are drawn.
+"""Image → condition: the same code before training and when images are drawn.
 
-An annotator maps an RGB picture to an RGB picture of the same size that holds what is to be kept of it: its edges, its
+An annotator maps an RGB image to an RGB image of the same size that holds what is to be kept of it: its edges, its
 depth, who stands where.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from hra_diffusion.control.annotators.annotator import Annotator, Given
 from hra_diffusion.control.annotators.edges import Canny, Scribble, SoftEdge
 from hra_diffusion.control.annotators.landmarks import Face, Landmarks, Pose
-from hra_diffusion.control.annotators.regions import Colour, Segmentation
+from hra_diffusion.control.annotators.regions import Color, Segmentation
 from hra_diffusion.control.annotators.relief import Depth, Normal
 from hra_diffusion.errors import ConfigError
 
@@ -19,7 +19,7 @@ __all__ = [
     "ANNOTATORS",
     "Annotator",
     "Canny",
-    "Colour",
+    "Color",
     "Depth",
     "Face",
     "Given",
@@ -35,7 +35,7 @@ __all__ = [
 
 
 ANNOTATORS: dict[str, type[Annotator]] = {
-    kind.name: kind for kind in (Given, Canny, Scribble, SoftEdge, Colour, Segmentation, Depth, Normal, Face, Pose)
+    kind.name: kind for kind in (Given, Canny, Scribble, SoftEdge, Color, Segmentation, Depth, Normal, Face, Pose)
 }
 
 

@@ -1,4 +1,4 @@
-"""What every annotator is: a map from pictures to conditions.
+"""What every annotator is: a map from images to conditions.
 
 It is a frozen dataclass, so its name and fields say everything about it; both are saved beside the encoder that was
 trained for it.
@@ -17,31 +17,31 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator(ABC):
-    """Maps pictures to conditions."""
+    """Maps images to conditions."""
 
     name: ClassVar[str]
     labels: ClassVar[bool] = False
-    """Whether its colours stand for labels, which must not be mixed when a condition is scaled."""
+    """Whether its colors stand for labels, which must not be mixed when a condition is scaled."""
     mirrors: ClassVar[bool] = True
-    """Whether the mirrored condition is the condition of the mirrored picture."""
+    """Whether the mirrored condition is the condition of the mirrored image."""
 
     @property
     def reads_transparency(self) -> bool:
-        """Whether the transparency of a picture tells it something, and is no window on a background."""
+        """Whether the transparency of an image tells it something, and is no window on a background."""
         return False
 
     @property
-    def reads_any_picture(self) -> bool:
-        """Whether any picture has a condition, what a model has drawn too."""
+    def reads_any_image(self) -> bool:
+        """Whether any image has a condition, what a model has drawn too."""
         return True
 
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """Return the condition of a picture of mode RGB, or RGBA where its transparency counts; RGB, of its size."""
-        pixels = self.annotate(picture)
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the condition of an image of mode RGB, or RGBA where its transparency counts; RGB, of its size."""
+        pixels = self.annotate(image)
         return Image.fromarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
 
     @abstractmethod
-    def annotate(self, picture: Image.Image) -> Pixels:
+    def annotate(self, image: Image.Image) -> Pixels:
         """Compute the condition: uint8 of shape (height, width), or (height, width, 3)."""
 
     def check(self) -> None:  # noqa: B027 (most have nothing to check)
@@ -59,22 +59,22 @@ class Given(Annotator):
     name = "given"
 
     @property
-    def reads_any_picture(self) -> bool:
+    def reads_any_image(self) -> bool:
         """See :class:`Annotator`."""
         return False
 
-    def annotate(self, picture: Image.Image) -> Pixels:
-        """Return the colours."""
-        return np.asarray(picture.convert("RGB"))
+    def annotate(self, image: Image.Image) -> Pixels:
+        """Return the colors."""
+        return np.asarray(image.convert("RGB"))
 
 
-def rgb(picture: Image.Image) -> Pixels:
-    """Return the colours as uint8 of shape (height, width, 3), what is transparent over white."""
-    if picture.mode == "RGBA":
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture.getchannel("A"))
-        picture = white
-    return np.asarray(picture.convert("RGB"))
+def rgb(image: Image.Image) -> Pixels:
+    """Return the colors as uint8 of shape (height, width, 3), what is transparent over white."""
+    if image.mode == "RGBA":
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        image = white
+    return np.asarray(image.convert("RGB"))
 
 
 def stretch(values: npt.NDArray[np.float32], low: float, high: float) -> Pixels:

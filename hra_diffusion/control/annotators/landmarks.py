@@ -24,25 +24,25 @@ class Landmarks(Annotator):
         """See :class:`Annotator`."""
         models.landmarker(self.name, self.model)
 
-    def annotate(self, picture: Image.Image) -> Pixels:
+    def annotate(self, image: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
-        canvas = np.zeros((picture.height, picture.width, 3), np.uint8)
-        points = self.points(picture)
+        canvas = np.zeros((image.height, image.width, 3), np.uint8)
+        points = self.points(image)
         if points is not None:
-            width = max(1, min(picture.size) // 256)
+            width = max(1, min(image.size) // 256)
             hues = np.linspace(0, 179, len(points), endpoint=False)
             hsv = np.stack([hues, np.full_like(hues, 255), np.full_like(hues, 255)], axis=1).astype(np.uint8)
-            colours = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0].tolist()
+            colors = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0].tolist()
             spots = np.rint(points).astype(int).tolist()
             for one, other in models.landmarker(self.name, self.model).connections:
-                cv2.line(canvas, spots[one], spots[other], colours[one], width, cv2.LINE_AA)
-            for spot, colour in zip(spots, colours, strict=True):
-                cv2.circle(canvas, spot, width, colour, -1, cv2.LINE_AA)
+                cv2.line(canvas, spots[one], spots[other], colors[one], width, cv2.LINE_AA)
+            for spot, color in zip(spots, colors, strict=True):
+                cv2.circle(canvas, spot, width, color, -1, cv2.LINE_AA)
         return canvas
 
-    def points(self, picture: Image.Image) -> npt.NDArray[np.float32] | None:
+    def points(self, image: Image.Image) -> npt.NDArray[np.float32] | None:
         """Return the points (n, 2) in pixels of the first face or body, None where there is none."""
-        return models.landmarker(self.name, self.model)(Image.fromarray(rgb(picture)))
+        return models.landmarker(self.name, self.model)(Image.fromarray(rgb(image)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Conditions of regions: blocks of colour, and what is where."""
+"""Conditions of regions: blocks of color, and what is where."""
 
 from dataclasses import dataclass
 
@@ -13,8 +13,8 @@ _MOST_BLOCKS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Colour(Annotator):
-    """Where which colours are: blocks of the mean colour."""
+class Color(Annotator):
+    """Where which colors are: blocks of the mean color."""
 
     name = "color"
 
@@ -26,17 +26,17 @@ class Colour(Annotator):
         if not 1 <= self.blocks <= _MOST_BLOCKS:
             raise ConfigError(f"The number of blocks is {self.blocks}: give 1 to {_MOST_BLOCKS}.")
 
-    def annotate(self, picture: Image.Image) -> Pixels:
+    def annotate(self, image: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
-        short = min(picture.size)
-        width, height = (max(1, round(side * self.blocks / short)) for side in picture.size)
-        small = Image.fromarray(rgb(picture)).resize((width, height), Image.Resampling.BOX)
-        return np.asarray(small.resize(picture.size, Image.Resampling.NEAREST))
+        short = min(image.size)
+        width, height = (max(1, round(side * self.blocks / short)) for side in image.size)
+        small = Image.fromarray(rgb(image)).resize((width, height), Image.Resampling.BOX)
+        return np.asarray(small.resize(image.size, Image.Resampling.NEAREST))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation(Annotator):
-    """What is where, a colour a label: by a segmentation model of transformers, or by the picture's transparency."""
+    """What is where, a color a label: by a segmentation model of transformers, or by the image's transparency."""
 
     name = "segmentation"
     labels = True
@@ -50,7 +50,7 @@ class Segmentation(Annotator):
         return self.model is None
 
     @property
-    def reads_any_picture(self) -> bool:
+    def reads_any_image(self) -> bool:
         """See :class:`Annotator`."""
         return self.model is not None
 
@@ -59,24 +59,24 @@ class Segmentation(Annotator):
         if self.model:
             models.segmenter(self.model)
 
-    def annotate(self, picture: Image.Image) -> Pixels:
+    def annotate(self, image: Image.Image) -> Pixels:
         """See :class:`Annotator`."""
-        return palette()[self.label_map(picture)]
+        return palette()[self.label_map(image)]
 
-    def label_map(self, picture: Image.Image) -> Pixels:
+    def label_map(self, image: Image.Image) -> Pixels:
         """Return the label of each pixel, below 256: shape (height, width)."""
         if self.model:
-            return models.segmenter(self.model)(Image.fromarray(rgb(picture)))
-        if not picture.has_transparency_data:
+            return models.segmenter(self.model)(Image.fromarray(rgb(image)))
+        if not image.has_transparency_data:
             raise ImageError(
-                "A picture without transparency has no object to be told from its background: give one with "
+                "An image without transparency has no object to be told from its background: give one with "
                 "transparency, a segmentation model, or conditions that are drawn already."
             )
-        return (np.asarray(picture.convert("RGBA").getchannel("A")) > 127).astype(np.uint8)
+        return (np.asarray(image.convert("RGBA").getchannel("A")) > 127).astype(np.uint8)
 
 
 def palette() -> Pixels:
-    """Colours of 256 labels, label 0 black: those of PASCAL VOC, whose bits are spread over the channels."""
+    """Colors of 256 labels, label 0 black: those of PASCAL VOC, whose bits are spread over the channels."""
     labels = np.arange(256)
     channels = [sum(((labels >> (3 * bit + channel)) & 1) << (7 - bit) for bit in range(8)) for channel in range(3)]
     return np.stack(channels, axis=1).astype(np.uint8)

@@ -33,7 +33,7 @@ def describe(
         rank: its rank, which is alpha, too.
         family: what kind of model it is for.
         base_model: the model it was made for.
-        more: strength (float), trigger (words), licence, thumbnail (a data URL), prediction_type, training (a run's
+        more: strength (float), trigger (words), license, thumbnail (a data URL), prediction_type, training (a run's
             settings); what is None is left out.
     """
     architecture, version = _FAMILIES[family]
@@ -46,7 +46,7 @@ def describe(
         "modelspec.title": title,
         "modelspec.description": f"The exact LoRA of an HRA adapter at strength {more.get('strength', 1.0):g}.",
         "modelspec.trigger_phrase": more.get("trigger"),
-        "modelspec.license": more.get("licence"),
+        "modelspec.license": more.get("license"),
         "modelspec.thumbnail": more.get("thumbnail"),
         "modelspec.prediction_type": {"v_prediction": "v"}.get(more.get("prediction_type", ""), "epsilon"),
         "ss_base_model_version": version,

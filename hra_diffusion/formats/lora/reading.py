@@ -10,10 +10,10 @@ from typing import Final
 from safetensors import safe_open
 from torch import Tensor
 
-from hra_diffusion.adapter.state import some
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors
 from hra_diffusion.formats.lora.names import Place, diffusers_name, kohya_names
+from hra_diffusion.text import shorten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
     if tensors or not found:
         raise AdapterFileError(
             f"{path} is no LoRA in kohya's or diffusers' layout for this model; there is no module for: "
-            f"{some(tensors) or 'it is empty'}."
+            f"{shorten(tensors) or 'it is empty'}."
         )
     return found
 

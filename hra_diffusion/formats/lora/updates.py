@@ -32,7 +32,7 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     """Compute what acts in a layer as a LoRA, in float64; None when nothing does.
 
     Raises:
-        MergeError: the layer's weight is quantised or offloaded.
+        MergeError: the layer's weight is quantized or offloaded.
     """
     columns = layer.columns()
     if columns is None:

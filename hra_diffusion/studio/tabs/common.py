@@ -19,9 +19,9 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.studio.requests import DrawRequest
-from hra_diffusion.studio.session import Session
-from hra_diffusion.studio.uploads import read_upload
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ def named(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
 
 
 def as_sent(*inputs: gr.components.Component) -> None:
-    """Let inputs hand on what they are sent, pictures their file's path: whoever uses it says what is wrong with it."""
+    """Let inputs hand on what they are sent, images their file's path: whoever uses it says what is wrong with it."""
     for each in inputs:
         each.preprocess = _as_sent
 
@@ -121,7 +121,7 @@ def _as_sent(payload: Any) -> Any:
     if not isinstance(payload, ImageData):
         return payload
     if payload.path is None:  # an address alone: nobody has checked where it leads
-        raise told("A picture must be a file: upload it.")
+        raise told("An image must be a file: upload it.")
     return payload.path
 
 
@@ -137,13 +137,13 @@ def with_request(session: Session, handler: Callable[..., Iterator[Any]], *extra
     return named(called, *SETTINGS, *extra)
 
 
-def request_of(session: Session, values: dict[str, Any]) -> DrawRequest:
-    """Make the request that the settings say; raises ConfigError, or ImageError for the picture to start from."""
+def request_of(session: Session, values: dict[str, Any]) -> GenerateRequest:
+    """Make the request that the settings say; raises ConfigError, or ImageError for the image to start from."""
     if values.get("new_seed"):
         values["seed"] = secrets.randbelow(NEW_SEED_BELOW)
     if image := values.get("image"):
         values["image"] = session.uploads.keep(read_upload(Path(image)))
-    request = DrawRequest.of(values)
+    request = GenerateRequest.of(values)
     if values.get("control_image"):
         request = session.following(request, Path(values["control_image"]), values["annotator"])
     return request
@@ -159,18 +159,18 @@ def served(session: Session, path: Path) -> str:
     return save_file_to_cache(path, cache_dir=str(session.cache))
 
 
-def data_url(picture: Image.Image | Path | bytes, side: int = 256) -> str:
-    """Return a small picture that stands in the page itself; bytes are those of a JPEG file."""
-    if isinstance(picture, Path):
-        with Image.open(picture) as opened:
+def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:
+    """Return a small image that stands in the page itself; bytes are those of a JPEG file."""
+    if isinstance(image, Path):
+        with Image.open(image) as opened:
             return data_url(opened.convert("RGB"), side)
-    if isinstance(picture, Image.Image):
-        small = picture.convert("RGB")
+    if isinstance(image, Image.Image):
+        small = image.convert("RGB")
         small.thumbnail((side, side))
         file = io.BytesIO()
         small.save(file, "JPEG", quality=88)
-        picture = file.getvalue()
-    return f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+        image = file.getvalue()
+    return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
 
 
 def in_words(seconds: float) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.events import Progress
-from hra_diffusion.studio.grid import AXES, NO_ADAPTER, Axis, Grid
-from hra_diffusion.studio.requests import DrawRequest, adapter_uses
-from hra_diffusion.studio.session import Saved, Session
+from hra_diffusion.studio.engine.events import Progress
+from hra_diffusion.studio.engine.grid import AXES, NO_ADAPTER, Axis, Grid
+from hra_diffusion.studio.engine.requests import GenerateRequest, adapter_uses
+from hra_diffusion.studio.engine.session import Saved, Session
 from hra_diffusion.studio.tabs.common import data_url, empty, note, shown, stopper, with_request
 from hra_diffusion.studio.tabs.settings import Settings
 
@@ -50,9 +50,9 @@ def build(session: Session, settings: Settings, tab: gr.Tab) -> None:
                 sheet = gr.DownloadButton("Download the sheet", elem_id="sheet", size="md")
 
     def compare(
-        request: DrawRequest, client: str, x_axis: str, x_values: str, y_axis: str, y_values: str
+        request: GenerateRequest, client: str, x_axis: str, x_values: str, y_axis: str, y_values: str
     ) -> Iterator[Any]:
-        """Draw a grid. Returns it as HTML, and the labelled sheet as a file."""
+        """Draw a grid. Returns it as HTML, and the labeled sheet as a file."""
         grid = Grid.of(request, Axis.read(x_axis, x_values), Axis.read(y_axis, y_values))
         done: list[Saved] = []
         small: list[str] = []
@@ -100,8 +100,8 @@ def _subject(prompt: str, adapters: list[dict[str, Any]] | None) -> str:
     return said if adapters else said + note("Choose an adapter under Generate to compare its strengths.", "warning")
 
 
-def _table(grid: Grid, pictures: list[str], preview: str | None) -> str:
-    """The grid so far: small pictures in order, the one that is being drawn, and room for the rest."""
+def _table(grid: Grid, images: list[str], preview: str | None) -> str:
+    """The grid so far: small images in order, the one that is being drawn, and room for the rest."""
     columns = len(grid.x.values)
     head = "".join(f'<th scope="col">{html.escape(label[:80])}</th>' for label in grid.labels(grid.x))
     rows: list[str] = []
@@ -109,12 +109,12 @@ def _table(grid: Grid, pictures: list[str], preview: str | None) -> str:
         cells: list[str] = []
         for column in range(columns):
             index = number * columns + column
-            source = pictures[index] if index < len(pictures) else preview if index == len(pictures) else None
+            source = images[index] if index < len(images) else preview if index == len(images) else None
             said = html.escape(f"{grid.labels(grid.x)[column]}, {label}"[:160], quote=True)
-            going = ' class="going"' if index == len(pictures) else ""
+            going = ' class="going"' if index == len(images) else ""
             inside = f'<img src="{source}" alt="{said}">' if source else "<i></i>"
             cells.append(f"<td{going}>{inside}</td>")
         rows.append(f'<tr><th scope="row">{html.escape(label[:120])}</th>{"".join(cells)}</tr>')
     total = len(grid.rows) * columns
-    status = f'<p class="note" role="status">{len(pictures)} of {total} pictures</p>'
+    status = f'<p class="note" role="status">{len(images)} of {total} images</p>'
     return f'<div class="grid"><table><tr><td></td>{head}</tr>{"".join(rows)}</table></div>{status}'

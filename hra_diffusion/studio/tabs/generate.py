@@ -1,4 +1,4 @@
-"""Generate: draw, with adapters or without, and get every setting of a picture back."""
+"""Generate: draw, with adapters or without, and get every setting of an image back."""
 
 import html
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.events import Progress, Reading, Waiting
-from hra_diffusion.studio.metadata import read_request
-from hra_diffusion.studio.requests import DrawRequest
-from hra_diffusion.studio.session import Saved, Session
+from hra_diffusion.studio.engine.events import Progress, Reading, Waiting
+from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Saved, Session
 from hra_diffusion.studio.tabs.common import (
     data_url,
     empty,
@@ -28,7 +28,7 @@ from hra_diffusion.studio.tabs.settings import Settings, settings_panel
 _IDEAS = Path(__file__).parents[1] / "ideas.js"
 _MOST_IDEAS = 4
 _LARGER = 3
-"""How much larger than it is a picture is shown at most; studio.js says the same."""
+"""How much larger than it is an image is shown at most; studio.js says the same."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Canvas:
     """What is drawn, and what can be done with it."""
 
     stage: gr.HTML
-    pictures: gr.Column
+    images: gr.Column
     """Shows when there are some: the gallery."""
     gallery: gr.Gallery
     left_out: gr.HTML
@@ -58,11 +58,11 @@ def _canvas(session: Session) -> _Canvas:
         elem_classes="stage",
         js_on_load=_IDEAS.read_text(encoding="utf-8"),
     )
-    with gr.Column(visible=False) as pictures:
+    with gr.Column(visible=False) as images:
         gallery = gr.Gallery(
-            label="Pictures",
+            label="Images",
             show_label=False,
-            elem_id="pictures",
+            elem_id="images",
             columns=2,
             height="auto",
             object_fit="contain",
@@ -87,7 +87,7 @@ def _canvas(session: Session) -> _Canvas:
         )
     with gr.Accordion("Restore from a file", open=False, elem_id="restore-file"):
         dropped = gr.File(label="A PNG of the studio or of A1111", file_types=[".png"], height=150)
-    return _Canvas(stage, pictures, gallery, left_out, tools, restore, compare, both, slider, dropped)
+    return _Canvas(stage, images, gallery, left_out, tools, restore, compare, both, slider, dropped)
 
 
 def build(session: Session) -> Settings:
@@ -100,8 +100,8 @@ def build(session: Session) -> Settings:
     looked_at = gr.State(None)
     seed = settings.inputs[9]
 
-    def generate(request: DrawRequest, client: str) -> Iterator[Any]:
-        """Draw pictures. Returns their files, which hold their settings, the seed, and the prompt's unread end."""
+    def generate(request: GenerateRequest, client: str) -> Iterator[Any]:
+        """Draw images. Returns their files, which hold their settings, the seed, and the prompt's unread end."""
         saved: list[Saved] = []
         unread, hidden = "", gr.update(visible=False)
         for event in session.draw(request, client):
@@ -119,7 +119,7 @@ def build(session: Session) -> Settings:
         there = gr.update(visible=bool(saved))
         yield _gallery(session, saved), request.seed, unread, stage, there, there, hidden
 
-    def before_after(request: DrawRequest, client: str, looked_at: str | None) -> Iterator[Any]:
+    def before_after(request: GenerateRequest, client: str, looked_at: str | None) -> Iterator[Any]:
         """Draw with the adapters and, on the same seed, with the plain base. Returns both files."""
         if not request.adapters:
             raise ConfigError("There is no adapter to look at without: choose one first.")
@@ -165,7 +165,7 @@ def build(session: Session) -> Settings:
     drawn = settings.go.click(
         with_request(session, generate),
         settings.inputs,
-        [canvas.gallery, seed, canvas.left_out, canvas.stage, canvas.pictures, canvas.tools, canvas.both],
+        [canvas.gallery, seed, canvas.left_out, canvas.stage, canvas.images, canvas.tools, canvas.both],
         api_name="generate",
         **drawing,
     )
@@ -179,7 +179,7 @@ def build(session: Session) -> Settings:
     settings.end.click(stopper(session), api_name="stop", queue=False)
     for event in (drawn, compared):  # what was said of a drawing that failed is of none any more
         event.failure(
-            lambda pictures: "" if pictures else _nothing_yet(session),
+            lambda images: "" if images else _nothing_yet(session),
             canvas.gallery,
             canvas.stage,
             api_visibility="private",
@@ -212,14 +212,14 @@ def _nothing_yet(session: Session) -> str:
     return empty("Nothing drawn yet", text, f'<p class="ideas">{buttons}</p>')
 
 
-def _selected(pictures: list[tuple[str, str]] | None, event: gr.SelectData) -> str | None:
+def _selected(images: list[tuple[str, str]] | None, event: gr.SelectData) -> str | None:
     index = event.index if isinstance(event.index, int) else 0
-    return pictures[index][0] if pictures and 0 <= index < len(pictures) else None
+    return images[index][0] if images and 0 <= index < len(images) else None
 
 
-def _still_there(pictures: list[tuple[str, str]] | None, looked_at: str | None) -> str | None:
-    """Return the picture that is looked at: after another drawing, its first."""
-    paths = [path for path, _ in pictures or []]
+def _still_there(images: list[tuple[str, str]] | None, looked_at: str | None) -> str | None:
+    """Return the image that is looked at: after another drawing, its first."""
+    paths = [path for path, _ in images or []]
     return looked_at if looked_at in paths else next(iter(paths), None)
 
 
@@ -227,24 +227,24 @@ def _gallery(session: Session, saved: list[Saved]) -> list[tuple[str, str]]:
     return [(served(session, each.path), f"{each.request.prompt[:120]} · seed {each.request.seed}") for each in saved]
 
 
-def _going_on(event: Reading | Waiting | Progress, request: DrawRequest) -> str:
-    """The picture as it comes to be, and how long it takes."""
+def _going_on(event: Reading | Waiting | Progress, request: GenerateRequest) -> str:
+    """The image as it comes to be, and how long it takes."""
     if isinstance(event, Reading):
         return empty("Reading the model", "It is read once; this takes some seconds.")
     if isinstance(event, Waiting):
         return empty("Waiting", f"{event.before} before you: the model draws one request at a time.")
-    which = f"Picture {event.picture + 1} of {event.pictures} · " if event.pictures > 1 else ""
-    part = (event.picture * event.steps + event.step) / (event.pictures * event.steps)
+    which = f"Image {event.image + 1} of {event.images} · " if event.images > 1 else ""
+    part = (event.image * event.steps + event.step) / (event.images * event.steps)
     text = f"{which}step {event.step} of {event.steps} · {in_words(event.seconds_left)} left"
     return (
-        f'<figure class="preview"><img src="{data_url(event.preview)}" alt="The picture so far" '
+        f'<figure class="preview"><img src="{data_url(event.preview)}" alt="The image so far" '
         f'style="max-width: {_LARGER * request.width}px">'
         f'<figcaption role="status">{text}</figcaption>'
         f'<progress max="1" value="{part:.3f}" aria-label="{text}"></progress></figure>'
     )
 
 
-def _left_out(session: Session, request: DrawRequest) -> str:
+def _left_out(session: Session, request: GenerateRequest) -> str:
     parts: list[str] = []
     for name, text in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
         if unread := session.model.painter.left_out(text):

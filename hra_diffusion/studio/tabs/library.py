@@ -10,10 +10,10 @@ from hra_diffusion import pipelines
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contents import Component, read_components
 from hra_diffusion.formats.lora import LAYOUTS
-from hra_diffusion.studio.exporting import as_lora, as_model, bring_in
-from hra_diffusion.studio.library import Entry
-from hra_diffusion.studio.requests import adapter_uses
-from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.engine.exporting import as_lora, as_model, bring_in
+from hra_diffusion.studio.engine.library import Entry
+from hra_diffusion.studio.engine.requests import adapter_uses
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import data_url, empty, note, shown
 from hra_diffusion.studio.tabs.picker import adapter_picker, entries
 from hra_diffusion.studio.tabs.settings import Settings
@@ -120,20 +120,20 @@ def _publish(session: Session, picker: gr.HTML) -> None:
     with gr.Accordion("Publish on the Hugging Face hub", open=False):
         with gr.Row():
             repository = gr.Textbox(label="Repository", placeholder="USER/NAME")
-            licence = gr.Textbox(label="Licence", placeholder="mit")
+            license = gr.Textbox(label="License", placeholder="mit")
         token = gr.Textbox(label="Your access token", type="password")
         push = gr.Button("Publish")
         pushed = gr.HTML("")
 
     @shown
-    def push_it(name: str, repository: str, licence: str, token: str) -> str:
+    def push_it(name: str, repository: str, license: str, token: str) -> str:
         """Publish an adapter on the hub with the visitor's own token; returns the commit's address."""
         if not token or not repository:
             raise ConfigError("Give a repository, USER/NAME, and an access token that may write to it.")
         folder = session.library.entry(name).folder
-        return note(pipelines.push_hra_weights(folder, repository, licence=licence or None, token=token))
+        return note(pipelines.push_hra_weights(folder, repository, license=license or None, token=token))
 
-    push.click(push_it, [picker, repository, licence, token], pushed, api_name="push")
+    push.click(push_it, [picker, repository, license, token], pushed, api_name="push")
 
 
 def _rename(session: Session, settings: Settings, picker: gr.HTML) -> None:
@@ -181,9 +181,9 @@ def _ask(name: str | None) -> Any:
 
 
 def _about(entry: Entry, components: list[Component]) -> str:
-    """The card of an adapter: picture, words, numbers, and how far each layer turns."""
+    """The card of an adapter: image, words, numbers, and how far each layer turns."""
     said = f"What {html.escape(entry.name)} draws"
-    picture = f'<img src="{data_url(entry.thumbnail, 640)}" alt="{said}">' if entry.thumbnail else ""
+    image = f'<img src="{data_url(entry.thumbnail, 640)}" alt="{said}">' if entry.thumbnail else ""
     parameters = sum(each.parameters for each in components)
     layers = [(each.name, layer) for each in components for layer in each.layers]
     facts = {
@@ -203,7 +203,7 @@ def _about(entry: Entry, components: list[Component]) -> str:
         for component, layer in sorted(layers, key=lambda each: -each[1].angle)[:_SHOWN_LAYERS]
     )
     return (
-        f'<article class="about">{picture}<div><h2>{html.escape(entry.name)}</h2>'
+        f'<article class="about">{image}<div><h2>{html.escape(entry.name)}</h2>'
         f"<dl>{rows}</dl></div></article>"
         f'<details class="angles" open><summary>How far each layer turns, at most {most:.1f}°</summary>'
         f"<ol>{bars}</ol></details>"

@@ -1,16 +1,16 @@
-"""The losses of a run as a picture of lines that takes its colours from the page, light or dark."""
+"""The losses of a run as an image of lines that takes its colors from the page, light or dark."""
 
 import html
 from collections.abc import Sequence
 from math import isfinite
 
-from hra_diffusion.training.loop import StepRecord
-from hra_diffusion.training.loss_curve import running_mean
+from hra_diffusion.training.loop.steps import StepRecord
+from hra_diffusion.training.outputs.loss_curve import running_mean
 
 _WIDTH, _HEIGHT = 640, 260
 _LEFT, _TOP, _RIGHT, _BOTTOM = 54, 12, 12, 26
 _POINTS = 400
-_NAMES = {"instance": "its pictures", "class": "its class"}
+_NAMES = {"instance": "its images", "class": "its class"}
 
 
 def loss_plot(records: Sequence[StepRecord]) -> str:

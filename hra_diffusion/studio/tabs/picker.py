@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.session import Session
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import data_url
 
 _SCRIPT = (Path(__file__).parents[1] / "picker.js").read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def entries(session: Session) -> list[dict[str, Any]]:
             "rank": entry.rank,
             "follows": entry.annotator or "",
             "trigger": entry.trigger or "",
-            "picture": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
+            "image": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
             "own": not entry.built_in,
         }
         for entry in session.library.entries()

@@ -6,10 +6,10 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ImageError
-from hra_diffusion.studio.conditions import GIVEN, OWN
-from hra_diffusion.studio.requests import DrawRequest
-from hra_diffusion.studio.session import Session
-from hra_diffusion.studio.tabs import follow
+from hra_diffusion.studio.engine.conditions import GIVEN, OWN
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs import control
 from hra_diffusion.studio.tabs.common import as_sent, heading, served
 from hra_diffusion.studio.tabs.picker import adapter_picker
 
@@ -26,8 +26,8 @@ class Settings:
     go: gr.Button
     end: gr.Button
 
-    def values(self, session: Session, request: DrawRequest) -> list[Any]:
-        """What they show for a request; pictures that are not among the uploads any more are left out."""
+    def values(self, session: Session, request: GenerateRequest) -> list[Any]:
+        """What they show for a request; images that are not among the uploads any more are left out."""
         said = request.to_json()
         order = ("prompt", "negative_prompt", "adapters", "combine", "steps", "guidance_scale", "width", "height")
         return [
@@ -64,7 +64,7 @@ def settings_panel(session: Session) -> Settings:
     heading("Adapters")
     picker = adapter_picker(session, elem_id="adapters", label="adapters")
     combine = gr.Radio(_MIX, value="lie", label="How several act at once", elem_id="combine")
-    with gr.Accordion("Size, steps, seed", open=False, elem_id="picture-settings"):
+    with gr.Accordion("Size, steps, seed", open=False, elem_id="image-settings"):
         with gr.Row():
             steps = gr.Slider(1, 150, first.steps, step=1, label="Steps", elem_id="steps")
             guidance = gr.Slider(0, 30, first.guidance_scale, step=0.5, label="Guidance", elem_id="guidance")
@@ -79,19 +79,17 @@ def settings_panel(session: Session) -> Settings:
         with gr.Row():
             seed = gr.Number(first.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
             new_seed = gr.Checkbox(value=True, label="A new seed each time", elem_id="new-seed")
-    with gr.Accordion("Start from a picture", open=False, elem_id="start-from"):
-        image = gr.Image(
-            label="Picture to start from", type="filepath", image_mode=None, sources=["upload"], height=220
-        )
+    with gr.Accordion("Start from an image", open=False, elem_id="start-from"):
+        image = gr.Image(label="Image to start from", type="filepath", image_mode=None, sources=["upload"], height=220)
         strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="How much of it may change", elem_id="image-strength")
     inputs = [prompt, negative, picker, combine, steps, guidance, width, height, scheduler, seed, new_seed, count]
-    inputs += [image, strength, *follow.build(session, picker, width, height)]
+    inputs += [image, strength, *control.build(session, picker, width, height)]
     as_sent(*inputs)
     return Settings(inputs, picker, combine, go, end)
 
 
 def _kept(session: Session, digest: str | None) -> str | None:
-    """Return a copy for the page of a picture that a request names."""
+    """Return a copy for the page of an image that a request names."""
     try:
         return served(session, session.uploads.path(digest)) if digest else None
     except ImageError as error:

@@ -1,23 +1,23 @@
-"""What a control learns from: pairs of pictures, and how conditions are made and left out."""
+"""What a control learns from: pairs of images, and how conditions are made and left out."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.learning import AdapterConfig
-from hra_diffusion.training.config.material import PictureConfig
-from hra_diffusion.training.config.running import PreviewConfig
-from hra_diffusion.training.config.whole import TrainingConfig
+from hra_diffusion.training.config.data import ImageConfig
+from hra_diffusion.training.config.adapter import AdapterConfig
+from hra_diffusion.training.config.root import TrainingConfig
+from hra_diffusion.training.config.run import ValidationConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairsConfig(PictureConfig):
-    """Pictures, their captions and, where they are there already, their conditions."""
+class PairsConfig(ImageConfig):
+    """Images, their captions and, where they are there already, their conditions."""
 
     train_data_dir: Path | None = None
-    """Folder with pictures and their captions, as text files of the same names or in a metadata.jsonl. Conditions are
-    pictures of the same names in its sub-folder conditioning_images, or named in the metadata.jsonl; where there are
+    """Folder with images and their captions, as text files of the same names or in a metadata.jsonl. Conditions are
+    images of the same names in its sub-folder conditioning_images, or named in the metadata.jsonl; where there are
     none, the annotator makes them."""
     dataset_name: str | None = None
     """Instead of a folder: what the library datasets knows, a folder of its save_to_disk, tar files of WebDataset, or a
@@ -25,7 +25,7 @@ class PairsConfig(PictureConfig):
     dataset_config_name: str | None = None
     """Which of the dataset's configs."""
     image_column: str = "image"
-    """What pictures are called in a dataset; in a metadata.jsonl they may be file_name, too."""
+    """What images are called in a dataset; in a metadata.jsonl they may be file_name, too."""
     conditioning_image_column: str = "conditioning_image"
     """What conditions are called."""
     caption_column: str = "text"
@@ -87,11 +87,11 @@ def _pair(text: str) -> tuple[str, int | float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlPreviewConfig(PreviewConfig):
-    """How pictures are drawn, on the way and for before_after.png: of pairs, or of conditions that are given here."""
+class ControlValidationConfig(ValidationConfig):
+    """How images are drawn, on the way and for before_after.png: of pairs, or of conditions that are given here."""
 
     num_validation_images: int = 2
-    """How many pairs, the first, one with each seed: seed, seed + 1, …; with validation_image, how many pictures of
+    """How many pairs, the first, one with each seed: seed, seed + 1, …; with validation_image, how many images of
     each condition."""
     validation_image: tuple[Path, ...] | None = None
     """Conditions to follow instead of those of pairs, as the annotator makes them; one, or one for each prompt."""
@@ -125,5 +125,5 @@ class ControlNetConfig(TrainingConfig):
 
     pairs: PairsConfig = field(default_factory=PairsConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
-    preview: ControlPreviewConfig = field(default_factory=ControlPreviewConfig)
+    validation: ControlValidationConfig = field(default_factory=ControlValidationConfig)
     adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(target_modules=tuple(CONTROL_TARGETS)))

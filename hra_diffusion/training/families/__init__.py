@@ -43,7 +43,7 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
 
 
 def _decode_in_own_precision(vae: Any) -> None:
-    """Let pictures be decoded in the autoencoder's precision, though autocasting is on: SDXL's overflows in float16."""
+    """Let images be decoded in the autoencoder's precision, though autocasting is on: SDXL's overflows in float16."""
     decode = vae.decode
 
     @wraps(decode)

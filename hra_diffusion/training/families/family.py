@@ -93,7 +93,7 @@ class Family(ABC):
 
 
 class Denoiser(nn.Module):
-    """One module for everything that trains, so that devices synchronise it as one."""
+    """One module for everything that trains, so that devices synchronize it as one."""
 
     def __init__(self, family: Family, text_encoder_trains: bool) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ class StableDiffusion(Family):
     """A UNet that attends to the last layer of one CLIP text encoder."""
 
     pipeline_class = "StableDiffusionPipeline"
-    # Never part of training; training previews are the user's own pictures.
+    # Never part of training; training previews are the user's own images.
     load_options: ClassVar[dict[str, Any]] = {
         "safety_checker": None,
         "feature_extractor": None,

@@ -9,10 +9,10 @@ from hra_diffusion.training.families.family import Condition, Family
 
 
 class StableDiffusionXL(Family):
-    """A UNet that attends to two CLIP text encoders, and is told what became of a picture before it was trained on.
+    """A UNet that attends to two CLIP text encoders, and is told what became of an image before it was trained on.
 
     The latter (section 2.2 of the paper) are six numbers of pixels: height and width of the original, top and left of
-    the crop in the scaled picture, height and width of the crop. Small originals and cut subjects are thereby learned
+    the crop in the scaled image, height and width of the crop. Small originals and cut subjects are thereby learned
     as such, and not drawn unless asked for.
     """
 

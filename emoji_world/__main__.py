@@ -1,0 +1,194 @@
+"""Makes the embedded base and its judge, one command a part, each resumable.
+
+In order: data, autoencoder, diffusion, export, subjects, judge, score.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from tqdm import tqdm
+
+from emoji_world import (
+    autoencoder,
+    control_pairs,
+    data,
+    diffusion,
+    export,
+    icons,
+    judge,
+    judge_card,
+    scenes,
+    score,
+    subjects,
+)
+from emoji_world.fit import Progress, fit
+from emoji_world.tokenizer import train_tokenizer
+from hra_diffusion.metrics.encoders import Clip
+from hra_diffusion.metrics.instruments import load_judge
+from hra_diffusion.pipelines import load_pipeline
+
+
+def main() -> None:
+    """Parses the command and runs it."""
+    parser = argparse.ArgumentParser(prog="python -m emoji_world", description=__doc__)
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/demo"), help="data and checkpoints")
+    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where finished models and subjects go")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in COMMANDS.items():
+        command = commands.add_parser(name, help=run.__doc__)
+        if name == "data":
+            command.add_argument("--count", type=int, default=24_000)
+        if name == "score":
+            command.add_argument("--count", type=int, default=200, help="prompts")
+        if name in ("autoencoder", "diffusion", "judge"):
+            command.add_argument("--steps", type=int, default=2_000)
+            command.add_argument("--learning_rate", type=float, default=2e-3)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    COMMANDS[options.command](options)
+
+
+def _make_data(options: argparse.Namespace) -> None:
+    """Fetch the icons and render captioned scenes."""
+    data.make_scenes(options.work_dir, options.count)
+
+
+def _train_autoencoder(options: argparse.Namespace) -> None:
+    """Train the autoencoder on the scenes."""
+    folder: Path = options.work_dir
+    images, _ = data.load_scenes(folder)
+    vae = autoencoder.build()
+    loss_of = autoencoder.loss_on(vae, images)
+    _follow(
+        fit(
+            {"vae": vae},
+            loss_of,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            checkpoint=folder / "autoencoder.safetensors",
+        ),
+        options.steps,
+        folder / "autoencoder.jsonl",
+    )
+    autoencoder.normalize_latents(vae, images[:512])
+    vae.save_pretrained(folder / "vae")
+    held_out = data.held_out_scenes(scenes.SceneRenderer(icons.load(folder)), 64)
+    print(f"{autoencoder.psnr(vae, held_out):.2f} dB on scenes of things never seen")
+
+
+def _train_diffusion(options: argparse.Namespace) -> None:
+    """Train the tokenizer, the text encoder and the denoiser on the scenes' latents."""
+    folder: Path = options.work_dir
+    images, captions = data.load_scenes(folder)
+    tokenizer = train_tokenizer(captions, folder / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(folder / "vae").to(memory_format=torch.channels_last)
+    latents = autoencoder.encode_all(vae, images, folder / "latents.npy")
+    unet, text_encoder = diffusion.build_unet(), diffusion.build_text_encoder(tokenizer)
+    token_ids = diffusion.tokenize(tokenizer, ["", *captions])
+    loss_of = diffusion.loss_on(unet, text_encoder, latents, token_ids[1:], token_ids[0])
+    _follow(
+        fit(
+            {"unet": unet, "text_encoder": text_encoder},
+            loss_of,
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            checkpoint=folder / "diffusion.safetensors",
+            average=0.998,
+            save_every=100,
+        ),
+        options.steps,
+        folder / "diffusion.jsonl",
+    )
+    unet.save_pretrained(folder / "unet")
+    text_encoder.save_pretrained(folder / "text_encoder")
+
+
+def _export(options: argparse.Namespace) -> None:
+    """Write the trained parts in half precision as a Stable Diffusion folder."""
+    export.export(options.work_dir, options.assets / "emoji-sd")
+
+
+def _make_subjects(options: argparse.Namespace) -> None:
+    """Draw the subjects that the base is personalized on."""
+    icons.prepare(options.work_dir)
+    subjects.make(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "subjects")
+
+
+def _make_control_pairs(options: argparse.Namespace) -> None:
+    """Draw the scenes that a control is learned from."""
+    icons.prepare(options.work_dir)
+    control_pairs.make(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "control")
+
+
+def _train_judge(options: argparse.Namespace) -> None:
+    """Train the judge on scenes composed as it goes and write it with its card."""
+    folder: Path = options.work_dir
+    icons.prepare(folder)
+    painter = scenes.SceneRenderer(icons.load(folder))
+    tokenizer = train_tokenizer(data.load_scenes(folder)[1], folder / "tokenizer")
+    clip = judge.build(tokenizer)
+    records = fit(
+        {"judge": clip},
+        judge.loss_on(clip, tokenizer, judge.Composer(painter)),
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        checkpoint=folder / "judge.safetensors",
+    )
+    _follow(records, options.steps, folder / "judge.jsonl")
+    with safe_open(folder / "judge.safetensors", "pt") as checkpoint:
+        minutes = float(checkpoint.metadata()["seconds"]) / 60
+    threads = torch.get_num_threads()
+    trained = f"{options.steps} steps of {judge.BATCH} images, {minutes:.0f} minutes on {threads} CPU threads"
+    loaded = Clip("emoji-clip", clip, judge.image_processor(), tokenizer)
+    card = judge_card.card(loaded, judge.vocabulary(), painter, options.assets / "subjects", trained)
+    judge.export(clip, tokenizer, card, options.assets / "emoji-clip")
+
+
+def _score(options: argparse.Namespace) -> None:
+    """Measure how often the base draws what is asked for, by the judge, and write it beside the base."""
+    folder: Path = options.work_dir
+    icons.prepare(folder)
+    unseen = score.unseen_scenes(scenes.SceneRenderer(icons.load(folder)), options.count)
+    base = options.assets / "emoji-sd"
+    clip, vocabulary = load_judge(options.assets / "emoji-clip")
+    pipe = load_pipeline(str(base))
+    drawn = list(tqdm(score.draw(pipe, unseen), "images", len(unseen)))
+    images = {"base": drawn, "real": [scene.image for scene in unseen]}
+    specs = [scene.spec for scene in unseen]
+    scores = {mode: score.accuracy(clip, vocabulary, shown, specs) for mode, shown in images.items()}
+    rows = {row: {mode: scores[mode][row] for mode in scores} for row in scores["real"]}
+    print(score.write_report(base, base.name, unseen, drawn, rows))
+
+
+def _follow(records: Iterable[Progress], steps: int, log: Path) -> None:
+    """Shows a bar and appends the mean loss of every 25 steps to `log`."""
+    losses: list[float] = []
+    with log.open("a") as file, tqdm(total=steps) as bar:
+        for record in records:
+            losses.append(record.loss)
+            bar.update(record.step - bar.n)
+            if record.step % 25 == 0 or record.step == steps:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+                print(json.dumps({"step": record.step, "loss": mean, "seconds": record.seconds}), file=file, flush=True)
+
+
+COMMANDS = {
+    "data": _make_data,
+    "autoencoder": _train_autoencoder,
+    "diffusion": _train_diffusion,
+    "export": _export,
+    "subjects": _make_subjects,
+    "control": _make_control_pairs,
+    "judge": _train_judge,
+    "score": _score,
+}
+
+if __name__ == "__main__":
+    main()

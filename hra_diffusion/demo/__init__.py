@@ -1,6 +1,0 @@
-"""The embedded base: a small Stable Diffusion of an emoji world, and the code that makes it.
-
-`world` says what exists there, `icons` fetches its pictures, `paint` and `backgrounds` vary them, `scenes` composes
-and captions them; `autoencoder` and `diffusion` train the model's parts, `export` writes assets/emoji-sd, `subjects`
-makes the pictures it is personalised on. `python -m hra_diffusion.demo --help` lists the commands in that order.
-"""

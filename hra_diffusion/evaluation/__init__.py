@@ -1,0 +1,1 @@
+"""Evaluation of a finished run: subject fidelity and drift, or agreement with a control."""

@@ -1,0 +1,84 @@
+"""What a base model's JSON files say of it: enough for the page to open before the weights are read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hra_diffusion import pipelines
+from hra_diffusion.errors import AdapterFileError, ModelError
+from hra_diffusion.formats.files import read_json
+from hra_diffusion.formats.folders import public_name
+from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.studio.engine.schedulers import scheduler_names
+
+_INDEX = "model_index.json"
+_NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """A base model that can be drawn with."""
+
+    source: str
+    """Its folder, its file, or its name on the hub."""
+    name: str
+    """As it may be shown and published."""
+    size: int
+    """Side of the images that it was made for, in pixels."""
+    multiple: int
+    """Sides are multiples of this."""
+    schedulers: tuple[str, ...]
+    """Names of the samplers that it can be drawn with, its own first."""
+
+
+def read_base(source: str) -> Base:
+    """Look at a model: a folder in diffusers' layout, a name on the hub, or a single file.
+
+    Raises:
+        ModelError: it is none, it is incomplete, or the studio cannot draw with such a model.
+    """
+    layout = pipelines.model_config(source) if Path(source).is_file() else source
+    try:
+        return _read(source, layout)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"The model {source!r} cannot be used: its JSON files do not say {error}.") from error
+
+
+def _read(source: str, layout: str) -> Base:
+    index = _json(source, layout, _INDEX)
+    parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}
+    denoiser = "unet" if "unet" in parts else "transformer"
+    if not {denoiser, "vae", "scheduler"} <= parts.keys():
+        raise ModelError(
+            f"{source!r} is a {index.get('_class_name')}: the studio draws with Stable Diffusion 1, 2 and XL, whose "
+            "folders hold a unet, a vae and a scheduler."
+        )
+    if Path(source).is_dir():
+        _check_weights(Path(source), [name for name in parts if not name.startswith(_NO_WEIGHTS)])
+    unet = _json(source, layout, f"{denoiser}/config.json")
+    vae = _json(source, layout, "vae/config.json")
+    scheduler = _json(source, layout, "scheduler/scheduler_config.json")
+    multiple = 2 ** (len(vae["block_out_channels"]) - 1)
+    return Base(
+        source=source,
+        name=public_name(source),
+        size=unet["sample_size"] * multiple,
+        multiple=multiple,
+        schedulers=scheduler_names(parts["scheduler"][1], scheduler),
+    )
+
+
+def _json(source: str, layout: str, name: str) -> dict[str, Any]:
+    try:
+        return read_json(local_folder(layout, None, [name]) / name)
+    except AdapterFileError as error:
+        raise ModelError(
+            f"The model {source!r} cannot be used: {error} Give a folder in diffusers' layout, with {_INDEX} beside "
+            "unet, text_encoder, tokenizer, vae and scheduler, or a model's name on the hub."
+        ) from error
+
+
+def _check_weights(folder: Path, parts: list[str]) -> None:
+    for name in parts:
+        if not any((folder / name).glob("*.safetensors")):
+            raise ModelError(f"The model {str(folder)!r} is incomplete: there is no .safetensors file in its {name}.")

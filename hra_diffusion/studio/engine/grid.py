@@ -1,0 +1,102 @@
+"""X/Y grids: one request, and two of its settings that take several values each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.contact_sheet import contact_sheet
+from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+
+AXES = ("strength", "adapter", "seed", "prompt")
+NO_ADAPTER = "none"
+MAX_VALUES, MAX_CELLS = 12, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """A setting and its values, as texts.
+
+    strength: of all adapters alike; adapter: one alone, or "none", at the first strength; seed; prompt, in which
+    {prompt} stands for the request's.
+    """
+
+    kind: str
+    values: tuple[str, ...]
+
+    @classmethod
+    def read(cls, kind: str, text: str) -> "Axis":
+        """Read values from a text: one a line, or with commas between them where they are no prompts.
+
+        Raises:
+            ConfigError: there is no such setting, or there are no values or too many.
+        """
+        if kind not in AXES:
+            raise ConfigError(f"There is no axis {str(kind)[:80]!r}; known are: {', '.join(AXES)}.")
+        parts = text.split("\n") if kind == "prompt" else text.replace("\n", ",").split(",")
+        values = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        if not 1 <= len(values) <= MAX_VALUES:
+            between = "one a line" if kind == "prompt" else "with commas between them"
+            raise ConfigError(f"Give 1 to {MAX_VALUES} values for {kind}, {between}; found {len(values)}.")
+        return cls(kind=kind, values=values)
+
+    def applied(self, request: GenerateRequest, value: str) -> GenerateRequest:
+        """Return the request with this value.
+
+        Raises:
+            ConfigError: it is none for this setting.
+        """
+        if self.kind == "prompt":
+            return replace(request, prompt=value.replace("{prompt}", request.prompt))
+        if self.kind == "adapter":
+            strength = request.adapters[0].strength if request.adapters else 1.0
+            uses = () if value == NO_ADAPTER else (AdapterUse(name=value, strength=strength),)
+            return replace(request, adapters=uses)
+        if self.kind == "seed":
+            return GenerateRequest.of(request.to_json() | {"seed": value})
+        if not request.adapters:
+            raise ConfigError("There is no adapter whose strength could vary: choose one under Generate.")
+        uses = [{"name": use.name, "strength": value} for use in request.adapters]
+        return GenerateRequest.of(request.to_json() | {"adapters": uses})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Cells of requests, row by row."""
+
+    x: Axis
+    y: Axis
+    rows: tuple[tuple[GenerateRequest, ...], ...]
+
+    @classmethod
+    def of(cls, request: GenerateRequest, x: Axis, y: Axis) -> "Grid":
+        """Make every cell's request; so a value that cannot be is found before anything is drawn.
+
+        Raises:
+            ConfigError: both axes are the same, there are too many cells, or a value cannot be.
+        """
+        if x.kind == y.kind:
+            raise ConfigError(f"Both axes are {x.kind}: choose two different ones.")
+        if len(x.values) * len(y.values) > MAX_CELLS:
+            raise ConfigError(f"{len(x.values)} × {len(y.values)} are more than {MAX_CELLS} cells: give fewer values.")
+        first, second = sorted((x, y), key=lambda axis: axis.kind != "adapter")  # a strength is that of the adapter
+        cells: dict[tuple[str, str], GenerateRequest] = {}
+        for one in first.values:
+            for other in second.values:
+                plain = first.kind == "adapter" and one == NO_ADAPTER and second.kind == "strength"
+                chosen = first.applied(replace(request, count=1), one)
+                place = (one, other) if first is x else (other, one)
+                cells[place] = chosen if plain else second.applied(chosen, other)
+        rows = tuple(tuple(cells[column, row] for column in x.values) for row in y.values)
+        return cls(x=x, y=y, rows=rows)
+
+    def labels(self, axis: Axis) -> list[str]:
+        """What stands beside the rows or above the columns."""
+        return [value if axis.kind in ("prompt", "adapter") else f"{axis.kind} {value}" for value in axis.values]
+
+    def sheet(self, images: Sequence[Image.Image]) -> Image.Image:
+        """Put the images, which come row by row, on a sheet with labels."""
+        width = len(self.x.values)
+        rows = [images[start : start + width] for start in range(0, len(images), width)]
+        return contact_sheet(rows, self.labels(self.y), self.labels(self.x))

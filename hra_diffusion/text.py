@@ -1,0 +1,17 @@
+"""Text of messages: the first few of many names, and the nearest known name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def shorten(items: Iterable[str], limit: int = 8) -> str:
+    """List the first ``limit`` items and count the rest: ``"a, b and 3 more"``."""
+    items = list(items)
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``": did you mean 'x'?"`` for the nearest known name, or a list of all names where none is near."""
+    known = list(known)
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}."

@@ -1,0 +1,169 @@
+"""Configs as TOML: a table a group, a key a field, so that the file of a run reproduces it.
+
+Reading takes the keys in their tables or without any; each key is checked by name and by type, and an unknown one is
+refused with the nearest match. What a file does not say keeps the value of the config it is read over.
+"""
+
+import types
+from collections.abc import Collection
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tomli_w
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.run_folder import of_run, tomllib
+from hra_diffusion.text import nearest
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+def flag_types(config: "type[DataclassInstance] | DataclassInstance") -> dict[str, Any]:
+    """Type of every field of a config by name, groups flattened: ``{"rank": int, …}``."""
+    hints = get_type_hints(config if isinstance(config, type) else type(config))
+    return {
+        name: kind
+        for field_name, hint in hints.items()
+        for name, kind in (flag_types(hint) if is_dataclass(hint) else {field_name: hint}).items()
+    }
+
+
+def flat_values(config: "DataclassInstance") -> dict[str, Any]:
+    """Return the value of every field by name, groups flattened."""
+    return {name: value for group in vars(config).values() for name, value in vars(group).items()}
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """Return the config with some fields changed, each given by its flat name."""
+    changes: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            changes[field.name] = with_values(value, values)
+        elif field.name in values:
+            changes[field.name] = values[field.name]
+    return replace(config, **changes)
+
+
+_STANDS_FOR = {
+    "num_train_epochs": "max_train_steps",
+    "dataset_name": "train_data_dir",
+    "train_data_dir": "dataset_name",
+}
+"""Settings by what they are told instead of."""
+
+
+_EARLIER_GROUPS = {"optimiser": "optimizer", "preview": "validation"}
+"""Names of tables in files of version 0.1."""
+
+
+def overridden_by(names: Collection[str]) -> dict[str, None]:
+    """Return what becomes of settings that are not among some names, but are told by others that are: None."""
+    return {other: None for name, other in _STANDS_FOR.items() if name in names and other not in names}
+
+
+def read_toml(path: Path, default: Config) -> Config:
+    """Read a TOML file over ``default``.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is out of range.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
+    except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
+        raise ConfigError(f"The config {path} is not valid TOML ({error}): correct it there.") from error
+    groups = {field.name for field in fields(default)}
+    table = {_EARLIER_GROUPS.get(key, key): value for key, value in table.items()}
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= value if key in groups and isinstance(value, dict) else {key: value}
+    known = flag_types(default)
+    for key in sorted(flat.keys() - known.keys()):
+        if key in groups:
+            raise ConfigError(f"The config {path} has {key} = {flat[key]!r}, but [{key}] is a table: write its keys.")
+        if any(key in get_type_hints(kind) or key in flag_types(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
+            raise ConfigError(f"The config {path} has {key}, which is of another kind of run than this command's.")
+        raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
+    told = {key: _convert(path, key, value, known[key]) for key, value in flat.items()}
+    return with_values(default, overridden_by(told) | told)
+
+
+def read_run(folder: Path, default: Config) -> Config:
+    """Read the settings of the run that made an adapter, in the adapter's folder or the one above.
+
+    Args:
+        folder: the adapter's, or the run's.
+        default: what the config does not say; its class tells the kind of run.
+
+    Returns:
+        The settings; the defaults, where there is no run.
+
+    Raises:
+        ConfigError: its config.toml is damaged, or of the other kind of run.
+    """
+    path = of_run(folder, "config.toml")
+    if path is None:
+        return default
+    of_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
+    if of_control != isinstance(default, ControlNetConfig) and path.parent != Path(folder):
+        return default  # what merely lies in another run's folder
+    if isinstance(default, ControlNetConfig) and not of_control:
+        raise ConfigError(f"{folder} is of an adapter without a condition, and no control: draw with --adapter.")
+    if isinstance(default, DreamBoothConfig) and of_control:
+        raise ConfigError(
+            f"{folder} is of a control: draw with --control and --image, and measure with hra-diffusion "
+            "evaluate-control."
+        )
+    return read_toml(path, default)
+
+
+def to_toml(config: "DataclassInstance") -> str:
+    """Write the config as TOML text: a table a group; fields that are None are left out."""
+    tables = {
+        group.name: {
+            name: _as_toml(value) for name, value in vars(getattr(config, group.name)).items() if value is not None
+        }
+        for group in fields(config)
+    }
+    return tomli_w.dumps(tables)
+
+
+def _as_toml(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_as_toml(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
+    """Return the TOML value as the field's type, or ConfigError."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    for wanted in kinds:
+        if get_origin(wanted) is Literal and value in get_args(wanted):
+            return value
+        if get_origin(wanted) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(map(get_args(wanted)[0], value))
+        if wanted is Path and isinstance(value, str):
+            return Path(value)
+        if wanted is float and type(value) is int:
+            return float(value)
+        if type(value) is wanted:  # not isinstance: True is no number here
+            return value
+    expected = " or ".join(_in_words(wanted) for wanted in kinds if wanted is not type(None))
+    raise ConfigError(f"The config {path} has {key} = {value!r}: write {expected}.")
+
+
+def _in_words(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return "a list of texts"
+    return {str: "a text", Path: "a path as text", int: "a whole number", float: "a number", bool: "true or false"}[
+        kind
+    ]

@@ -1,0 +1,1 @@
+"""Training data: folders of images → crops, captions, masks and latents, in batches by seed and step."""

@@ -1,0 +1,57 @@
+"""Aspect-ratio buckets: a few sizes of about the same area, so that little of an image is cut off.
+
+    w · h ≤ R²,   w and h multiples of a stride,   R/2 ≤ w, h ≤ 2R
+
+for the resolution R, each w with the largest h (NovelAI, "Improvements on Stable Diffusion", 2022). An image goes
+into the bucket whose aspect ratio is nearest; none is left out, however long it is.
+"""
+
+from collections.abc import Iterable
+from math import log
+from typing import Any
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines.components import default_size, size_multiple
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+
+
+def bucket_sizes(resolution: int, step: int) -> list[Size]:
+    """Return the sizes for a resolution. The stride is 8 ``step``, but at most R/8: 64 for Stable Diffusion at 512."""
+    stride = min(8, max(1, resolution // (8 * step))) * step
+    longest = 2 * resolution // stride * stride
+    sizes = {(resolution, resolution)}
+    for width in range(-(-resolution // (2 * stride)) * stride, longest + 1, stride):
+        height = min(resolution**2 // width // stride * stride, longest)
+        sizes |= {(width, height), (height, width)}
+    return sorted(size for size in sizes if 2 * min(size) >= resolution)
+
+
+def nearest_size(image: Size, sizes: Iterable[Size]) -> Size:
+    """Return the size whose aspect ratio is nearest to the image's."""
+    width, height = image
+    return min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(width / height)))
+
+
+def sizes_for(images: Iterable[Size], resolution: int, step: int, in_buckets: bool) -> list[Size]:
+    """Return the size at which each image is trained on: squares, or the nearest of the buckets."""
+    sizes = bucket_sizes(resolution, step) if in_buckets else [(resolution, resolution)]
+    return [nearest_size(image, sizes) for image in images]
+
+
+def checked_resolution(wanted: int | None, pipe: Any) -> int:
+    """Return the resolution to work at, the model's own if none is wanted.
+
+    Raises:
+        ConfigError: the model does not work at that one, or has none of its own.
+    """
+    step = size_multiple(pipe)
+    if wanted is not None and (wanted < step or wanted % step):
+        raise ConfigError(
+            f"--resolution is {wanted}, but this model works in steps of {step} pixels: "
+            f"use {max(step, wanted // step * step)}."
+        )
+    if not (resolution := wanted or default_size(pipe)):
+        raise ConfigError("The model does not say what resolution it was made for: give one with --resolution.")
+    return resolution

@@ -1,0 +1,1 @@
+"""Memory and devices: memory format, offloading, quantization, sharding."""

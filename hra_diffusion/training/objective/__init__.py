@@ -1,0 +1,1 @@
+"""The training objective: noise levels, noise processes and losses."""

@@ -1,0 +1,75 @@
+"""The base is made from nothing by its commands, here with hardly any training."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+PARTS = (
+    "data --count 40",
+    "autoencoder --steps 2",
+    "diffusion --steps 2",
+    "export",
+    "subjects",
+    "control",
+    "judge --steps 2",
+    "score --count 8",
+)
+PROJECT = Path(__file__).resolve().parents[2]
+PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("assets/*/README.md")]
+
+
+@pytest.fixture(scope="module")
+def made(python, tmp_path_factory):
+    """A folder in which every part was made, and the function that makes one."""
+    if not shutil.which("npm"):
+        pytest.skip("The icons come from npm, which is not here.")
+    folder = tmp_path_factory.mktemp("demo")
+
+    def make(part: str) -> None:
+        where = ("--work_dir", folder, "--assets", folder / "assets")
+        done = python("-m", "emoji_world", *where, *part.split())
+        assert done.returncode == 0, done.stderr
+
+    for part in PARTS:
+        make(part)
+    return folder, make
+
+
+@pytest.mark.slow
+def test_the_commands_make_a_pipeline_that_draws_and_subjects_to_teach_it(made):
+    from diffusers import StableDiffusionPipeline
+
+    assets = made[0] / "assets"
+    base = assets / "emoji-sd"
+    pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.alphas_cumprod[-1] == 0
+    assert pipe("a cat on a blue background", num_inference_steps=2).images[0].size == (128, 128)
+    assert sum(path.stat().st_size for path in base.rglob("*.safetensors")) < 32e6
+    assert "MIT" in (base / "README.md").read_text()
+    assert sum(path.stat().st_size for path in (assets / "emoji-clip").iterdir()) < 8e6
+    assert "on 8 held-out combinations" in (base / "scores.md").read_text()
+    subjects = sorted((assets / "subjects").iterdir())
+    assert len(subjects) == 6
+    for folder in subjects:
+        assert len(list(folder.glob("*.png"))) == 5
+        assert len(list((folder / "held_out").glob("*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_a_second_call_of_a_finished_part_changes_nothing(made):
+    folder, make = made
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    make(PARTS[0])
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert len(json.loads((folder / "captions.json").read_text())) == 40
+
+
+def test_every_command_in_the_guides_that_makes_a_part_is_one_of_these():
+    told = {name for page in PAGES for name in re.findall(r"emoji_world (\w+)", page.read_text("utf-8"))}
+    assert told
+    assert told <= {part.split()[0] for part in PARTS}

@@ -1,0 +1,115 @@
+"""EMA: an average on the sphere that training never notices, and that is what is saved and shown."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from safetensors.torch import load_file
+
+from hra_diffusion.householder.chain import chain_matrix
+from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.loop.ema import EMA
+from hra_diffusion.training.loop.optimizers import retract
+
+COLUMNS, OTHER = "layer.hra_u_default", "tokens"
+WEIGHTS = Path("unet") / "adapter_model.safetensors"
+
+
+def columns(seed: int, d: int = 16, r: int = 4) -> torch.Tensor:
+    u = torch.randn(d, r, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    retract([u])
+    return u
+
+
+def test_it_is_the_weighted_mean_brought_back_to_the_sphere():
+    u, v = columns(0), columns(1)
+    average = EMA({COLUMNS: u, OTHER: u}, decay=0.1)
+    average.update({COLUMNS: v, OTHER: v}, step=1)
+    mean = 0.1 * u + 0.9 * v
+    assert torch.allclose(average.weights[OTHER], mean)
+    assert torch.allclose(average.weights[COLUMNS], mean * math.sqrt(16) / mean.norm(dim=0))
+
+
+def test_it_begins_quickly_and_becomes_slow():
+    average = EMA({OTHER: torch.zeros(1)}, decay=0.9)
+    average.update({OTHER: torch.ones(1)}, step=1)
+    assert average.weights[OTHER].item() == pytest.approx(1 - 2 / 11)
+    average.update({OTHER: torch.zeros(1)}, step=1000)
+    assert average.weights[OTHER].item() == pytest.approx(0.9 * (1 - 2 / 11))
+
+
+def test_near_columns_give_the_rotation_halfway():
+    u = columns(0, r=1)
+    direction = columns(1, r=1)
+    direction -= u * (u * direction).sum() / u.square().sum()
+    direction *= 4 / direction.norm()
+    ends = [u * math.cos(angle) + direction * math.sin(angle) for angle in (-0.1, 0.1)]
+    average = EMA({COLUMNS: ends[0]}, decay=0.5)
+    average.update({COLUMNS: ends[1]}, step=1000)
+    assert torch.allclose(chain_matrix(average.weights[COLUMNS]), chain_matrix(u), atol=1e-12)
+
+
+def test_missing_reflections_stay_missing():
+    average = EMA({COLUMNS: torch.zeros(8, 2)}, decay=0.5)
+    average.update({COLUMNS: torch.zeros(8, 2)}, step=5)
+    assert not average.weights[COLUMNS].any()
+
+
+def train(config, folder: Path, stop_after: int | None = None, **changes) -> DreamBooth:
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()
+    run = DreamBooth(with_values(config, {"output_dir": folder, **changes}))
+    for record in run.steps():
+        if record.step == stop_after:
+            run.save_checkpoint()
+            return run
+    run.save()
+    return run
+
+
+@pytest.fixture
+def config(config):
+    values = {"with_prior_preservation": False, "train_text_encoder": False, "learning_rate": 1.0}
+    return with_values(config, {**values, "use_ema": True, "ema_decay": 0.5, "checkpointing_steps": 2})
+
+
+def test_training_does_not_notice_it_and_what_is_saved_is_the_average(config, tmp_path):
+    without = train(config, tmp_path / "without", use_ema=False)
+    average = train(config, tmp_path / "average")
+    assert (average.folder / "log.jsonl").read_bytes() == (without.folder / "log.jsonl").read_bytes()
+    saved = [load_file(run.folder / "adapter" / WEIGHTS) for run in (without, average)]
+    assert not any(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
+    expected = torch.cat([weight.flatten() for weight in average.recording.trainer.average.weights.values()])
+    found = torch.cat([saved[1][f"base_model.model.{name}"].flatten() for name in names_of(average)])
+    assert torch.equal(found, expected)
+
+
+def names_of(run: DreamBooth) -> list[str]:
+    """Names in the file of what trains in the UNet."""
+    return [
+        name.partition("unet.model.")[2].replace("hra_u_default", "hra_u") for name in run.recording.trainer.weights
+    ]
+
+
+def test_with_it_too_a_run_goes_on_to_the_bit(config, tmp_path):
+    whole = train(config, tmp_path / "whole").folder
+    train(config, tmp_path / "stopped", stop_after=3)
+    stopped = train(config, tmp_path / "stopped", resume_from_checkpoint="latest").folder
+    for name in (Path("adapter") / WEIGHTS, "checkpoint-4/training_state.safetensors", "log.jsonl"):
+        assert (stopped / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_what_is_drawn_on_the_way_is_the_average_that_the_checkpoint_holds(config, tmp_path):
+    run = train(config, tmp_path / "run", stop_after=2)
+    before = {name: weight.detach().clone() for name, weight in run.recording.trainer.weights.items()}
+    prompt, seed, image = next(iter(list(run.draw_validation())))
+    assert all(torch.equal(weight, before[name]) for name, weight in run.recording.trainer.weights.items())
+    pipe = load_pipeline(str(config.model.pretrained_model_name_or_path))
+    load_hra_weights(pipe, tmp_path / "run" / "checkpoint-2")
+    theirs = draw(pipe, prompt, seed, num_inference_steps=2)
+    assert np.array_equal(np.asarray(image), np.asarray(theirs))

@@ -1,0 +1,66 @@
+"""A quantized base trains nearly the adapter that the whole one trains, and the adapter loads into the whole one."""
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.devices.quantization import quantize
+from hra_diffusion.training.dreambooth import DreamBooth
+
+
+def trained(config, **settings):
+    """A run of four steps, and how far each adapted layer's columns went."""
+    run = DreamBooth(with_values(config, {"with_prior_preservation": False, **settings}))
+    start = {name: w.detach().clone() for name, w in run.recording.trainer.weights.items()}
+    losses = [record.loss for record in run.steps()]
+    return run, losses, {name: w.detach() - start[name] for name, w in run.recording.trainer.weights.items()}
+
+
+def test_weights_are_rounded_to_a_255th_of_their_rows_range():
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(64, 48))
+    weight = model[0].weight.detach().clone()
+    quantize(model)
+    rounded = model[0].weight.dequantize()
+    step = weight.abs().amax(1, keepdim=True) / 127
+    assert not torch.equal(rounded, weight)
+    assert ((rounded - weight).abs() <= 0.52 * step).all()
+
+
+def test_nf4_rounds_each_weight_to_one_of_sixteen_of_its_64s_largest():
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = nn.Sequential(nn.Linear(64, 48))
+    weight = model[0].weight.detach().clone()
+    quantize(model, "nf4")
+    rounded = bitsandbytes.functional.dequantize_4bit(model[0].weight, model[0].weight.quant_state)
+    scale = weight.abs().amax(1, keepdim=True)
+    assert max(len(row.unique()) for row in rounded) <= 16
+    assert ((rounded - weight).abs() <= 0.16 * scale).all()
+
+
+@pytest.mark.parametrize(("kind", "package", "close"), [("int8", "torchao", 0.02), ("nf4", "bitsandbytes", 0.1)])
+def test_a_quantized_base_learns_what_the_whole_one_does(config, tmp_path, kind, package, close):
+    pytest.importorskip(package)
+    _, whole_losses, whole = trained(config)
+    run, losses, moved = trained(config, quantization=kind, output_dir=tmp_path / "quantized")
+    assert losses == pytest.approx(whole_losses, rel=close)
+    alike = torch.cosine_similarity(
+        *(torch.cat([w.flatten() for w in each.values()]) for each in (whole, moved)), dim=0
+    )
+    assert alike > 0.8
+    pipe = load_pipeline(config.model.pretrained_model_name_or_path)
+    load_hra_weights(pipe, run.save())
+    assert draw(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, kind, package):
+    for name in (f"{package}.quantization", f"{package}.nn"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=rf"package {package} .*pip install 'hra-diffusion\[{kind}\]'"):
+        quantize(nn.Linear(2, 2), kind)
