@@ -1,7 +1,7 @@
 """A scene: one thing, perhaps recolored or patterned, on a background, with its image and its captions.
 
-`draw_spec` decides what a scene shows, `SceneRenderer.render` paints it and `caption` words it; the three share nothing but
-the `Spec`, so images and words can be asked for one without the other. Everything is a function of a generator.
+`draw_spec` decides what a scene shows, `SceneRenderer.render` paints it and `caption` words it; the three share nothing
+but the `Spec`, so images and words can be asked for one without the other. Everything is a function of a generator.
 """
 
 import zlib

@@ -96,8 +96,8 @@ class Injection:
         if unplaced or config.r > room or more:
             raise AdapterFileError(
                 f"The adapter cannot be swapped for {adapter!r}: its rank is {config.r} of at most {room}, "
-                f"{len(unplaced)} of its layers are not adapted here ({shorten(unplaced) or '–'}), and biases or modules "
-                "trained whole cannot be swapped. Load it as an adapter of its own."
+                f"{len(unplaced)} of its layers are not adapted here ({shorten(unplaced) or '–'}), and biases or "
+                "modules trained whole cannot be swapped. Load it as an adapter of its own."
             )
         for name, layer in slots.items():
             columns = state.columns.get(name, torch.zeros(layer.unfolded_size, 0))

@@ -85,7 +85,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     from accelerate import PartialState  # these import torch and diffusers: not for --help
 
     from hra_diffusion.formats.files import check_writable, write_file
-    from hra_diffusion.pipelines import base_model, draw, load_hra_weights, load_pipeline
+    from hra_diffusion.pipelines import base_model, generate_image, load_hra_weights, load_pipeline
     from hra_diffusion.pipelines.components import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
@@ -107,7 +107,7 @@ def generate(config: GenerateConfig) -> list[Path]:
     with _guiding(config, pipe):
         for seed in range(config.seed, config.seed + config.num_images):
             paths.append(config.output_dir / image_name(config.prompt, seed))
-            write_file(paths[-1], draw(pipe, config.prompt, seed, **options).save)
+            write_file(paths[-1], generate_image(pipe, config.prompt, seed, **options).save)
     return paths
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hra_diffusion.pipelines.fitting import Fit, fit_lora
     from hra_diffusion.pipelines.loading import load_hra_weights, unload_hra_weights
     from hra_diffusion.pipelines.merging import merge_hra
-    from hra_diffusion.pipelines.models import draw, load_pipeline, model_config, pipeline_class
+    from hra_diffusion.pipelines.models import generate_image, load_pipeline, model_config, pipeline_class
     from hra_diffusion.pipelines.publishing import push_hra_weights
     from hra_diffusion.pipelines.saving import save_hra_weights
     from hra_diffusion.pipelines.tokens import set_tokens, token_embeddings, tokens_of
@@ -38,7 +38,7 @@ _HOMES: Final = {
     "adapted_components": "hra_diffusion.pipelines.components",
     "base_model": "hra_diffusion.formats.folders",
     "denoiser_name": "hra_diffusion.pipelines.components",
-    "draw": "hra_diffusion.pipelines.models",
+    "generate_image": "hra_diffusion.pipelines.models",
     "export_lora": "hra_diffusion.pipelines.export",
     "fit_lora": "hra_diffusion.pipelines.fitting",
     "fuse_hra": "hra_diffusion.pipelines.activation",
@@ -68,10 +68,10 @@ __all__ = [
     "base_model",
     "denoiser_name",
     "disable_hra",
-    "draw",
     "export_lora",
     "fit_lora",
     "fuse_hra",
+    "generate_image",
     "list_hra_adapters",
     "load_hra_weights",
     "load_pipeline",

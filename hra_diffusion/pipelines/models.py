@@ -138,7 +138,7 @@ def _rescale(pipe: Any, name: str) -> None:
     pipe.scheduler = kind.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
 
 
-def draw(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
+def generate_image(pipe: Any, prompt: str, seed: int, **options: Any) -> Image.Image:
     """Draw one image. Previews and the command line call this too: the same seed gives the same image.
 
     Args:

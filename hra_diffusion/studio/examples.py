@@ -13,7 +13,7 @@ from tqdm import tqdm
 from hra_diffusion.formats.files import remove_folder, write_file
 from hra_diffusion.formats.folders import run_settings
 from hra_diffusion.formats.model_card import ModelCard
-from hra_diffusion.pipelines import draw
+from hra_diffusion.pipelines import generate_image
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.defaults import embedded_defaults
@@ -75,7 +75,7 @@ def make(name: str, config: DreamBoothConfig, library: Library) -> None:
 
 def _portrait(run: DreamBooth) -> Any:
     preview, side = run.config.preview, run.resolution
-    return draw(
+    return generate_image(
         run.pipe,
         run.subjects[0].prompt,
         0,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
-from hra_diffusion.pipelines import disable_hra, draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import disable_hra, generate_image, load_hra_weights, load_pipeline
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config.file import to_toml
 
@@ -153,7 +153,7 @@ def test_generate_draws_what_python_draws(capsys, trained, tiny_sd, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
     load_hra_weights(pipe, trained)
     for seed, path in zip((5, 6), paths, strict=True):
-        theirs = draw(pipe, prompt, seed, num_inference_steps=2)
+        theirs = generate_image(pipe, prompt, seed, num_inference_steps=2)
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(theirs))
 
 
@@ -187,8 +187,8 @@ def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):
     load_hra_weights(pipe, trained)
     prompt, options = "a photo of a sks dog", {"num_inference_steps": 2}
     with disable_hra(pipe):
-        without = np.asarray(draw(pipe, prompt, 5, **options))
-    adapted = np.asarray(draw(pipe, prompt, 5, **options))
+        without = np.asarray(generate_image(pipe, prompt, 5, **options))
+    adapted = np.asarray(generate_image(pipe, prompt, 5, **options))
     assert not np.array_equal(without, adapted)
     assert contains(sheet, without)
     assert contains(sheet, adapted)

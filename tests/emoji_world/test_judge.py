@@ -207,7 +207,7 @@ def test_scores_are_written_with_their_prompts_and_seeds(painter, tmp_path):
 
 
 def test_a_base_draws_each_prompt_with_its_own_seed(painter, tiny_sd):
-    from hra_diffusion.pipelines import draw, load_pipeline
+    from hra_diffusion.pipelines import generate_image, load_pipeline
 
     pipe = load_pipeline(str(tiny_sd))
     unseen = score.unseen_scenes(painter, 2)

@@ -11,7 +11,7 @@ from hra_diffusion.metrics.generation import PHOTO_CONTEXTS, Generations, make_p
 from hra_diffusion.metrics.instruments import load_instruments
 from hra_diffusion.metrics.report import Report
 from hra_diffusion.metrics.vocabulary import read_vocabulary
-from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipeline
 
 DRAWING = {"resolution": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
 
@@ -99,7 +99,7 @@ def test_one_at_a_time_the_images_are_those_of_generate_and_in_batches_nearly(ad
     for drawings in (single, batched):
         list(drawings.draw_as("adapter", adapted))
     prompt = single.plan.prompts["subject"][1]
-    wanted = draw(adapted, prompt, 4, height=32, width=32, num_inference_steps=2, guidance_scale=2.0)
+    wanted = generate_image(adapted, prompt, 4, height=32, width=32, num_inference_steps=2, guidance_scale=2.0)
     found = single.by_prompt("adapter", "subject")[1][1]
     assert found.tobytes() == wanted.tobytes()
     near = np.asarray(batched.by_prompt("adapter", "subject")[1][1], dtype=int)

@@ -14,7 +14,7 @@ from hra_diffusion.pipelines import (
     adapted_components,
     base_model,
     disable_hra,
-    draw,
+    generate_image,
     load_hra_weights,
     load_pipeline,
     unload_hra_weights,
@@ -40,30 +40,30 @@ def test_a_run_s_own_adapter_is_not_hidden(pipe, adapters, tmp_path):
 
 
 def test_an_adapter_changes_the_image_and_unloading_gives_the_base_back(pipe, trained):
-    components, before = dict(pipe.components), draw(pipe, PROMPT, 0, **OPTIONS)
+    components, before = dict(pipe.components), generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained / "adapter")
     assert list(adapted_components(pipe)) == ["text_encoder", "unet"]
-    assert not same(draw(pipe, PROMPT, 0, **OPTIONS), before)
+    assert not same(generate_image(pipe, PROMPT, 0, **OPTIONS), before)
     unload_hra_weights(pipe)
     assert all(pipe.components[name] is component for name, component in components.items())
-    assert same(draw(pipe, PROMPT, 0, **OPTIONS), before)
+    assert same(generate_image(pipe, PROMPT, 0, **OPTIONS), before)
 
 
 def test_disabled_the_pipeline_is_its_base_within_the_block_only(pipe, trained):
-    before = draw(pipe, PROMPT, 0, **OPTIONS)
+    before = generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained)
-    adapted = draw(pipe, PROMPT, 0, **OPTIONS)
+    adapted = generate_image(pipe, PROMPT, 0, **OPTIONS)
     with disable_hra(pipe):
-        assert same(draw(pipe, PROMPT, 0, **OPTIONS), before)
-    assert same(draw(pipe, PROMPT, 0, **OPTIONS), adapted)
+        assert same(generate_image(pipe, PROMPT, 0, **OPTIONS), before)
+    assert same(generate_image(pipe, PROMPT, 0, **OPTIONS), adapted)
 
 
 def test_the_same_seed_gives_the_same_image_whatever_was_drawn_before(pipe):
-    first = draw(pipe, PROMPT, 7, **OPTIONS)
+    first = generate_image(pipe, PROMPT, 7, **OPTIONS)
     torch.rand(5)
-    draw(pipe, PROMPT, 8, **OPTIONS)
-    assert same(draw(pipe, PROMPT, 7, **OPTIONS), first)
-    assert not same(draw(pipe, PROMPT, 8, **OPTIONS), first)
+    generate_image(pipe, PROMPT, 8, **OPTIONS)
+    assert same(generate_image(pipe, PROMPT, 7, **OPTIONS), first)
+    assert not same(generate_image(pipe, PROMPT, 8, **OPTIONS), first)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other model"])
@@ -257,7 +257,7 @@ def test_a_folder_without_an_adapter_is_refused_with_what_one_holds(pipe, tmp_pa
 def test_a_model_stored_in_half_precision_draws_in_float32(make_model, tmp_path):
     pipe = load_pipeline(str(make_model(tmp_path / "half", half=True)))
     assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {torch.float32}
-    assert draw(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)
+    assert generate_image(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)
 
 
 def test_an_adapter_knows_its_base_model(trained, tiny_sd):

@@ -548,7 +548,7 @@ def test_an_adapter_goes_out_and_comes_in_again(client, session, tmp_path):
 def test_a_merged_model_draws_what_its_adapters_draw_together(client, session, tmp_path):
     import torch
 
-    from hra_diffusion.pipelines import draw, load_pipeline
+    from hra_diffusion.pipelines import generate_image, load_pipeline
 
     uses = [AdapterUse(name="amber", strength=0.5), AdapterUse(name="birch", strength=1.25)]
     others = [{"name": "birch", "strength": 1.25}]
@@ -558,7 +558,7 @@ def test_a_merged_model_draws_what_its_adapters_draw_together(client, session, t
     (folder,) = (path for path in tmp_path.iterdir() if (path / "model_index.json").is_file())
     request = GenerateRequest(prompt="a cat", adapters=tuple(uses), steps=2, width=32, height=32, guidance_scale=1)
     acting = next(each for each in session.model.draw(request, threading.Event()) if isinstance(each, Drawn)).image
-    merged = draw(
+    merged = generate_image(
         load_pipeline(str(folder)), "a cat", 0, height=32, width=32, num_inference_steps=2, guidance_scale=1.0
     )
     one, other = (torch.tensor(list(image.tobytes())).float() for image in (acting, merged))

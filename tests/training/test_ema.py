@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hra_diffusion.householder.chain import chain_matrix
-from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipeline
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.loop.ema import EMA
@@ -111,5 +111,5 @@ def test_what_is_drawn_on_the_way_is_the_average_that_the_checkpoint_holds(confi
     assert all(torch.equal(weight, before[name]) for name, weight in run.recording.trainer.weights.items())
     pipe = load_pipeline(str(config.model.pretrained_model_name_or_path))
     load_hra_weights(pipe, tmp_path / "run" / "checkpoint-2")
-    theirs = draw(pipe, prompt, seed, num_inference_steps=2)
+    theirs = generate_image(pipe, prompt, seed, num_inference_steps=2)
     assert np.array_equal(np.asarray(image), np.asarray(theirs))

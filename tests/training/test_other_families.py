@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.cli.main import main
-from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipeline
 from hra_diffusion.pipelines.components import size_multiple
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config import DreamBoothConfig
@@ -40,19 +40,19 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
         "mixed_precision": precision,
     }
     run = DreamBooth(with_values(DreamBoothConfig(), values))
-    base = draw(run.pipe, PROMPT, 3, **OPTIONS)
+    base = generate_image(run.pipe, PROMPT, 3, **OPTIONS)
     list(run.draw_class_images())
     assert all(np.isfinite(record.loss) for record in run.steps())
     folder = run.save()
     denoiser = "unet" if model.name == "tiny-sdxl" else "transformer"
     parts = {"text_encoder", "text_encoder_2", denoiser} | ({"tokens"} if words else set())
     assert {path.name for path in folder.iterdir()} == parts
-    adapted = draw(run.pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS)
+    adapted = generate_image(run.pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS)
     assert np.abs(np.asarray(adapted).astype(int) - np.asarray(base)).max() > 2
     if precision == "no":
         pipe = load_pipeline(str(model))
         load_hra_weights(pipe, folder)
-        assert draw(pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS) == adapted
+        assert generate_image(pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS) == adapted
         flags = ["--adapter", str(run.folder), "--prompt", PROMPT, "--seed", "3", "--output_dir", str(tmp_path)]
         assert main(["generate", *flags]) == 0
         with Image.open(tmp_path / image_name(PROMPT, 3)) as generated:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipeline
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.devices.quantization import quantize
 from hra_diffusion.training.dreambooth import DreamBooth
@@ -55,7 +55,7 @@ def test_a_quantized_base_learns_what_the_whole_one_does(config, tmp_path, kind,
     assert alike > 0.8
     pipe = load_pipeline(config.model.pretrained_model_name_or_path)
     load_hra_weights(pipe, run.save())
-    assert draw(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
+    assert generate_image(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from hra_diffusion.cli.inspect import InspectConfig, report
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.pipelines import (
-    draw,
+    generate_image,
     load_hra_weights,
     load_pipeline,
     merge_hra,
@@ -79,12 +79,12 @@ def test_new_words_turn_and_keep_their_length_and_nothing_else_of_the_text_encod
 
 def test_a_loaded_adapter_brings_its_words_and_takes_them_along_when_it_goes(run, tiny_sd, tmp_path):
     folder = run.save()
-    wanted = draw(run.pipe, PROMPT, 0, **OPTIONS)
+    wanted = generate_image(run.pipe, PROMPT, 0, **OPTIONS)
     pipe = load_pipeline(str(tiny_sd))
     tokenizer, embedding = pipe.tokenizer, pipe.text_encoder.get_input_embeddings()
-    without = draw(pipe, PROMPT, 0, **OPTIONS)
+    without = generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, folder)
-    assert draw(pipe, PROMPT, 0, **OPTIONS) == wanted
+    assert generate_image(pipe, PROMPT, 0, **OPTIONS) == wanted
     saved = save_hra_weights(pipe, tmp_path / "again")
     file = "tokens/text_encoder/sks.safetensors"
     assert (saved / file).read_bytes() == (folder / file).read_bytes()
@@ -94,7 +94,7 @@ def test_a_loaded_adapter_brings_its_words_and_takes_them_along_when_it_goes(run
     unload_hra_weights(pipe)
     assert pipe.tokenizer is tokenizer
     assert pipe.text_encoder.get_input_embeddings() is embedding
-    assert draw(pipe, PROMPT, 0, **OPTIONS) == without != wanted
+    assert generate_image(pipe, PROMPT, 0, **OPTIONS) == without != wanted
 
 
 def test_diffusers_reads_the_words_and_gives_them_the_same_vectors(run, tiny_sd):
@@ -112,12 +112,12 @@ def test_diffusers_reads_the_words_and_gives_them_the_same_vectors(run, tiny_sd)
 
 
 def test_a_merged_model_has_the_words_in_its_own_table(run, tiny_sd, tmp_path):
-    wanted = draw(run.pipe, PROMPT, 0, **OPTIONS)
+    wanted = generate_image(run.pipe, PROMPT, 0, **OPTIONS)
     merged = StableDiffusionPipeline.from_pretrained(
         merge_hra(tiny_sd, tmp_path / "merged", {run.save(): 1.0}), use_safetensors=True
     )
     merged.set_progress_bar_config(disable=True)
-    difference = np.asarray(draw(merged, PROMPT, 0, **OPTIONS)).astype(int) - np.asarray(wanted)
+    difference = np.asarray(generate_image(merged, PROMPT, 0, **OPTIONS)).astype(int) - np.asarray(wanted)
     assert np.abs(difference).max() <= 1
 
 
@@ -126,9 +126,9 @@ def test_two_adapters_may_not_have_the_same_word_and_a_word_goes_with_its_own_ad
     load_hra_weights(pipe, folder, "first")
     with pytest.raises(ConfigError, match="'first' has a token <sks> of its own"):
         load_hra_weights(pipe, folder, "second")
-    wanted = draw(pipe, PROMPT, 0, **OPTIONS)
+    wanted = generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, folder, "first", hotswap=True)
-    assert draw(pipe, PROMPT, 0, **OPTIONS) == wanted
+    assert generate_image(pipe, PROMPT, 0, **OPTIONS) == wanted
     (folder / "tokens/text_encoder/sks.safetensors").write_bytes(b"no tensors")
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
         load_hra_weights(pipe, folder, "third")

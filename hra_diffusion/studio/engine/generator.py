@@ -13,7 +13,13 @@ from typing import Any
 from PIL import Image
 
 from hra_diffusion.control import Control, load_hra_control
-from hra_diffusion.pipelines import draw, load_hra_weights, load_pipeline, unload_hra_weights, using_hra_adapters
+from hra_diffusion.pipelines import (
+    generate_image,
+    load_hra_weights,
+    load_pipeline,
+    unload_hra_weights,
+    using_hra_adapters,
+)
 from hra_diffusion.studio.engine.events import Drawn, Event, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
 from hra_diffusion.studio.engine.preview import Preview
@@ -127,7 +133,7 @@ class Generator:
             image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
             options = {"image": image, "strength": request.image_strength}
         with self._following(pipe, request, controls):
-            return draw(
+            return generate_image(
                 pipe,
                 request.prompt,
                 request.seed,

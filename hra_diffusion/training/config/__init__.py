@@ -1,7 +1,7 @@
 """What a training run can be told: small frozen dataclasses, one a subject, with diffusers' names for the fields.
 
 A field is a flag (``--learning_rate``) and a key of the TOML file (``learning_rate``) at once, so names are unique over
-all groups. ``None`` means "not said": :func:`hra_diffusion.training.config.defaults.resolve` fills it in from the model,
+all groups. ``None`` means "not given": :func:`hra_diffusion.training.config.defaults.resolve` takes it from the model,
 the image folder or the embedded base. Nothing heavy is imported here, so that ``--help`` answers at once.
 
 A kind of run has a dataclass of such groups, whose base is :class:`TrainingConfig`, what every run is told.

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.data import ImageConfig
 from hra_diffusion.training.config.adapter import AdapterConfig
+from hra_diffusion.training.config.data import ImageConfig
 from hra_diffusion.training.config.root import TrainingConfig
 from hra_diffusion.training.config.run import ValidationConfig
 

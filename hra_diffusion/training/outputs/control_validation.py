@@ -8,7 +8,7 @@ from PIL import Image
 
 from hra_diffusion.control import Control
 from hra_diffusion.formats.contact_sheet import contact_sheet
-from hra_diffusion.pipelines import draw, disable_hra
+from hra_diffusion.pipelines import generate_image, disable_hra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ class ControlValidation:
         self.rows.clear()
         for at, prompt in enumerate(self.prompts):
             with disable_hra(pipe):
-                base = draw(pipe, prompt, self.seed + at, **self.options)
+                base = generate_image(pipe, prompt, self.seed + at, **self.options)
             yield 2 * at + 1
             self.rows.append([self.conditions[at], base, self._controlled(pipe, at), *self.real[at : at + 1]])
             yield 2 * at + 2
@@ -55,4 +55,4 @@ class ControlValidation:
 
     def _controlled(self, pipe: Any, at: int) -> Image.Image:
         with self.control.guiding(pipe, self.conditions[at], annotated=True):
-            return draw(pipe, self.prompts[at], self.seed + at, **self.options)
+            return generate_image(pipe, self.prompts[at], self.seed + at, **self.options)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contact_sheet import contact_sheet
-from hra_diffusion.pipelines import draw, disable_hra
+from hra_diffusion.pipelines import generate_image, disable_hra
 from hra_diffusion.training.config import SubjectValidationConfig
 from hra_diffusion.training.data.subjects import Subject
 
@@ -81,7 +81,7 @@ class SubjectValidation:
         return contact_sheet(self.rows, self.prompts, columns)
 
     def _image(self, pipe: Any, prompt: str, seed: int) -> Image.Image:
-        return draw(pipe, prompt, seed, **self.options)
+        return generate_image(pipe, prompt, seed, **self.options)
 
 
 def subject_validation(subjects: Sequence[Subject], validation: SubjectValidationConfig, resolution: int, seed: int) -> SubjectValidation:
