@@ -212,7 +212,7 @@ def test_a_base_draws_each_prompt_with_its_own_seed(painter, tiny_sd):
     pipe = load_pipeline(str(tiny_sd))
     unseen = score.unseen_scenes(painter, 2)
     drawn = list(score.draw(pipe, unseen))
-    wanted = draw(pipe, unseen[1].prompt, 1, num_inference_steps=score.STEPS, guidance_scale=score.GUIDANCE)
+    wanted = generate_image(pipe, unseen[1].prompt, 1, num_inference_steps=score.STEPS, guidance_scale=score.GUIDANCE)
     assert np.abs(np.asarray(drawn[1], dtype=int) - np.asarray(wanted, dtype=int)).max() <= 2
 
 
