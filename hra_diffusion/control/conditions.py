@@ -1,8 +1,8 @@
-"""A file → what a control follows: a condition that is there already, or an image as an annotator takes it."""
+"""Images for a control: decoded from files, scaled to a size."""
 
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hra_diffusion.control.annotators import Annotator, Depth
 from hra_diffusion.errors import ImageError
@@ -10,20 +10,20 @@ from hra_diffusion.formats.images import WHITE, Color, read_layers
 
 
 def read_condition(path: Path, annotator: Annotator) -> Image.Image:
-    """Decode a condition that is there already, one of the annotator's kind: RGB; depth from black to white.
+    """Decode a finished condition of an annotator's kind, in RGB; depth is stretched from black to white.
 
     Raises:
-        ImageError: it cannot be read, or is none.
+        ImageError: the file cannot be read, or is no condition of this kind.
     """
-    given = read_layers(path).over((0, 0, 0))
-    return annotate(path, Depth(), given) if isinstance(annotator, Depth) else given
+    condition = read_layers(path).over((0, 0, 0))
+    return annotate(path, Depth(), condition) if isinstance(annotator, Depth) else condition
 
 
 def annotate(path: Path, annotator: Annotator, image: Image.Image) -> Image.Image:
-    """Return the condition of an image.
+    """Return the condition of an image; errors name its file.
 
     Raises:
-        ImageError: it has none; the message names the file that it is of.
+        ImageError: the image has no condition.
     """
     try:
         return annotator(image)
@@ -31,11 +31,19 @@ def annotate(path: Path, annotator: Annotator, image: Image.Image) -> Image.Imag
         raise ImageError(f"{path}: {error}") from error
 
 
-def read_image_for(path: Path, annotator: Annotator, background: Color = WHITE) -> Image.Image:
-    """Decode an image as an annotator takes it: RGB over a background, or RGBA where its transparency counts.
+def read_control_image(path: Path, annotator: Annotator, background: Color = WHITE) -> Image.Image:
+    """Decode an image for an annotator: RGB over a background, or RGBA for one that reads transparency.
 
     Raises:
-        ImageError: it cannot be read.
+        ImageError: the file cannot be read.
     """
     layers = read_layers(path)
     return layers.whole() if annotator.reads_transparency else layers.over(background)
+
+
+def fit(image: Image.Image, size: tuple[int, int], labels: bool = False) -> Image.Image:
+    """Scale an image to cover a size and crop it to the center; colors of labels are not mixed."""
+    if image.size == size:
+        return image
+    image = image if image.mode in ("RGB", "RGBA", "L", "F", "I;16", "I") else image.convert("RGB")
+    return ImageOps.fit(image, size, Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS)

@@ -1,13 +1,14 @@
-"""The condition encoder: a few convolutions whose output is added once, after the denoiser's first convolution.
+"""The condition encoder: convolutions with one output, added after the denoiser's first convolution.
 
     h₀ = conv_in(x_t) + Z φ(c),   c of shape (B, 3, H, W) in [0, 1],   φ(c) of the latent's height and width
 
-Z starts at zero, so that the first prediction is the base model's. φ is ControlNet's own (Zhang et al., arXiv
-2302.05543), which HRA's authors also take; where ControlNet copies half of the denoiser to read φ(c), here reflections
-turn what the denoiser has (arXiv 2405.17484, section 5.2).
+Z starts at zero, so the first prediction is the base model's. φ is ControlNet's (Zhang et al., arXiv 2302.05543), as in
+the HRA paper (arXiv 2405.17484, section 5.2). ControlNet reads φ(c) with a copy of half of the denoiser; here the
+denoiser itself reads φ(c), adapted by reflections.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,20 +19,21 @@ from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedd
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion.control.annotators import Annotator, make_annotator, settings_of
+from hra_diffusion.control.annotators import Annotator, make_annotator
+from hra_diffusion.pipelines.protocol import Pipeline
 
 WIDTHS = (16, 32, 96, 256)
-"""Channels at full size, at half of it, and so on; the last go on from there."""
+"""Channels at full size, at half size, …; further halvings keep the last number."""
 
 
 class ConditionEncoder(ModelMixin, ConfigMixin):
-    """Maps conditions to what is added; its config says which annotator they come from.
+    """A map from conditions to features of the denoiser; its config holds the annotator.
 
     Args:
         out_channels: of the denoiser's first convolution.
-        scale_factor: by how much the latent is smaller than the image, a power of two.
-        annotator: name of the annotator.
-        annotator_settings: its settings.
+        scale_factor: ratio of the image's side to the latent's, a power of two.
+        annotator: name of the conditions' annotator.
+        annotator_settings: settings of the annotator.
     """
 
     @register_to_config
@@ -49,7 +51,7 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
 
     @property
     def annotator(self) -> Annotator:
-        """The annotator that its conditions come from."""
+        """The annotator of its conditions."""
         return make_annotator(self.config["annotator"], self.config["annotator_settings"])
 
     def forward(self, conditions: Tensor) -> Tensor:
@@ -57,19 +59,19 @@ class ConditionEncoder(ModelMixin, ConfigMixin):
         return self.embedding(conditions)
 
 
-def encoder_for(pipe: Any, annotator: Annotator, generator: torch.Generator) -> ConditionEncoder:
-    """Make a fresh encoder for a pipeline's denoiser, the same for the same state of the generator."""
+def make_encoder(pipe: Pipeline, annotator: Annotator, generator: torch.Generator) -> ConditionEncoder:
+    """Make a fresh encoder for a pipeline's denoiser; the generator's state decides its weights."""
     with torch.random.fork_rng(devices=()):  # torch.manual_seed would seed all devices
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         return ConditionEncoder(
             out_channels=pipe.unet.conv_in.out_channels,
             scale_factor=pipe.vae_scale_factor,
             annotator=annotator.name,
-            annotator_settings=settings_of(annotator),
+            annotator_settings=asdict(annotator),
         )
 
 
 def to_conditions(images: Sequence[Image.Image]) -> Tensor:
-    """Turn RGB images of one size into conditions: (B, 3, H, W) in [0, 1]."""
+    """Convert images of one size to conditions: (B, 3, H, W) in [0, 1]."""
     pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     return pixels.permute(0, 3, 1, 2).float() / 255

@@ -1,11 +1,12 @@
-"""A condition acts on a pipeline within a ``with`` block: any diffusers pipeline whose denoiser is a UNet.
+"""Guidance of a pipeline by a condition, within a ``with`` block: any diffusers pipeline with a UNet.
 
-In the part of the denoising range that was asked for, the encoded condition is added after the UNet's first convolution
-and the adapter acts beside those that act anyway; in the rest of it the pipeline is as it was. Time is the model's own,
+In a range of the denoising process the encoded condition is added after the UNet's first convolution, and the control's
+adapter is active beside the other active adapters. Outside this range the pipeline is unchanged. The range is measured
+in the model's own time,
 
-    done = 1 − t / T ∈ (0, 1]
+    progress = 1 − t / T ∈ (0, 1]
 
-so that the range means the same whatever the scheduler, the number of steps and (image to image) the first of them.
+so it means the same for every scheduler, number of steps and (image to image) first step.
 """
 
 import math
@@ -15,24 +16,28 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from hra_diffusion.adapter import HRAModel
 from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.conditions import fit
 from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.components import adapted_components, lock_of, offloading_suspended
+from hra_diffusion.pipelines.protocol import Pipeline
 
 Images = Image.Image | Sequence[Image.Image]
+
+_not_compiled: Any = torch.compiler.disable  # untyped in torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """What was learned of a kind of condition; its adapter rests in a pipeline's UNet until a condition is there.
+    """A trained control: an encoder of conditions, and an adapter that is inactive without a condition.
 
     Attributes:
-        encoder: what reads the condition.
+        encoder: the encoder of conditions.
         adapter_name: the adapter's name in the UNet.
     """
 
@@ -41,13 +46,13 @@ class Control:
 
     @property
     def annotator(self) -> Annotator:
-        """What conditions are made with."""
+        """The annotator of the conditions."""
         return self.encoder.annotator
 
     @contextmanager
     def guiding(
         self,
-        pipe: Any,
+        pipe: Pipeline,
         image: Images,
         *,
         strength: float = 1.0,
@@ -55,21 +60,21 @@ class Control:
         end: float = 1.0,
         unconditional: bool = False,
         annotated: bool = False,
-        combine: Literal["lie", "product"] = "lie",
+        combine: Literal["mean", "product"] = "mean",
     ) -> Iterator[None]:
-        """Let a condition guide whatever a pipeline draws within a ``with`` block.
+        """Let a condition guide a pipeline within a ``with`` block.
 
         Args:
-            pipe: a pipeline with the adapter in its UNet: the one it was loaded into, or one of the same components.
-            image: an image, whose annotation is the condition, or one for each prompt; they are made to cover the
-                size that is drawn, and their middle is taken.
-            strength: of the condition, and the adapter's place on its geodesic: 0 is the pipeline without control.
-            start: where in the denoising range it begins to act, from 0, noise, …
-            end: … to 1, the finished image.
+            pipe: a pipeline with the adapter in its UNet: the one with the loaded control, or one of its components.
+            image: one image, or an image for each prompt; the annotator makes the conditions. Images are scaled to
+                cover the generated size and cropped to the center.
+            strength: of the condition, and of the adapter along its geodesic; 0 is the pipeline without control.
+            start: first point of the denoising process with control, from 0, noise, …
+            end: last point, to 1, the finished image.
             unconditional: whether the condition guides the unconditional prediction of classifier-free guidance, too,
-                as ControlNets' does. Where it does not, guidance strengthens the condition as it does the prompt.
-            annotated: whether the images are annotations already.
-            combine: how the adapter goes together with others that act, see `set_hra_adapters`.
+                as with ControlNets. Otherwise guidance strengthens the condition like the prompt.
+            annotated: whether the images are conditions already.
+            combine: combination of the adapter with other active ones, see `set_hra_adapters`.
 
         Raises:
             ConfigError: a number is out of its range, or the pipeline does not have the adapter.
@@ -82,16 +87,16 @@ class Control:
         if unet is None or self.adapter_name not in unet.peft_config:
             raise ConfigError(
                 f"The UNet of this {type(pipe).__name__} has no adapter {self.adapter_name!r}: load the control into "
-                "it with load_hra_control, or make it of the components of a pipeline that has it."
+                "it with load_hra_control, or make it of the components of a pipeline that has the adapter."
             )
         images = [image] if isinstance(image, Image.Image) else list(image)
         features = _Features(self.encoder, Given() if annotated else self.annotator, images, strength)
         with lock_of(pipe), ExitStack() as undo:
-            undo.callback(_within(pipe, unet.restorer()))
+            undo.callback(_with_tensors(pipe, unet.restorer()))
             switch = _Switch(unet, self.adapter_name, strength, combine)
-            passing = _Passing(pipe, features, switch, (start, end), unconditional)
-            undo.callback(unet.register_forward_pre_hook(passing.before, with_kwargs=True).remove)
-            undo.callback(unet.conv_in.register_forward_hook(passing.after_first_convolution).remove)
+            hooks = _Hooks(pipe, features, switch, (start, end), unconditional)
+            undo.callback(unet.register_forward_pre_hook(hooks.before_unet, with_kwargs=True).remove)
+            undo.callback(unet.conv_in.register_forward_hook(hooks.after_first_convolution).remove)
             with offloading_suspended(pipe):
                 unet.unmerge_adapter()
                 switch(False)
@@ -109,9 +114,9 @@ def adding(unet: Any, features: Tensor) -> Iterator[None]:
 
 
 class _Switch:
-    """Lets the control's adapter act beside the others, or leaves these alone."""
+    """The activation of a control's adapter beside the other active adapters."""
 
-    def __init__(self, unet: HRAModel, name: str, strength: float, combine: Literal["lie", "product"]) -> None:
+    def __init__(self, unet: HRAModel, name: str, strength: float, combine: Literal["mean", "product"]) -> None:
         self._unet, self._name, self._strength, self._combine = unet, name, strength, combine
         self._others = [other for other in unet.active_adapters if other != name]
         self._strengths = unet.strengths
@@ -128,55 +133,56 @@ class _Switch:
 
 
 class _Features:
-    """The encoded condition, made when the size that is drawn is known."""
+    """The encoded conditions, computed once for each size of the latent."""
 
     def __init__(
         self, encoder: ConditionEncoder, annotator: Annotator, images: list[Image.Image], strength: float
     ) -> None:
         self._encoder, self._annotator, self._images, self._strength = encoder, annotator, images, strength
-        self._made: dict[tuple[int, int], Tensor] = {}
+        self._encoded: dict[tuple[int, int], Tensor] = {}
 
     @torch.no_grad()
-    def of_size(self, height: int, width: int, device: torch.device) -> Tensor:
+    def __call__(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return features (images, C, height, width), times the strength."""
-        if (height, width) not in self._made:
+        if (height, width) not in self._encoded:
             scale = self._encoder.config["scale_factor"]
             size = (width * scale, height * scale)
             labels = self._encoder.annotator.labels and isinstance(self._annotator, Given)
             conditions = [self._annotator(fit(image, size, labels)) for image in self._images]
-            self._encoder.to(device)
+            self._encoder.to(device)  # pyright: ignore (diffusers' decorator hides the types)
             encoded = self._encoder(to_conditions(conditions).to(device, self._encoder.dtype))
-            self._made[height, width] = encoded * self._strength
-        return self._made[height, width]
+            self._encoded[height, width] = encoded * self._strength
+        return self._encoded[height, width]
 
 
-class _Passing:
-    """What happens in each pass of the UNet."""
+class _Hooks:
+    """The hooks of a UNet under control."""
 
     def __init__(
-        self, pipe: Any, features: _Features, switch: _Switch, span: tuple[float, float], unconditional: bool
+        self, pipe: Pipeline, features: _Features, switch: _Switch, span: tuple[float, float], unconditional: bool
     ) -> None:
         self._pipe, self._features, self._switch = pipe, features, switch
         self._span, self._unconditional = span, unconditional
 
-    @torch.compiler.disable
-    def before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """See how far the denoising is, and let the adapter act or rest."""
+    @_not_compiled
+    def before_unet(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Switch the adapter by the progress of the denoising."""
         timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()[0].item()
-        done = 1 - timestep / self._pipe.scheduler.config.num_train_timesteps
+        progress = 1 - timestep / self._pipe.scheduler.config.num_train_timesteps
         start, end = self._span
-        self._switch(start <= done <= end)
+        self._switch(start <= progress <= end)
 
-    @torch.compiler.disable
+    @_not_compiled
     def after_first_convolution(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
         """Add the features."""
         if not self._switch.on:
             return output
-        features = self._features.of_size(*output.shape[2:], output.device).to(output.dtype)
-        halves = 2 if self._pipe.do_classifier_free_guidance else 1  # the unconditional one comes first
+        height, width = output.shape[2:]
+        features = self._features(height, width, output.device).to(output.dtype)
+        halves = 2 if self._pipe.do_classifier_free_guidance else 1  # the unconditional half is the first
         count = output.shape[0] // halves
         if count % len(features):
-            raise ConfigError(f"{len(features)} conditions cannot be shared out among {count} images: give as many.")
+            raise ConfigError(f"{len(features)} conditions cannot be divided among {count} images: give as many.")
         features = features.repeat_interleave(count // len(features), dim=0)
         if halves == 1:
             return output + features
@@ -184,17 +190,11 @@ class _Passing:
         return output + torch.cat([first, features])
 
 
-def fit(image: Image.Image, size: tuple[int, int], labels: bool = False) -> Image.Image:
-    """Scale an image to cover a size, and take its middle; colors that are labels are not mixed."""
-    if image.size == size:
-        return image
-    image = image if image.mode in ("RGB", "RGBA", "L", "F", "I;16", "I") else image.convert("RGB")
-    return ImageOps.fit(image, size, Image.Resampling.NEAREST if labels else Image.Resampling.LANCZOS)
+def _with_tensors(pipe: Pipeline, action: Callable[[], None]) -> Callable[[], None]:
+    """Return the action with the pipeline's offloading suspended."""
 
-
-def _within(pipe: Any, action: Callable[[], None]) -> Callable[[], None]:
-    def act() -> None:
+    def run() -> None:
         with offloading_suspended(pipe):
             action()
 
-    return act
+    return run

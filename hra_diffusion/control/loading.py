@@ -1,10 +1,10 @@
-"""A control's folder, and how it gets into a pipeline.
+"""Loading and saving of controls.
 
     canny/
-    ├── unet/                adapter_config.json, adapter_model.safetensors: an adapter as any other
+    ├── unet/                adapter_config.json, adapter_model.safetensors: an ordinary adapter
     └── condition_encoder/   config.json with the annotator, diffusion_pytorch_model.safetensors
 
-A run's output folder has it as ``adapter``.
+In a run's output folder the control is the folder ``adapter``.
 """
 
 from pathlib import Path
@@ -20,12 +20,15 @@ from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_fold
 from hra_diffusion.pipelines import unload_hra_weights
 from hra_diffusion.pipelines.components import offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
 def load_hra_control(
-    pipe: Any, folder: str | Path, adapter_name: str = "control", *, subfolder: str | None = None, **hub: Any
+    pipe: Pipeline, folder: str | Path, adapter_name: str = "control", *, subfolder: str | None = None, **hub: Any
 ) -> Control:
-    """Load a control into a pipeline with a UNet; it rests until :meth:`Control.guiding`, and what acts goes on acting.
+    """Load a control into a pipeline with a UNet, inactive until :meth:`Control.guiding`.
+
+    Active adapters stay active.
 
     >>> control = load_hra_control(pipe, "outputs/canny")
     >>> with control.guiding(pipe, image):
@@ -33,19 +36,19 @@ def load_hra_control(
 
     Args:
         pipe: Stable Diffusion 1, 2 or XL: text to image, image to image, inpainting.
-        folder: the control's folder, the output folder of the run that made it, or a repository on the hub.
-        adapter_name: what its adapter is to be called in the UNet.
-        subfolder: where in `folder` it is.
-        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
+        folder: the control's folder, the output folder of its training run, or a repository on the hub.
+        adapter_name: the adapter's name in the UNet.
+        subfolder: the control's folder within `folder`.
+        hub: arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, …
 
     Raises:
-        AdapterFileError: there is no control, or a damaged one, or one for another model; the pipeline is as before.
-        ConfigError: the name is taken.
+        AdapterFileError: the control is missing, damaged or for another model; the pipeline is unchanged.
+        ConfigError: the pipeline has an adapter of this name.
     """
     encoder = read_encoder(folder, subfolder, **hub)
     if others := component_folders(folder, subfolder, **hub).keys() - {"unet"}:
         raise AdapterFileError(
-            f"The control {folder} adapts {', '.join(sorted(others))} too, but a control acts in the UNet alone, where "
+            f"The control {folder} adapts {', '.join(sorted(others))} too, but a control adapts the UNet alone, where "
             "its range and strength have a meaning: train it without them."
         )
     load_hra_weights_inactive(pipe, folder, adapter_name, subfolder=subfolder, **hub)
@@ -64,28 +67,28 @@ def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -
     """Read a control's encoder.
 
     Raises:
-        AdapterFileError: there is none, or a damaged one.
+        AdapterFileError: the encoder is missing or damaged.
     """
-    place = find_encoder(folder, subfolder, **hub)
-    if place is None:
+    path = find_encoder(folder, subfolder, **hub)
+    if path is None:
         raise AdapterFileError(
-            f"{folder} holds no control: that is a folder with {ENCODER} beside unet. An adapter without one is loaded "
+            f"{folder} holds no control: a control has a folder {ENCODER} beside unet. Load an adapter without one "
             "with load_hra_weights."
         )
-    read_tensors(place / ENCODER_FILES[1])
+    read_tensors(path / ENCODER_FILES[1])
     try:
-        encoder = ConditionEncoder.from_pretrained(place, use_safetensors=True, low_cpu_mem_usage=False)
-        encoder.annotator  # noqa: B018 (an annotator that is not known is found out here)
+        encoder = ConditionEncoder.from_pretrained(path, use_safetensors=True, low_cpu_mem_usage=False)
+        encoder.annotator  # noqa: B018 (raises for an unknown annotator)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise AdapterFileError(f"The encoder {place} cannot be read: {error}") from error
+        raise AdapterFileError(f"The encoder {path} cannot be read: {error}") from error
     return encoder
 
 
-def save_hra_control(pipe: Any, control: Control, folder: str | Path) -> Path:
-    """Write a control of a pipeline into a folder, whole or not at all; returns the folder.
+def save_hra_control(pipe: Pipeline, control: Control, folder: str | Path) -> Path:
+    """Write a control of a pipeline into a folder, whole or not at all; return the folder.
 
     Raises:
-        OutputError: it cannot be written; what was there before is intact.
+        OutputError: the folder cannot be written; its earlier content is intact.
     """
     with replacing(Path(folder)) as new, offloading_suspended(pipe):
         pipe.unet.save_pretrained(new / "unet", control.adapter_name)

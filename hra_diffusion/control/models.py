@@ -1,6 +1,7 @@
-"""Models that annotators look with: loaded by the libraries that own them, once, from a folder or what they fetched.
+"""Models of annotators, loaded once from a folder or the hub.
 
-Segmentation and depth come from transformers, safetensors only; landmarks from mediapipe, the extra ``mediapipe``.
+Segmentation and depth models come from transformers, safetensors only; landmarkers from mediapipe, the extra
+``mediapipe``.
 """
 
 import importlib
@@ -20,10 +21,10 @@ from hra_diffusion.errors import ConfigError, ModelError
 
 @lru_cache(maxsize=2)
 def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
-    """Load a segmentation model; it maps an RGB image to the label of each pixel, modulo 256.
+    """Load a segmentation model, a map from an RGB image to the labels of its pixels, modulo 256.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: the model cannot be loaded.
     """
     model, processor = _load(name, "AutoModelForSemanticSegmentation")
 
@@ -38,10 +39,10 @@ def segmenter(name: str) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
 
 @lru_cache(maxsize=2)
 def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32]]:
-    """Load a depth model; it maps an RGB image to a number for each pixel that is larger where it is nearer.
+    """Load a depth model, a map from an RGB image to the nearness of its pixels.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: the model cannot be loaded.
     """
     model, processor = _load(name, "AutoModelForDepthEstimation")
 
@@ -55,10 +56,10 @@ def depth_estimator(name: str) -> Callable[[Image.Image], npt.NDArray[np.float32
 
 
 class Landmarker:
-    """Finds the points of one face or body.
+    """A detector of the points of one face or body.
 
     Attributes:
-        connections: pairs of points that are joined by a line.
+        connections: pairs of points to join by a line.
     """
 
     def __init__(self, mediapipe: Any, detector: Any, result: str, connections: Sequence[tuple[int, int]]) -> None:
@@ -66,15 +67,15 @@ class Landmarker:
         self.connections = connections
 
     def __call__(self, image: Image.Image) -> npt.NDArray[np.float32] | None:
-        """Return points (n, 2) in pixels; None where nobody is."""
+        """Return the points (n, 2) in pixels; None without a face or body."""
         image = self._mediapipe.Image(self._mediapipe.ImageFormat.SRGB, np.ascontiguousarray(image))
-        found = getattr(self._detector.detect(image), self._result)
-        if not found:
+        detected = getattr(self._detector.detect(image), self._result)
+        if not detected:
             return None
-        return np.array([(point.x * image.width, point.y * image.height) for point in found[0]], np.float32)
+        return np.array([(point.x * image.width, point.y * image.height) for point in detected[0]], np.float32)
 
 
-# By annotator: mediapipe's class, what its results are called, and the class and fields that hold its connections.
+# By annotator: mediapipe's class, the field of its results, and the class and field of its connections.
 _LANDMARKERS = {
     "face": ("FaceLandmarker", "face_landmarks", "FaceLandmarksConnections", "FACE_LANDMARKS_CONTOURS"),
     "pose": ("PoseLandmarker", "pose_landmarks", "PoseLandmarksConnections", "POSE_LANDMARKS"),
@@ -87,12 +88,12 @@ def landmarker(kind: str, path: str) -> Landmarker:
 
     Raises:
         ConfigError: mediapipe is not installed.
-        ModelError: the file is not there, or no such model.
+        ModelError: the file is missing, or not such a model.
     """
     if not path or not Path(path).is_file():
         raise ModelError(
-            f"The annotator {kind!r} needs mediapipe's model, and there is no file {path or '(none was named)'}: fetch "
-            f"{kind}_landmarker.task as mediapipe's guide says, and name it with --annotator_model."
+            f"The annotator {kind!r} needs mediapipe's model, and there is no file {path or '(none was named)'}: "
+            f"download {kind}_landmarker.task (see mediapipe's guide) and name it with --annotator_model."
         )
     try:
         mediapipe: Any = importlib.import_module("mediapipe")
@@ -114,7 +115,7 @@ def landmarker(kind: str, path: str) -> Landmarker:
 
 
 def _load(name: str, kind: str) -> tuple[Any, Any]:
-    import transformers  # slow to import, and most annotators do without
+    import transformers  # slow to import; most annotators do not need it
 
     try:
         model = getattr(transformers, kind).from_pretrained(name, use_safetensors=True).eval()
@@ -122,6 +123,6 @@ def _load(name: str, kind: str) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")
         raise ModelError(
-            f"{name!r} cannot be loaded to annotate with ({reason}): name a folder with a model for transformers' "
-            f"{kind}, or a model of the hub where there is a network."
+            f"{name!r} cannot be loaded as an annotator's model ({reason}): name a folder with a model for "
+            f"transformers' {kind}, or with a network a model of the hub."
         ) from error

@@ -1,4 +1,4 @@
-"""Stable Diffusion with a control, as a pipeline of diffusers."""
+"""Stable Diffusion with a control, as a diffusers pipeline."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,30 +11,30 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import list_hra_adapters, unload_hra_weights
 
 SAVED = "control"
-"""Sub-folder of a saved pipeline with its control."""
+"""A saved pipeline's sub-folder with its control."""
 _TRIAL = "control on trial"
 
 
 class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
-    """Draws images that follow a prompt and a condition; without ``image``, as the base does.
+    """A pipeline with a prompt and a condition; without ``image`` it is the base pipeline.
 
     >>> pipe = StableDiffusionHRAControlPipeline.from_pretrained("assets/emoji-sd", control="outputs/canny")
     >>> pipe("a cat on the beach", image=image).images[0]
 
     Attributes:
-        control: what was loaded, if anything.
+        control: the loaded control; None without one.
     """
 
     control: Control | None = None
 
     @classmethod
     def from_pretrained(cls, name: Any, control: str | Path | None = None, **options: Any) -> Any:
-        """Load a base with a control, or a pipeline that was saved with one.
+        """Load a base model with a control, or a saved pipeline with its control.
 
         Args:
-            name: of the base, or of the saved pipeline.
-            control: the control's folder, its run's, or its name on the hub.
-            options: those of diffusers.
+            name: folder or hub name of the base model or the saved pipeline.
+            control: the control's folder, its run's folder, or its name on the hub.
+            options: further arguments of diffusers' ``from_pretrained``.
 
         Raises:
             AdapterFileError: the control cannot be used.
@@ -46,15 +46,15 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
         return pipe
 
     def load_control(self, folder: str | Path, adapter_name: str = "control", **hub: Any) -> None:
-        """Load a control in the place of that which is there, if any, which stays on errors: see `load_hra_control`."""
+        """Replace the loaded control; on an error the old one stays. See `load_hra_control`."""
         if self.control and self.control.adapter_name in list_hra_adapters(self):
-            load_hra_control(self, folder, _TRIAL, **hub)  # whatever is wrong with it is said while the first is there
+            load_hra_control(self, folder, _TRIAL, **hub)  # raises while the old control is loaded
             unload_hra_weights(self, _TRIAL)
             unload_hra_weights(self, self.control.adapter_name)
         self.control = load_hra_control(self, folder, adapter_name, **hub)
 
     def save_pretrained(self, save_directory: Any, *args: Any, **options: Any) -> None:
-        """Save the base and, in the sub-folder ``control``, the control."""
+        """Save the base model and, in the sub-folder ``control``, the control."""
         super().save_pretrained(save_directory, *args, **options)
         if self.control:
             save_hra_control(self, self.control, Path(save_directory) / SAVED)
@@ -68,19 +68,19 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
         control_start: float = 0.0,
         control_end: float = 1.0,
         control_unconditional: bool = False,
-        control_combine: Literal["lie", "product"] = "lie",
+        control_combine: Literal["mean", "product"] = "mean",
         annotated: bool = False,
         **options: Any,
     ) -> Any:
-        """Draw; the arguments are those of :meth:`Control.guiding` and of diffusers' StableDiffusionPipeline.
+        """Generate images with the arguments of :meth:`Control.guiding` and StableDiffusionPipeline.
 
         Raises:
-            ConfigError: there is an image and no control, or a number is out of its range.
+            ConfigError: there is an image without a control, or a number is out of its range.
         """
         if image is None:
             return super().__call__(prompt, **options)
         if self.control is None:
-            raise ConfigError("The pipeline has no control for the image to act through: load one with load_control.")
+            raise ConfigError("The pipeline has an image but no control: load a control with load_control.")
         with self.control.guiding(
             self,
             image,

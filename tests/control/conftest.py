@@ -1,4 +1,4 @@
-"""An image that conditions are made of."""
+"""An image with edges."""
 
 import pytest
 from PIL import Image, ImageDraw
@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw
 
 @pytest.fixture
 def shapes():
-    """An image with edges."""
+    """A blue rectangle on white."""
     image = Image.new("RGB", (32, 32), "white")
     ImageDraw.Draw(image).rectangle((8, 6, 22, 27), fill="blue")
     return image

@@ -1,13 +1,14 @@
-"""Annotators: each keeps what it is for, of any image, at its size; and says what it lacks."""
+"""Annotators: the right condition for any image, at its size; clear errors."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from hra_diffusion.control.annotators import ANNOTATORS, make_annotator, settings_of
+from hra_diffusion.control.annotators import ANNOTATORS, make_annotator
 from hra_diffusion.control.annotators.regions import palette
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 
@@ -23,34 +24,34 @@ def disc():
 
 
 @pytest.mark.parametrize("name", [*OFFLINE, "segmentation"])
-def test_a_condition_is_rgb_of_the_image_s_size_and_always_the_same(name, disc):
-    annotate = make_annotator(name)
-    condition = annotate(disc)
+def test_a_condition_is_deterministic_rgb_of_the_image_s_size(name, disc):
+    annotator = make_annotator(name)
+    condition = annotator(disc)
     assert (condition.mode, condition.size) == ("RGB", disc.size)
-    assert np.array_equal(condition, annotate(disc))
+    assert np.array_equal(condition, annotator(disc))
     assert np.ptp(np.asarray(condition)) > 0
 
 
 @pytest.mark.parametrize("name", ANNOTATORS)
-def test_settings_come_back_as_they_went(name):
+def test_an_annotator_can_be_made_again_from_its_fields(name):
     annotator = make_annotator(name)
-    assert make_annotator(name, settings_of(annotator)) == annotator
+    assert make_annotator(name, asdict(annotator)) == annotator
 
 
 @pytest.mark.parametrize(("name", "reach"), [("canny", 1), ("scribble", 3), ("soft_edge", 3)])
-def test_edges_lie_along_the_outline(name, reach, disc):
+def test_edges_follow_the_outline(name, reach, disc):
     lit = np.asarray(make_annotator(name)(disc))[..., 0] > 127
     y, x = np.nonzero(lit)
     assert len(x) > 20
     assert np.all(np.abs(np.hypot(x - 30, y - 20) - 10) <= reach + 0.8)
 
 
-def test_a_scribble_is_thicker_than_canny_s_edges(disc):
+def test_a_scribble_is_thicker_than_canny_edges(disc):
     large = disc.resize((600, 400))
     assert np.sum(make_annotator("scribble")(large)) > 3 * np.sum(make_annotator("canny")(large))
 
 
-def test_canny_s_blur_keeps_outlines_and_not_grain(disc):
+def test_blur_keeps_canny_edges_of_outlines_and_removes_those_of_grain(disc):
     clean = np.asarray(disc.resize((600, 400)).convert("RGB")).astype(float)
     noise = np.random.default_rng(0).normal(0, 40, clean.shape)
     grainy = Image.fromarray(np.clip(clean + noise, 0, 255).astype(np.uint8))
@@ -61,25 +62,25 @@ def test_canny_s_blur_keeps_outlines_and_not_grain(disc):
     assert plain.sum() > 10 * blurred.sum()
 
 
-def test_blocks_have_the_mean_color(disc):
+def test_color_blocks_have_the_mean_color(disc):
     (block,) = np.unique(np.asarray(make_annotator("color", {"blocks": 1})(disc.crop((0, 0, 40, 40)))), axis=None)[:1]
     share = (np.asarray(disc.crop((0, 0, 40, 40)).getchannel("A")) > 0).mean()
     assert abs(int(block) - 255 * (1 - share)) <= 1
 
 
-def test_transparency_is_a_segmentation(disc):
+def test_transparency_gives_a_segmentation(disc):
     condition = np.asarray(make_annotator("segmentation")(disc))
     assert {tuple(color) for color in condition.reshape(-1, 3)} == {(0, 0, 0), tuple(palette()[1])}
     with pytest.raises(ImageError, match="without transparency"):
         make_annotator("segmentation")(disc.convert("RGB"))
 
 
-def test_the_palette_tells_all_labels_apart():
+def test_the_palette_has_a_distinct_color_for_each_label():
     assert len(np.unique(palette(), axis=0)) == 256
     assert palette()[15].tolist() == [192, 128, 128]  # person, in PASCAL VOC's colors
 
 
-def test_gray_depth_of_any_kind_is_stretched():
+def test_gray_depth_maps_of_any_dtype_are_stretched():
     ramp = np.linspace(0.2, 0.8, 50)[None].repeat(8, 0)
     for values in ((ramp * 255).astype(np.uint8), (ramp * 65535).astype(np.uint16), ramp.astype(np.float32)):
         condition = np.asarray(make_annotator("depth")(Image.fromarray(values)))[0, :, 0]
@@ -87,24 +88,24 @@ def test_gray_depth_of_any_kind_is_stretched():
 
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
-def test_a_gray_map_of_depth_is_told_from_a_image_with_colors(name, disc):
+def test_a_gray_image_is_a_depth_map_and_an_image_with_colors_is_refused(name, disc):
     gray = disc.convert("L").convert("RGB")
     assert np.array_equal(make_annotator(name)(gray), make_annotator(name)(gray.convert("L")))
-    with pytest.raises(ImageError, match="with colors is no map of depth"):
+    with pytest.raises(ImageError, match="with colors is no depth map"):
         make_annotator(name)(disc)
 
 
-def test_flat_depth_faces_the_viewer_and_a_slope_looks_away_from_what_is_near():
+def test_normals_of_flat_depth_face_the_viewer_and_normals_of_a_slope_turn_to_the_far_side():
     flat = make_annotator("normal")(Image.new("L", (20, 20), 90))
     assert np.array_equal(np.unique(np.asarray(flat).reshape(-1, 3), axis=0), [[128, 128, 255]])
-    nearer_to_the_right = Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0))
-    x, y, z = np.asarray(make_annotator("normal")(nearer_to_the_right))[32, 32] / 127.5 - 1
+    slope = Image.fromarray(np.linspace(0, 255, 64).astype(np.uint8)[None].repeat(64, 0))
+    x, y, z = np.asarray(make_annotator("normal")(slope))[32, 32] / 127.5 - 1
     assert x < -0.3
     assert abs(y) < 0.01
     assert math.isclose(np.hypot(x, z), 1, abs_tol=0.02)
 
 
-def test_models_come_from_transformers(tmp_path, disc):
+def test_segmentation_uses_a_model_of_transformers(tmp_path, disc):
     from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessor
 
     torch.manual_seed(0)
@@ -122,37 +123,37 @@ def test_models_come_from_transformers(tmp_path, disc):
     )
     SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path)
-    annotate = make_annotator("segmentation", {"model": str(tmp_path)})
-    assert annotate.label_map(disc).shape == (40, 60)
-    assert {tuple(color) for color in np.asarray(annotate(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
+    annotator = make_annotator("segmentation", {"model": str(tmp_path)})
+    assert annotator.label_map(disc).shape == (40, 60)
+    assert {tuple(color) for color in np.asarray(annotator(disc)).reshape(-1, 3)} <= set(map(tuple, palette()[:3]))
 
 
 @pytest.mark.parametrize("name", ["depth", "normal"])
-def test_with_a_model_depth_is_seen_in_any_image(name, tiny_depth, disc):
-    annotate = make_annotator(name, {"model": str(tiny_depth)})
-    annotate.check()
-    condition = annotate(disc)
+def test_a_depth_model_annotates_any_image(name, tiny_depth, disc):
+    annotator = make_annotator(name, {"model": str(tiny_depth)})
+    annotator.check()
+    condition = annotator(disc)
     assert (condition.mode, condition.size) == ("RGB", disc.size)
     assert np.ptp(np.asarray(condition)) > 0
 
 
 @pytest.mark.parametrize(("name", "settings"), [("segmentation", {"model": "nix"}), ("depth", {"model": "nix"})])
-def test_a_model_that_is_not_there_is_named(name, settings):
+def test_a_missing_model_is_named(name, settings):
     with pytest.raises(ModelError, match=r"'nix' cannot be loaded.*transformers'"):
         make_annotator(name, settings).check()
 
 
 @pytest.mark.parametrize("name", ["face", "pose"])
-def test_landmarks_need_mediapipe_s_file(name):
+def test_landmarks_need_a_model_file_of_mediapipe(name):
     with pytest.raises(ModelError, match=rf"no file nix.*{name}_landmarker.task.*--annotator_model"):
         make_annotator(name, {"model": "nix"}).check()
 
 
 def test_unknown_names_and_settings_are_refused():
-    with pytest.raises(ConfigError, match="no annotator 'cany'; known are given, canny"):
+    with pytest.raises(ConfigError, match="no annotator 'cany': did you mean 'canny'"):
         make_annotator("cany")
-    with pytest.raises(ConfigError, match="no setting 'hi'; known are blur, low, high"):
-        make_annotator("canny", {"hi": 3})
+    with pytest.raises(ConfigError, match="no setting 'sigma'; known are blur, high, low"):
+        make_annotator("canny", {"sigma": 3})
     with pytest.raises(ConfigError, match="thresholds are 3 and 2"):
         make_annotator("canny", {"low": 3, "high": 2})
     with pytest.raises(ConfigError, match="blur is -1"):

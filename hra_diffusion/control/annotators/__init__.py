@@ -1,19 +1,20 @@
-"""Image → condition: the same code before training and when images are drawn.
+"""Annotators (preprocessors): image → condition, the same code for training and for generating images.
 
-An annotator maps an RGB image to an RGB image of the same size that holds what is to be kept of it: its edges, its
-depth, who stands where.
+An annotator maps an RGB image to an RGB image of the same size with the information to keep: edges, depth, regions,
+landmarks.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from hra_diffusion.control.annotators.annotator import Annotator, Given
+from hra_diffusion.control.annotators.depth import Depth, Normal
 from hra_diffusion.control.annotators.edges import Canny, Scribble, SoftEdge
 from hra_diffusion.control.annotators.landmarks import Face, Landmarks, Pose
 from hra_diffusion.control.annotators.regions import Color, Segmentation
-from hra_diffusion.control.annotators.relief import Depth, Normal
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.text import nearest
 
 __all__ = [
     "ANNOTATORS",
@@ -30,7 +31,6 @@ __all__ = [
     "Segmentation",
     "SoftEdge",
     "make_annotator",
-    "settings_of",
 ]
 
 
@@ -42,20 +42,19 @@ ANNOTATORS: dict[str, type[Annotator]] = {
 def make_annotator(name: str, settings: Mapping[str, Any] | None = None) -> Annotator:
     """Make an annotator by its name.
 
+    Args:
+        name: a key of :data:`ANNOTATORS`.
+        settings: values of its fields by name, as `dataclasses.asdict` returns them.
+
     Raises:
-        ConfigError: there is none of this name, or it has no such setting.
+        ConfigError: the name or a setting is unknown, or a value is out of its range.
     """
     if name not in ANNOTATORS:
-        raise ConfigError(f"There is no annotator {name!r}; known are {', '.join(ANNOTATORS)}.")
-    if not isinstance(settings or {}, Mapping):
-        raise ConfigError(f"The annotator {name!r} has settings {settings!r}: give a value for each by its name.")
-    kind = ANNOTATORS[name]
-    known = [field.name for field in fields(kind)]
-    for key in (settings or {}).keys() - set(known):
-        raise ConfigError(f"The annotator {name!r} has no setting {key!r}; known are {', '.join(known) or 'none'}.")
-    return kind(**(settings or {}))
-
-
-def settings_of(annotator: Annotator) -> dict[str, Any]:
-    """Return the settings that :func:`make_annotator` takes."""
-    return asdict(annotator)
+        raise ConfigError(f"There is no annotator {name!r}{nearest(name, ANNOTATORS)}")
+    settings = settings or {}
+    if not isinstance(settings, Mapping):
+        raise ConfigError(f"The annotator {name!r} has settings {settings!r}: give names with values.")
+    known = [field.name for field in fields(ANNOTATORS[name])]
+    for key in settings.keys() - set(known):
+        raise ConfigError(f"The annotator {name!r} has no setting {key!r}{nearest(key, known) if known else '.'}")
+    return ANNOTATORS[name](**settings)

@@ -1,7 +1,6 @@
-"""What every annotator is: a map from images to conditions.
+"""The interface of annotators: maps from images to conditions.
 
-It is a frozen dataclass, so its name and fields say everything about it; both are saved beside the encoder that was
-trained for it.
+An annotator is a frozen dataclass. Its name and its fields are saved beside the encoder that was trained with it.
 """
 
 from abc import ABC, abstractmethod
@@ -17,59 +16,62 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator(ABC):
-    """Maps images to conditions."""
+    """A map from images to conditions."""
 
     name: ClassVar[str]
     labels: ClassVar[bool] = False
-    """Whether its colors stand for labels, which must not be mixed when a condition is scaled."""
+    """Whether colors are labels, which must not be mixed when a condition is scaled."""
     mirrors: ClassVar[bool] = True
     """Whether the mirrored condition is the condition of the mirrored image."""
 
     @property
     def reads_transparency(self) -> bool:
-        """Whether the transparency of an image tells it something, and is no window on a background."""
+        """Whether transparency is part of the input; otherwise images come on a background."""
         return False
 
     @property
     def reads_any_image(self) -> bool:
-        """Whether any image has a condition, what a model has drawn too."""
+        """Whether every image has a condition, generated images included."""
         return True
 
-    def __call__(self, image: Image.Image) -> Image.Image:
-        """Return the condition of an image of mode RGB, or RGBA where its transparency counts; RGB, of its size."""
-        pixels = self.annotate(image)
-        return Image.fromarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
-
     @abstractmethod
-    def annotate(self, image: Image.Image) -> Pixels:
-        """Compute the condition: uint8 of shape (height, width), or (height, width, 3)."""
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the condition of an image.
 
-    def check(self) -> None:  # noqa: B027 (most have nothing to check)
-        """Make sure that it can work.
+        Args:
+            image: of mode RGB, or RGBA for an annotator with :attr:`reads_transparency`.
+
+        Returns:
+            An RGB image of the same size.
+        """
+
+    def check(self) -> None:  # noqa: B027 (most annotators need no model)
+        """Load the annotator's model, if it needs one.
 
         Raises:
-            ModelError: its model cannot be had.
+            ConfigError: a package is not installed.
+            ModelError: the model cannot be loaded.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Annotator):
-    """What it is given is a condition already."""
+    """The identity: images are conditions already."""
 
     name = "given"
 
     @property
     def reads_any_image(self) -> bool:
-        """See :class:`Annotator`."""
+        """Return False: an ordinary image is no condition."""
         return False
 
-    def annotate(self, image: Image.Image) -> Pixels:
-        """Return the colors."""
-        return np.asarray(image.convert("RGB"))
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the colors of the image."""
+        return image.convert("RGB")
 
 
-def rgb(image: Image.Image) -> Pixels:
-    """Return the colors as uint8 of shape (height, width, 3), what is transparent over white."""
+def rgb_pixels(image: Image.Image) -> Pixels:
+    """Return the colors as uint8 of shape (height, width, 3), transparency over white."""
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, "white")
         white.paste(image, mask=image.getchannel("A"))
@@ -77,7 +79,12 @@ def rgb(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB"))
 
 
+def rgb_image(pixels: Pixels) -> Image.Image:
+    """Return pixels of shape (height, width) or (height, width, 3) as an RGB image."""
+    return Image.fromarray(pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2))
+
+
 def stretch(values: npt.NDArray[np.float32], low: float, high: float) -> Pixels:
-    """Map ``low`` … ``high`` to 0 … 255; everything to 0 where they are the same."""
+    """Map ``low`` … ``high`` to 0 … 255; where both are equal, everything to 0."""
     span = high - low
     return np.rint(np.clip((values - low) / span if span > 0 else values * 0, 0, 1) * 255).astype(np.uint8)

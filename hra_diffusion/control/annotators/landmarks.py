@@ -1,4 +1,4 @@
-"""Conditions of faces and bodies."""
+"""Landmarks of faces and bodies as conditions."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from hra_diffusion.control import models
-from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb
+from hra_diffusion.control.annotators.annotator import Annotator, rgb_image, rgb_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class Landmarks(Annotator):
-    """Points of a face or a body that mediapipe finds, joined by lines; black where it finds none."""
+    """Points of a face or a body by mediapipe, joined by lines; black where none is detected."""
 
     mirrors = False
 
@@ -21,11 +21,11 @@ class Landmarks(Annotator):
     """Path of mediapipe's model, a .task file."""
 
     def check(self) -> None:
-        """See :class:`Annotator`."""
+        """Load mediapipe's model; see :meth:`Annotator.check`."""
         models.landmarker(self.name, self.model)
 
-    def annotate(self, image: Image.Image) -> Pixels:
-        """See :class:`Annotator`."""
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """Return the landmarks and their connections on black."""
         canvas = np.zeros((image.height, image.width, 3), np.uint8)
         points = self.points(image)
         if points is not None:
@@ -33,16 +33,16 @@ class Landmarks(Annotator):
             hues = np.linspace(0, 179, len(points), endpoint=False)
             hsv = np.stack([hues, np.full_like(hues, 255), np.full_like(hues, 255)], axis=1).astype(np.uint8)
             colors = cv2.cvtColor(hsv[None], cv2.COLOR_HSV2RGB)[0].tolist()
-            spots = np.rint(points).astype(int).tolist()
-            for one, other in models.landmarker(self.name, self.model).connections:
-                cv2.line(canvas, spots[one], spots[other], colors[one], width, cv2.LINE_AA)
-            for spot, color in zip(spots, colors, strict=True):
-                cv2.circle(canvas, spot, width, color, -1, cv2.LINE_AA)
-        return canvas
+            pixels = np.rint(points).astype(int).tolist()
+            for start, end in models.landmarker(self.name, self.model).connections:
+                cv2.line(canvas, pixels[start], pixels[end], colors[start], width, cv2.LINE_AA)
+            for pixel, color in zip(pixels, colors, strict=True):
+                cv2.circle(canvas, pixel, width, color, -1, cv2.LINE_AA)
+        return rgb_image(canvas)
 
     def points(self, image: Image.Image) -> npt.NDArray[np.float32] | None:
-        """Return the points (n, 2) in pixels of the first face or body, None where there is none."""
-        return models.landmarker(self.name, self.model)(Image.fromarray(rgb(image)))
+        """Return the points (n, 2) of the first face or body in pixels; None without one."""
+        return models.landmarker(self.name, self.model)(rgb_image(rgb_pixels(image)))
 
 
 @dataclass(frozen=True, kw_only=True)
