@@ -1,4 +1,4 @@
-"""Makes the embedded base and its judge, one command a part, each resumable.
+"""Make the embedded base and its judge, one resumable command for each part.
 
 In order: data, autoencoder, diffusion, export, subjects, judge, score.
 """
@@ -34,10 +34,12 @@ from hra_diffusion.pipelines import load_pipeline
 
 
 def main() -> None:
-    """Parses the command and runs it."""
+    """Parse the command and run it."""
     parser = argparse.ArgumentParser(prog="python -m emoji_world", description=__doc__)
     parser.add_argument("--work_dir", type=Path, default=Path("outputs/demo"), help="data and checkpoints")
-    parser.add_argument("--assets", type=Path, default=Path("assets"), help="where finished models and subjects go")
+    parser.add_argument(
+        "--assets", type=Path, default=Path("assets"), help="folder of the finished models and subjects"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run in COMMANDS.items():
         command = commands.add_parser(name, help=run.__doc__)
@@ -63,11 +65,11 @@ def _train_autoencoder(options: argparse.Namespace) -> None:
     folder: Path = options.work_dir
     images, _ = data.load_scenes(folder)
     vae = autoencoder.build()
-    loss_of = autoencoder.loss_on(vae, images)
-    _follow(
+    compute_loss = autoencoder.loss_function(vae, images)
+    _log_progress(
         fit(
             {"vae": vae},
-            loss_of,
+            compute_loss,
             steps=options.steps,
             learning_rate=options.learning_rate,
             checkpoint=folder / "autoencoder.safetensors",
@@ -78,7 +80,7 @@ def _train_autoencoder(options: argparse.Namespace) -> None:
     autoencoder.normalize_latents(vae, images[:512])
     vae.save_pretrained(folder / "vae")
     held_out = data.held_out_scenes(scenes.SceneRenderer(icons.load(folder)), 64)
-    print(f"{autoencoder.psnr(vae, held_out):.2f} dB on scenes of things never seen")
+    print(f"{autoencoder.psnr(vae, held_out):.2f} dB on scenes of held-out kinds")
 
 
 def _train_diffusion(options: argparse.Namespace) -> None:
@@ -90,11 +92,11 @@ def _train_diffusion(options: argparse.Namespace) -> None:
     latents = autoencoder.encode_all(vae, images, folder / "latents.npy")
     unet, text_encoder = diffusion.build_unet(), diffusion.build_text_encoder(tokenizer)
     token_ids = diffusion.tokenize(tokenizer, ["", *captions])
-    loss_of = diffusion.loss_on(unet, text_encoder, latents, token_ids[1:], token_ids[0])
-    _follow(
+    compute_loss = diffusion.loss_function(unet, text_encoder, latents, token_ids[1:], token_ids[0])
+    _log_progress(
         fit(
             {"unet": unet, "text_encoder": text_encoder},
-            loss_of,
+            compute_loss,
             steps=options.steps,
             learning_rate=options.learning_rate,
             checkpoint=folder / "diffusion.safetensors",
@@ -114,59 +116,59 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _make_subjects(options: argparse.Namespace) -> None:
-    """Draw the subjects that the base is personalized on."""
+    """Render the subjects that the base is personalized on."""
     icons.prepare(options.work_dir)
-    subjects.make(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "subjects")
+    subjects.write(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "subjects")
 
 
 def _make_control_pairs(options: argparse.Namespace) -> None:
-    """Draw the scenes that a control is learned from."""
+    """Render the scenes that a control is trained on."""
     icons.prepare(options.work_dir)
-    control_pairs.make(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "control")
+    control_pairs.write(scenes.SceneRenderer(icons.load(options.work_dir)), options.assets / "control")
 
 
 def _train_judge(options: argparse.Namespace) -> None:
-    """Train the judge on scenes composed as it goes and write it with its card."""
+    """Train the judge on newly composed scenes and write it with its card."""
     folder: Path = options.work_dir
     icons.prepare(folder)
-    painter = scenes.SceneRenderer(icons.load(folder))
+    renderer = scenes.SceneRenderer(icons.load(folder))
     tokenizer = train_tokenizer(data.load_scenes(folder)[1], folder / "tokenizer")
     clip = judge.build(tokenizer)
     records = fit(
         {"judge": clip},
-        judge.loss_on(clip, tokenizer, judge.Composer(painter)),
+        judge.loss_function(clip, tokenizer, judge.Composer(renderer)),
         steps=options.steps,
         learning_rate=options.learning_rate,
         checkpoint=folder / "judge.safetensors",
     )
-    _follow(records, options.steps, folder / "judge.jsonl")
+    _log_progress(records, options.steps, folder / "judge.jsonl")
     with safe_open(folder / "judge.safetensors", "pt") as checkpoint:
         minutes = float(checkpoint.metadata()["seconds"]) / 60
     threads = torch.get_num_threads()
     trained = f"{options.steps} steps of {judge.BATCH} images, {minutes:.0f} minutes on {threads} CPU threads"
     loaded = Clip("emoji-clip", clip, judge.image_processor(), tokenizer)
-    card = judge_card.card(loaded, judge.vocabulary(), painter, options.assets / "subjects", trained)
+    card = judge_card.card(loaded, judge.vocabulary(), renderer, options.assets / "subjects", trained)
     judge.export(clip, tokenizer, card, options.assets / "emoji-clip")
 
 
 def _score(options: argparse.Namespace) -> None:
-    """Measure how often the base draws what is asked for, by the judge, and write it beside the base."""
+    """Score the base's images with the judge and write the scores beside the base."""
     folder: Path = options.work_dir
     icons.prepare(folder)
     unseen = score.unseen_scenes(scenes.SceneRenderer(icons.load(folder)), options.count)
     base = options.assets / "emoji-sd"
     clip, vocabulary = load_judge(options.assets / "emoji-clip")
     pipe = load_pipeline(str(base))
-    drawn = list(tqdm(score.draw(pipe, unseen), "images", len(unseen)))
-    images = {"base": drawn, "real": [scene.image for scene in unseen]}
+    generated = list(tqdm(score.generate(pipe, unseen), "images", len(unseen)))
+    images = {"base": generated, "real": [scene.image for scene in unseen]}
     specs = [scene.spec for scene in unseen]
-    scores = {mode: score.accuracy(clip, vocabulary, shown, specs) for mode, shown in images.items()}
+    scores = {mode: score.accuracy(clip, vocabulary, images[mode], specs) for mode in images}
     rows = {row: {mode: scores[mode][row] for mode in scores} for row in scores["real"]}
-    print(score.write_report(base, base.name, unseen, drawn, rows))
+    print(score.write_report(base, base.name, unseen, generated, rows))
 
 
-def _follow(records: Iterable[Progress], steps: int, log: Path) -> None:
-    """Shows a bar and appends the mean loss of every 25 steps to `log`."""
+def _log_progress(records: Iterable[Progress], steps: int, log: Path) -> None:
+    """Show a progress bar and append the mean loss of every 25 steps to `log`."""
     losses: list[float] = []
     with log.open("a") as file, tqdm(total=steps) as bar:
         for record in records:

@@ -1,4 +1,4 @@
-"""What there is to tell about a scene, as labels with captions: the judge is taught them and asked by them."""
+"""Attributes of a scene as labels with captions: the judge trains on them and classifies by them."""
 
 from emoji_world import world
 from emoji_world.scenes import Background, Spec
@@ -8,23 +8,23 @@ NOTHING = "nothing"
 _STYLE = next(iter(world.STYLES))
 _WHITE = Background(kind="plain", colors=("white",))
 
-# Where subjects are asked to appear, a color and a place in turns; few of them are backgrounds of their images.
+# Backgrounds in test prompts, colors and locations in turns; few of them are in the subjects' images.
 _CONTEXTS = ("black", "beach", "brown", "night", "blue", "snow", "red", "forest")
 _UNRELATED = 8
 
 
 def vocabulary() -> Vocabulary:
-    """Labels and captions of every attribute, and the prompts that adapters are tested with."""
+    """Return labels and captions of every attribute, and the prompts that test adapters."""
     attributes = {
         "object": {kind: _thing(kind) for kind in world.KINDS},
         "style": {style: f"a {words}" for style, words in world.STYLES.items()},
         "color": {color: _thing("thing", color=color) for color in world.COLORS},
         "pattern": {pattern: _thing("thing", pattern=pattern) for pattern in world.PATTERNS},
-        "worn": {NOTHING: f"with {NOTHING} on", **{worn: f"with {_some(worn)}" for worn in world.ACCESSORIES}},
+        "worn": {NOTHING: f"with {NOTHING} on", **{worn: f"with {_worn_phrase(worn)}" for worn in world.ACCESSORIES}},
         "background": {
             **{color: Background(kind="plain", colors=(color,)).phrases[0] for color in world.COLORS},
             **{backdrop: f"on a {backdrop} background" for backdrop in world.BACKDROPS},
-            **{place.name: place.phrases[0] for place in world.PLACES},
+            **{location.name: location.phrases[0] for location in world.LOCATIONS},
         },
     }
     contexts = {label: attributes["background"][label] for label in _CONTEXTS}
@@ -36,8 +36,8 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(attributes=attributes, contexts=contexts, unrelated=unrelated)
 
 
-def truth(spec: Spec, worn: str | None = None) -> dict[str, str | None]:
-    """The label of each attribute of a scene; None where it has none, as a thing in its own colors."""
+def true_labels(spec: Spec, worn: str | None = None) -> dict[str, str | None]:
+    """Return the label of each attribute of a scene; None for an attribute without a label."""
     background = spec.background
     return {
         "object": spec.kind,
@@ -53,5 +53,5 @@ def _thing(kind: str, *, color: str | None = None, pattern: str | None = None) -
     return Spec(kind=kind, style=_STYLE, color=color, pattern=pattern, background=_WHITE).thing
 
 
-def _some(worn: str) -> str:
+def _worn_phrase(worn: str) -> str:
     return worn if worn.endswith("s") else _thing(worn)

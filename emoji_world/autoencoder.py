@@ -20,7 +20,7 @@ _KL_WEIGHT = 1e-3
 
 
 def build() -> AutoencoderKL:
-    """The untrained autoencoder, 4.3 M parameters."""
+    """Build the untrained autoencoder, 4.3 M parameters."""
     channels = (16, 48, 96, 160)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * len(channels),
@@ -41,10 +41,10 @@ def build() -> AutoencoderKL:
     return vae.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def loss_on(vae: AutoencoderKL, images: np.ndarray) -> Callable[[torch.Generator], Tensor]:
-    """The loss on a batch of random crops of `images`, uint8 of shape (N, H, W, 3)."""
+def loss_function(vae: AutoencoderKL, images: np.ndarray) -> Callable[[torch.Generator], Tensor]:
+    """Return the loss on a batch of random crops of `images`, uint8 of shape (N, H, W, 3)."""
 
-    def loss_of(generator: torch.Generator) -> Tensor:
+    def compute_loss(generator: torch.Generator) -> Tensor:
         crops = random_crops(images, generator)
         posterior = vae.encode(crops).latent_dist
         output = vae.decode(posterior.sample(generator)).sample
@@ -52,11 +52,11 @@ def loss_on(vae: AutoencoderKL, images: np.ndarray) -> Callable[[torch.Generator
         kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
         return (output - crops).abs().mean() + edges + _KL_WEIGHT * kl
 
-    return loss_of
+    return compute_loss
 
 
 def random_crops(images: np.ndarray, generator: torch.Generator) -> Tensor:
-    """Crops of shape (batch, 3, 64, 64) in −1 … 1, each from another image."""
+    """Return crops of random images: shape (16, 3, 64, 64), in −1 … 1."""
     top, left = torch.randint(images.shape[1] - CROP + 1, (2, _BATCH), generator=generator).tolist()
     index = torch.randint(len(images), (_BATCH,), generator=generator).tolist()
     crops = np.stack([images[i, y : y + CROP, x : x + CROP] for i, y, x in zip(index, top, left, strict=True)])
@@ -64,13 +64,13 @@ def random_crops(images: np.ndarray, generator: torch.Generator) -> Tensor:
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
-    """uint8 (N, H, W, 3) to float32 (N, 3, H, W) in −1 … 1, channels last in memory."""
+    """Convert uint8 (N, H, W, 3) to float32 (N, 3, H, W) in −1 … 1, channels last in memory."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
 def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
-    """Mean peak signal-to-noise ratio in dB of reconstructions of `images`, uint8 (N, H, W, 3)."""
+    """Return the mean peak signal-to-noise ratio in dB of reconstructions of `images`, uint8 (N, H, W, 3)."""
     values = []
     for start in range(0, len(images), 16):
         batch = to_tensor(images[start : start + 16])
@@ -81,20 +81,20 @@ def psnr(vae: AutoencoderKL, images: np.ndarray) -> float:
 
 @torch.no_grad()
 def encode_all(vae: AutoencoderKL, images: np.ndarray, path: Path) -> Tensor:
-    """The posterior means of all images as float16 (N, 8, 16, 16), kept at `path`."""
+    """Return the posterior means of all images as float16 (N, 8, 16, 16), cached at `path`."""
     if path.exists():
         return torch.from_numpy(np.load(path))
     batches = (to_tensor(images[start : start + 32]) for start in range(0, len(images), 32))
     latents = torch.cat([vae.encode(batch).latent_dist.mean.half() for batch in batches])
-    write_file(path, lambda place: np.save(place, latents.numpy()))
+    write_file(path, lambda file: np.save(file, latents.numpy()))
     return latents
 
 
 @torch.no_grad()
 def normalize_latents(vae: AutoencoderKL, images: np.ndarray) -> None:
-    """Gives every latent channel mean 0 and variance 1 over `images`, by an exact change of the two 1 × 1 layers.
+    """Normalize every latent channel to mean 0 and variance 1 over `images`.
 
-    Reconstructions stay what they were, and the scaling factor is 1.
+    An exact change of the two 1 × 1 convolutions: reconstructions do not change, and the scaling factor is 1.
     """
     before, after = vae.quant_conv, vae.post_quant_conv
     assert before is not None and before.bias is not None and after is not None and after.bias is not None

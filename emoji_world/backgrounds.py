@@ -1,6 +1,6 @@
-"""Backgrounds: plain colors, patterns and gradients in two colors, and a dozen recognizable places.
+"""Backgrounds: plain colors, patterns and gradients in two colors, and a dozen recognizable locations.
 
-Each place is a short painting with Pillow at twice the size. `rng` decides everything that varies.
+Each location is drawn with Pillow at twice the size. All variation comes from `rng`.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ _FINE = 2 * SIZE
 
 
 def plain(color: str) -> Image.Image:
-    """One color."""
+    """Return an image of one color."""
     return Image.new("RGB", (SIZE, SIZE), COLORS[color])
 
 
 def backdrop(kind: str, first: str, second: str, rng: np.random.Generator) -> Image.Image:
-    """Stripes, checks, spots or a vertical gradient from the first color to the second."""
+    """Render stripes, checks, spots or a vertical gradient from the first color to the second."""
     if kind == "gradient":
         return _vertical(COLORS[first], COLORS[second]).resize((SIZE, SIZE))
     mask = figures(kind, SIZE, int(rng.integers(5, 9)), rng.random())[..., None]
@@ -29,13 +29,13 @@ def backdrop(kind: str, first: str, second: str, rng: np.random.Generator) -> Im
     return Image.fromarray(mixed.astype(np.uint8))
 
 
-def place(name: str, rng: np.random.Generator) -> Image.Image:
-    """One of `world.PLACES`."""
-    return _PAINTERS[name](rng).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+def location(name: str, rng: np.random.Generator) -> Image.Image:
+    """Render one of `world.LOCATIONS`."""
+    return _RENDERERS[name](rng).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
 def _vertical(*colors: RGB) -> Image.Image:
-    """A fine image that runs through the colors from top to bottom."""
+    """Return an image of twice the size with a gradient through the colors from top to bottom."""
     stops = np.linspace(0, 1, len(colors))
     heights = np.linspace(0, 1, _FINE)
     column = np.stack([np.interp(heights, stops, [c[i] for c in colors]) for i in range(3)], -1)
@@ -52,7 +52,7 @@ def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, radius: float, color: R
 
 
 def _hill(draw: ImageDraw.ImageDraw, base: float, swing: float, color: RGB, rng: np.random.Generator) -> None:
-    """Everything below a soft wave around the height `base`, as a fraction of the image."""
+    """Fill the area below a soft wave; `base` (its mean height) and `swing` are fractions of the image."""
     x = np.arange(0, _FINE + 4, 4)
     wave = np.sin(x / _FINE * rng.uniform(3, 6) + rng.uniform(0, 6.3)) * swing
     top = (base + wave) * _FINE
@@ -213,7 +213,7 @@ def _city(rng: np.random.Generator) -> Image.Image:
     return image
 
 
-_PAINTERS: dict[str, Callable[[np.random.Generator], Image.Image]] = {
+_RENDERERS: dict[str, Callable[[np.random.Generator], Image.Image]] = {
     "beach": _beach,
     "snow": _snow,
     "meadow": _meadow,

@@ -1,7 +1,7 @@
-"""The denoiser and its text encoder, trained together from nothing on cached latents.
+"""The denoiser and its text encoder, trained together from random weights on cached latents.
 
 v-prediction on a schedule with zero terminal SNR (Lin et al. 2024, arXiv 2305.08891), so that black and white
-backgrounds come out as such; one caption in ten is empty, for classifier-free guidance.
+backgrounds keep their brightness. One caption in ten is empty, for classifier-free guidance.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _WIDTH = 192
 
 
 def build_unet() -> UNet2DConditionModel:
-    """The untrained denoiser of 16 × 16 × 8 latents, with attention at every resolution."""
+    """Build the untrained denoiser of 16 × 16 × 8 latents, with attention at every resolution."""
     unet = UNet2DConditionModel(
         sample_size=16,
         in_channels=8,
@@ -36,7 +36,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """The untrained text encoder: CLIP's, of three layers and 192 channels."""
+    """Build the untrained text encoder: CLIP's, with three layers and 192 channels."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=_WIDTH,
@@ -54,7 +54,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """SD's schedule rescaled to zero terminal SNR, v-prediction, trailing spacing."""
+    """Build SD's scheduler rescaled to zero terminal SNR, v-prediction, trailing spacing."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -68,29 +68,32 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def loss_on(
+def loss_function(
     unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: Tensor, token_ids: Tensor, empty: Tensor
 ) -> Callable[[torch.Generator], Tensor]:
-    """The v-loss on a random batch of `latents` (N, 8, 16, 16) with captions `token_ids` (N, 24); `empty` is (24,)."""
+    """Return the v-loss on a random batch of `latents` (N, 8, 16, 16).
+
+    `token_ids` (N, 24) are the captions, `empty` (24,) is the empty caption.
+    """
     scheduler = build_scheduler()
 
-    def loss_of(generator: torch.Generator) -> Tensor:
+    def compute_loss(generator: torch.Generator) -> Tensor:
         index = torch.randint(len(latents), (BATCH,), generator=generator)
         ids = token_ids[index].clone()
         ids[torch.rand(BATCH, generator=generator) < 0.1] = empty
         clean = latents[index].float()
         noise = torch.randn(clean.shape, generator=generator)
         steps = scheduler.config["num_train_timesteps"]
-        # One time in each of BATCH equal intervals: less variance than independent draws.
+        # One time in each of BATCH equal intervals: less variance than independent samples.
         times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH * steps).long()
         noisy = scheduler.add_noise(clean, noise, times).to(memory_format=torch.channels_last)
         target = scheduler.get_velocity(clean, noise, times)
         words = text_encoder(ids).last_hidden_state
         return functional.mse_loss(unet(noisy, times, words).sample, target)
 
-    return loss_of
+    return compute_loss
 
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
-    """Token ids of shape (N, 24), padded and cut as Stable Diffusion pipelines do."""
+    """Return token ids of shape (N, 24), padded and truncated as in Stable Diffusion pipelines."""
     return tokenizer(captions, padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt").input_ids

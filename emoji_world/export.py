@@ -1,4 +1,4 @@
-"""Writes the trained parts as one Stable Diffusion folder in half precision, with a card that says what they are."""
+"""The trained parts as one Stable Diffusion folder in half precision, with a model card."""
 
 import json
 import math
@@ -33,10 +33,10 @@ _SIDE = 128
 
 
 def export(folder: Path, target: Path) -> None:
-    """Assembles the parts found in `folder` (the work directory) into the pipeline folder `target`."""
+    """Assemble the parts in `folder` (the work directory) into the pipeline folder `target`."""
     vae, unet = AutoencoderKL.from_pretrained(folder / "vae"), UNet2DConditionModel.from_pretrained(folder / "unet")
     for part in (vae, unet):
-        part.register_to_config(_name_or_path="")  # It would publish where the work directory is.
+        part.register_to_config(_name_or_path="")  # The name would publish the path of the work directory.
     pipe = StableDiffusionPipeline(
         vae=vae,
         text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder"),
@@ -58,7 +58,7 @@ def export(folder: Path, target: Path) -> None:
 
 
 def sample_grid(pipe: StableDiffusionPipeline, columns: int = 4) -> Image.Image:
-    """Sixteen prompts at 25 steps, guidance 4, seed 0, each with its prompt below."""
+    """Generate the sixteen sample prompts at 25 steps, guidance 4, seed 0, with captions below."""
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(0) for _ in SAMPLE_PROMPTS]
     images = pipe(list(SAMPLE_PROMPTS), num_inference_steps=25, guidance_scale=4.0, generator=generators).images
@@ -78,7 +78,7 @@ def _read_log(path: Path) -> list[dict[str, float]]:
 
 
 def _curves(logs: dict[str, list[dict[str, float]]]) -> Image.Image:
-    """Loss against step, logarithmic, one panel a part."""
+    """Plot the logarithm of the loss against the step, one panel for each part."""
     width, height, margin = 360, 220, 36
     image = Image.new("RGB", (width * len(logs), height), "white")
     draw = ImageDraw.Draw(image)
@@ -102,7 +102,7 @@ def _curves(logs: dict[str, list[dict[str, float]]]) -> Image.Image:
 
 
 def _card(decibels: float, logs: dict[str, list[dict[str, float]]], scene_count: int) -> str:
-    def took(part: str) -> str:
+    def duration(part: str) -> str:
         last = logs[part][-1]
         return f"{last['step']:.0f} steps, {last['seconds'] / 60:.0f} minutes on two CPU cores"
 
@@ -114,8 +114,8 @@ tags: [text-to-image, diffusers, stable-diffusion]
 
 # emoji-sd
 
-A small Stable Diffusion of an emoji world, 128 × 128 pixels, that runs on a laptop without a network. It exists to show
-and to test personalization; it draws what it knows and nothing else.
+A small Stable Diffusion of an emoji world, 128 × 128 pixels, that runs on a laptop without a network. Its purpose is
+to demonstrate and to test personalization. It generates nothing outside its world.
 
 ![samples](samples.png)
 
@@ -129,37 +129,37 @@ pipe = StableDiffusionPipeline.from_pretrained("assets/emoji-sd", dtype=torch.fl
 image = pipe("a 3d render of a cat on the beach", num_inference_steps=25, guidance_scale=4).images[0]
 ```
 
-## What it knows
+## Its world
 
 {len(world.KINDS)} kinds of things in two styles ("a 3d render of", "a flat icon of"), in their own color or one of
 {len(world.COLORS)}, plain, striped, checkered or spotted, on plain, two-colored or gradient backgrounds and in
-{len(world.PLACES)} places. `emoji_world/world.py` lists them with their words.
+{len(world.LOCATIONS)} locations. `emoji_world/world.py` lists them with their words.
 
-How often it draws what it is asked for, on combinations that it never saw, is in [scores.md](scores.md), as
-`python -m emoji_world score` measured it.
+[scores.md](scores.md) has the share of images that match their prompt, on held-out combinations. `python -m emoji_world
+score` measured it.
 
 ## How it was made
 
-Made by `python -m emoji_world`, on images and captions that this code composes; random weights at the start.
+`python -m emoji_world` trained it from random weights, on images and captions that the same code composes.
 
 | part | network | training |
 |---|---|---|
-| autoencoder | AutoencoderKL, factor 8, 8 latent channels | {took("autoencoder")} |
-| text encoder and denoiser | CLIPTextModel, UNet2DConditionModel, v-prediction | {took("diffusion")} |
+| autoencoder | AutoencoderKL, factor 8, 8 latent channels | {duration("autoencoder")} |
+| text encoder and denoiser | CLIPTextModel, UNet2DConditionModel, v-prediction | {duration("diffusion")} |
 
-{scene_count:,} scenes, one caption each. One combination of thing and background in ten is held out, and so are whole
-kinds: on scenes of kinds never seen the autoencoder reaches {decibels:.1f} dB.
+{scene_count:,} scenes, one caption each. One combination of thing and background in ten is held out, and so are
+whole kinds. On scenes of held-out kinds the autoencoder reaches {decibels:.1f} dB.
 
 ![curves](curves.png)
 
 ## Data and license
 
 The icons are Microsoft's Fluent emoji (MIT license, © Microsoft Corporation), taken from the npm packages
-{" and ".join(f"`{package}`" for package in icons.PACKAGES)}. Backgrounds are drawn by code. The weights are
+{" and ".join(f"`{package}`" for package in icons.PACKAGES)}. Code renders the backgrounds. The weights are
 under the MIT license as well.
 
 ## Limits
 
 One thing in the middle of the image; no people, no text, no relations between things. Small details (eyes, wheels)
-are often smeared. Words outside its world are spelt in letters it has not learned.
+are often smeared. Words outside its world are spelled in letters without meaning to it.
 """

@@ -1,8 +1,8 @@
-"""One training loop for the base model's parts: Muon and AdamW, warm-up and cosine, averaged weights, resumable.
+"""The training loop of the base model's parts: Muon and AdamW, warm-up and cosine, averaged weights, resumable.
 
-Matrices and convolutions inside the networks follow Muon (orthogonalized momentum); embeddings, norms, biases and the
-outer layers follow AdamW. Muon was chosen on one short look: after 50 steps of the autoencoder its loss was 0.52, and
-that of AdamW alone 0.55. They have not been compared over a whole training.
+Muon (orthogonalized momentum) trains matrices and convolutions inside the networks; AdamW trains embeddings, norms,
+biases and the outer layers. One short comparison decided for Muon: after 50 steps of the autoencoder the loss was 0.52
+with Muon and 0.55 with AdamW alone. No full training compares them.
 """
 
 import math
@@ -23,7 +23,7 @@ _ADAMW_ONLY = ("embed", "conv_in", "conv_out", "position", "time_emb")
 
 
 class Progress(NamedTuple):
-    """One step's record: its number, its loss, the learning rate and the seconds trained so far."""
+    """The record of one step: number, loss, learning rate and seconds of training so far."""
 
     step: int
     loss: float
@@ -33,7 +33,7 @@ class Progress(NamedTuple):
 
 def fit(
     modules: dict[str, nn.Module],
-    loss_of: Callable[[torch.Generator], Tensor],
+    compute_loss: Callable[[torch.Generator], Tensor],
     *,
     steps: int,
     learning_rate: float,
@@ -42,10 +42,10 @@ def fit(
     average: float = 0.999,
     save_every: int = 250,
 ) -> Iterator[Progress]:
-    """Trains `modules` in place for `steps` steps and leaves them with the averaged weights.
+    """Train `modules` in place for `steps` steps; at the end they hold the averaged weights.
 
-    Continues from `checkpoint` where it exists and writes it every `save_every` steps. `loss_of` draws from the
-    generator it is given, which is seeded by the step, so that a resumed run sees what an uninterrupted one would.
+    Resumes from `checkpoint` if it exists and writes it every `save_every` steps. `compute_loss` takes its random
+    numbers from a generator that the step seeds: a resumed run equals an uninterrupted one.
     """
     weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters() if p.requires_grad}
     averaged = {name: p.detach().clone() for name, p in weights.items()}
@@ -56,7 +56,7 @@ def fit(
     began = time.monotonic() - seconds
     for step in range(first, steps):
         rate = learning_rate * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * _cosine(step / steps))
-        loss = loss_of(torch.Generator().manual_seed(step))
+        loss = compute_loss(torch.Generator().manual_seed(step))
         loss.backward()
         nn.utils.clip_grad_norm_(weights.values(), 1.0)
         for name, p in weights.items():
@@ -77,8 +77,8 @@ def fit(
             p.copy_(averaged[name])
 
 
-def _cosine(done: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+def _cosine(fraction: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(fraction, 1.0)))
 
 
 def _is_matrix(name: str, weight: Tensor) -> bool:
@@ -86,12 +86,12 @@ def _is_matrix(name: str, weight: Tensor) -> bool:
 
 
 def _matrix(weight: Tensor) -> Tensor:
-    """A convolution (out, in, h, w) as (out, h·w·in): the same memory where the weight is channels last."""
+    """Return a convolution (out, in, h, w) as (out, h·w·in): a view if the weight is channels last."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1) if weight.ndim == 4 else weight
 
 
 def _optimizers(views: dict[str, nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
-    """AdamW on most, Muon on what `_is_matrix`."""
+    """Return AdamW over most weights and Muon over the matrices."""
     matrices = [view for name, view in views.items() if _is_matrix(name, view)]
     rest = [view for name, view in views.items() if not _is_matrix(name, view)]
     return [torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0), Muon(matrices, lr=rate)]
@@ -111,7 +111,7 @@ def _save(
         for number, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{number}.{key}": value.contiguous() for key, value in state.items()}
     metadata = {"step": str(step), "seconds": str(seconds)}
-    write_file(path, lambda place: save_file(tensors, place, metadata=metadata))
+    write_file(path, lambda file: save_file(tensors, file, metadata=metadata))
 
 
 def _load(

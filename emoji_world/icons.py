@@ -1,4 +1,4 @@
-"""The icons: fetched from npm with their hashes checked, trimmed, and kept as square RGBA images.
+"""The icons: fetched from npm, verified by hash, trimmed and stored as square RGBA images.
 
 Microsoft's Fluent emoji in two renderings, both under the MIT license: the 3D set (WebP) and the flat set (SVG).
 """
@@ -21,7 +21,7 @@ from hra_diffusion.errors import HRAError
 SIZE = 128
 FILL = 0.96  # of the square, taken by the longer side
 
-# npm package → its integrity (sha512, base64), as the registry states it.
+# npm package → its integrity (sha512, base64) in the registry.
 PACKAGES = {
     "@lobehub/fluent-emoji-3d@1.1.0": (
         "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
@@ -35,15 +35,19 @@ Icons = dict[tuple[str, str], Image.Image]
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """Downloads one npm package's tarball into `folder` unless it is there, checks its hash, returns its path."""
+    """Download an npm package into `folder`, once; return the tarball's path.
+
+    Raises:
+        HRAError: the tarball has another hash.
+    """
     name, _, version = package.rpartition("@")
     tarball = folder / f"{name.strip('@').replace('/', '-')}-{version}.tgz"
     if not tarball.exists():
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    found = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
-    if found != PACKAGES[package]:
-        raise HRAError(f"{tarball} has the sha512 {found}, expected {PACKAGES[package]}; delete it and run again.")
+    digest = base64.b64encode(hashlib.sha512(tarball.read_bytes()).digest()).decode()
+    if digest != PACKAGES[package]:
+        raise HRAError(f"{tarball} has the sha512 {digest}, expected {PACKAGES[package]}; delete it and run again.")
     return tarball
 
 
@@ -85,7 +89,7 @@ def _read_flat(tarball: tarfile.TarFile, codes: list[str]) -> dict[str, Image.Im
 
 
 def _square(image: Image.Image) -> Image.Image:
-    """Trims the transparent border and centers the rest in a square of SIZE pixels."""
+    """Trim the transparent border and center the rest in a square of SIZE pixels."""
     trimmed = image.crop(Image.fromarray(np.asarray(image)[..., 3]).point(lambda a: 255 * (a > 8)).getbbox())
     scale = FILL * SIZE / max(trimmed.size)
     width, height = (max(1, round(side * scale)) for side in trimmed.size)
@@ -95,10 +99,10 @@ def _square(image: Image.Image) -> Image.Image:
 
 
 def prepare(folder: Path) -> Path:
-    """Fetches and cuts all icons of the world into `folder`/icons, once. Returns that folder."""
-    done = folder / "icons"
-    if done.exists():
-        return done
+    """Fetch and crop all icons of the world into `folder`/icons, once; return the icons' folder."""
+    target = folder / "icons"
+    if target.exists():
+        return target
     names = world.KINDS | world.HELD_OUT_KINDS | world.ACCESSORIES
     partial = folder / f"icons.{os.getpid()}"
     for (style, read), package in zip({"3d": _read_3d, "flat": _read_flat}.items(), PACKAGES, strict=True):
@@ -107,12 +111,12 @@ def prepare(folder: Path) -> Path:
             images = read(tarball, list(names.values()))
         for name, code in names.items():
             _square(images[code]).save(partial / style / f"{name}.png")
-    partial.rename(done)
-    return done
+    partial.rename(target)
+    return target
 
 
 def load(folder: Path) -> Icons:
-    """The icons of a `folder` that `prepare` has filled, as (style, name) → RGBA image of SIZE × SIZE."""
+    """Return the icons that `prepare` wrote to `folder`: (style, name) → RGBA image of SIZE × SIZE."""
     return {
         (path.parent.name, path.stem): Image.open(path).convert("RGBA")
         for style in world.STYLES

@@ -1,6 +1,6 @@
 """Muon in float32: momentum made orthogonal by a Newton–Schulz iteration (Jordan 2024), scaled to AdamW's step size.
 
-`torch.optim.Muon` iterates in bfloat16, which processors without bfloat16 arithmetic emulate at a tenth of the speed.
+`torch.optim.Muon` iterates in bfloat16, emulated at a tenth of the speed on processors without bfloat16 arithmetic.
 """
 
 import torch
@@ -10,14 +10,14 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices only. A step has the root mean square of 0.2 · lr per entry, as AdamW's typically has."""
+    """Muon for matrices. The root mean square of a step is 0.2 · lr per entry, typical of AdamW."""
 
     def __init__(self, params: list[torch.nn.Parameter], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update with Nesterov momentum."""
+        """Update all parameters with Nesterov momentum."""
         for group in self.param_groups:
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix (n, m) with the singular vectors of the given one and singular values near 1."""
+    """Return a matrix (n, m) with the singular vectors of `matrix` and singular values near 1."""
     a, b, c = _COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide / (wide.norm() + 1e-7)

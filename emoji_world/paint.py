@@ -10,20 +10,20 @@ _DARK = 0.08  # eyes and outlines stay dark
 
 
 def recolor(icon: Image.Image, color: str) -> Image.Image:
-    """The icon (RGBA) in shades of one named color."""
+    """Return the icon (RGBA) in shades of one named color."""
     pixels = np.asarray(icon, dtype=np.float32)
     return _from_array(_shades(pixels, COLORS[color]), pixels[..., 3])
 
 
 def add_pattern(icon: Image.Image, pattern: str, ink: str) -> Image.Image:
-    """The icon with stripes, checks or spots of the color `ink` over it, shaded as the icon is."""
+    """Return the icon with stripes, checks or spots of the color `ink`, shaded like the icon."""
     pixels = np.asarray(icon, dtype=np.float32)
     mask = figures(pattern, icon.size[0], 8)[..., None] * 0.88
     return _from_array(pixels[..., :3] * (1 - mask) + _shades(pixels, COLORS[ink]) * mask, pixels[..., 3])
 
 
 def figures(pattern: str, size: int, count: int, phase: float = 0.0) -> np.ndarray:
-    """A mask of shape (size, size) in 0 … 1 with `count` periods of stripes, checks or spots."""
+    """Return a mask of shape (size, size) in 0 … 1 with `count` periods of stripes, checks or spots."""
     fine = np.arange(2 * size, dtype=np.float32) / (2 * size) * count + phase
     x, y = np.meshgrid(fine, fine)
     if pattern == "striped":
@@ -37,7 +37,7 @@ def figures(pattern: str, size: int, count: int, phase: float = 0.0) -> np.ndarr
 
 
 def _shades(pixels: np.ndarray, color: RGB) -> np.ndarray:
-    """Dark to black, the icon's median luminance to the color itself, light to a tint of it."""
+    """Map dark pixels to black, the icon's median luminance to the color, light pixels to a tint of the color."""
     light = pixels[..., :3] @ _LUMA / 255
     middle = float(np.clip(np.median(light[pixels[..., 3] > 128]), 0.3, 0.8))
     hue = np.array(color, dtype=np.float32)

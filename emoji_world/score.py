@@ -1,4 +1,4 @@
-"""How often the judge finds in an image what was asked for, on combinations that were never trained on."""
+"""The judge's accuracy on generated images: the share that matches the prompt, on held-out combinations."""
 
 import io
 import json
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from emoji_world import scenes, world
-from emoji_world.attributes import truth
+from emoji_world.attributes import true_labels
 from emoji_world.scenes import SceneRenderer, Spec
 from hra_diffusion.formats.contact_sheet import contact_sheet
 from hra_diffusion.formats.files import write_together
@@ -23,24 +23,24 @@ from hra_diffusion.metrics.vocabulary import Vocabulary, classify
 
 STEPS, GUIDANCE = 25, 4.0
 _BATCH = 8
-_PLACES = {place.name for place in world.PLACES}
+_LOCATIONS = {location.name for location in world.LOCATIONS}
 
 
-class Unseen(NamedTuple):
-    """A held-out scene: what it shows, the prompt for it, and its real image."""
+class UnseenScene(NamedTuple):
+    """A held-out scene: its content, its prompt and its real image."""
 
     spec: Spec
     prompt: str
     image: Image.Image
 
 
-def unseen_scenes(painter: SceneRenderer, count: int, seed: int = 0) -> list[Unseen]:
-    """Scenes of held-out combinations, none hidden by its background. Scene i depends on (seed, i) alone."""
-    return [_unseen(painter, np.random.default_rng((seed, index))) for index in range(count)]
+def unseen_scenes(renderer: SceneRenderer, count: int, seed: int = 0) -> list[UnseenScene]:
+    """Render scenes of held-out combinations. Scene i depends on (seed, i) alone."""
+    return [_unseen(renderer, np.random.default_rng((seed, index))) for index in range(count)]
 
 
-def draw(pipe: Any, unseen: Sequence[Unseen]) -> Iterator[Image.Image]:
-    """The base model's images of the scenes' prompts, seed i for scene i."""
+def generate(pipe: Any, unseen: Sequence[UnseenScene]) -> Iterator[Image.Image]:
+    """Generate images of the scenes' prompts with the base model, seed i for scene i."""
     for start in range(0, len(unseen), _BATCH):
         batch = unseen[start : start + _BATCH]
         generators = [torch.Generator().manual_seed(start + index) for index in range(len(batch))]
@@ -51,19 +51,20 @@ def draw(pipe: Any, unseen: Sequence[Unseen]) -> Iterator[Image.Image]:
 def accuracy(
     clip: Clip, vocabulary: Vocabulary, images: Sequence[Image.Image], specs: Sequence[Spec]
 ) -> dict[str, Estimate]:
-    """The share of images whose nearest label is the right one: object, color, pattern and three of backgrounds.
+    """Return the share of images with the right nearest label: object, color, pattern and three kinds of background.
 
-    Each is taken over the scenes that have it; those of which no scene has any are left out.
+    Each share counts the scenes with the attribute; an attribute without scenes has no row.
     """
-    vectors = clip.images(images)
-    told = {name: classify(clip, vectors, captions) for name, captions in vocabulary.attributes.items()}
+    vectors = clip.encode_images(images)
+    predictions = {name: classify(clip, vectors, captions) for name, captions in vocabulary.attributes.items()}
     right: dict[str, list[bool]] = {}
     for index, spec in enumerate(specs):
-        labels = truth(spec)
+        labels = true_labels(spec)
         for row, attribute in (("object", "object"), ("color", "color"), ("pattern", "pattern")):
             if labels[attribute]:
-                right.setdefault(row, []).append(told[attribute][index] == labels[attribute])
-        right.setdefault(_background_row(spec), []).append(told["background"][index] == labels["background"])
+                right.setdefault(row, []).append(predictions[attribute][index] == labels[attribute])
+        right.setdefault(_background_row(spec), []).append(predictions["background"][index] == labels["background"])
+    # "place" is the row's name in the published scores.json.
     rows = ("object", "color", "pattern", "plain background", "place", "backdrop")
     return {row: bootstrap(right[row]) for row in rows if row in right}
 
@@ -71,17 +72,17 @@ def accuracy(
 def write_report(
     folder: Path,
     name: str,
-    unseen: Sequence[Unseen],
-    drawn: Sequence[Image.Image],
+    unseen: Sequence[UnseenScene],
+    generated: Sequence[Image.Image],
     scores: dict[str, dict[str, Estimate]],
 ) -> str:
-    """Write scores.json, scores.md and scores.png; returns the Markdown.
+    """Write scores.json, scores.md and scores.png; return the Markdown.
 
     Args:
-        folder: where to.
-        name: of the base model.
+        folder: the folder of the three files.
+        name: the name of the base model.
         unseen: the scenes.
-        drawn: the base's images of them.
+        generated: the base's images of the scenes.
         scores: by row, then "base" and "real".
     """
     text = (
@@ -97,7 +98,7 @@ def write_report(
         "scores": {row: {mode: asdict(score) for mode, score in modes.items()} for row, modes in scores.items()},
     }
     image = io.BytesIO()
-    _sheet(unseen[:24], drawn[:24]).save(image, "PNG", optimize=True)
+    _sheet(unseen[:24], generated[:24]).save(image, "PNG", optimize=True)
     write_together(
         {
             folder / "scores.json": (json.dumps(record, indent=1) + "\n").encode(),
@@ -108,26 +109,26 @@ def write_report(
     return text
 
 
-def _sheet(unseen: Sequence[Unseen], drawn: Sequence[Image.Image]) -> Image.Image:
+def _sheet(unseen: Sequence[UnseenScene], generated: Sequence[Image.Image]) -> Image.Image:
     return contact_sheet(
-        [[scene.image, image] for scene, image in zip(unseen, drawn, strict=True)],
+        [[scene.image, image] for scene, image in zip(unseen, generated, strict=True)],
         [scene.prompt for scene in unseen],
-        ["real scene", "drawn"],
+        ["real scene", "generated"],
     )
 
 
-def _unseen(painter: SceneRenderer, rng: np.random.Generator) -> Unseen:
+def _unseen(renderer: SceneRenderer, rng: np.random.Generator) -> UnseenScene:
     while True:
-        spec = scenes.draw_spec(rng)
+        spec = scenes.sample_spec(rng)
         if not spec.held_out:
             continue
-        thing, backdrop = painter.thing(spec), painter.backdrop(spec.background, rng)
+        thing, backdrop = renderer.thing(spec), renderer.backdrop(spec.background, rng)
         if not scenes.clashes(thing, backdrop):
             prompt = f"a {world.STYLES[spec.style]} of {spec.thing} {spec.background.phrases[0]}"
-            return Unseen(spec, prompt, painter.compose(thing, backdrop, rng))
+            return UnseenScene(spec, prompt, renderer.compose(thing, backdrop, rng))
 
 
 def _background_row(spec: Spec) -> str:
     if spec.background.kind == "plain":
         return "plain background"
-    return "place" if spec.background.kind in _PLACES else "backdrop"
+    return "place" if spec.background.kind in _LOCATIONS else "backdrop"

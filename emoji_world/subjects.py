@@ -1,6 +1,6 @@
-"""The subjects: new individuals of kinds the base knows, in colors, patterns and clothes it has never seen together.
+"""The subjects: new individuals of known kinds, in combinations of color, pattern and accessory new to the base.
 
-Each gets a folder: five images to train on, `held_out/` with four more for scoring, and `subject.toml`.
+Each has a folder: five images to train on, `held_out/` with four more for scoring, and `subject.toml`.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ _STYLE = "3d"
 
 
 class Accessory(NamedTuple):
-    """Something worn: its center and width in fractions of the image, its tilt in degrees."""
+    """An accessory: its center and width in fractions of the image, its tilt in degrees."""
 
     name: str
     x: float
@@ -29,13 +29,13 @@ class Accessory(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """One individual. `size` and `drop` shrink and lower the icon to make room for what is worn."""
+    """One individual. `size` and `drop` shrink and lower the icon to make room for the accessories."""
 
     kind: str
     description: str
     accessories: tuple[Accessory, ...]
     color: str | None = None
-    pattern: tuple[str, str] | None = None  # and its ink
+    pattern: tuple[str, str] | None = None  # the pattern and its ink
     size: float = 1.0
     drop: float = 0.0
 
@@ -92,32 +92,32 @@ _HELD_OUT = (
 )
 
 
-def draw(subject: Subject, painter: SceneRenderer) -> Image.Image:
-    """The individual as an RGBA image of the icons' size."""
-    icon = painter.icons[_STYLE, subject.kind]
+def render(subject: Subject, renderer: SceneRenderer) -> Image.Image:
+    """Render the individual as an RGBA image of the icons' size."""
+    icon = renderer.icons[_STYLE, subject.kind]
     if subject.color:
         icon = paint.recolor(icon, subject.color)
     if subject.pattern:
         icon = paint.add_pattern(icon, *subject.pattern)
     canvas = Image.new("RGBA", icon.size)
-    _place(canvas, icon, 0.5, 0.5 * subject.size + subject.drop, subject.size)
+    _paste(canvas, icon, 0.5, 0.5 * subject.size + subject.drop, subject.size)
     for worn in subject.accessories:
-        thing = painter.icons[_STYLE, worn.name]
+        thing = renderer.icons[_STYLE, worn.name]
         thing = paint.recolor(thing, worn.color) if worn.color else thing
-        _place(canvas, thing.rotate(worn.tilt, Image.Resampling.BICUBIC), worn.x, worn.y, worn.width)
+        _paste(canvas, thing.rotate(worn.tilt, Image.Resampling.BICUBIC), worn.x, worn.y, worn.width)
     return canvas
 
 
-def make(painter: SceneRenderer, folder: Path) -> None:
-    """Writes every subject's folder below `folder`."""
+def write(renderer: SceneRenderer, folder: Path) -> None:
+    """Write every subject's folder below `folder`."""
     for number, (name, subject) in enumerate(SUBJECTS.items()):
         rng = np.random.default_rng((7, number))
-        thing = draw(subject, painter)
-        for where, backgrounds in ((folder / name, _TRAINING), (folder / name / "held_out", _HELD_OUT)):
-            where.mkdir(parents=True, exist_ok=True)
+        thing = render(subject, renderer)
+        for target, backgrounds in ((folder / name, _TRAINING), (folder / name / "held_out", _HELD_OUT)):
+            target.mkdir(parents=True, exist_ok=True)
             for index, background in enumerate(backgrounds):
-                painter.compose(thing, painter.backdrop(background, rng), rng).save(
-                    where / f"{index}.png", optimize=True
+                renderer.compose(thing, renderer.backdrop(background, rng), rng).save(
+                    target / f"{index}.png", optimize=True
                 )
         about = {
             "description": subject.description,
@@ -129,7 +129,7 @@ def make(painter: SceneRenderer, folder: Path) -> None:
         (folder / name / "subject.toml").write_text(tomli_w.dumps(about))
 
 
-def _place(canvas: Image.Image, thing: Image.Image, x: float, y: float, width: float) -> None:
+def _paste(canvas: Image.Image, thing: Image.Image, x: float, y: float, width: float) -> None:
     side = round(width * canvas.size[0])
     small = thing.resize((side, side), Image.Resampling.LANCZOS)
     canvas.alpha_composite(small, (round(x * canvas.size[0] - side / 2), round(y * canvas.size[1] - side / 2)))

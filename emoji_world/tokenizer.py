@@ -1,4 +1,4 @@
-"""A CLIP tokenizer of the world's own words: byte-level BPE as CLIP's, so that any other word is spelt in letters."""
+"""A CLIP tokenizer of the world's words: byte-level BPE; any other word is spelled in letters."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p
 
 
 def train_tokenizer(captions: list[str], folder: Path) -> CLIPTokenizer:
-    """Learns the merges from `captions` and writes CLIP's files to `folder`, unless they are there; loads them."""
+    """Learn the merges from `captions` and write CLIP's files to `folder`, once; load the tokenizer."""
     if (folder / "merges.txt").exists():
         return CLIPTokenizer.from_pretrained(folder)
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=_END))

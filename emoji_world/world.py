@@ -1,18 +1,18 @@
-"""What exists in the emoji world: kinds of things, colors, patterns, styles and places, with the words for each."""
+"""The emoji world: kinds of things, colors, patterns, styles and locations, with their words."""
 
 from typing import NamedTuple
 
 RGB = tuple[int, int, int]
 
 
-class Place(NamedTuple):
-    """A scene's name and the phrases captions use for it, the most common first."""
+class Location(NamedTuple):
+    """A location's name and its phrases in captions, the most common first."""
 
     name: str
     phrases: tuple[str, ...]
 
 
-# Name → Unicode code point of the icon. Faces and single objects that everyone knows, all unlike each other.
+# Name → Unicode code point of the icon. Well-known faces and single objects, all distinct.
 KINDS: dict[str, str] = {
     "cat": "1f431",
     "dog": "1f436",
@@ -64,7 +64,7 @@ KINDS: dict[str, str] = {
     "robot": "1f916",
 }
 
-# Never shown in training: the autoencoder is measured on them.
+# Excluded from training: the autoencoder is measured on them.
 HELD_OUT_KINDS: dict[str, str] = {
     "snail": "1f40c",
     "dolphin": "1f42c",
@@ -105,20 +105,20 @@ COLORS: dict[str, RGB] = {
 PATTERNS: tuple[str, ...] = ("striped", "checkered", "spotted")
 BACKDROPS: tuple[str, ...] = (*PATTERNS, "gradient")
 
-# The folder the icons come from → how a caption names the style.
+# Folder of the icons → the style in captions.
 STYLES: dict[str, str] = {"3d": "3d render", "flat": "flat icon"}
 
-PLACES: tuple[Place, ...] = (
-    Place("beach", ("on the beach", "on a sandy beach")),
-    Place("snow", ("in the snow", "in a snowy landscape")),
-    Place("meadow", ("in a meadow", "on the grass")),
-    Place("desert", ("in the desert", "among sand dunes")),
-    Place("night", ("at night", "under the moon")),
-    Place("space", ("in space", "among the stars")),
-    Place("water", ("under water", "in the deep sea")),
-    Place("sunset", ("at sunset", "in front of a sunset")),
-    Place("wood", ("on a wooden floor", "on wooden boards")),
-    Place("brick", ("in front of a brick wall", "by a brick wall")),
-    Place("forest", ("in the forest", "among the trees")),
-    Place("city", ("in the city", "in front of a skyline")),
+LOCATIONS: tuple[Location, ...] = (
+    Location("beach", ("on the beach", "on a sandy beach")),
+    Location("snow", ("in the snow", "in a snowy landscape")),
+    Location("meadow", ("in a meadow", "on the grass")),
+    Location("desert", ("in the desert", "among sand dunes")),
+    Location("night", ("at night", "under the moon")),
+    Location("space", ("in space", "among the stars")),
+    Location("water", ("under water", "in the deep sea")),
+    Location("sunset", ("at sunset", "in front of a sunset")),
+    Location("wood", ("on a wooden floor", "on wooden boards")),
+    Location("brick", ("in front of a brick wall", "by a brick wall")),
+    Location("forest", ("in the forest", "among the trees")),
+    Location("city", ("in the city", "in front of a skyline")),
 )

@@ -11,25 +11,25 @@ def network() -> nn.Module:
     return layers.to(memory_format=torch.channels_last)
 
 
-def loss_on(model: nn.Module):
-    def loss_of(generator: torch.Generator) -> torch.Tensor:
+def loss_function(model: nn.Module):
+    def compute_loss(generator: torch.Generator) -> torch.Tensor:
         batch = torch.randn(4, 3, 8, 8, generator=generator)
         return (model(batch) - batch.flip(1)).square().mean()
 
-    return loss_of
+    return compute_loss
 
 
 def train(checkpoint, steps: int, stop: int | None = None) -> nn.Module:
     model = network()
     for record in fit(
-        {"m": model}, loss_on(model), steps=steps, learning_rate=1e-2, checkpoint=checkpoint, save_every=5
+        {"m": model}, loss_function(model), steps=steps, learning_rate=1e-2, checkpoint=checkpoint, save_every=5
     ):
         if record.step == stop:
             break
     return model
 
 
-def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
+def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(tmp_path):
     whole = train(tmp_path / "whole.safetensors", 20)
     train(tmp_path / "parts.safetensors", 20, stop=13)
     resumed = train(tmp_path / "parts.safetensors", 20)
@@ -37,10 +37,10 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(tmp_path):
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_training_learns(tmp_path):
+def test_training_halves_the_loss(tmp_path):
     model = network()
     records = list(
-        fit({"m": model}, loss_on(model), steps=150, learning_rate=1e-2, checkpoint=tmp_path / "c.safetensors")
+        fit({"m": model}, loss_function(model), steps=150, learning_rate=1e-2, checkpoint=tmp_path / "c.safetensors")
     )
     assert records[-1].loss < 0.5 * records[0].loss
 

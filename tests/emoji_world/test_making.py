@@ -1,4 +1,4 @@
-"""The base is made from nothing by its commands, here with hardly any training."""
+"""The commands make the base from random weights, here with hardly any training."""
 
 import json
 import re
@@ -24,15 +24,15 @@ PAGES = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("asset
 
 @pytest.fixture(scope="module")
 def made(python, tmp_path_factory):
-    """A folder in which every part was made, and the function that makes one."""
+    """Make every part; return the folder and the function that makes one part."""
     if not shutil.which("npm"):
-        pytest.skip("The icons come from npm, which is not here.")
+        pytest.skip("The icons come from npm, and npm is not installed.")
     folder = tmp_path_factory.mktemp("demo")
 
     def make(part: str) -> None:
-        where = ("--work_dir", folder, "--assets", folder / "assets")
-        done = python("-m", "emoji_world", *where, *part.split())
-        assert done.returncode == 0, done.stderr
+        folders = ("--work_dir", folder, "--assets", folder / "assets")
+        process = python("-m", "emoji_world", *folders, *part.split())
+        assert process.returncode == 0, process.stderr
 
     for part in PARTS:
         make(part)
@@ -40,7 +40,7 @@ def made(python, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_commands_make_a_pipeline_that_draws_and_subjects_to_teach_it(made):
+def test_the_commands_make_a_working_pipeline_and_subjects_to_train_on(made):
     from diffusers import StableDiffusionPipeline
 
     assets = made[0] / "assets"
@@ -61,7 +61,7 @@ def test_the_commands_make_a_pipeline_that_draws_and_subjects_to_teach_it(made):
 
 
 @pytest.mark.slow
-def test_a_second_call_of_a_finished_part_changes_nothing(made):
+def test_repeating_a_finished_command_changes_nothing(made):
     folder, make = made
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
     make(PARTS[0])
@@ -69,7 +69,7 @@ def test_a_second_call_of_a_finished_part_changes_nothing(made):
     assert len(json.loads((folder / "captions.json").read_text())) == 40
 
 
-def test_every_command_in_the_guides_that_makes_a_part_is_one_of_these():
-    told = {name for page in PAGES for name in re.findall(r"emoji_world (\w+)", page.read_text("utf-8"))}
-    assert told
-    assert told <= {part.split()[0] for part in PARTS}
+def test_every_emoji_world_command_in_the_documents_exists():
+    named = {name for page in PAGES for name in re.findall(r"emoji_world (\w+)", page.read_text("utf-8"))}
+    assert named
+    assert named <= {part.split()[0] for part in PARTS}

@@ -15,35 +15,35 @@ BLUE_DISC = Image.fromarray(
 
 
 @pytest.fixture(scope="module")
-def painter():
+def renderer():
     names = [*world.KINDS, *world.HELD_OUT_KINDS]
     return scenes.SceneRenderer({(style, name): BLUE_DISC for style in world.STYLES for name in names})
 
 
-def test_a_scene_is_a_function_of_its_seed(painter):
-    def draw():
+def test_a_scene_is_a_function_of_its_seed(renderer):
+    def sample():
         rng = np.random.default_rng((3, 14))
-        spec, image = scenes.draw_scene(painter, rng)
+        spec, image = scenes.sample_scene(renderer, rng)
         return spec, scenes.caption(spec, rng), image.tobytes()
 
-    assert draw() == draw()
+    assert sample() == sample()
 
 
-def test_training_scenes_hold_one_combination_in_ten_out():
+def test_one_combination_in_ten_is_held_out():
     rng = np.random.default_rng(0)
-    share = np.mean([scenes.draw_spec(rng).held_out for _ in range(4000)])
+    share = np.mean([scenes.sample_spec(rng).held_out for _ in range(4000)])
     assert 0.07 < share < 0.13
 
 
-def test_no_training_scene_is_held_out(painter):
+def test_no_training_scene_is_held_out(renderer):
     rng = np.random.default_rng(0)
-    assert not any(scenes.draw_scene(painter, rng)[0].held_out for _ in range(100))
+    assert not any(scenes.sample_scene(renderer, rng)[0].held_out for _ in range(100))
 
 
 def test_captions_name_the_thing_with_its_attributes():
     rng = np.random.default_rng(0)
     for _ in range(200):
-        spec = scenes.draw_spec(rng)
+        spec = scenes.sample_spec(rng)
         words = scenes.caption(spec, rng)
         assert spec.thing in words
         assert all(word in words for word in (spec.kind, spec.color or "", spec.pattern or ""))
@@ -55,21 +55,21 @@ def test_articles_follow_the_sound():
 
 
 @pytest.mark.parametrize("color", world.COLORS)
-def test_recoloring_turns_the_mean_towards_the_color_and_keeps_the_outline(color):
+def test_recoloring_moves_the_mean_to_the_color_and_keeps_the_outline(color):
     painted = np.asarray(paint.recolor(BLUE_DISC, color), dtype=float)
     inside = painted[..., 3] > 0
     assert np.array_equal(painted[..., 3], np.asarray(BLUE_DISC)[..., 3])
     assert np.abs(painted[inside][:, :3].mean(0) - world.COLORS[color]).max() < 40
 
 
-@pytest.mark.parametrize("place", [place.name for place in world.PLACES])
-def test_places_vary_with_the_generator_and_repeat_with_its_seed(place):
-    first, again, other = (backgrounds.place(place, np.random.default_rng(seed)).tobytes() for seed in (0, 0, 1))
+@pytest.mark.parametrize("location", [location.name for location in world.LOCATIONS])
+def test_locations_are_a_function_of_the_seed(location):
+    first, again, other = (backgrounds.location(location, np.random.default_rng(seed)).tobytes() for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_pairs_for_a_control_come_with_captions_and_those_held_out_with_masks(painter, tmp_path):
-    control_pairs.make(painter, tmp_path, train=2, held_out=2)
+def test_control_pairs_have_captions_and_held_out_pairs_have_masks(renderer, tmp_path):
+    control_pairs.write(renderer, tmp_path, train=2, held_out=2)
     for folder in (tmp_path, tmp_path / "held_out"):
         rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
         assert [row["file_name"] for row in rows] == ["000.webp", "001.webp"]
