@@ -1,4 +1,4 @@
-"""What a step sees: a pure function of seed and step, fair to every image, the same on any number of processes."""
+"""Batches: a pure function of seed and step, fair to every image, the same on any number of processes."""
 
 from collections import Counter
 from dataclasses import replace
@@ -19,9 +19,9 @@ SAMPLING = Sampling(noise_process(DDPMScheduler()), ObjectiveConfig())
 
 
 def source(name: str, images: int, crops: int = 1, weight: float = 1.0, widths=(3,)) -> Source:
-    """Images whose latents are their number, plus a tenth of their view's number, without deviation.
+    """Return images whose latents are their number plus a tenth of their crop's number, with std 0.
 
-    They have the given widths in turn.
+    Their widths cycle through ``widths``.
     """
     widths = list(islice(cycle(widths), images))
     latents = [
@@ -35,7 +35,7 @@ def source(name: str, images: int, crops: int = 1, weight: float = 1.0, widths=(
         name=name,
         latents=latents,
         conditions={"prompt": torch.arange(images).view(-1, 1)},
-        of_crops={"view": [torch.arange(crops) / 10 + image for image in range(images)]},
+        crop_conditions={"crop": [torch.arange(crops) / 10 + image for image in range(images)]},
         weight=weight,
     )
 
@@ -46,30 +46,30 @@ def batches(*sources: Source, **changes) -> Batches:
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 7])
-def test_each_pass_of_the_shuffle_has_every_item_once(size):
+def test_each_epoch_of_the_shuffle_has_every_item_once(size):
     picks = endless_shuffle(3, "order", size, 0, 4 * size)
-    passes = [tuple(picks[i : i + size]) for i in range(0, len(picks), size)]
-    assert all(sorted(one) == list(range(size)) for one in passes)
-    assert size < 5 or len(set(passes)) == 4
+    epochs = [tuple(picks[i : i + size]) for i in range(0, len(picks), size)]
+    assert all(sorted(epoch) == list(range(size)) for epoch in epochs)
+    assert size < 5 or len(set(epochs)) == 4
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 8])
-def test_the_shuffle_does_not_depend_on_how_much_is_taken_at_once(chunk):
+def test_the_shuffle_does_not_depend_on_the_number_of_items_taken_at_once(chunk):
     whole = endless_shuffle(0, "order", 5, 0, 24)
     assert [pick for start in range(0, 24, chunk) for pick in endless_shuffle(0, "order", 5, start, chunk)] == whole
 
 
-def test_streams_differ_by_seed_name_and_number_and_by_nothing_else():
-    def draw(*name):
+def test_random_streams_depend_on_seed_name_and_index_alone():
+    def sample(*name):
         return torch.randn(8, generator=stream(*name)).tolist()
 
     names = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
-    assert len({tuple(draw(*name)) for name in names}) == 4
+    assert len({tuple(sample(*name)) for name in names}) == 4
     torch.manual_seed(99)
-    assert draw(0, "a", 0) == draw(0, "a", 0)
+    assert sample(0, "a", 0) == sample(0, "a", 0)
 
 
-def test_a_batch_depends_on_its_number_alone():
+def test_a_batch_depends_on_its_index_alone():
     one, other = batches(source("instance", 5)), batches(source("instance", 5))
     for index in (7, 0, 3):
         other[index + 1]
@@ -79,7 +79,7 @@ def test_a_batch_depends_on_its_number_alone():
     assert not torch.equal(one[0].inputs["noise"], batches(source("instance", 5), seed=1)[0].inputs["noise"])
 
 
-def test_every_image_is_seen_equally_often_with_its_own_condition():
+def test_every_image_occurs_equally_often_and_with_its_condition():
     seen = Counter()
     for index in range(5):
         inputs = batches(source("instance", 5))[index].inputs
@@ -88,16 +88,16 @@ def test_every_image_is_seen_equally_often_with_its_own_condition():
     assert seen == Counter(dict.fromkeys(range(5), 4))
 
 
-def test_every_view_is_seen():
+def test_every_crop_occurs():
     latents = torch.cat([batches(source("instance", 2, crops=3))[index].inputs["latents"] for index in range(30)])
     assert {round(x % 1, 1) for x in latents[:, 0, 0, 0].tolist()} == {0.0, 0.1, 0.2}
 
 
 @pytest.mark.parametrize("widths", [(3,), (3, 3, 4), (3, 4, 5, 6, 7), (3, 4, 4, 4, 4, 4, 4)])
-def test_a_batch_has_one_size_and_no_image_is_dropped_whatever_the_sizes(widths):
-    drawn = batches(source("instance", 7, widths=widths), batch_size=3)
+def test_a_batch_has_one_size_and_every_image_occurs_equally_often(widths):
+    run = batches(source("instance", 7, widths=widths), batch_size=3)
     for first in (0, 7, 14):  # every 7 batches of 3, each of the 7 images 3 times
-        seen = Counter(number for index in range(first, first + 7) for number in numbers(drawn[index]))
+        seen = Counter(number for index in range(first, first + 7) for number in numbers(run[index]))
         assert seen == dict.fromkeys(range(7), 3)
 
 
@@ -105,7 +105,7 @@ def numbers(batch) -> list[int]:
     return batch.inputs["latents"][:, 0, 0, 0].int().tolist()
 
 
-def test_sizes_take_turns_in_another_order_each_time_and_a_batch_still_depends_on_its_number_alone():
+def test_sizes_are_shuffled_anew_each_cycle_and_a_batch_still_depends_on_its_index_alone():
     one, other = (batches(source("instance", 6, widths=(3, 4, 5))) for _ in range(2))
     widths = [one[index].inputs["latents"].shape[-1] for index in range(24)]
     assert len({tuple(widths[start : start + 6]) for start in range(0, 24, 6)}) > 1
@@ -114,23 +114,23 @@ def test_sizes_take_turns_in_another_order_each_time_and_a_batch_still_depends_o
         assert numbers(one[index]) == numbers(other[index])
 
 
-def test_other_sources_follow_the_first_ones_size():
-    instance, of_class = source("instance", 4, widths=(3, 5)), source("class", 6, widths=(3, 5))
-    drawn = batches(instance, of_class, batch_size=3)
+def test_other_sources_have_the_size_of_the_first_source():
+    instance, class_source = source("instance", 4, widths=(3, 5)), source("class", 6, widths=(3, 5))
+    run = batches(instance, class_source, batch_size=3)
     seen = Counter()
     for index in range(4):
-        batch = drawn[index]
+        batch = run[index]
         assert batch.inputs["latents"].shape[0] == 6
         seen.update(numbers(batch)[3:])
     assert seen == dict.fromkeys(range(6), 2)
 
 
-def test_what_belongs_to_a_view_comes_along_with_it():
+def test_crop_conditions_are_those_of_the_sampled_crop():
     inputs = batches(source("instance", 5, crops=3))[0].inputs
-    assert torch.equal(inputs["view"], inputs["latents"][:, 0, 0, 0])
+    assert torch.equal(inputs["crop"], inputs["latents"][:, 0, 0, 0])
 
 
-def test_weights_come_along_as_soon_as_one_image_has_some():
+def test_batches_have_weights_if_any_image_has_a_mask():
     assert "weights" not in batches(source("instance", 3))[0].inputs
     masked = source("instance", 3)
     masked.latents[1] = replace(masked.latents[1], weight=torch.full((1, 1, 3, 3), 0.5))
@@ -151,7 +151,7 @@ def test_sources_share_a_batch_in_equal_parts():
 
 @pytest.mark.parametrize("widths", [(3,), (3, 4)])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_processes_together_see_what_one_would_see(processes, widths):
+def test_several_processes_together_have_the_batch_of_one_process(processes, widths):
     sources = (source("instance", 5, widths=widths), source("class", 7, widths=widths))
     whole = batches(*sources, batch_size=4)[3]
     size = 4 // processes

@@ -1,4 +1,4 @@
-"""What images show, in words: in the layouts of kohya's scripts and of Hugging Face's image folders."""
+"""Captions in the layouts of kohya's scripts and of Hugging Face's image folders."""
 
 import logging
 
@@ -26,7 +26,7 @@ def captions(folder):
         ("metadata.csv", '\ufefffile_name,text\r\n0.png,"a dog, asleep"\r\n3.png,ü\r\n'),
     ],
 )
-def test_a_table_names_images(images, table, text):
+def test_captions_are_read_from_a_metadata_table(images, table, text):
     (images / table).write_text(text, encoding="utf-8", newline="")
     assert captions(images) == {"0.png": "a dog, asleep", "3.png": "ü"}
 
@@ -39,23 +39,23 @@ def test_a_table_names_images(images, table, text):
         ("metadata.jsonl", '{"file_name": "0.png", "text": "a dog,\u2028asleep"}\r\n'),
     ],
 )
-def test_lines_end_where_the_format_ends_them(images, table, text):
+def test_line_breaks_are_those_of_the_format(images, table, text):
     (images / table).write_text(text, encoding="utf-8", newline="")
     assert captions(images) == {"0.png": "a dog, asleep"}
 
 
-@pytest.mark.parametrize("ending", [".txt", ".caption", ".TXT", ".Caption"])
-def test_a_text_beside_the_image_goes_before_the_table(images, ending):
+@pytest.mark.parametrize("suffix", [".txt", ".caption", ".TXT", ".Caption"])
+def test_a_text_file_beside_the_image_overrides_the_table(images, suffix):
     (images / "metadata.jsonl").write_text(LINE + '\n{"file_name": "1.jpg", "text": "kept"}')
-    (images / f"0{ending}").write_text("\ufeff a dog\nwith a ball \n", encoding="utf-8")
+    (images / f"0{suffix}").write_text("\ufeff a dog\nwith a ball \n", encoding="utf-8")
     assert captions(images) == {"0.png": "a dog with a ball", "1.jpg": "kept"}
 
 
-def test_of_two_files_or_tables_the_first_of_the_documented_order_counts(images):
+def test_of_two_caption_files_or_tables_the_first_in_the_documented_order_is_used(images):
     (images / "metadata.jsonl").write_text(LINE + '\n{"file_name": "1.jpg", "text": "of jsonl"}')
     (images / "metadata.csv").write_text("file_name,text\n1.jpg,of csv\n2.webp,of csv\n")
-    for ending in (".txt", ".caption"):
-        (images / f"0{ending}").write_text(f"of {ending}")
+    for suffix in (".txt", ".caption"):
+        (images / f"0{suffix}").write_text(f"of {suffix}")
     assert captions(images) == {"0.png": "of .txt", "1.jpg": "of jsonl", "2.webp": "of csv"}
 
 
@@ -64,7 +64,7 @@ def test_an_empty_text_is_no_caption(images):
     assert captions(images) == {}
 
 
-def test_captions_are_no_images_and_strangers_still_are_named(images, caplog):
+def test_caption_files_are_no_images_and_other_files_are_still_reported(images, caplog):
     for name in ("0.txt", "1.caption", "metadata.csv", "metadata.jsonl", "shopping.txt"):
         (images / name).write_text("file_name,text\n" if name.endswith("csv") else "")
     with caplog.at_level(logging.WARNING):
@@ -73,10 +73,10 @@ def test_captions_are_no_images_and_strangers_still_are_named(images, caplog):
     assert "shopping.txt" in caplog.text
 
 
-def test_a_caption_without_its_image_is_named(images, caplog):
+def test_a_caption_without_its_image_is_reported(images, caplog):
     (images / "metadata.csv").write_text("file_name,text\n0.png,a dog\n00.png,a dog\n../x.png,a dog\n")
     assert captions(images) == {"0.png": "a dog"}
-    assert "captions for images that are not there: 00.png, x.png." in caplog.text
+    assert "captions of images that do not exist: 00.png, x.png." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_caption_without_its_image_is_named(images, caplog):
         ("metadata.csv", b"file,caption\n0.png,a dog\n", r"metadata\.csv has no file_name and text in line 2"),
     ],
 )
-def test_what_cannot_be_read_is_refused_by_name(images, name, content, complaint):
+def test_an_unreadable_caption_file_is_refused_by_name(images, name, content, complaint):
     (images / name).write_bytes(content)
     with pytest.raises(ConfigError, match=complaint):
         captions(images)

@@ -1,4 +1,4 @@
-"""Folders of images: what is in them, what is named in a warning, and what training sees of each image."""
+"""Image folders: which files belong to them, warnings about the others, and decoding."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ FOUR_COLORS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 24
 QUARTERS = np.kron(FOUR_COLORS, np.ones((16, 24, 1), np.uint8))
 
 
-# How a camera stores an upright image under each value of the EXIF tag Orientation (Exif 2.32, table 6).
+# The pixels that a camera stores of an upright image for each EXIF Orientation (Exif 2.32, table 6).
 STORED = {
     1: lambda upright: upright,
     2: np.fliplr,
@@ -35,21 +35,21 @@ STORED = {
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_honoured(tmp_path, orientation):
+def test_exif_orientation_is_applied(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.fromarray(np.ascontiguousarray(STORED[orientation](QUARTERS))).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(np.asarray(read_image(tmp_path / "a.png")), QUARTERS)
 
 
-def test_a_image_with_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+def test_an_image_with_too_many_pixels_is_refused_before_decoding(tmp_path, monkeypatch):
     monkeypatch.setattr(images_module, "MAX_PIXELS", 100)
     Image.new("RGB", (11, 10)).save(tmp_path / "big.png")
     with pytest.raises(ImageError, match=r"big\.png has 11×10 pixels.*scale it down"):
         read_image(tmp_path / "big.png")
 
 
-def test_a_stray_file_is_named_in_a_warning_and_the_rest_goes_on(images, caplog):
+def test_an_unreadable_file_is_reported_and_the_others_are_read(images, caplog):
     (images / "notes.txt").write_text("buy dog food")
     (images / ".DS_Store").write_bytes(b"\0")
     (images / "subject.toml").write_text("")
@@ -61,23 +61,23 @@ def test_a_stray_file_is_named_in_a_warning_and_the_rest_goes_on(images, caplog)
     assert ".DS_Store" not in caplog.text
 
 
-def test_a_link_that_leads_nowhere_is_named(images, caplog):
+def test_a_broken_link_is_reported(images, caplog):
     (images / "lost.jpg").symlink_to(images / "nix.jpg")
     check_images(image_files(images), images)
     assert "Left out 1 of 5 files" in caplog.text
     assert "lost.jpg" in caplog.text
 
 
-def test_images_that_move_are_named_and_the_first_frame_is_used(images, caplog):
+def test_animated_images_are_reported_and_their_first_frame_is_used(images, caplog):
     red, blue = (Image.new("RGB", (40, 30), color) for color in ("red", "blue"))
     red.save(images / "moving.webp", save_all=True, append_images=[blue], lossless=True)
     photos = check_images(image_files(images), images)
     assert len(photos) == 5
-    assert photos[-1].read().getcolors() == [(1200, (255, 0, 0))]
+    assert photos[-1].decode().getcolors() == [(1200, (255, 0, 0))]
     assert "the first frame is used: moving.webp." in caplog.text
 
 
-def test_images_saved_twice_are_reported_and_no_others(images, caplog):
+def test_duplicate_images_are_reported_and_no_others(images, caplog):
     report_duplicates(check_images(image_files(images), images))
     assert not caplog.text
     noise = np.random.default_rng(1).integers(0, 256, (24, 24, 3), np.uint8)
@@ -85,13 +85,13 @@ def test_images_saved_twice_are_reported_and_no_others(images, caplog):
     image.save(images / "4.png")
     image.resize((80, 80)).save(images / "copy.jpg")
     report_duplicates(check_images(image_files(images), images))
-    assert re.search(r"look the same.*4\.png and \S*copy\.jpg\.$", caplog.text)
+    assert re.search(r"count twice: \S*4\.png and \S*copy\.jpg\. Remove one of each two\.$", caplog.text)
 
 
 @pytest.mark.parametrize(
     ("name", "color"), [("white", (255, 255, 255)), ("#102030", (16, 32, 48)), ("#12345678", (18, 52, 86))]
 )
-def test_colors_have_names(name, color):
+def test_colors_are_names_or_hexadecimal(name, color):
     assert parse_color(name) == color
 
 
@@ -100,7 +100,7 @@ def test_an_unknown_color_is_refused():
         parse_color("blak")
 
 
-def test_a_folder_without_a_image_is_an_error(tmp_path):
+def test_a_folder_without_images_is_an_error(tmp_path):
     with pytest.raises(ImageError, match=r"There is no image .*nix\.png: check the path"):
         read_layers(tmp_path / "nix.png")
     with pytest.raises(ImageError, match=r"cannot be read: Is a directory"):

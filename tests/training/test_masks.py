@@ -1,4 +1,4 @@
-"""Masks: what is black counts as little as the settings say, in every view, and nothing else changes."""
+"""Masks: black has the weight --unmasked_weight in every crop, and nothing else changes."""
 
 import shutil
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from hra_diffusion.errors import ImageError
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.cache import Cache
-from hra_diffusion.training.data.sources import SourceMaker
+from hra_diffusion.training.data.sources import SourceEncoder
 from hra_diffusion.training.data.subjects import Subject, find_subjects, read_examples
 from hra_diffusion.training.families import load
 from hra_diffusion.training.objective.losses import DenoisingLoss
@@ -24,7 +24,7 @@ def examples(folder, **settings):
 
 
 def half(size=(40, 40)):
-    """White on the left, black on the right."""
+    """Return a mask, white on the left and black on the right."""
     mask = Image.new("L", size, 0)
     mask.paste(255, (0, 0, size[0] // 2, size[1]))
     return mask
@@ -41,16 +41,15 @@ def family(tiny_sd):
     return load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd)))
 
 
-def weights(family, found, data, size=(32, 32)):
-    maker = SourceMaker(family=family, data=data, text_encoder_trains=False, seed=0, cache=Cache())
-    source = maker.make("instance", [(example, size) for example in found])
+def weights(family, examples, data, size=(32, 32)):
+    source_encoder = SourceEncoder(family=family, data=data, text_encoder_trains=False, seed=0, cache=Cache())
+    source = source_encoder.encode("instance", [(example, size) for example in examples])
     return [latent.weight for latent in source.latents]
 
 
-def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, images, masks):
+def test_a_mask_weights_each_latent_pixel_in_every_crop(family, images, masks):
     half().save(masks / "0.jpg", quality=100)
-    found, data = examples(images, mask_data_dir=masks, unmasked_weight=0.25, random_flip=True)
-    first, *others = weights(family, found, data)
+    first, *others = weights(family, *examples(images, mask_data_dir=masks, unmasked_weight=0.25, random_flip=True))
     assert others == [None] * 3
     straight, mirrored = first
     assert torch.equal(mirrored, straight.flip(-1))
@@ -59,34 +58,33 @@ def test_a_mask_weighs_the_latents_place_by_place_in_every_view(family, images, 
     assert torch.allclose(straight[..., 5:], torch.tensor(0.25), atol=0.02)
 
 
-def test_crops_of_the_mask_are_those_of_the_image(family, images, masks):
+def test_the_mask_is_cropped_like_its_image(family, images, masks):
     half((60, 40)).save(masks / "1.png")
-    found, data = examples(images, mask_data_dir=masks, unmasked_weight=0.0)
-    middle, left, right = (view.mean().item() for view in weights(family, found, data)[1])
+    crops = weights(family, *examples(images, mask_data_dir=masks, unmasked_weight=0.0))[1]
+    middle, left, right = (crop.mean().item() for crop in crops)
     assert middle == pytest.approx(0.5, abs=0.02)
     assert (left, right) == (pytest.approx(0.75, abs=0.02), pytest.approx(0.25, abs=0.02))
 
 
-def test_transparency_may_be_the_mask_and_a_file_goes_before_it(family, images, masks):
+def test_transparency_may_be_the_mask_and_a_mask_file_overrides_it(family, images, masks):
     image = Image.open(images / "0.png").convert("RGB")
     image.putalpha(half())
     image.save(images / "0.png")
-    found, data = examples(images, alpha_mask=True, unmasked_weight=0.0)
-    (first,) = weights(family, found, data)[0]
+    (first,) = weights(family, *examples(images, alpha_mask=True, unmasked_weight=0.0))[0]
     assert first.mean().item() == pytest.approx(0.5, abs=0.02)
     Image.new("L", (20, 20), 255).save(masks / "0.png")
-    found, data = examples(images, alpha_mask=True, mask_data_dir=masks, unmasked_weight=0.0)
-    assert (weights(family, found, data)[0] == 1).all()
+    with_file = examples(images, alpha_mask=True, mask_data_dir=masks, unmasked_weight=0.0)
+    assert (weights(family, *with_file)[0] == 1).all()
     assert weights(family, *examples(images)) == [None] * 4
 
 
-def test_images_without_a_mask_are_named(images, masks, caplog):
+def test_images_without_a_mask_are_reported(images, masks, caplog):
     half().save(masks / "0.png")
     examples(images, mask_data_dir=masks)
-    assert f"Images of {images} without a mask count as a whole: 1.jpg, 2.webp, 3.png." in caplog.text
+    assert f"Images of {images} have no mask, so all of their pixels count fully: 1.jpg, 2.webp, 3.png." in caplog.text
 
 
-def test_a_changed_mask_is_another_example(images, masks):
+def test_a_changed_mask_changes_the_examples_digest(images, masks):
     half().save(masks / "0.png")
     before = [example.digest for example in examples(images, mask_data_dir=masks)[0]]
     half().transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(masks / "0.png")
@@ -94,7 +92,7 @@ def test_a_changed_mask_is_another_example(images, masks):
     assert [one == other for one, other in zip(before, after, strict=True)] == [False, True, True, True]
 
 
-def test_masks_of_several_subjects_lie_in_folders_like_theirs(images, masks, tmp_path):
+def test_masks_of_several_subjects_are_in_sub_folders_of_the_same_names(images, masks, tmp_path):
     (tmp_path / "both").mkdir()
     images.rename(tmp_path / "both" / "dog")
     (masks / "dog").mkdir()
@@ -110,41 +108,41 @@ def test_masks_of_several_subjects_lie_in_folders_like_theirs(images, masks, tmp
     ("mask", "complaint"),
     [
         (half((60, 40)), r"0\.png has 60×40 pixels and its image 40×40: give both one shape"),
-        (Image.new("L", (40, 40), 0), r"0\.png is black, so nothing of its image counts"),
+        (Image.new("L", (40, 40), 0), r"0\.png is black, so its image has no weight"),
         (None, r"0\.png is no image"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_refused_by_name(images, masks, mask, complaint):
+def test_an_unusable_mask_is_refused_by_name(images, masks, mask, complaint):
     mask.save(masks / "0.png") if mask else (masks / "0.png").write_text("")
     with pytest.raises(ImageError, match=complaint):
         examples(images, mask_data_dir=masks)
 
 
-def test_a_folder_of_masks_that_is_not_there_is_named(images):
-    with pytest.raises(ImageError, match=r"no folder of masks .*nix: correct --mask_data_dir"):
+def test_a_missing_folder_of_masks_is_reported(images):
+    with pytest.raises(ImageError, match=r"--mask_data_dir is .*nix, which is no folder: correct the path"):
         examples(images, mask_data_dir=images / "nix")
 
 
-def test_images_are_not_their_own_masks(images):
+def test_the_folder_of_images_is_refused_as_folder_of_masks(images):
     with pytest.raises(ImageError, match=r"which holds the images themselves.*--alpha_mask"):
         examples(images, mask_data_dir=images / ".." / images.name)
 
 
 def losses(prediction, weights):
-    """The loss of predicting zero noise in a model that does."""
+    """Return the loss of ``prediction`` for a target of zeros."""
     process = SimpleNamespace(add_noise=lambda *_: prediction, target=lambda *_: torch.zeros_like(prediction))
     loss = DenoisingLoss(lambda noisy, *_: noisy, process)
     return loss(prediction, prediction, torch.zeros(2), weights)[0]
 
 
-def test_equal_weights_give_the_plain_mean_whatever_they_are():
+def test_equal_weights_give_the_unweighted_mean():
     errors = torch.randn(2, 4, 6, 6)
     for value in (0.1, 1.0):
         weights = torch.full((2, 1, 6, 6), value)
         assert torch.allclose(losses(errors, weights), losses(errors, None))
 
 
-def test_what_has_no_weight_does_not_count_and_the_rest_counts_as_a_whole_image():
+def test_pixels_without_weight_do_not_count_and_the_others_count_as_a_whole_image():
     errors = torch.randn(2, 4, 6, 6)
     weights = torch.zeros(2, 1, 6, 6)
     weights[..., :2] = 1

@@ -1,1 +1,1 @@
-"""Training data: folders of images → crops, captions, masks and latents, in batches by seed and step."""
+"""Training data: folders of images → captions, masks, crops, latents → batches by seed and step."""

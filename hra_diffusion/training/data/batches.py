@@ -1,9 +1,9 @@
-"""Which images, views, noises and timesteps a step sees: a pure function of the seed and the step.
+"""Batches of a run: images, crops, noises and timesteps as a pure function of the seed and the step.
 
-Images of one size share a batch; each size has as many batches as there are images of it, in a shuffled order, so
-that every image is seen equally often and none is dropped. A batch has ``batch_size`` examples of each source on each
-device; every process draws the batch of all devices and keeps its own rows, so the number of devices does not change
-what is drawn.
+Images of one size share a batch. Each size has as many batches as it has images, in a shuffled order, so that every
+image is trained on equally often and none is dropped. A batch has ``batch_size`` examples of each source on each
+device. Every process samples the batch of all devices and keeps its own rows, so the number of devices does not change
+the samples.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,43 +20,44 @@ from hra_diffusion.training.rng import endless_shuffle, stream
 
 @dataclass(frozen=True, kw_only=True)
 class ConditioningDropout:
-    """What the denoiser is not told in a share of the examples, anew in each step."""
+    """Conditions to leave out of a share of the examples, sampled anew in each step."""
 
     share: float
+    """From 0 to 1."""
     values: Mapping[str, Tensor]
-    """What stands in its place, by the condition's name: shape (1, …)."""
+    """The replacement of each condition, by its name: shape (1, …)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A set of images that belongs together: a subject, or its class."""
+    """A set of images with their conditions: the subject's, the class's, or pairs."""
 
     name: str
-    """Its name in the log."""
+    """Its name in the log and in the names of its random streams."""
     latents: Sequence[Latent]
     conditions: Mapping[str, Tensor]
-    """What the denoiser is told about each image, by name: the first dimension counts images."""
-    of_crops: Mapping[str, Sequence[Sequence[Tensor] | Tensor]] = field(default_factory=dict)
-    """What belongs to single views, by name: for each image a tensor a view."""
-    blanks: Sequence[ConditioningDropout] = ()
-    """At most one of them befalls an example."""
+    """Conditions by name, one row an image: shape (images, …)."""
+    crop_conditions: Mapping[str, Sequence[Sequence[Tensor] | Tensor]] = field(default_factory=dict)
+    """Conditions of single crops, by name: for each image one tensor a crop."""
+    dropouts: Sequence[ConditioningDropout] = ()
+    """At most one of them applies to an example; their shares add up to at most 1."""
     weight: float = 1.0
-    """Weight of its mean loss in the sum."""
+    """Weight of the source's mean loss in the sum."""
     prior_prediction: bool = False
-    """Whether the base model's prediction is to be met, not what leads to the images."""
+    """Whether the base model's prediction is the target, instead of the noise or velocity."""
 
     @cached_property
-    def of_size(self) -> dict[torch.Size, list[int]]:
-        """Which latents there are of each size."""
+    def indices_by_size(self) -> dict[torch.Size, list[int]]:
+        """Indices of the latents of each size."""
         groups: dict[torch.Size, list[int]] = {}
-        for at, latent in enumerate(self.latents):
-            groups.setdefault(latent.mean.shape[1:], []).append(at)
+        for index, latent in enumerate(self.latents):
+            groups.setdefault(latent.mean.shape[1:], []).append(index)
         return groups
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Inputs of the loss, and which rows belong to which source."""
+    """Inputs of the loss, with the rows and the weight of each source."""
 
     inputs: dict[str, Tensor]
     parts: dict[str, slice]
@@ -68,92 +69,90 @@ class Batches:
     """The batches of a run by index."""
 
     sources: Sequence[Source]
-    """The first decides which size a batch has; the others offer each of its sizes."""
+    """The first decides the size of a batch; the others offer each of its sizes."""
     sampling: Sampling
-    """Draws timesteps, and shapes the noise."""
+    """Samples timesteps, and shapes the noise."""
     batch_size: int
     seed: int
     process: int = 0
     processes: int = 1
 
     def __getitem__(self, index: int) -> Batch:
-        """Draw batch number ``index``, counted from 0 over all accumulation steps, on the CPU."""
-        size, turn = self._size(index)
-        drawn = [self._draw(source, index, size, turn) for source in self.sources]
-        rows = [slice(part * self.batch_size, (part + 1) * self.batch_size) for part in range(len(drawn))]
+        """Return batch number ``index``, counted from 0 over all accumulation steps, on the CPU."""
+        size, number = self._size(index)
+        samples = [self._sample(source, index, size, number) for source in self.sources]
+        rows = [slice(part * self.batch_size, (part + 1) * self.batch_size) for part in range(len(samples))]
         return Batch(
-            inputs={name: torch.cat([inputs[name] for inputs in drawn]) for name in drawn[0]},
+            inputs={name: torch.cat([inputs[name] for inputs in samples]) for name in samples[0]},
             parts={source.name: row for source, row in zip(self.sources, rows, strict=True)},
             weights={source.name: source.weight for source in self.sources},
         )
 
     @cached_property
-    def _masked(self) -> bool:
-        """Whether any image has places that count less."""
+    def _has_weights(self) -> bool:
+        """Whether any image has a mask."""
         return any(latent.weight is not None for source in self.sources for latent in source.latents)
 
     @property
-    def _taught(self) -> bool:
-        """Whether the base model teaches any source."""
+    def _has_prior_prediction(self) -> bool:
+        """Whether the base model's prediction is the target of any source."""
         return any(source.prior_prediction for source in self.sources)
 
     @cached_property
     def _sizes(self) -> list[torch.Size]:
-        """Return the size of each image that decides one."""
+        """The latent size of each image of the first source."""
         return [latent.mean.shape[1:] for latent in self.sources[0].latents]
 
     def _size(self, index: int) -> tuple[torch.Size, int]:
-        """Return the size of a batch, and how many batches of that size came before."""
-        of_size = self.sources[0].of_size
-        if len(of_size) == 1:
-            return next(iter(of_size)), index
+        """Return the size of a batch, and the number of earlier batches of that size."""
+        by_size = self.sources[0].indices_by_size
+        if len(by_size) == 1:
+            return next(iter(by_size)), index
         cycle, position = divmod(index, len(self._sizes))
         order = endless_shuffle(self.seed, "order of sizes", len(self._sizes), index - position, position + 1)
-        *before, size = (self._sizes[at] for at in order)
-        return size, cycle * len(of_size[size]) + before.count(size)
+        *before, size = (self._sizes[image] for image in order)
+        return size, cycle * len(by_size[size]) + before.count(size)
 
-    def _draw(self, source: Source, index: int, size: torch.Size, turn: int) -> dict[str, Tensor]:
+    def _sample(self, source: Source, index: int, size: torch.Size, number: int) -> dict[str, Tensor]:
+        """Sample the rows of one source; the order of the calls on ``rng`` decides the numbers."""
         count = self.batch_size * self.processes
-        members = source.of_size[size]
-        order = endless_shuffle(self.seed, f"order of {source.name}", len(members), turn * count, count)
-        picks = [members[at] for at in order]
+        rows = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
+        members = source.indices_by_size[size]
+        order = endless_shuffle(self.seed, f"order of {source.name}", len(members), number * count, count)
+        images = [members[position] for position in order][rows]
+        latents = [source.latents[image] for image in images]
         rng = stream(self.seed, f"batch of {source.name}", index)
         encoding_noise, noise = torch.randn((2, count, *size), generator=rng)
-        views = torch.rand(count, generator=rng)
-        timesteps = self.sampling.timesteps(count, rng)
-        noises = self.sampling.noises(noise, rng)
-        own = slice(self.process * self.batch_size, (self.process + 1) * self.batch_size)
-        chosen = [source.latents[pick] for pick in picks[own]]
-        shown = [int(view * len(latent.mean)) for latent, view in zip(chosen, views[own], strict=True)]
-        latents = [
-            latent.sample(view, eps) for latent, view, eps in zip(chosen, shown, encoding_noise[own], strict=True)
-        ]
-        weights = [
-            torch.ones(1, *size[1:]) if latent.weight is None else latent.weight[view]
-            for latent, view in zip(chosen, shown, strict=True)
-        ]
-        seen = list(zip(picks[own], shown, strict=True))
-        told = {name: condition[picks[own]] for name, condition in source.conditions.items()}
-        taught = {"prior_prediction": torch.full((self.batch_size,), source.prior_prediction)} if self._taught else {}
-        return (
-            ({"weights": torch.stack(weights)} if self._masked else {})
-            | taught
-            | {
-                "latents": torch.stack(latents),
-                **{name: each[own] for name, each in noises.items()},
-                "timesteps": timesteps[own],
-                **self._with_blanks(told, source, torch.rand(count, generator=rng)[own]),
-                **{name: torch.stack([each[at][view] for at, view in seen]) for name, each in source.of_crops.items()},
-            }
-        )
+        positions = torch.rand(count, generator=rng)[rows]
+        timesteps = self.sampling.sample_timesteps(count, rng)
+        noises = self.sampling.noise_inputs(noise, rng)
+        dropout = torch.rand(count, generator=rng)[rows]
+        crops = [int(position * len(latent.mean)) for latent, position in zip(latents, positions, strict=True)]
+        inputs: dict[str, Tensor] = {}
+        if self._has_weights:
+            weights = [
+                torch.ones(1, *size[1:]) if latent.weight is None else latent.weight[crop]
+                for latent, crop in zip(latents, crops, strict=True)
+            ]
+            inputs["weights"] = torch.stack(weights)
+        if self._has_prior_prediction:
+            inputs["prior_prediction"] = torch.full((self.batch_size,), source.prior_prediction)
+        chosen = zip(latents, crops, encoding_noise[rows], strict=True)
+        inputs["latents"] = torch.stack([latent.sample(crop, eps) for latent, crop, eps in chosen])
+        inputs |= {name: values[rows] for name, values in noises.items()}
+        inputs["timesteps"] = timesteps[rows]
+        inputs |= _with_dropout({name: values[images] for name, values in source.conditions.items()}, source, dropout)
+        for name, values in source.crop_conditions.items():
+            inputs[name] = torch.stack([values[image][crop] for image, crop in zip(images, crops, strict=True)])
+        return inputs
 
-    @staticmethod
-    def _with_blanks(told: dict[str, Tensor], source: Source, chance: Tensor) -> dict[str, Tensor]:
-        """Leave out what the chance of each example, in [0, 1), says."""
-        told, before = dict(told), 0.0
-        for blank in source.blanks:
-            befallen = (before <= chance) & (chance < before + blank.share)
-            before += blank.share
-            for name, value in blank.values.items():
-                told[name] = torch.where(befallen.view(-1, *[1] * (value.dim() - 1)), value, told[name])
-        return told
+
+def _with_dropout(conditions: dict[str, Tensor], source: Source, uniform: Tensor) -> dict[str, Tensor]:
+    """Replace the dropped conditions of each example, chosen by its uniform random number in [0, 1)."""
+    conditions, before = dict(conditions), 0.0
+    for dropout in source.dropouts:
+        dropped = (before <= uniform) & (uniform < before + dropout.share)
+        before += dropout.share
+        for name, value in dropout.values.items():
+            conditions[name] = torch.where(dropped.view(-1, *[1] * (value.dim() - 1)), value, conditions[name])
+    return conditions

@@ -1,24 +1,27 @@
-"""Aspect-ratio buckets: a few sizes of about the same area, so that little of an image is cut off.
+"""Aspect-ratio buckets: a few sizes of about the same area, so that crops lose little of an image.
 
     w · h ≤ R²,   w and h multiples of a stride,   R/2 ≤ w, h ≤ 2R
 
-for the resolution R, each w with the largest h (NovelAI, "Improvements on Stable Diffusion", 2022). An image goes
-into the bucket whose aspect ratio is nearest; none is left out, however long it is.
+for the resolution R, each w with the largest h (NovelAI, "Improvements on Stable Diffusion", 2022). Each image has the
+bucket of the nearest aspect ratio; no image is left out, however long it is.
 """
 
 from collections.abc import Iterable
 from math import log
-from typing import Any
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.components import default_size, size_multiple
+from hra_diffusion.pipelines.protocol import Pipeline
 
 Size = tuple[int, int]
 """Width and height in pixels."""
 
 
 def bucket_sizes(resolution: int, step: int) -> list[Size]:
-    """Return the sizes for a resolution. The stride is 8 ``step``, but at most R/8: 64 for Stable Diffusion at 512."""
+    """Return the bucket sizes of a resolution.
+
+    The stride is 8 ``step``, but at most R/8: 64 for Stable Diffusion at 512.
+    """
     stride = min(8, max(1, resolution // (8 * step))) * step
     longest = 2 * resolution // stride * stride
     sizes = {(resolution, resolution)}
@@ -29,22 +32,22 @@ def bucket_sizes(resolution: int, step: int) -> list[Size]:
 
 
 def nearest_size(image: Size, sizes: Iterable[Size]) -> Size:
-    """Return the size whose aspect ratio is nearest to the image's."""
+    """Return the size with the aspect ratio nearest to the image's."""
     width, height = image
     return min(sizes, key=lambda size: abs(log(size[0] / size[1]) - log(width / height)))
 
 
 def sizes_for(images: Iterable[Size], resolution: int, step: int, in_buckets: bool) -> list[Size]:
-    """Return the size at which each image is trained on: squares, or the nearest of the buckets."""
+    """Return the training size of each image: a square, or the nearest bucket."""
     sizes = bucket_sizes(resolution, step) if in_buckets else [(resolution, resolution)]
     return [nearest_size(image, sizes) for image in images]
 
 
-def checked_resolution(wanted: int | None, pipe: Any) -> int:
-    """Return the resolution to work at, the model's own if none is wanted.
+def checked_resolution(wanted: int | None, pipe: Pipeline) -> int:
+    """Check the wanted resolution; return it, or the model's default if it is None.
 
     Raises:
-        ConfigError: the model does not work at that one, or has none of its own.
+        ConfigError: the resolution is no multiple of the model's size step, or the model has no default.
     """
     step = size_multiple(pipe)
     if wanted is not None and (wanted < step or wanted % step):
@@ -53,5 +56,5 @@ def checked_resolution(wanted: int | None, pipe: Any) -> int:
             f"use {max(step, wanted // step * step)}."
         )
     if not (resolution := wanted or default_size(pipe)):
-        raise ConfigError("The model does not say what resolution it was made for: give one with --resolution.")
+        raise ConfigError("The model has no default resolution: give one with --resolution.")
     return resolution

@@ -1,10 +1,10 @@
-"""What each image of a folder shows: in a text file beside it, or in a table of the folder.
+"""Captions of a folder's images: a text file beside each image, or a metadata table.
 
-    dog/1.jpg, dog/1.txt                  the text; .caption does as well
+    dog/1.jpg, dog/1.txt                  the caption; or 1.caption
     dog/metadata.jsonl                    {"file_name": "1.jpg", "text": "a sks dog on grass"}, one a line
     dog/metadata.csv                      a table with the columns file_name and text
 
-The layouts are those of kohya's scripts and of Hugging Face's image folders. The file beside the image goes first.
+The layouts are those of kohya's scripts and of Hugging Face's image folders. The file beside the image has precedence.
 """
 
 import csv
@@ -19,42 +19,44 @@ from hra_diffusion.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".txt", ".caption")
-TABLES = ("metadata.jsonl", "metadata.csv")
+CAPTION_SUFFIXES = (".txt", ".caption")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv")
 
 
 def read_captions(images: Sequence[Path], folder: Path) -> dict[Path, str]:
-    """Find the captions of some images of a folder; an image without one is not in the result.
+    """Read the captions of images of a folder; images without a caption are not in the result.
 
     Raises:
         ConfigError: a caption file or a table cannot be read.
     """
-    texts = {folder / name: text for table in reversed(TABLES) for name, text in _read_table(folder / table).items()}
+    texts = {
+        folder / name: text for table in reversed(METADATA_FILES) for name, text in _read_table(folder / table).items()
+    }
     if unknown := texts.keys() - set(images):
         names = ", ".join(sorted(path.name for path in unknown))
-        logger.warning("%s has captions for images that are not there: %s.", folder, names)
-    return _in_lines({image: texts[image] for image in images if image in texts}) | read_beside(images)
+        logger.warning("%s has captions of images that do not exist: %s.", folder, names)
+    return _on_one_line({image: texts[image] for image in images if image in texts}) | read_caption_files(images)
 
 
-def read_beside(images: Sequence[Path]) -> dict[Path, str]:
-    """Find the captions of images in text files beside them; an image without one is not in the result.
+def read_caption_files(images: Sequence[Path]) -> dict[Path, str]:
+    """Read captions from text files beside the images; images without a file are not in the result.
 
     Raises:
         ConfigError: a file cannot be read.
     """
-    present = [path for folder in {image.parent for image in images} for path in folder.iterdir()]
-    beside = {(path.parent, path.stem, path.suffix.lower()): path for path in present}
-    files = {
+    files = [path for folder in {image.parent for image in images} for path in folder.iterdir()]
+    beside = {(path.parent, path.stem, path.suffix.lower()): path for path in files}
+    caption_files = {
         image: file
         for image in images
-        for ending in reversed(ENDINGS)
-        if (file := beside.get((image.parent, image.stem, ending)))
+        for suffix in reversed(CAPTION_SUFFIXES)
+        if (file := beside.get((image.parent, image.stem, suffix)))
     }
-    return _in_lines({image: _read_text(file) for image, file in files.items()})
+    return _on_one_line({image: _read_text(file) for image, file in caption_files.items()})
 
 
-def _in_lines(texts: Mapping[Path, str]) -> dict[Path, str]:
-    """Put each text on one line; empty ones are none."""
+def _on_one_line(texts: Mapping[Path, str]) -> dict[Path, str]:
+    """Join the lines of each text; leave out empty texts."""
     lines = {image: " ".join(text.split()) for image, text in texts.items()}
     return {image: line for image, line in lines.items() if line}
 
@@ -72,26 +74,28 @@ def _read_table(path: Path) -> dict[str, str]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read the rows of a table by the names of its columns, each with the number of its (last) line.
+    """Read the rows of a CSV table as dictionaries, each with the number of its (last) line.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
     rows = csv.DictReader(io.StringIO(_read_text(path)))
     try:
         for row in rows:
             yield rows.line_num, row
     except csv.Error as error:
-        raise ConfigError(f"{path} is no table of captions ({error}): correct line {rows.line_num}.") from error
+        raise ConfigError(
+            f"{path} is no valid CSV table of captions ({error}): correct line {rows.line_num}."
+        ) from error
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Read a file of one JSON object a line, each with its line's number; empty lines are passed over.
+    """Read a JSON Lines file, each object with the number of its line; skip empty lines.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: the file cannot be read.
     """
-    for number, line in enumerate(_read_text(path).split("\n"), 1):  # splitlines() knows more ends than JSON does
+    for number, line in enumerate(_read_text(path).split("\n"), 1):  # splitlines() also splits at U+2028 and the like
         if line.strip():
             try:
                 row = json.loads(line)
@@ -104,8 +108,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a mark
+        return path.read_text(encoding="utf-8-sig")  # -sig: editors on Windows write a byte order mark
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}): correct or remove it.") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not in UTF-8 ({error}): save it so.") from error
+        raise ConfigError(f"{path} is not in UTF-8 ({error}): save it as UTF-8.") from error

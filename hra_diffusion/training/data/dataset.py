@@ -1,7 +1,7 @@
-"""A folder of images: which files belong to it, and what is wrong with them.
+"""Image files of a folder, checked before training.
 
-Every file is decoded before training starts, so a damaged one is named then and not at step 300. What is kept of it is
-where it lies and what it is like; pixels are decoded again when they are needed.
+Each file is decoded before the first step, so that a damaged file is reported then and not at step 300. Its path, size
+and digests are kept; pixels are decoded again when needed.
 """
 
 import hashlib
@@ -20,69 +20,73 @@ from hra_diffusion.training.data import captions
 
 logger = logging.getLogger(__name__)
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
-"""By these, images are told from other files where none is opened."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
+"""Suffixes by which images are recognized without opening a file."""
 
 HELD_OUT = "held_out"
-"""Sub-folder with images that are never trained on, to measure with."""
+"""Sub-folder of images for evaluation, never used in training."""
 
-SAME = 12
-"""Perceptual hashes of 256 bits that differ in no more are of one image, saved twice. Measured: images saved
-anew at half the size differ by up to 6, different ones of one subject by 26 and more."""
+MAX_HASH_DISTANCE = 12
+"""Perceptual hashes of 256 bits that differ in at most so many bits are of one image, saved twice. Measured: an image
+saved again at half the size differs by up to 6 bits, other images of the same subject by 26 and more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Photo:
-    """An image that has been decoded once, so that it can be relied on."""
+    """An image file that has been decoded once."""
 
     path: Path
     size: tuple[int, int]
-    """Width and height in pixels, upright."""
+    """Width and height in pixels, after EXIF rotation."""
     has_alpha: bool
     digest: str
-    """Of the file's bytes."""
-    look: imagehash.ImageHash
-    """Perceptual hash: images that look alike differ in few bits."""
+    """Digest of the file's bytes."""
+    perceptual_hash: imagehash.ImageHash
+    """Hash of the appearance: similar images differ in few bits."""
 
     def check_unchanged(self) -> None:
-        """Make sure that the file is still the one that was checked.
+        """Refuse a file that has changed since it was checked.
 
         Raises:
-            ImageError: it is another; under the digest of the first it must not be learned from, nor kept in a cache.
+            ImageError: the file has another digest; training or caching it under the first digest would be wrong.
         """
         if file_digest(self.path) != self.digest:
-            raise ImageError(f"{self.path} has changed since the run began: start anew.")
+            raise ImageError(f"{self.path} has changed since the run began: start the run again.")
 
-    def read(self, background: Color = WHITE) -> Image.Image:
-        """Decode it in RGB, transparency over ``background``."""
+    def decode(self, background: Color = WHITE) -> Image.Image:
+        """Decode the image in RGB, with transparency over ``background``."""
         return read_image(self.path, background)
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Files of a folder that should be images, by name; hidden ones, sub-folders and captions are none.
+    """List the files of a folder that should be images, sorted by name.
+
+    Hidden files, sub-folders, captions and TOML files are left out.
 
     Raises:
-        ImageError: there is no such folder.
+        ImageError: the folder does not exist.
     """
     if not folder.is_dir():
         raise ImageError(f"There is no image folder {folder}: check the path.")
     files = sorted(
         path
         for path in folder.iterdir()
-        if (path.is_file() or not path.exists())  # a link that leads nowhere is named later
+        if (path.is_file() or not path.exists())  # check_images reports a broken link
         and not path.name.startswith(".")
         and path.suffix.lower() != ".toml"
-        and path.name not in captions.TABLES
+        and path.name not in captions.METADATA_FILES
     )
-    with_caption = {path.stem for path in files if path.suffix.lower() not in captions.ENDINGS}
-    return [path for path in files if path.suffix.lower() not in captions.ENDINGS or path.stem not in with_caption]
+    image_names = {path.stem for path in files if path.suffix.lower() not in captions.CAPTION_SUFFIXES}
+    return [
+        path for path in files if path.suffix.lower() not in captions.CAPTION_SUFFIXES or path.stem not in image_names
+    ]
 
 
 def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
-    """Decode files of a folder; one warning names those that are no images, another those that are animated.
+    """Decode the files of a folder, and warn of unreadable and of animated ones.
 
     Raises:
-        ImageError: not one image could be read.
+        ImageError: no image can be read.
     """
     photos: list[Photo] = []
     refused: list[str] = []
@@ -101,18 +105,16 @@ def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
                 size=layers.colors.size,
                 has_alpha=layers.alpha is not None,
                 digest=file_digest(path),
-                look=imagehash.phash(layers.colors, hash_size=16),
+                perceptual_hash=imagehash.phash(layers.colors, hash_size=16),
             )
         )
     reasons = " ".join(refused)
     if not photos:
-        raise ImageError(
-            f"The folder {folder} holds no images: put some there (JPEG, PNG, WebP, …). {reasons}".rstrip()
-        )
+        raise ImageError(f"The folder {folder} holds no images: add some (JPEG, PNG, WebP, …). {reasons}".rstrip())
     if refused:
         logger.warning("Left out %d of %d files. %s", len(refused), len(refused) + len(photos), reasons)
     if animated:
-        logger.warning("Of images that move, the first frame is used: %s.", ", ".join(animated))
+        logger.warning("Of animated images, the first frame is used: %s.", ", ".join(animated))
     return photos
 
 
@@ -122,25 +124,32 @@ def file_digest(path: Path) -> str:
 
 
 def read_images(paths: Iterable[Path], folder: Path) -> list[Image.Image]:
-    """Check and decode files of a folder: see :func:`check_images`."""
-    return [photo.read() for photo in check_images(paths, folder)]
+    """Decode the files of a folder after :func:`check_images`."""
+    return [photo.decode() for photo in check_images(paths, folder)]
 
 
-def check_apart(images: Iterable[Path], folders: Mapping[str, Path]) -> None:
-    """Make sure that folders, by the flags that name them, are none of images to learn from.
+def check_output_folders(image_folders: Iterable[Path], outputs: Mapping[str, Path]) -> None:
+    """Refuse to write into a folder of training images.
+
+    Args:
+        image_folders: the folders of training images.
+        outputs: the folders to write into, by their flags.
 
     Raises:
-        ConfigError: one of them is; what is written there would be learned from next time.
+        ConfigError: an output folder holds training images; the next run would train on its outputs.
     """
-    learned = {folder.resolve() for folder in images}
-    for flag, folder in folders.items():
-        if folder.resolve() in learned:
-            raise ConfigError(f"{flag} is {folder}, which holds the images to learn from: name another folder.")
+    training_folders = {folder.resolve() for folder in image_folders}
+    for flag, folder in outputs.items():
+        if folder.resolve() in training_folders:
+            raise ConfigError(f"{flag} is {folder}, which holds the training images: name another folder.")
 
 
 def report_duplicates(photos: Sequence[Photo]) -> None:
-    """Warn of images that look the same: they would count twice."""
-    pairs = [(one, other) for one, other in combinations(photos, 2) if one.look - other.look <= SAME]
+    """Warn of images with nearly the same perceptual hash: duplicates count twice."""
+    pairs = [
+        f"{first.path} and {second.path}"
+        for first, second in combinations(photos, 2)
+        if first.perceptual_hash - second.perceptual_hash <= MAX_HASH_DISTANCE
+    ]
     if pairs:
-        named = "; ".join(f"{one.path} and {other.path}" for one, other in pairs)
-        logger.warning("Some images look the same, and count twice as long as both are there: %s.", named)
+        logger.warning("Duplicate images count twice: %s. Remove one of each two.", "; ".join(pairs))

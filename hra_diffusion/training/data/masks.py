@@ -1,6 +1,6 @@
-"""Which parts of an image count: its own transparency, or a gray image of the same name in a folder of masks.
+"""Masks of the training images: their transparency, or gray images of the same names in a folder.
 
-White counts fully, black with the weight that the settings leave to the rest, gray in between.
+White has the loss weight 1, black ``unmasked_weight``, gray a weight in between.
 """
 
 import logging
@@ -18,46 +18,48 @@ logger = logging.getLogger(__name__)
 
 
 def find_masks(photos: Sequence[Photo], data: DataConfig) -> dict[Path, Path]:
-    """Find the masks of images, and check them; an image without a mask is not in the result.
+    """Find and check the masks of images; images without a mask are not in the result.
 
     Raises:
-        ImageError: there is no folder of masks, or one of the masks cannot be used.
+        ImageError: the folder of masks does not exist, or a mask cannot be used.
     """
     masks: dict[Path, Path] = {}
     if data.alpha_mask:
         masks |= {photo.path: photo.path for photo in photos if photo.has_alpha}
     if data.mask_data_dir:
         if not data.mask_data_dir.is_dir():
-            raise ImageError(f"There is no folder of masks {data.mask_data_dir}: correct --mask_data_dir.")
+            raise ImageError(f"--mask_data_dir is {data.mask_data_dir}, which is no folder: correct the path.")
         if data.instance_data_dir and data.mask_data_dir.samefile(data.instance_data_dir):
             raise ImageError(
                 f"--mask_data_dir is {data.mask_data_dir}, which holds the images themselves: name a folder with a "
-                "mask for each, or take their transparency with --alpha_mask."
+                "mask for each image, or use their transparency with --alpha_mask."
             )
-        # Masks of several subjects lie in sub-folders, as their images do.
+        # Masks of several subjects are in sub-folders, like their images.
         folder = data.mask_data_dir / photos[0].path.parent.relative_to(data.instance_data_dir or Path())
-        by_name = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
-        masks |= {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
+        by_stem = {path.stem: path for path in image_files(folder)} if folder.is_dir() else {}
+        masks |= {photo.path: by_stem[photo.path.stem] for photo in photos if photo.path.stem in by_stem}
     for photo in photos:
         if photo.path in masks:
             read_mask(photo, masks[photo.path])
     missing = [photo.path.name for photo in photos if photo.path not in masks]
     if missing and (data.alpha_mask or data.mask_data_dir):
         folder = photos[0].path.parent
-        logger.warning("Images of %s without a mask count as a whole: %s.", folder, ", ".join(missing))
+        logger.warning("Images of %s have no mask, so all of their pixels count fully: %s.", folder, ", ".join(missing))
     return masks
 
 
 def read_mask(photo: Photo, path: Path) -> Image.Image:
-    """Read the mask of an image, in mode L and of the image's size; the image's own path is its transparency.
+    """Read the mask of an image, in mode L and of the image's size.
+
+    If ``path`` is the image itself, the mask is its transparency.
 
     Raises:
-        ImageError: it cannot be read, has another shape than the image, or is black.
+        ImageError: the mask cannot be read, has another aspect ratio than the image, or is black.
     """
     layers = read_layers(path)
     mask = layers.alpha if path == photo.path else layers.over((0, 0, 0)).convert("L")
-    assert mask  # only images with transparency are their own masks
+    assert mask  # find_masks names an image as its mask only if it has transparency
     check_same_shape(f"mask {path}", mask.size, photo.size)
     if mask.getextrema()[1] == 0:
-        raise ImageError(f"The mask {path} is black, so nothing of its image counts: remove one of the two.")
+        raise ImageError(f"The mask {path} is black, so its image has no weight: remove the mask or the image.")
     return mask if mask.size == photo.size else mask.resize(photo.size, Image.Resampling.BILINEAR)

@@ -1,10 +1,10 @@
-"""Pairs of an image and its condition, from a folder or a dataset, checked before the first step.
+"""Pairs of an image and its condition, read from a folder or a dataset and checked before the first step.
 
     scenes/1.jpg, scenes/1.txt, scenes/conditioning_images/1.png
     scenes/metadata.jsonl      {"image": "1.jpg", "conditioning_image": "edges/1.png", "text": "a cat"}, one a line
 
-One geometry holds for both: a condition is cropped and mirrored as its image is, and its colors are left alone. A
-condition that is not there is annotated on each view of the image, before its colors vary.
+A condition is cropped and flipped like its image, without color jitter. A missing condition is annotated on each crop
+of the image, before its color jitter.
 """
 
 import glob
@@ -22,15 +22,15 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.control.annotators import Annotator, Given
-from hra_diffusion.control.conditions import annotate, read_condition, read_image_for
+from hra_diffusion.control.conditions import annotate, read_condition, read_control_image
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.images import Color, check_same_shape, parse_color, read_layers
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import PairsConfig
 from hra_diffusion.training.data.buckets import Size
-from hra_diffusion.training.data.captions import read_beside, read_captions, read_json_lines
-from hra_diffusion.training.data.crops import covering_size, views
-from hra_diffusion.training.data.dataset import ENDINGS, Photo, check_images, file_digest, image_files
+from hra_diffusion.training.data.captions import read_caption_files, read_captions, read_json_lines
+from hra_diffusion.training.data.crops import augmented_crops, covering_size
+from hra_diffusion.training.data.dataset import IMAGE_SUFFIXES, Photo, check_images, file_digest, image_files
 from hra_diffusion.training.data.subjects import Example
 
 logger = logging.getLogger(__name__)
@@ -41,52 +41,54 @@ CONDITIONS_FOLDER, METADATA = "conditioning_images", "metadata.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """An image with its caption, and the file of its condition, if there is one."""
+    """An image with its caption, and the file of its condition if it exists."""
 
     example: Example
     condition: Path | None = None
     row: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the folder's table says of it."""
+    """Its row of metadata.jsonl."""
 
     @property
     def digest(self) -> str:
-        """Digest everything that training sees of it."""
+        """Digest of the image, caption and condition."""
         return self.example.digest + (file_digest(self.condition) if self.condition else "")
 
-    def whole_condition(self, annotator: Annotator, background: Color) -> Image.Image:
-        """Read the condition that is there, or what the annotator is to make one of."""
+    def read_condition_or_image(self, annotator: Annotator, background: Color) -> Image.Image:
+        """Read the condition; if it does not exist, the image for the annotator."""
         if self.condition:
             return read_condition(self.condition, annotator)
-        return read_image_for(self.example.photo.path, annotator, background)
+        return read_control_image(self.example.photo.path, annotator, background)
 
 
 def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
-    """Read the pairs of a folder, and check them.
+    """Read and check the pairs of a folder.
 
     Raises:
-        ImageError: an image or a condition is missing, cannot be read, or has another shape than the other.
+        ImageError: an image or a condition is missing or cannot be read, or their aspect ratios differ.
         ConfigError: a caption is missing, or the metadata cannot be read.
     """
     table = _read_metadata(folder, config)
-    present = image_files(folder)
-    idle = [f"--{name}" for name in _COLUMNS if getattr(config, name) != getattr(PairsConfig, name)]
-    if idle and not table:
-        logger.warning("%s has no %s, where %s would count.", folder, METADATA, " and ".join(idle))
-    files = list(table) or present
-    left_out = set(present).difference(files)
-    if images := sorted(path.name for path in left_out if path.suffix.lower() in ENDINGS):
+    files_in_folder = image_files(folder)
+    unused = [f"--{name}" for name in _COLUMNS if getattr(config, name) != getattr(PairsConfig, name)]
+    if unused and not table:
+        logger.warning("%s has no effect, because %s has no %s.", " and ".join(unused), folder, METADATA)
+    files = list(table) or files_in_folder
+    left_out = set(files_in_folder).difference(files)
+    if images := sorted(path.name for path in left_out if path.suffix.lower() in IMAGE_SUFFIXES):
         logger.warning("%s does not name %s, which are left out.", folder / METADATA, shorten(images))
     files = files[: config.max_train_samples]
     if missing := [str(path) for path in files if not path.is_file()]:
-        raise ImageError(f"{folder / METADATA} names images that are not there: {shorten(missing)}.")
+        raise ImageError(
+            f"{folder / METADATA} names images that do not exist: {shorten(missing)}. Add them or remove their lines."
+        )
     photos = check_images(files, folder)
     paths = [photo.path for photo in photos]
-    told = {path: row[config.caption_column] for path, row in table.items() if row.get(config.caption_column)}
-    captions = read_beside(paths) | told if table else read_captions(paths, folder)
+    in_table = {path: row[config.caption_column] for path, row in table.items() if row.get(config.caption_column)}
+    captions = read_caption_files(paths) | in_table if table else read_captions(paths, folder)
     if missing := [photo.path.name for photo in photos if photo.path not in captions]:
         raise ConfigError(
-            f"Images of {folder} have no caption: {shorten(missing)}. Write it into a text file beside each, or into "
-            f"{METADATA} as {config.caption_column!r}."
+            f"Images of {folder} have no caption: {shorten(missing)}. Write it into a text file beside each image, or "
+            f"into {METADATA} as {config.caption_column!r}."
         )
     conditions = _conditions(photos, folder, table, config)
     return [
@@ -100,7 +102,7 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
 
 
 def _read_metadata(folder: Path, config: PairsConfig) -> dict[Path, dict[str, Any]]:
-    """Read the rows of a folder's metadata.jsonl by their images; nothing where there is none."""
+    """Read the rows of a folder's metadata.jsonl by their images; without that file, nothing."""
     path = folder / METADATA
     if not path.is_file():
         return {}
@@ -119,97 +121,103 @@ def _read_metadata(folder: Path, config: PairsConfig) -> dict[Path, dict[str, An
 def _conditions(
     photos: Sequence[Photo], folder: Path, table: Mapping[Path, Mapping[str, Any]], config: PairsConfig
 ) -> dict[Path, Path]:
-    """Find the conditions of images: of all of them, or there are none."""
+    """Find the conditions of all images; without any condition, return an empty dictionary."""
     column = config.conditioning_image_column
-    named = {path: folder / row[column] for path, row in table.items() if row.get(column)}
-    beside = folder / CONDITIONS_FOLDER
-    if not named and beside.is_dir():
-        by_name: dict[str, Path] = {}
-        for path in image_files(beside):
-            if path.stem in by_name:
-                raise ImageError(f"{by_name[path.stem]} and {path.name} are two conditions of one image: keep one.")
-            by_name[path.stem] = path
-        if unused := by_name.keys() - {photo.path.stem for photo in photos}:
-            logger.warning("%s has conditions of images that are not there: %s.", beside, shorten(sorted(unused)))
-        named = {photo.path: by_name[photo.path.stem] for photo in photos if photo.path.stem in by_name}
-    if not named and not beside.is_dir():
+    conditions = {path: folder / row[column] for path, row in table.items() if row.get(column)}
+    subfolder = folder / CONDITIONS_FOLDER
+    if not conditions and subfolder.is_dir():
+        by_stem: dict[str, Path] = {}
+        for path in image_files(subfolder):
+            if path.stem in by_stem:
+                raise ImageError(f"{by_stem[path.stem]} and {path.name} are two conditions of one image: keep one.")
+            by_stem[path.stem] = path
+        if unused := by_stem.keys() - {photo.path.stem for photo in photos}:
+            logger.warning("%s has conditions of images that do not exist: %s.", subfolder, shorten(sorted(unused)))
+        conditions = {photo.path: by_stem[photo.path.stem] for photo in photos if photo.path.stem in by_stem}
+    if not conditions and not subfolder.is_dir():
         return {}
-    lonely = [photo.path.name for photo in photos if not (photo.path in named and named[photo.path].is_file())]
-    if lonely:
-        raise ImageError(f"Images of {folder} have no condition, though others have: {shorten(lonely)}. Add them.")
+    missing = [
+        photo.path.name for photo in photos if not (photo.path in conditions and conditions[photo.path].is_file())
+    ]
+    if missing:
+        raise ImageError(f"Some images of {folder} have no condition: {shorten(missing)}. Add their conditions.")
     for photo in photos:
-        condition = named[photo.path]
+        condition = conditions[photo.path]
         check_same_shape(f"condition {condition}", read_layers(condition).colors.size, photo.size)
-    return named
+    return conditions
 
 
 def check_conditions(pairs: Sequence[Pair], annotator: Annotator, config: PairsConfig) -> None:
-    """Make sure that each pair has a condition, where not every image has one.
+    """Check that the annotator finds a condition in each image, such as a face; edges are in every image.
 
     Raises:
-        ImageError: one has none.
+        ImageError: the annotator finds none in an image.
     """
     for pair in pairs if not annotator.reads_any_image else ():
-        whole = pair.whole_condition(annotator, parse_color(config.background_color))
+        image = pair.read_condition_or_image(annotator, parse_color(config.background_color))
         if not pair.condition:
-            annotate(pair.example.photo.path, annotator, whole)
+            annotate(pair.example.photo.path, annotator, image)
 
 
-def conditions_of(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:
-    """Make the condition of each view of a pair's image, uint8 (3, height, width); tints of a crop share theirs."""
+def make_crop_conditions(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:
+    """Return the condition of each crop of a pair's image: uint8, shape (3, height, width).
+
+    Crops that differ only in their color jitter share a condition.
+    """
     given = pair.condition is not None
-    whole = pair.whole_condition(annotator, parse_color(config.background_color))
+    image = pair.read_condition_or_image(annotator, parse_color(config.background_color))
     resampling = Image.Resampling.NEAREST if given and annotator.labels else Image.Resampling.LANCZOS
-    covering = whole.resize(covering_size(pair.example.photo.size, size), resampling)
-    shown = views(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
-    maker, path = Given() if given else annotator, pair.example.photo.path
-    plain = [replace(view, tint=()) for view in shown]
-    made = {view: np.array(annotate(path, maker, view.crop(covering, size))) for view in dict.fromkeys(plain)}
-    conditions = {view: torch.from_numpy(pixels).permute(2, 0, 1) for view, pixels in made.items()}
-    return [conditions[view] for view in plain]
+    covering = image.resize(covering_size(pair.example.photo.size, size), resampling)
+    crops = augmented_crops(pair.example.photo.size, size, config, seed, pair.example.photo.digest)
+    plain = [replace(crop, jitter=()) for crop in crops]
+    crop_annotator, path = Given() if given else annotator, pair.example.photo.path
+    annotated = {crop: annotate(path, crop_annotator, crop.cut(covering, size)) for crop in dict.fromkeys(plain)}
+    conditions = {crop: torch.from_numpy(np.array(image)).permute(2, 0, 1) for crop, image in annotated.items()}
+    return [conditions[crop] for crop in plain]
 
 
 def import_dataset(config: PairsConfig, folder: Path) -> Path:
-    """Write the pairs of a dataset of the library datasets into a folder of pairs, once; returns its folder.
+    """Write the pairs of a Hugging Face dataset into a sub-folder, once, and return the sub-folder.
 
-    Another content, number or choice of columns has another folder.
+    Its name is a digest of the dataset's content, the number of samples and the columns.
 
     Raises:
-        ConfigError: the library is not installed, or the dataset has no such columns.
+        ConfigError: the library datasets is not installed, or the dataset has no such columns.
     """
     from hra_diffusion.formats.files import replacing
 
-    dataset = _open(config)
+    dataset = _open_dataset(config)
     columns = (config.image_column, config.conditioning_image_column, config.caption_column)
-    told = (config.dataset_name, config.dataset_config_name, config.max_train_samples, columns)
-    key = repr((*told, _fingerprint(dataset, config)))
-    place = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-    if not place.is_dir():
-        with replacing(place) as new:
-            rows = list(_rows(dataset, config, new))
+    settings = (config.dataset_name, config.dataset_config_name, config.max_train_samples, columns)
+    key = repr((*settings, _fingerprint(dataset, config)))
+    destination = folder / hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+    if not destination.is_dir():
+        with replacing(destination) as new:
+            rows = list(_write_images(dataset, config, new))
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             (new / METADATA).write_text(lines, encoding="utf-8")
-    return place
+    return destination
 
 
 def _fingerprint(dataset: Any, config: PairsConfig) -> object:
-    """Return what differs once the content of a dataset does; of tar files, which do not tell, the size and time."""
+    """Return the dataset's fingerprint; tar files have none, so return their sizes and times."""
     tars = [(path, Path(path).stat()) for path in sorted(glob.glob(str(config.dataset_name)))]
-    return getattr(dataset, "_fingerprint", [(path, about.st_size, about.st_mtime_ns) for path, about in tars])
+    return getattr(dataset, "_fingerprint", [(path, stat.st_size, stat.st_mtime_ns) for path, stat in tars])
 
 
-def _rows(dataset: Any, config: PairsConfig, folder: Path) -> Iterator[dict[str, str]]:
+def _write_images(dataset: Any, config: PairsConfig, folder: Path) -> Iterator[dict[str, str]]:
+    """Write the images of a dataset, and yield the row of metadata.jsonl of each pair."""
     columns = {"image": config.image_column, "conditioning_image": config.conditioning_image_column}
     for number, row in enumerate(dataset):
         if number == config.max_train_samples:
             return
         if config.image_column not in row or config.caption_column not in row:
             raise ConfigError(
-                f"The dataset {config.dataset_name} has the columns {', '.join(row)}: say with --image_column and "
-                "--caption_column which of them are the images and the captions."
+                f"The dataset {config.dataset_name} has the columns {', '.join(row)}: name those of the images and "
+                "captions with --image_column and --caption_column."
             )
         text = row[config.caption_column]
-        named = {config.caption_column: (text.decode() if isinstance(text, bytes) else str(text)).strip()}
+        metadata = {config.caption_column: (text.decode() if isinstance(text, bytes) else str(text)).strip()}
         for kind, column in columns.items():
             if row.get(column) is not None:
                 path = (
@@ -217,11 +225,11 @@ def _rows(dataset: Any, config: PairsConfig, folder: Path) -> Iterator[dict[str,
                 )
                 path.parent.mkdir(parents=True, exist_ok=True)
                 row[column].save(path)
-                named[column] = str(path.relative_to(folder))
-        yield named
+                metadata[column] = str(path.relative_to(folder))
+        yield metadata
 
 
-def _open(config: PairsConfig) -> Any:
+def _open_dataset(config: PairsConfig) -> Any:
     try:
         import datasets
     except ImportError as error:
@@ -238,5 +246,5 @@ def _open(config: PairsConfig) -> Any:
         return datasets.load_dataset(name, config.dataset_config_name, split="train")
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
-            f"The dataset {name!r} cannot be loaded ({error}): name a folder, tar files, or one of the hub."
+            f"The dataset {name!r} cannot be loaded ({error}): name a folder, tar files, or a dataset on the hub."
         ) from error

@@ -1,4 +1,4 @@
-"""Images and captions → what the denoiser takes: latents and conditions, computed once before the first step."""
+"""Images and captions → latents and conditions for the denoiser, computed once before the first step."""
 
 import logging
 from collections.abc import Iterable
@@ -16,18 +16,18 @@ from hra_diffusion.training.config import DataConfig, ImageConfig
 from hra_diffusion.training.data.batches import Source
 from hra_diffusion.training.data.buckets import Size
 from hra_diffusion.training.data.cache import Cache, Tensors
-from hra_diffusion.training.data.crops import View, cover, covering_size, to_tensor, views
+from hra_diffusion.training.data.crops import Crop, augmented_crops, cover, covering_size, to_tensor
 from hra_diffusion.training.data.latents import Latent, encode
 from hra_diffusion.training.data.masks import read_mask
 from hra_diffusion.training.data.subjects import Example
-from hra_diffusion.training.families import Condition, Family
+from hra_diffusion.training.families import Conditioning, Family
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceMaker:
-    """Encodes the images of a run with its model."""
+class SourceEncoder:
+    """Encodes images and captions with the model of a run."""
 
     family: Family
     data: ImageConfig
@@ -35,66 +35,74 @@ class SourceMaker:
     seed: int
     cache: Cache
 
-    def make(
+    def encode(
         self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0, prior_prediction: bool = False
     ) -> Source:
-        """Make a source of images, each cropped to a size; an image may occur in several sizes."""
+        """Encode examples, each at its size; an image may occur in several sizes.
+
+        Args:
+            name: the source's name in the log and in its random streams.
+            examples: images with their captions, each with the width and height of its crops.
+            weight: the source's weight in the loss.
+            prior_prediction: whether the base model's prediction is the target.
+        """
         pairs = list(examples)
         latents = [self._latent(*pair) for pair in pairs]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
         conditions = [self._condition(caption) for caption in captions]
-        place = {caption: at for at, caption in enumerate(captions)}
-        order = [at for at, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
-        told = [place[pairs[at][0].caption] for at in order]
+        caption_index = {caption: index for index, caption in enumerate(captions)}
+        order = [index for index, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
+        rows = [caption_index[pairs[index][0].caption] for index in order]
         return Source(
             name=name,
-            latents=[latents[at] for at in order],
-            conditions={key: torch.cat([condition[key] for condition in conditions])[told] for key in conditions[0]},
-            of_crops={"sizes": [self._sizes(*pairs[at]) for at in order]},
+            latents=[latents[index] for index in order],
+            conditions={key: torch.cat([condition[key] for condition in conditions])[rows] for key in conditions[0]},
+            crop_conditions={"sizes": [self._time_ids(*pairs[index]) for index in order]},
             weight=weight,
             prior_prediction=prior_prediction,
         )
 
     def _latent(self, example: Example, size: Size) -> Latent:
-        shown, background = self._shown(example, size), parse_color(self.data.background_color)
+        crops, background = self._crops(example, size), parse_color(self.data.background_color)
 
-        def make() -> Tensors:
-            covering = cover(example.photo.read(background), size)
+        def encode_crops() -> Tensors:
+            covering = cover(example.photo.decode(background), size)
             example.photo.check_unchanged()
-            (latent,) = encode(self.family.pipe.vae, [[to_tensor(view.image(covering, size)) for view in shown]])
-            return {"mean": latent.mean, "deviation": latent.deviation}
+            (latent,) = encode(self.family.pipe.vae, [[to_tensor(crop.apply(covering, size)) for crop in crops]])
+            return {"mean": latent.mean, "deviation": latent.std}
 
-        made_from = (self._autoencoder, example.photo.digest, size, shown, background)
-        latent = Latent(**self.cache.fetch("latents", made_from, make))
+        key = (self._autoencoder, example.photo.digest, size, crops, background)
+        tensors = self.cache.fetch("latents", key, encode_crops)
+        latent = Latent(mean=tensors["mean"], std=tensors["deviation"])  # the name in the files of version 0.1
         return replace(latent, weight=self._weight(example, size, latent)) if example.mask else latent
 
     def _weight(self, example: Example, size: Size, latent: Latent) -> Tensor:
-        """Return how much each place of a latent counts, by the image's mask: shape (V, 1, h, w)."""
+        """Return the loss weights of the image's mask: shape (crops, 1, h, w)."""
         assert example.mask and isinstance(self.data, DataConfig)
         covering = cover(read_mask(example.photo, example.mask), size)
         height, width = latent.mean.shape[2:]
-        crops = [view.crop(covering, size) for view in self._shown(example, size)]
+        crops = [crop.cut(covering, size) for crop in self._crops(example, size)]
         masks = [np.asarray(crop.resize((width, height), Image.Resampling.BOX), np.float32) for crop in crops]
-        rest = self.data.unmasked_weight
-        if rest == 0 and not all(mask.any() for mask in masks):
-            logger.warning("Nothing of %s counts in some of its crops: its mask is black there.", example.photo.path)
-        return torch.from_numpy(np.stack(masks)[:, None]) / 255 * (1 - rest) + rest
+        minimum = self.data.unmasked_weight
+        if minimum == 0 and not all(mask.any() for mask in masks):
+            logger.warning("The mask of %s is black in some of its crops, which have no weight.", example.photo.path)
+        return torch.from_numpy(np.stack(masks)[:, None]) / 255 * (1 - minimum) + minimum
 
-    def _sizes(self, example: Example, size: Size) -> Tensor:
-        """What became of the image's size in each of its views: shape (V, 6)."""
-        own = example.photo.size
-        covering = covering_size(own, size)
-        return torch.tensor([view.sizes(own, covering, size) for view in self._shown(example, size)]).float()
+    def _time_ids(self, example: Example, size: Size) -> Tensor:
+        """Return SDXL's size conditioning of each crop: shape (crops, 6)."""
+        original = example.photo.size
+        covering = covering_size(original, size)
+        return torch.tensor([crop.time_ids(original, covering, size) for crop in self._crops(example, size)]).float()
 
-    def _shown(self, example: Example, size: Size) -> list[View]:
-        return views(example.photo.size, size, self.data, self.seed, example.photo.digest)
+    def _crops(self, example: Example, size: Size) -> list[Crop]:
+        return augmented_crops(example.photo.size, size, self.data, self.seed, example.photo.digest)
 
-    def _condition(self, caption: str) -> Condition:
+    def _condition(self, caption: str) -> Conditioning:
         if self.text_encoder_trains:
-            return self.family.condition([caption], True)
-        tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._parts("tokenizer")]
-        made_from = (self._text_encoders, tokens)
-        return self.cache.fetch("prompts", made_from, lambda: self.family.condition([caption], False))
+            return self.family.encode_prompts([caption], True)
+        tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._components("tokenizer")]
+        key = (self._text_encoders, tokens)
+        return self.cache.fetch("prompts", key, lambda: self.family.encode_prompts([caption], False))
 
     @cached_property
     def _autoencoder(self) -> str:
@@ -102,9 +110,9 @@ class SourceMaker:
 
     @cached_property
     def _text_encoders(self) -> list[str]:
-        return [self.cache.fingerprint(text_encoder) for text_encoder in self._parts("text_encoder")]
+        return [self.cache.fingerprint(text_encoder) for text_encoder in self._components("text_encoder")]
 
-    def _parts(self, name: str) -> list[Any]:
+    def _components(self, kind: str) -> list[Any]:
         """Return the pipeline's components of a kind, such as text_encoder and text_encoder_2."""
-        found = sorted((key, part) for key, part in self.family.pipe.components.items() if key.startswith(name))
-        return [part for _, part in found if part is not None]
+        components = sorted((name, part) for name, part in self.family.pipe.components.items() if name.startswith(kind))
+        return [part for _, part in components if part is not None]
