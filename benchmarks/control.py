@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds, trained
+from measure import describe_machine, interleaved, peak_gigabytes, print_table, process_peak, seconds, trained
 from peft import LoraConfig
 from torch import nn
 
@@ -108,7 +108,7 @@ def main() -> None:
         model, given = Contender(options.peak_of, options.rank, size), inputs(pixels, options.batch)
         for _ in range(2):
             step(model, given)
-        print(own_peak())
+        print(process_peak())
         return
     print(describe_machine())
     arguments = [f"--{name}={getattr(options, name)}" for name in ("batch", "rank", "rounds")] + [f"--pixels={pixels}"]

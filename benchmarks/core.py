@@ -1,15 +1,15 @@
-"""The core against its peers, in one run: `python benchmarks/core.py`.
+"""Time and memory of the core against PEFT and LyCORIS: `python benchmarks/core.py`.
 
     --only unet-256-float32 …    some of the cases (see CASES), or "growth" or "operations"
     --rounds 7                   counted rounds
     --rank 8
-    --smoke                      everything at a size that means nothing, to see that it runs
+    --smoke                      everything at a tiny size, to check that the benchmark runs
 
-With the package lycoris-lora installed, its diag-OFT takes part, too.
+The diag-OFT of LyCORIS takes part if the package lycoris-lora is installed.
 
-A *step* is a forward and a backward pass that reaches the input; the frozen model is the yardstick: its step has all
-that an adapter's step must have. Contenders take turns in the same model, put in and taken out again, so that a busy
-moment of the machine meets them all. Peak memory is that of a process of its own.
+A *step* is a forward and a backward pass down to the input. The reference is the step of the frozen model, part of
+every adapter's step. Contenders take turns in the same model, injected and ejected again, so that a busy moment of the
+machine affects all of them. Peak memory is measured in a separate process.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from measure import describe_machine, interleaved, own_peak, peak_gigabytes, print_table, seconds, trained
+from measure import describe_machine, interleaved, peak_gigabytes, print_table, process_peak, seconds, trained
 from peft import BOFTConfig, LoraConfig, OFTConfig, get_peft_model
 from peft import HRAConfig as PeftHRAConfig
 from torch import nn
@@ -35,7 +35,7 @@ FROZEN, OURS, LORA, LYCORIS = "frozen", "hra_diffusion", "PEFT LoRA", "LyCORIS d
 
 
 def peers(targets: tuple[str, ...], r: int) -> dict[str, Callable[[nn.Module], nn.Module]]:
-    """Ways to put an adapter into a model; `unload()` takes it out."""
+    """Return functions that inject an adapter into a model; `unload()` ejects the adapter."""
     names = list(targets)
     configs = {
         LORA: LoraConfig(r=r, target_modules=names),
@@ -56,7 +56,7 @@ def _peft(config: Any, model: nn.Module) -> nn.Module:
 
 
 class Lycoris(nn.Module):
-    """LyCORIS' diag-OFT with blocks of r."""
+    """The diag-OFT of LyCORIS with blocks of size r."""
 
     def __init__(self, model: nn.Module, targets: tuple[str, ...], r: int) -> None:
         from lycoris import LycorisNetwork, create_lycoris
@@ -76,7 +76,7 @@ class Lycoris(nn.Module):
 
 
 class Case(NamedTuple):
-    """A model, its inputs and targets, and who takes part."""
+    """A model, its inputs, its target modules and the contenders."""
 
     model: Callable[[], nn.Module]
     inputs: Callable[[], tuple[torch.Tensor, ...]]
@@ -85,7 +85,7 @@ class Case(NamedTuple):
 
 
 def unet(pixels: int, batch: int, dtype: torch.dtype, **size: Any) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
-    """Stable Diffusion 1.5's UNet with random weights, and inputs for it."""
+    """Return functions that make Stable Diffusion 1.5's UNet with random weights, and its inputs."""
     context = size.get("cross_attention_dim", 768)
 
     def model() -> nn.Module:
@@ -102,7 +102,7 @@ def unet(pixels: int, batch: int, dtype: torch.dtype, **size: Any) -> tuple[Call
 
 
 def decoder(tokens: int, dtype: torch.dtype, **size: Any) -> tuple[Callable[[], nn.Module], Callable[[], Any]]:
-    """A Llama-style decoder without its vocabulary's matrices, and embedded tokens for it."""
+    """Return functions that make a Llama decoder without vocabulary matrices, and embedded tokens."""
     width = size.get("hidden_size", 1024)
 
     def model() -> nn.Module:
@@ -117,7 +117,7 @@ def decoder(tokens: int, dtype: torch.dtype, **size: Any) -> tuple[Callable[[], 
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Generator[None]:
-    """Make parameters in a dtype at once: casting them later would be the peak of memory."""
+    """Create parameters directly in a dtype: a later cast would set the peak memory."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
@@ -140,7 +140,7 @@ def _short(dtype: torch.dtype) -> str:
 
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-# What PEFT forms here is d × d a reflection: more than 24 GB with the feed-forward layers, or at higher resolution.
+# PEFT HRA and BOFT form d × d matrices: more than 24 GB with the feed-forward layers, or at higher resolution.
 INSTALLED = (LYCORIS,) if importlib.util.find_spec("lycoris") else ()
 EVERYONE = (FROZEN, OURS, LORA, "PEFT HRA", "PEFT OFT", "PEFT BOFT", *INSTALLED)
 LIGHT = (FROZEN, OURS, LORA, "PEFT OFT", *INSTALLED)
@@ -192,12 +192,12 @@ def run_forward(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
 
 
 def compare(name: str, case: Case, rounds: int, rank: int, arguments: list[str]) -> None:
-    """Print step time, forward time, memory and parameters of each contender, and the ratios to the frozen model."""
-    model, inputs, ways = case.model(), case.inputs(), peers(case.targets, rank)
+    """Print step time, forward time, memory and parameters of the contenders, with ratios to the frozen model."""
+    model, inputs, adapters = case.model(), case.inputs(), peers(case.targets, rank)
     parameters: dict[str, int] = {}
 
     def timed(contender: str, run: Callable[..., None]) -> float:
-        adapted = ways[contender](model)
+        adapted = adapters[contender](model)
         parameters[contender] = trained(adapted)
         try:
             return seconds(lambda: run(adapted, inputs))
@@ -205,30 +205,32 @@ def compare(name: str, case: Case, rounds: int, rank: int, arguments: list[str])
             if contender != FROZEN:
                 adapted.unload()
 
-    steps = interleaved({each: partial(timed, each, run_step) for each in case.contenders}, rounds)
-    forwards = interleaved({each: partial(timed, each, run_forward) for each in case.contenders}, rounds)
-    # Where a percent matters, the median of three.
-    runs = {each: 3 if each in (FROZEN, OURS) and "--smoke" not in arguments else 1 for each in case.contenders}
+    steps = interleaved({contender: partial(timed, contender, run_step) for contender in case.contenders}, rounds)
+    forwards = interleaved({contender: partial(timed, contender, run_forward) for contender in case.contenders}, rounds)
+    # The median of three runs where one percent matters.
+    precise = (FROZEN, OURS) if "--smoke" not in arguments else ()
+    runs = {contender: 3 if contender in precise else 1 for contender in case.contenders}
     peaks = {
-        each: peak_gigabytes([*arguments, "--only", name, "--peak-of", each], runs[each]) for each in case.contenders
+        contender: peak_gigabytes([*arguments, "--only", name, "--peak-of", contender], runs[contender])
+        for contender in case.contenders
     }
     print_table(
         f"{name}, r = {rank}",
         ["", "parameters", "step s", "× frozen", "forward s", "× frozen", "peak GB", "× frozen"],
         [
             [
-                *(each, f"{parameters[each]:,}"),
-                *(steps[each], steps[each] / steps[FROZEN]),
-                *(forwards[each], forwards[each] / forwards[FROZEN]),
-                *(peaks[each], peaks[each] / peaks[FROZEN]),
+                *(contender, f"{parameters[contender]:,}"),
+                *(steps[contender], steps[contender] / steps[FROZEN]),
+                *(forwards[contender], forwards[contender] / forwards[FROZEN]),
+                *(peaks[contender], peaks[contender] / peaks[FROZEN]),
             ]
-            for each in case.contenders
+            for contender in case.contenders
         ],
     )
 
 
 def growth(rounds: int, widths: tuple[int, ...], ranks: tuple[int, ...], rows: int) -> None:
-    """Print what a chain costs beside the base layer it stands before, as r and d grow."""
+    """Print the cost of a chain relative to its base layer, for growing r and d."""
     table: list[list[object]] = []
     for d in widths:
         base, x = nn.Linear(d, d).requires_grad_(False), torch.randn(rows, d, requires_grad=True)
@@ -244,7 +246,7 @@ def growth(rounds: int, widths: tuple[int, ...], ranks: tuple[int, ...], rows: i
 
 
 def operations(case: Case, rounds: int, rank: int) -> None:
-    """Print what one does to an adapter as a whole: merge, take back, change its strength, save, load."""
+    """Print the time to merge, unmerge, change the strength of, save and load an adapter."""
     model = HRAModel(case.model(), HRAConfig(r=rank, target_modules=case.targets, init_weights=False))
     strengths = iter(range(10**6))
     with tempfile.TemporaryDirectory() as folder:
@@ -253,9 +255,9 @@ def operations(case: Case, rounds: int, rank: int) -> None:
 
         def load() -> float:
             loaded: list[HRAModel] = []
-            taken = seconds(lambda: loaded.append(HRAModel.from_pretrained(base, folder)))
+            duration = seconds(lambda: loaded.append(HRAModel.from_pretrained(base, folder)))
             loaded[0].unload()
-            return taken
+            return duration
 
         actions = {
             "merge": lambda: seconds(model.merge_adapter),
@@ -265,7 +267,9 @@ def operations(case: Case, rounds: int, rank: int) -> None:
             "load": load,
         }
         medians = interleaved(actions, rounds)
-    print_table(f"operations on an adapter, r = {rank}", ["", "s"], [[name, taken] for name, taken in medians.items()])
+    print_table(
+        f"operations on an adapter, r = {rank}", ["", "s"], [[name, duration] for name, duration in medians.items()]
+    )
 
 
 def main() -> None:
@@ -282,7 +286,7 @@ def main() -> None:
         adapted, inputs = peers(case.targets, options.rank)[options.peak_of](case.model()), case.inputs()
         for _ in range(2):
             run_step(adapted, inputs)
-        print(own_peak())
+        print(process_peak())
         return
     print(describe_machine())
     arguments = ["--rank", str(options.rank), *(["--smoke"] if options.smoke else [])]

@@ -1,6 +1,6 @@
-"""Time and memory of the default run, start to finish, as a newcomer has it: `python benchmarks/default_run.py`.
+"""Time and peak memory of the default run, with all imports: `python benchmarks/default_run.py`.
 
-Limits the project holds itself to, on two CPU cores: 3 minutes, 2 GB.
+The project's limits on two CPU cores: 3 minutes, 2 GB.
 """
 
 import resource

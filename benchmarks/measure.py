@@ -1,4 +1,4 @@
-"""Measuring side by side: interleaved rounds, medians, peak memory in a process of its own, and a table of ratios."""
+"""Tools of the benchmarks: interleaved rounds, medians, peak memory of a separate process, tables of ratios."""
 
 import platform
 import statistics
@@ -14,7 +14,7 @@ from hra_diffusion.training.dry_run import peak_memory
 
 
 def seconds(action: Callable[[], object]) -> float:
-    """Time one call, to the end of what it started on the device."""
+    """Time one call, including its work on the device."""
     synchronize()
     began = time.perf_counter()
     action()
@@ -28,20 +28,23 @@ def synchronize() -> None:
 
 
 def interleaved(actions: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Median of each action's own timing over rounds that call every action in turn; a round before is not counted."""
+    """Return the median time of each action over rounds that call every action in turn.
+
+    One more round before them is not counted.
+    """
     timings: dict[str, list[float]] = {name: [] for name in actions}
     for number in range(rounds + 1):
         for name, action in actions.items():
-            taken = action()
+            duration = action()
             if number:
-                timings[name].append(taken)
-    return {name: statistics.median(taken) for name, taken in timings.items()}
+                timings[name].append(duration)
+    return {name: statistics.median(durations) for name, durations in timings.items()}
 
 
 def peak_gigabytes(arguments: Sequence[str], runs: int = 3) -> float:
-    """Peak memory of this script run with other arguments; it is to print the number itself, with `own_peak`.
+    """Return the peak memory of this script with other arguments; the script prints it with `process_peak`.
 
-    The median of several runs: what an allocator takes from the system differs by a percent from run to run.
+    The median of several runs: an allocator's memory varies by a percent from run to run.
     """
     command = [sys.executable, sys.argv[0], *arguments]
     finished = [subprocess.run(command, capture_output=True, text=True, check=False) for _ in range(runs)]
@@ -49,16 +52,17 @@ def peak_gigabytes(arguments: Sequence[str], runs: int = 3) -> float:
 
 
 def trained(model: torch.nn.Module) -> int:
-    """How many numbers train in a model."""
+    """Return the number of trainable parameters of a model."""
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
-def own_peak() -> float:
-    """Peak memory of this process, in GB; of the device, where there is one."""
+def process_peak() -> float:
+    """Return the peak memory of this process, in GB: of the device, or of the CPU without a device."""
     return peak_memory() / 1e9
 
 
 def describe_machine() -> str:
+    """Return the device, the number of threads and the versions of the libraries."""
     versions = [f"{name} {_version(name)}" for name in ("torch", "diffusers", "transformers", "peft", "lycoris-lora")]
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return f"{device}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {', '.join(versions)}"

@@ -1,14 +1,14 @@
-"""HRA against LoRA, OFT and full fine-tuning at what it is for: `python benchmarks/methods.py`, hours on two cores.
+"""HRA against LoRA, OFT and full fine-tuning on DreamBooth: `python benchmarks/methods.py`, hours on two cores.
 
     --subjects tiger robot …    folders in assets/subjects; all by default
     --steps 200 --rank 8
-    --rates 1e-4 3e-4 …         what each method is tried at on the first subject
+    --rates 1e-4 3e-4 …         learning rates to try on the first subject
     --output_dir outputs/methods
-    --smoke                     everything at a size that means nothing, to see that it runs
+    --smoke                     everything at a tiny size, to check that the benchmark runs
 
-Same base, images, batches, noises, steps and seeds for all. A method takes its best rate on the first subject to the
-others; best is the largest (way from base to real + background accuracy − class drift). A rate is that of AdamW, what a
-step adds to an entry, for every method alike. Each run leaves a file when it is done, so a second call goes on.
+All methods share base, images, batches, noise, steps and seeds. The best rate on the first subject serves for the other
+subjects; best is the largest (gap closed + background accuracy − class drift). For every method a rate is AdamW's: the
+change of an entry in one step. Each finished run writes a file, so a second call resumes the benchmark.
 """
 
 import argparse
@@ -31,9 +31,9 @@ from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.metrics.evaluation import evaluate
-from hra_diffusion.metrics.generation import Generations, Plan, make_plan
-from hra_diffusion.metrics.instruments import Instruments, load_instruments
+from hra_diffusion.metrics.generation import Generations, Plan, make_evaluation_plan
+from hra_diffusion.metrics.models import MetricModels, load_metric_models
+from hra_diffusion.metrics.subject import evaluate
 from hra_diffusion.pipelines import adapted_components, disable_hra
 from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimizerConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
@@ -43,6 +43,8 @@ from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
 from hra_diffusion.training.objective.losses import DenoisingLoss
 from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.prepare import prepare_run
+from hra_diffusion.training.run import Run
 
 SUBJECTS = PROJECT / "assets" / "subjects"
 Components = Mapping[str, nn.Module]
@@ -50,14 +52,14 @@ Components = Mapping[str, nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way to teach a model: what is put into a component, and λ of the orthogonality penalty."""
+    """A fine-tuning method: its adapter of a component, and λ of the orthogonality penalty."""
 
     adapt: Callable[[nn.Module, Sequence[str]], nn.Module]
     penalty: float = 0.0
 
 
 def methods(rank: int) -> dict[str, Method]:
-    """The rows of the table."""
+    """Return the methods by name: the rows of the table."""
 
     def hra(model: nn.Module, targets: Sequence[str], **settings: Any) -> nn.Module:
         generator = torch.Generator().manual_seed(0)
@@ -88,7 +90,7 @@ def methods(rank: int) -> dict[str, Method]:
 
 
 def equal_rank(model: nn.Module, targets: Sequence[str], rank: int) -> int:
-    """The rank at which a LoRA has about as many parameters as HRA."""
+    """Return the rank of a LoRA with about as many parameters as HRA."""
     layers = [m for name, m in model.named_modules() if name.endswith(tuple(targets)) and hasattr(m, "weight")]
     inputs, outputs = sum(m.weight[0].numel() for m in layers), sum(len(m.weight) for m in layers)
     return max(1, round(rank * inputs / (inputs + outputs)))
@@ -96,19 +98,19 @@ def equal_rank(model: nn.Module, targets: Sequence[str], rank: int) -> int:
 
 @contextmanager
 def _with_weights(model: nn.Module, weights: Sequence[torch.Tensor]) -> Generator[None]:
-    """Give a model other weights within a `with` block."""
-    own = [parameter.data for parameter in model.parameters()]
+    """Replace a model's weights within a `with` block."""
+    trained_values = [parameter.data for parameter in model.parameters()]
     try:
         for parameter, weight in zip(model.parameters(), weights, strict=True):
             parameter.data = weight
         yield
     finally:
-        for parameter, weight in zip(model.parameters(), own, strict=True):
+        for parameter, weight in zip(model.parameters(), trained_values, strict=True):
             parameter.data = weight
 
 
 def make_optimizer(components: Components, rate: float, rank: int) -> torch.optim.Optimizer:
-    """The project's for reflections; AdamW without weight decay for the others."""
+    """Build the project's optimizer for reflections, AdamW without weight decay for other methods."""
     if all(isinstance(component, HRAModel) for component in components.values()):
         radians = dict.fromkeys(components, rate * 4 * sqrt(rank))
         return build_optimizer(components, radians, OptimizerConfig())
@@ -119,8 +121,8 @@ def make_optimizer(components: Components, rate: float, rank: int) -> torch.opti
     return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
 
 
-def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
-    """The default run on a subject, with its class images drawn; they are the same for all methods."""
+def prepared_run(subject: str, options: argparse.Namespace) -> Run:
+    """Prepare the default run on a subject and generate its class images, the same for all methods."""
     folder = options.output_dir / subject
     values = {
         "instance_data_dir": SUBJECTS / subject,
@@ -131,26 +133,26 @@ def prepared_run(subject: str, options: argparse.Namespace) -> DreamBooth:
         **({"num_class_images": 2, "num_inference_steps": 2} if options.smoke else {}),
     }
     (folder / "class_images").mkdir(parents=True, exist_ok=True)
-    run = DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values))
-    for _ in run.draw_class_images():
+    run = prepare_run(DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values)))
+    for _ in run.generate_class_images():
         pass
     return run
 
 
 @cache
-def instruments() -> Instruments:
-    return load_instruments(str(EMBEDDED_BASE))
+def instruments() -> MetricModels:
+    return load_metric_models(str(EMBEDDED_BASE))
 
 
-def plan_for(run: DreamBooth, options: argparse.Namespace) -> Plan:
-    (subject,) = run.subjects
-    return make_plan(
+def plan_for(run: Run, options: argparse.Namespace) -> Plan:
+    (subject,) = run.task.subjects
+    return make_evaluation_plan(
         subject.prompt,
         subject.class_prompt,
         instruments().vocabulary,
         contexts=options.contexts,
         seeds=range(options.seeds),
-        resolution=run.resolution,
+        resolution=run.task.resolution,
         num_inference_steps=run.config.preview.num_inference_steps,
         guidance_scale=run.config.preview.guidance_scale,
         batch_size=8,
@@ -158,27 +160,27 @@ def plan_for(run: DreamBooth, options: argparse.Namespace) -> Plan:
 
 
 class Base:
-    """What the base draws of a subject's plan, drawn once for all methods."""
+    """The base model's images of a subject's plan, generated once for all methods."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._drawn = cache(lambda subject: self._draw(subject, options))
+        self._images = cache(lambda subject: self._generate(subject, options))
 
     def images(self, subject: str) -> dict[str, list[Image.Image]]:
-        return self._drawn(subject)
+        return self._images(subject)
 
-    def _draw(self, subject: str, options: argparse.Namespace) -> dict[str, list[Image.Image]]:
+    def _generate(self, subject: str, options: argparse.Namespace) -> dict[str, list[Image.Image]]:
         run = prepared_run(subject, options)
-        drawings = Generations(plan=plan_for(run, options))
+        generations = Generations(plan=plan_for(run, options))
         with disable_hra(run.pipe):
-            for _ in drawings.draw_as("base", run.pipe):
+            for _ in generations.draw_as("base", run.pipe):
                 pass
-        return drawings.images["base"]
+        return generations.images["base"]
 
 
 def measure(subject: str, method: Method, rate: float, base: Base, options: argparse.Namespace) -> dict[str, float]:
-    """Teach the subject by a method, and measure what came out."""
+    """Train a method on a subject, and measure its images."""
     run = prepared_run(subject, options)
-    batch_at = run.recording.trainer.batch_at
+    batch_at = run.start().trainer.batch_at
     targets = {name: component.peft_config["default"].target_modules for name, component in _hra(run).items()}
     components: dict[str, nn.Module] = {}
     for name, component in _hra(run).items():
@@ -197,41 +199,41 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
         batch_at=batch_at,
         max_grad_norm=run.config.optimizer.max_grad_norm,
     )
-    taken = seconds(lambda: [None for _ in trainer.steps(options.steps)])
+    duration = seconds(lambda: [None for _ in trainer.steps(options.steps)])
     for component in components.values():
         component.eval()
-    drawings = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
-    for _ in drawings.draw_as("adapter", run.pipe):
+    generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
+    for _ in generations.draw_as("adapter", run.pipe):
         pass
     held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
-    report = evaluate(drawings, held_out, instruments())
+    report = evaluate(generations, held_out, instruments())
     return {
         "parameters": float(trained(loss)),
-        "way": report.value("way from base to real"),
+        "gap closed": report.value("way from base to real"),
         "backgrounds": report.value("background accuracy"),
         "backgrounds of the base": report.value("background accuracy", "base"),
         "class drift": report.value("drift, class"),
         "other drift": report.value("drift, unrelated"),
-        "seconds": taken,
+        "seconds": duration,
     }
 
 
-def _hra(run: DreamBooth) -> dict[str, Any]:
+def _hra(run: Run) -> dict[str, Any]:
     return adapted_components(run.pipe)
 
 
-def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What a file holds, or what is made now and left there."""
+def cached(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Return the result in a file; compute and write it if the file does not exist."""
     if not path.exists():
-        result = json.dumps(make())
+        result = json.dumps(compute())
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, lambda place: place.write_text(result, encoding="utf-8"))
+        write_file(path, lambda file: file.write_text(result, encoding="utf-8"))
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def balance(result: Mapping[str, float]) -> float:
-    """What the best rate is chosen by; a run that ended in NaN is never it."""
-    value = result["way"] + result["backgrounds"] - result["class drift"]
+    """Return the score of a rate: the best rate has the largest; −∞ for a run with NaN."""
+    value = result["gap closed"] + result["backgrounds"] - result["class drift"]
     return value if np.isfinite(value) else -np.inf
 
 
@@ -258,14 +260,24 @@ def main() -> None:
 
         def result(subject: str, rate: float, name: str = name, method: Method = method) -> dict[str, float]:
             path = options.output_dir / subject / name / f"{rate:g}.json"
-            return kept(path, lambda: measure(subject, method, rate, base, options))
+            return cached(path, lambda: measure(subject, method, rate, base, options))
 
         first, *others = options.subjects
         best = max(options.rates, key=lambda rate: balance(result(first, rate)))
         results = [result(subject, best) for subject in (first, *others)]
-        means = {key: float(np.mean([each[key] for each in results])) for key in results[0]}
+        means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
         rows.append([name, f"{means.pop('parameters'):,.0f}", best, *means.values()])
-    columns = ["", "parameters", "rate", "way", "backgrounds", "… of the base", "class drift", "other drift", "s"]
+    columns = [
+        "",
+        "parameters",
+        "rate",
+        "gap closed",
+        "backgrounds",
+        "… of the base",
+        "class drift",
+        "other drift",
+        "s",
+    ]
     print_table(f"{len(options.subjects)} subjects, {options.steps} steps, r = {options.rank}", columns, rows)
 
 
