@@ -30,7 +30,7 @@ def shard(accelerator: Accelerator, *arguments) -> None:
 
 def save_sharded(model) -> None:
     assert sum(isinstance(module, FSDPModule) for module in model.modules()) > 5, "nothing was sharded"
-    gather(model)
+    unshard(model)
 
 
 def engage(accelerator: Accelerator, *arguments) -> None:
@@ -47,13 +47,13 @@ def save_engaged(model) -> None:
     from deepspeed import DeepSpeedEngine
 
     assert isinstance(model, DeepSpeedEngine)
-    gather(model)
+    unshard(model)
 
 
 if __name__ == "__main__":
-    set_up_sharding, set_up_deepspeed, gather = setup.set_up_sharding, setup.set_up_deepspeed, run.gather
+    set_up_sharding, set_up_deepspeed, unshard = setup.set_up_sharding, setup.set_up_deepspeed, run.unshard
     if sys.argv[1] == "fsdp":
-        setup.set_up_sharding, run.gather = shard, save_sharded
+        setup.set_up_sharding, run.unshard = shard, save_sharded
     else:
-        setup.set_up_deepspeed, run.gather = engage, save_engaged
+        setup.set_up_deepspeed, run.unshard = engage, save_engaged
     sys.exit(main(["train", *sys.argv[2:]]))

@@ -16,11 +16,13 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.control import make_annotator
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.evaluation.control_trial import trial_of
+from hra_diffusion.evaluation.control import read_trial
 from hra_diffusion.training.config import ControlNetConfig, PairsConfig
 from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.controlnet import ControlNet
-from hra_diffusion.training.data.pairs import conditions_of, import_dataset, read_pairs
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.pairs import import_dataset, make_crop_conditions, read_pairs
+from hra_diffusion.training.prepare import prepare_run
 
 WEIGHTS = (
     "adapter/unet/adapter_model.safetensors",
@@ -65,7 +67,7 @@ def control_config(tiny_sd, scenes, tmp_path, fresh_accelerate):
 
 
 def train(config):
-    run = ControlNet(config)
+    run = prepare_run(ControlNet(config))
     list(run.steps())
     run.save()
     return run
@@ -76,14 +78,14 @@ def bytes_of(folder):
 
 
 def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(control_config, tiny_sd, scenes, tmp_path):
-    run = ControlNet(control_config)
-    before = {name: weight.clone() for name, weight in run.encoder.state_dict().items()}
+    run = prepare_run(ControlNet(control_config))
+    before = {name: weight.clone() for name, weight in run.task.encoder.state_dict().items()}
     records = list(run.steps())
     assert set(records[0].learning_rates) == {"unet", "condition_encoder"}
     assert records[0].learning_rates["condition_encoder"] == pytest.approx(0.002)
     run.save()
-    assert any(not torch.equal(weight, before[name]) for name, weight in run.encoder.state_dict().items())
-    assert list(run.draw_before_after()) == [1, 2, 3, 4]
+    assert any(not torch.equal(weight, before[name]) for name, weight in run.task.encoder.state_dict().items())
+    assert list(run.generate_before_after()) == [1, 2, 3, 4]
     assert (tmp_path / "run" / "before_after.png").exists()
     pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=tmp_path / "run", use_safetensors=True)
     assert pipe.control.annotator == make_annotator("canny")
@@ -98,12 +100,12 @@ def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(contr
 def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never_stopped(control_config, tmp_path):
     train(with_values(control_config, {"use_ema": True}))
     again = with_values(control_config, {"use_ema": True, "output_dir": tmp_path / "again"})
-    steps = ControlNet(again).steps()
+    steps = prepare_run(ControlNet(again)).steps()
     for _ in range(3):
         next(steps)
     steps.close()
-    run = ControlNet(with_values(again, {"resume_from_checkpoint": "latest"}))
-    assert run.initial_global_step == 2
+    run = prepare_run(ControlNet(with_values(again, {"resume_from_checkpoint": "latest"})))
+    assert run.plan.initial_global_step == 2
     list(run.steps())
     run.save()
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
@@ -112,8 +114,8 @@ def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never
 
 
 def test_the_base_stays_and_the_first_prediction_is_its_own(control_config):
-    run = ControlNet(control_config)
-    trainer = run.make_trainer(rehearsal=True)
+    run = prepare_run(ControlNet(control_config))
+    trainer = run.build_trainer(Cache(None))
     batch = trainer.batch_at(0)
     controlled = trainer.accelerator.unwrap_model(trainer.loss)
     with torch.no_grad():
@@ -126,11 +128,11 @@ def test_the_base_stays_and_the_first_prediction_is_its_own(control_config):
 
 
 def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_config):
-    trainer = ControlNet(control_config).make_trainer(rehearsal=True)
+    trainer = prepare_run(ControlNet(control_config)).build_trainer(Cache(None))
     batches = [trainer.batch_at(index).inputs for index in range(120)]
     kept = torch.cat([batch["control_kept"] for batch in batches])
     prompts = torch.cat([batch["prompt"] for batch in batches])
-    empty = ControlNet(control_config).family.condition([""], False)["prompt"]
+    empty = prepare_run(ControlNet(control_config)).family.encode_prompts([""], False)["prompt"]
     without_prompt = (prompts == empty).flatten(1).all(1)
     for share, wanted in (
         (without_prompt & (kept == 1), 0.2),
@@ -146,7 +148,7 @@ def test_one_geometry_holds_for_both_and_colors_vary_on_the_image_alone(scenes):
     for path in scenes.glob("*.png"):
         shutil.copy(path, scenes / "conditioning_images")
     pair = read_pairs(scenes, config)[0]
-    given = conditions_of(pair, (32, 32), make_annotator("segmentation"), config, 0)
+    given = make_crop_conditions(pair, (32, 32), make_annotator("segmentation"), config, 0)
     assert len(given) == 4 * 2 * 3
     assert len(set(map(id, given))) == 2 * 3  # tints share them
     assert torch.equal(given[0], given[6])  # another tint of the same view
@@ -175,11 +177,11 @@ def test_a_table_names_images_conditions_and_captions(scenes, caplog):
 
 def test_what_goes_with_nothing_is_named(scenes, caplog):
     read_pairs(scenes, PairsConfig(caption_column="prompt"))
-    assert "has no metadata.jsonl, where --caption_column would count" in caplog.text
+    assert f"--caption_column has no effect, because {scenes} has no metadata.jsonl" in caplog.text
     folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
     shutil.copy(folder / "1.png", folder / "9.png")
     assert all(pair.condition for pair in read_pairs(scenes, PairsConfig()))
-    assert "has conditions of images that are not there: 9." in caplog.text
+    assert "has conditions of images that do not exist: 9." in caplog.text
     Image.open(folder / "1.png").save(folder / "1.jpg")
     with pytest.raises(ImageError, match=r"1\.jpg and 1\.png are two conditions of one image"):
         read_pairs(scenes, PairsConfig())
@@ -189,10 +191,10 @@ def test_a_condition_that_is_none_is_named_before_the_start(control_config, scen
     folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
     for path in folder.glob("*.png"):
         Image.open(path).convert("L").save(path)
-    ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
+    prepare_run(ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False})))
     shutil.copy(scenes / "3.png", folder)
     with pytest.raises(ImageError, match=r"conditioning_images/3\.png: An image with colors is no map of depth"):
-        ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False}))
+        prepare_run(ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False})))
 
 
 def test_images_of_one_name_are_two(control_config, scenes):
@@ -202,7 +204,7 @@ def test_images_of_one_name_are_two(control_config, scenes):
         shutil.copy(scenes / "1.png", scenes / name)
         rows.append(json.dumps({"image": f"{name}/1.png", "text": "a box"}) + "\n")
     (scenes / "metadata.jsonl").write_text("".join(rows))
-    assert len(ControlNet(control_config)._identity["pictures"]) == 2
+    assert len(prepare_run(ControlNet(control_config)).plan.fingerprint["pictures"]) == 2
 
 
 def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
@@ -210,7 +212,7 @@ def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
     Image.open(scenes / "1.png").convert("L").save(scenes / "masks" / "1.png")
     rows = '\ufeff{"image": "1.png", "text": "a box", "object": "box"}\n\n'
     (scenes / "metadata.jsonl").write_text(rows, encoding="utf-8")
-    trial = trial_of(scenes, make_annotator("canny"), control_config, 32, num_pairs=3, batch_size=1)
+    trial = read_trial(scenes, make_annotator("canny"), control_config, 32, num_pairs=3, batch_size=1)
     assert (trial.objects, len(trial.masks)) == (["box"], 1)
 
 
@@ -262,7 +264,7 @@ def test_the_text_encoder_stays_out_of_a_control(control_config):
     """Prompts are read before the range and the strength of a control are known."""
     for flag in ("train_text_encoder", "train_text_encoder_ti"):
         with pytest.raises(ConfigError, match="prompts keep their meaning: leave out"):
-            ControlNet(with_values(control_config, {flag: True}))
+            prepare_run(ControlNet(with_values(control_config, {flag: True})))
 
 
 def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(control_config, scenes, tmp_path):
@@ -270,17 +272,17 @@ def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(c
     ImageDraw.Draw(disc).ellipse((8, 8, 24, 24), fill="red")
     disc.save(scenes / "0.png")
     blue = {"background_color": "#0000ff", "annotator": "color", "annotator_settings": ("blocks=1",)}
-    run = ControlNet(with_values(control_config, blue))
+    run = prepare_run(ControlNet(with_values(control_config, blue)))
     list(run.steps())
     run.save()
-    trained = conditions_of(run.pairs[0], (32, 32), run.annotator, run.config.pairs, 0)[0].permute(1, 2, 0)
+    trained = make_crop_conditions(run.task.pairs[0], (32, 32), run.task.annotator, run.config.pairs, 0)[0].permute(1, 2, 0)
     assert trained[0, 0, 2] > 150 > trained[0, 0, 1]
-    trial = trial_of(scenes, run.annotator, run.config, 32, num_pairs=1, batch_size=1)
-    for condition, real in ((run.portrait.conditions[0], run.portrait.real[0]), (trial.conditions[0], trial.real[0])):
+    trial = read_trial(scenes, run.task.annotator, run.config, 32, num_pairs=1, batch_size=1)
+    for condition, real in ((run.validation.conditions[0], run.validation.real[0]), (trial.conditions[0], trial.real[0])):
         assert np.array_equal(condition, trained)
         assert real.getpixel((0, 0)) == (0, 0, 255)
     flags = ["--control", str(run.folder), "--prompt", "box 0", "--image", str(scenes / "0.png")]
-    shown = next(image for _, _, image in run.draw_validation())
+    shown = next(image for _, _, image in run.generate_validation())
     assert main(["generate", *flags, "--output_dir", str(tmp_path)]) == 0
     assert Image.open(tmp_path / "box-0-0.png").tobytes() == shown.tobytes()
 
@@ -324,7 +326,7 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     if spoil:
         spoil(scenes)
     with pytest.raises(error, match=complaint):
-        ControlNet(with_values(control_config, changes))
+        prepare_run(ControlNet(with_values(control_config, changes)))
     assert not (tmp_path / "run").exists()
 
 
@@ -337,14 +339,14 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
     given = {"validation_image": (one, other), "validation_prompt": ("box",), "num_validation_images": 2}
     config = with_values(control_config, given)
     assert parse_control_config(flags).validation.given == config.validation.given == [("box", one), ("box", other)]
-    run = ControlNet(config)
-    assert (run.portrait.prompts, run.portrait.total) == (["box"] * 4, 8)
+    run = prepare_run(ControlNet(config))
+    assert (run.validation.prompts, run.validation.num_images) == (["box"] * 4, 8)
     for record in run.steps():
         if record.step == 2:
-            shown = list(run.draw_validation())
+            shown = list(run.generate_validation())
     run.save()
     assert [seed for _, seed, _ in shown] == [0, 1, 2, 3]
-    assert list(run.draw_before_after())[-1] == 8
+    assert list(run.generate_before_after())[-1] == 8
     assert read_toml(run.folder / "config.toml", ControlNetConfig()).validation == config.validation
     assert main(["inspect", str(run.folder)]) == 0
     assert f"validation_image = {one} {other}" in capsys.readouterr().out
@@ -377,11 +379,11 @@ def test_generate_says_what_a_control_needs(capsys, tmp_path, monkeypatch, flags
 def test_an_adapter_without_a_condition_is_no_control(capsys, trained, scenes):
     flags = ["--control", str(trained), "--image", str(scenes / "1.png"), "--prompt", "box"]
     assert main(["generate", *flags]) == 2
-    assert "is of an adapter without a condition, and no control" in capsys.readouterr().err
+    assert "holds an adapter and no control" in capsys.readouterr().err
 
 
 def test_generate_draws_with_a_control_beside_an_adapter(control_config, tiny_sd, scenes, tmp_path):
-    run = ControlNet(with_values(control_config, {"max_train_steps": 1}))
+    run = prepare_run(ControlNet(with_values(control_config, {"max_train_steps": 1})))
     list(run.steps())
     run.save()
     shutil.copytree(run.folder / "adapter" / "unet", tmp_path / "subject" / "unet")
@@ -429,7 +431,7 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     modes = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]["canny F1, within 0 px"]
     assert set(modes) == {"controlled", "base", "real"}  # there is no other's condition
     assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
-    assert "is of a control: draw with --control and --image" in capsys.readouterr().err
+    assert "holds a control: generate with --control and --image" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0
     assert "annotator_settings = low=40 high=90" in capsys.readouterr().out
     assert measures["canny F1, within 0 px"]["real"]["value"] == 1

@@ -21,6 +21,8 @@ from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
 from hra_diffusion.training.devices.sharding import set_up_sharding
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.prepare import prepare_run
+from hra_diffusion.training.run import Run
 from hra_diffusion.training.setup import make_accelerator
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
@@ -28,9 +30,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 WEIGHTS = ("adapter/unet/adapter_model.safetensors", "adapter/text_encoder/adapter_model.safetensors", "log.jsonl")
 
 
-def train(config: DreamBoothConfig) -> DreamBooth:
-    run = DreamBooth(config)
-    list(run.draw_class_images())
+def train(config: DreamBoothConfig) -> Run:
+    run = prepare_run(DreamBooth(config))
+    list(run.generate_class_images())
     list(run.steps())
     run.save()
     return run
@@ -42,7 +44,7 @@ def bytes_of(folder: Path) -> list[bytes]:
 
 def test_a_run_learns_its_images(config):
     changes = {"max_train_steps": 60, "learning_rate": 0.5, "train_batch_size": 4, "with_prior_preservation": False}
-    run = DreamBooth(with_values(config, changes))
+    run = prepare_run(DreamBooth(with_values(config, changes)))
     losses = [record.loss for record in run.steps()]
     start, end = sum(losses[:15]), sum(losses[-15:])
     assert end < 0.97 * start
@@ -69,10 +71,10 @@ def test_the_saved_config_reproduces_the_run(config, tmp_path):
 
 def test_looking_at_images_on_the_way_does_not_change_the_training(config, tmp_path):
     train(config)
-    run = DreamBooth(with_values(config, {"output_dir": tmp_path / "watched"}))
-    list(run.draw_class_images())
+    run = prepare_run(DreamBooth(with_values(config, {"output_dir": tmp_path / "watched"})))
+    list(run.generate_class_images())
     for _ in run.steps():
-        list(run.draw_before_after())
+        list(run.generate_before_after())
     run.save()
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "watched")
 
@@ -86,9 +88,9 @@ def test_checkpointing_changes_memory_not_results(config, tmp_path):
 
 
 def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
-    run = DreamBooth(config)
+    run = prepare_run(DreamBooth(config))
     before = {name: weight.clone() for name, weight in run.pipe.unet.named_parameters() if "hra_u" not in name}
-    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), run.family.condition(["a dog"], True))
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), run.family.encode_prompts(["a dog"], True))
 
     @torch.no_grad()
     def predict():
@@ -97,7 +99,7 @@ def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
     with disable_hra(run.pipe):
         base = predict()
     assert torch.allclose(predict(), base, atol=1e-5)
-    list(run.draw_class_images())
+    list(run.generate_class_images())
     list(run.steps())
     run.save()
     assert not torch.allclose(predict(), base, atol=1e-5)
@@ -108,12 +110,12 @@ def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
 
 
 def test_both_components_learn_and_are_saved_for_their_base(config, tmp_path):
-    run = DreamBooth(config)
+    run = prepare_run(DreamBooth(config))
     start = {
         name: {k: v.clone() for k, v in part.state_dict().items()}
         for name, part in adapted_components(run.pipe).items()
     }
-    list(run.draw_class_images())
+    list(run.generate_class_images())
     list(run.steps())
     assert run.save() == tmp_path / "run" / "adapter"
     for name, part in adapted_components(run.pipe).items():
@@ -125,42 +127,42 @@ def test_both_components_learn_and_are_saved_for_their_base(config, tmp_path):
 
 def test_in_half_precision_the_adapter_stays_in_float32(config, tmp_path):
     run = train(with_values(config, {"mixed_precision": "bf16"}))
-    list(run.draw_before_after())
+    list(run.generate_before_after())
     assert run.pipe.unet.dtype == torch.bfloat16
     assert {weight.dtype for weight in load_file(tmp_path / "run" / WEIGHTS[0]).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_epochs_count_passes_over_the_subjects_images(config, epochs):
-    run = DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3}))
-    assert run.total_steps == -(-4 * epochs // 3)
+    run = prepare_run(DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3})))
+    assert run.plan.total_steps == -(-4 * epochs // 3)
 
 
 def test_the_portrait_has_a_row_a_prompt_and_leaves_out_what_has_no_class(config):
     prompts = ("{instance_prompt} in snow", "{class_prompt}", "a tree")
     changes = {"validation_prompts": prompts, "instance_prompt": "a sks dog", "with_prior_preservation": False}
-    assert DreamBooth(with_values(config, changes)).portrait.prompts == ["a sks dog in snow", "a tree"]
+    assert prepare_run(DreamBooth(with_values(config, changes))).validation.prompts == ["a sks dog in snow", "a tree"]
     changes |= {"class_prompt": "a dog"}
-    assert DreamBooth(with_values(config, changes)).portrait.prompts == ["a sks dog in snow", "a dog", "a tree"]
+    assert prepare_run(DreamBooth(with_values(config, changes))).validation.prompts == ["a sks dog in snow", "a dog", "a tree"]
 
 
 def test_a_subjects_own_file_holds_its_prompts(config, images):
     (images / "subject.toml").write_text(
         'instance_prompt = "a render of a sks cat"\nclass_prompt = "a render of a cat"'
     )
-    resolved = DreamBooth(config).config
+    resolved = prepare_run(DreamBooth(config)).config
     assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == (
         "a render of a sks cat",
         "a render of a cat",
     )
-    resolved = DreamBooth(with_values(config, {"instance_prompt": "mine"})).config
+    resolved = prepare_run(DreamBooth(with_values(config, {"instance_prompt": "mine"}))).config
     assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == ("mine", "a render of a cat")
 
 
 def test_buckets_keep_shapes_and_the_class_follows(config):
-    run = DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True}))
-    list(run.draw_class_images())
-    assert run.sizes == [(32, 32), (40, 24), (24, 40), (28, 36)]
+    run = prepare_run(DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True})))
+    list(run.generate_class_images())
+    assert run.task.sizes == [(32, 32), (40, 24), (24, 40), (28, 36)]
     assert "from 4 images of 32 px in 4 shapes" in run.summary
     records = list(run.steps())
     assert [record.losses.keys() for record in records] == [{"instance", "class"}] * 4
@@ -186,8 +188,8 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
             path.unlink()
     (both / "cat" / "0.txt").write_text("a ohwx cat on grass")
     run = train(with_values(config, {"instance_data_dir": both, "max_train_steps": None, "num_train_epochs": 1}))
-    assert run.total_steps == (4 + 10 * 2) / 2
-    assert run.portrait.prompts == [
+    assert run.plan.total_steps == (4 + 10 * 2) / 2
+    assert run.validation.prompts == [
         "sks dog",
         "a photo of a ohwx cat",
         "sks dog on a beach",
@@ -211,8 +213,8 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
         ({"target_modules": ("all-linear", "to_q")}, TargetError, "all-linear stands for all targets"),
-        ({"validation_prompts": ("{instance_prompt}, {foo}",)}, ConfigError, r"\{foo\} stands for nothing"),
-        ({"flow_shift": 3.0}, ConfigError, "--flow_shift is of flow-matching models"),
+        ({"validation_prompts": ("{instance_prompt}, {foo}",)}, ConfigError, r"\{foo\} is unknown"),
+        ({"flow_shift": 3.0}, ConfigError, "--flow_shift is for flow-matching models"),
         ({"target_modules": ("to_q", "to_z")}, TargetError, "target_modules 'to_z' match no module"),
         ({"text_encoder_target_modules": ("to_q",)}, TargetError, "to_q"),
         ({"resolution": 30}, ConfigError, "--resolution is 30.* steps of 4 pixels: use 28"),
@@ -225,7 +227,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
 def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes, error, complaint):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error, match=complaint) as raised:
-        DreamBooth(with_values(config, changes))
+        prepare_run(DreamBooth(with_values(config, changes)))
     assert isinstance(raised.value, HRAError)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -236,12 +238,12 @@ def test_what_a_run_writes_does_not_lie_among_its_images(config, images):
     (root / "dog").symlink_to(images)
     for flag in ("output_dir", "class_data_dir"):
         for changes in ({flag: images}, {flag: root / "dog", "instance_data_dir": root, "instance_prompt": None}):
-            with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the images to learn from"):
-                DreamBooth(with_values(config, changes))
+            with pytest.raises(ConfigError, match=f"--{flag} is .* which holds the training images"):
+                prepare_run(DreamBooth(with_values(config, changes)))
 
 
 def test_the_summary_counts_what_trains(config):
-    run = DreamBooth(with_values(config, {"rank": 2}))
+    run = prepare_run(DreamBooth(with_values(config, {"rank": 2})))
     # q, k, v, out of self-attention and of cross-attention to 32 channels, in one block down and two up; the same in
     # the middle, which is 32 wide; the text encoder's two layers.
     widths = 3 * (4 * 16 + 16 + 32 + 32 + 16) + 8 * 32 + 2 * 4 * 32
@@ -250,25 +252,25 @@ def test_the_summary_counts_what_trains(config):
 
 def test_what_the_model_does_not_read_of_a_caption_is_named(config, caplog):
     long = "a sks dog " + "x" * 40
-    DreamBooth(with_values(config, {"instance_prompt": long, "class_prompt": "a dog"}))
+    prepare_run(DreamBooth(with_values(config, {"instance_prompt": long, "class_prompt": "a dog"})))
     limit = 40 - 2 - len("asksdog")  # of the tiny model, which spells
-    assert f'is too long for the model, which does not read "{"x" * (40 - limit)}"' in caplog.text
+    assert f'is too long for the model, which ignores "{"x" * (40 - limit)}"' in caplog.text
 
 
 def test_a_warm_up_longer_than_the_run_is_warned_about(config, caplog):
-    run = DreamBooth(with_values(config, {"lr_warmup_steps": 99, "with_prior_preservation": False}))
+    run = prepare_run(DreamBooth(with_values(config, {"lr_warmup_steps": 99, "with_prior_preservation": False})))
     next(run.steps())
     assert "--lr_warmup_steps is 99, and the run has 4 steps" in caplog.text
 
 
 def test_an_odd_rank_is_warned_about(config):
     with pytest.warns(UserWarning, match="rank r = 3 is odd"):
-        DreamBooth(with_values(config, {"rank": 3}))
+        prepare_run(DreamBooth(with_values(config, {"rank": 3})))
 
 
 def test_a_run_that_stops_early_leaves_no_half_written_file(config, tmp_path):
-    run = DreamBooth(config)
-    list(run.draw_class_images())
+    run = prepare_run(DreamBooth(config))
+    list(run.generate_class_images())
     steps = run.steps()
     next(steps)
     steps.close()
@@ -280,7 +282,7 @@ def test_a_run_that_stops_early_leaves_no_half_written_file(config, tmp_path):
 def test_large_photographs_train(config, tmp_path):
     run = train(with_values(config, {"instance_data_dir": PHOTOGRAPHS}))
     assert run.config.data.instance_prompt == "a photo of a sks dog"
-    list(run.draw_before_after())
+    list(run.generate_before_after())
     assert (tmp_path / "run" / "before_after.png").exists()
 
 

@@ -15,6 +15,8 @@ from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import retract
+from hra_diffusion.training.prepare import prepare_run
+from hra_diffusion.training.run import Run
 
 COLUMNS, OTHER = "layer.hra_u_default", "tokens"
 WEIGHTS = Path("unet") / "adapter_model.safetensors"
@@ -60,10 +62,10 @@ def test_missing_reflections_stay_missing():
     assert not average.weights[COLUMNS].any()
 
 
-def train(config, folder: Path, stop_after: int | None = None, **changes) -> DreamBooth:
+def train(config, folder: Path, stop_after: int | None = None, **changes) -> Run:
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    run = DreamBooth(with_values(config, {"output_dir": folder, **changes}))
+    run = prepare_run(DreamBooth(with_values(config, {"output_dir": folder, **changes})))
     for record in run.steps():
         if record.step == stop_after:
             run.save_checkpoint()
@@ -84,15 +86,15 @@ def test_training_does_not_notice_it_and_what_is_saved_is_the_average(config, tm
     assert (average.folder / "log.jsonl").read_bytes() == (without.folder / "log.jsonl").read_bytes()
     saved = [load_file(run.folder / "adapter" / WEIGHTS) for run in (without, average)]
     assert not any(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
-    expected = torch.cat([weight.flatten() for weight in average.recording.trainer.average.weights.values()])
+    expected = torch.cat([weight.flatten() for weight in average.start().trainer.ema.weights.values()])
     found = torch.cat([saved[1][f"base_model.model.{name}"].flatten() for name in names_of(average)])
     assert torch.equal(found, expected)
 
 
-def names_of(run: DreamBooth) -> list[str]:
+def names_of(run: Run) -> list[str]:
     """Names in the file of what trains in the UNet."""
     return [
-        name.partition("unet.model.")[2].replace("hra_u_default", "hra_u") for name in run.recording.trainer.weights
+        name.partition("unet.model.")[2].replace("hra_u_default", "hra_u") for name in run.start().trainer.weights
     ]
 
 
@@ -106,9 +108,9 @@ def test_with_it_too_a_run_goes_on_to_the_bit(config, tmp_path):
 
 def test_what_is_drawn_on_the_way_is_the_average_that_the_checkpoint_holds(config, tmp_path):
     run = train(config, tmp_path / "run", stop_after=2)
-    before = {name: weight.detach().clone() for name, weight in run.recording.trainer.weights.items()}
-    prompt, seed, image = next(iter(list(run.draw_validation())))
-    assert all(torch.equal(weight, before[name]) for name, weight in run.recording.trainer.weights.items())
+    before = {name: weight.detach().clone() for name, weight in run.start().trainer.weights.items()}
+    prompt, seed, image = next(iter(list(run.generate_validation())))
+    assert all(torch.equal(weight, before[name]) for name, weight in run.start().trainer.weights.items())
     pipe = load_pipeline(str(config.model.pretrained_model_name_or_path))
     load_hra_weights(pipe, tmp_path / "run" / "checkpoint-2")
     theirs = generate_image(pipe, prompt, seed, num_inference_steps=2)

@@ -61,7 +61,7 @@ def test_the_denoiser_is_called_as_the_pipeline_calls_it(any_family):
 def test_prompts_that_are_too_long_are_cut_as_the_pipeline_does(family):
     prompts = ["a photo of a sks dog", "a dog" * 40]
     theirs, _ = family.pipe.encode_prompt(prompts, "cpu", 1, False)
-    assert torch.allclose(family.condition(prompts, text_encoder_trains=False)["prompt"], theirs, atol=1e-6)
+    assert torch.allclose(family.encode_prompts(prompts, text_encoder_trains=False)["prompt"], theirs, atol=1e-6)
 
 
 def test_training_text_encoders_give_the_prediction_of_resting_ones(any_family):
@@ -79,7 +79,7 @@ def test_training_text_encoders_give_the_prediction_of_resting_ones(any_family):
 def test_sdxl_is_told_what_became_of_a_image(tiny_sdxl):
     denoiser = load_from(tiny_sdxl).denoiser(True)
     noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    condition = denoiser.family.condition(["a dog"], True)
+    condition = denoiser.family.encode_prompts(["a dog"], True)
     with torch.no_grad():
         whole, cut = (
             denoiser(noisy, timesteps, condition | {"sizes": torch.tensor([[512.0, 512, 0, left, 32, 32]])})
@@ -97,7 +97,7 @@ def test_sd3_does_without_t5(tiny_sd3, tmp_path):
     family = load_from(copy)
     assert family.pipe.text_encoder_3 is None
     theirs, *_ = family.pipe.encode_prompt("a dog", None, None, do_classifier_free_guidance=False)
-    assert theirs.shape[1] - family.pipe.tokenizer.model_max_length == family.condition(["a dog"], True)["t5"].shape[1]
+    assert theirs.shape[1] - family.pipe.tokenizer.model_max_length == family.encode_prompts(["a dog"], True)["t5"].shape[1]
 
 
 def test_another_autoencoder_takes_the_models_own_place(tiny_sd, make_model, tmp_path):

@@ -14,7 +14,8 @@ from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.objective.losses import DenoisingLoss, snr_weights
 from hra_diffusion.training.objective.noising import noise_process
-from hra_diffusion.training.objective.sampling import Sampling, positions
+from hra_diffusion.training.objective.sampling import Sampling, sample_positions
+from hra_diffusion.training.prepare import prepare_run
 
 
 def process_of(kind, **options):
@@ -89,7 +90,7 @@ def draw(**settings):
 def test_an_offset_is_noise_of_whole_channels():
     sampling, rng = draw(noise_offset=0.3)
     noise = torch.zeros(4000, 2, 3, 3)
-    offset = sampling.noises(noise, rng)["noise"]
+    offset = sampling.noise_inputs(noise, rng)["noise"]
     assert torch.equal(offset, offset[..., :1, :1].expand_as(offset))
     assert offset[:, :, 0, 0].std().item() == pytest.approx(0.3, rel=0.05)
     assert offset[:, 0, 0, 0].dot(offset[:, 1, 0, 0]).item() / 4000 == pytest.approx(0, abs=0.01)
@@ -98,7 +99,7 @@ def test_an_offset_is_noise_of_whole_channels():
 def test_a_perturbation_is_in_what_is_seen_and_not_in_what_is_predicted():
     sampling, rng = draw(input_perturbation=0.1)
     noise = torch.randn(50, 4, 8, 8)
-    noises = sampling.noises(noise, rng)
+    noises = sampling.noise_inputs(noise, rng)
     assert torch.equal(noises["noise"], noise)
     assert (noises["added_noise"] - noise).std().item() == pytest.approx(0.1, rel=0.02)
     latents, timesteps = torch.randn(50, 4, 8, 8), torch.full((50,), 500)
@@ -113,7 +114,7 @@ def test_nothing_but_the_timestep_is_drawn_unless_asked_for():
     sampling, rng = draw()
     noise = torch.randn(2, 4, 3, 3)
     before = rng.get_state()
-    assert sampling.noises(noise, rng) == {"noise": noise}
+    assert sampling.noise_inputs(noise, rng) == {"noise": noise}
     assert torch.equal(rng.get_state(), before)
 
 
@@ -130,13 +131,13 @@ def test_nothing_but_the_timestep_is_drawn_unless_asked_for():
     ],
 )
 def test_positions_have_the_density_they_should(density, settings, cumulated):
-    drawn = positions(density, 40_000, ObjectiveConfig(**settings), torch.Generator().manual_seed(0))
+    drawn = sample_positions(density, 40_000, ObjectiveConfig(**settings), torch.Generator().manual_seed(0))
     for p in (0.1, 0.3, 0.5, 0.8):
         assert (drawn < p).float().mean().item() == pytest.approx(cumulated(p), abs=0.01)
 
 
 def test_mode_sampling_prefers_the_middle():
-    drawn = positions("mode", 40_000, ObjectiveConfig(), torch.Generator().manual_seed(0))
+    drawn = sample_positions("mode", 40_000, ObjectiveConfig(), torch.Generator().manual_seed(0))
     middle = ((drawn > 0.25) & (drawn < 0.75)).float().mean().item()
     assert middle > 0.6
     assert drawn.min() >= 0
@@ -147,7 +148,7 @@ def test_flow_models_are_trained_more_at_the_middle_unless_told_otherwise():
     flow = process_of("flow")
     shares = []
     for objective in (ObjectiveConfig(), ObjectiveConfig(timestep_sampling="uniform")):
-        timesteps = Sampling(flow, objective).timesteps(20_000, torch.Generator().manual_seed(0))
+        timesteps = Sampling(flow, objective).sample_timesteps(20_000, torch.Generator().manual_seed(0))
         shares.append(((timesteps > 250) & (timesteps < 750)).float().mean().item())
     assert shares[0] > 0.7
     assert shares[1] == pytest.approx(0.5, abs=0.02)
@@ -181,7 +182,7 @@ def test_a_run_follows_its_objective_and_logs_the_penalty(config, tiny_sd_v):
         "max_train_steps": 2,
         "with_prior_preservation": False,
     }
-    records = list(DreamBooth(with_values(config, settings)).steps())
+    records = list(prepare_run(DreamBooth(with_values(config, settings))).steps())
     layers = 8 * (3 + 1) + 8  # attention of three blocks and the middle in the UNet, and of two layers in CLIP
     pairs = 2 * math.sqrt(2 * config.adapter.rank / 2) / 2  # ‖I − ÛᵀÛ‖_F: r/2 pairs, and little between them
     assert records[0].penalty == pytest.approx(0.001 * layers * pairs, rel=0.35)

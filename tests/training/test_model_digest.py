@@ -4,7 +4,7 @@ import pytest
 from diffusers import DDIMScheduler
 
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
-from hra_diffusion.training.outputs.model_digest import model_digest
+from hra_diffusion.training.model_digest import model_digest
 
 
 @pytest.fixture

@@ -77,5 +77,5 @@ def test_an_unknown_prediction_type_is_refused():
 
 
 def test_a_shift_is_of_flows_alone():
-    with pytest.raises(ConfigError, match="--flow_shift is of flow-matching models, and this one predicts epsilon"):
+    with pytest.raises(ConfigError, match="--flow_shift is for flow-matching models, and this model predicts epsilon"):
         noise_process(DDPMScheduler(), 3.0)

@@ -17,6 +17,7 @@ from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.outputs.checkpoint import checkpoints
 from hra_diffusion.training.outputs.log import read_log
 from hra_diffusion.training.outputs.resuming import FREE, FREE_WITHOUT_PRIOR
+from hra_diffusion.training.prepare import prepare_run
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def train(config: DreamBoothConfig, stop_after: int | None = None, **changes) ->
     """Run to the end, or save after some step and stop; returns the run's folder."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    run = DreamBooth(with_values(config, changes))
+    run = prepare_run(DreamBooth(with_values(config, changes)))
     for record in run.steps():
         if record.step == stop_after:
             run.save_checkpoint()
@@ -96,7 +97,7 @@ def test_a_longer_run_goes_on_at_the_rates_of_its_own_schedule_and_says_so(confi
     stopped = train(config, max_train_steps=3, output_dir=tmp_path / "stopped")
     with caplog.at_level(logging.WARNING):
         train(config, output_dir=stopped, resume_from_checkpoint="latest")
-    assert "taken at other rates than in a run that has its present length" in caplog.text
+    assert "the steps so far had other rates than in a run with the new number of steps from the start" in caplog.text
     longer, whole = (read_log(folder / "log.jsonl") for folder in (stopped, train(config)))
     assert [record.learning_rates for record in longer[3:]] == [record.learning_rates for record in whole[3:]]
 
@@ -112,16 +113,16 @@ def test_a_run_that_was_done_is_saved_again_as_it_was(config):
 def test_a_checkpoint_may_be_named_by_path_by_name_or_by_its_run(config, tmp_path):
     folder = train(config, max_train_steps=4)
     for wanted, name in ((folder / "checkpoint-2", "checkpoint-2"), ("checkpoint-2",) * 2, (folder, "checkpoint-4")):
-        assert DreamBooth(with_values(config, {"resume_from_checkpoint": str(wanted)})).resumes_from == folder / name
+        assert prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": str(wanted)}))).plan.checkpoint == folder / name
     with pytest.raises(AdapterFileError, match="no checkpoint checkpoint-3"):
-        DreamBooth(with_values(config, {"resume_from_checkpoint": "checkpoint-3"}))
+        prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "checkpoint-3"})))
 
 
 def test_latest_starts_anew_where_there_is_none_and_says_so(config, caplog):
     with caplog.at_level(logging.WARNING):
         folder = train(config, resume_from_checkpoint="latest", max_train_steps=1)
     assert "no checkpoint" in caplog.text
-    assert "starting anew" in caplog.text
+    assert "starting a new run" in caplog.text
     assert names(folder) == ["checkpoint-1"]
 
 
@@ -157,13 +158,13 @@ def test_another_runs_checkpoints_are_announced_and_replaced(config, caplog):
         ({"instance_prompt": "a sks cat"}, "--instance_prompt was a photo of a sks dog and is a sks cat"),
         ({"target_modules": ("to_q",)}, "--target_modules was "),
         ({"train_batch_size": 2}, "train_batch_size on all devices was 1 and is 2"),
-        ({"max_train_steps": 1}, "has done 2 steps: set --max_train_steps, now 1"),
+        ({"max_train_steps": 1}, "is of step 2, and --max_train_steps is 1: set it to 2 or more"),
     ],
 )
 def test_going_on_with_other_settings_is_refused_by_name(config, changes, complaint):
     train(config, max_train_steps=2)
     with pytest.raises(ConfigError, match=complaint):
-        DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **changes}))
+        prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **changes})))
 
 
 def test_going_on_with_other_images_or_another_model_is_refused(config, images, make_model, tmp_path):
@@ -172,10 +173,10 @@ def test_going_on_with_other_images_or_another_model_is_refused(config, images, 
     Image.new("RGB", (40, 40), "red").save(images / "0.png")
     Image.new("RGB", (40, 40), "red").save(images / "9.png")
     with pytest.raises(ConfigError, match=r"other images or captions: instance 0\.png, instance 9\.png"):
-        DreamBooth(resuming)
+        prepare_run(DreamBooth(resuming))
     other = str(make_model(tmp_path / "other", seed=1))
     with pytest.raises(ConfigError, match="another base model"):
-        DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other}))
+        prepare_run(DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other})))
 
 
 def test_going_on_with_another_class_is_refused(config, images, tmp_path):
@@ -191,17 +192,17 @@ def test_going_on_with_another_class_is_refused(config, images, tmp_path):
         shutil.copy(own / "own.png", own / name)
     train(config, max_train_steps=2, **pets)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", **pets})
-    DreamBooth(resuming)
+    prepare_run(DreamBooth(resuming))
     (own / "dog" / "own.txt").write_text("a blue dog")
     with pytest.raises(ConfigError, match=r"other images or captions: class a photo of a dog own\.png"):
-        DreamBooth(resuming)
+        prepare_run(DreamBooth(resuming))
     (own / "dog" / "own.txt").unlink()
     told = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
     (tmp_path / "pets" / "dog" / "subject.toml").write_text(told)
     with pytest.raises(
         ConfigError, match=r"other images or captions: class a photo of a dog, .*class an animal on the"
     ):
-        DreamBooth(resuming)
+        prepare_run(DreamBooth(resuming))
 
 
 def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
@@ -210,7 +211,7 @@ def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
     for name in (*seen, "validation/step-2/a.png", "validation/mine.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
-    run = DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
+    run = prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})))
     next(run.steps())
     assert (folder / "metrics.json").exists()
     run.save()
@@ -218,7 +219,7 @@ def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
     assert (folder / "validation" / "step-2").exists()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    next(DreamBooth(config).steps())
+    next(prepare_run(DreamBooth(config)).steps())
     assert [path.name for path in (folder / "validation").iterdir()] == ["mine.png"]
 
 
@@ -239,7 +240,7 @@ def test_folders_may_move(config, images, tiny_sd, tmp_path):
         "instance_prompt": "a photo of a sks dog",
         "class_prompt": "a photo of a dog",
     }
-    run = DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **moved}))
+    run = prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **moved})))
     assert [record.step for record in run.steps()] == [3, 4, 5]
 
 
@@ -248,7 +249,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
     path = train(config, max_train_steps=2) / "checkpoint-2" / name
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(AdapterFileError, match=name):
-        list(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})).steps())
+        list(prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))).steps())
 
 
 def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
@@ -256,8 +257,8 @@ def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
     rest = json.loads(path.read_text())
     del rest["identity"]["pictures"]
     path.write_text(json.dumps(rest))
-    with pytest.raises(AdapterFileError, match="is damaged: it does not say its images"):
-        DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))
+    with pytest.raises(AdapterFileError, match="is damaged: it lacks its images"):
+        prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})))
 
 
 def test_every_free_setting_is_one():
@@ -267,9 +268,9 @@ def test_every_free_setting_is_one():
 def test_how_class_images_are_drawn_matters_where_there_are_some(config):
     train(config, max_train_steps=1)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", "num_inference_steps": 3})
-    assert DreamBooth(resuming).resumes_from
+    assert prepare_run(DreamBooth(resuming)).plan.checkpoint
     with pytest.raises(ConfigError, match="--with_prior_preservation was False and is True"):
-        DreamBooth(with_values(resuming, {"with_prior_preservation": True}))
+        prepare_run(DreamBooth(with_values(resuming, {"with_prior_preservation": True})))
 
 
 def test_what_looks_like_a_checkpoint_and_is_none_stays_and_is_not_taken_for_one(config, tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.file import to_toml
 from hra_diffusion.training.loop.steps import StepRecord
-from hra_diffusion.training.outputs.trackers import choose_tracker, tracking
+from hra_diffusion.training.outputs.trackers import choose_tracker, open_tracker
 
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALLED = bool(importlib.util.find_spec("tensorboard"))
@@ -50,7 +50,7 @@ def test_a_folder_of_a_trackers_files_is_no_tracker(tmp_path, monkeypatch):
 
 
 def test_nowhere_is_a_tracker_too(config, tmp_path):
-    with tracking(None, tmp_path, config, 0) as tracker:
+    with open_tracker(None, tmp_path, config, 0) as tracker:
         tracker.log(record(1))
         tracker.log_images({"a dog": [Image.new("RGB", (8, 8))]}, 1)
     assert not (tmp_path / "logs").exists()
@@ -61,7 +61,7 @@ def test_tensorboard_has_the_numbers_and_images_of_each_step_once(config, tmp_pa
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after step 3, and gone on from step 2
-        with tracking("tensorboard", tmp_path, config, done) as tracker:
+        with open_tracker("tensorboard", tmp_path, config, done) as tracker:
             for step in steps:
                 tracker.log(record(step))
             tracker.log_images({"a dog": [Image.new("RGB", (8, 8), "red")] * 2}, steps[-1])
@@ -95,7 +95,7 @@ def test_wandb_has_the_numbers_and_images_of_each_step(config, tmp_path, monkeyp
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    with tracking("wandb", tmp_path, config, 0) as tracker:
+    with open_tracker("wandb", tmp_path, config, 0) as tracker:
         for step in (1, 2):
             tracker.log(record(step))
         tracker.log_images({"a dog": [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]}, 2)
@@ -122,11 +122,11 @@ from accelerate import PartialState
 from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.loop.steps import StepRecord
-from hra_diffusion.training.outputs.trackers import tracking
+from hra_diffusion.training.outputs.trackers import open_tracker
 from PIL import Image
 PartialState()
 config = read_toml(Path(sys.argv[1]), DreamBoothConfig())
-with tracking("trackio", Path("run"), config, 0) as tracker:
+with open_tracker("trackio", Path("run"), config, 0) as tracker:
     for step in (1, 2, 3):
         tracker.log(StepRecord(step=step, loss=1.5 / step, losses={}, gradient_norm=2.0, learning_rates={}))
     tracker.log_images({"a dog": [Image.new("RGB", (8, 8), "red")]}, 3)

@@ -1,19 +1,19 @@
-"""Models that no step needs, once images and prompts are encoded, leave the device to those that steps do need."""
+"""Offloading: models without a part in training steps wait on the CPU once images and prompts are encoded."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
 
 from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
-def offloadable_models(pipe: Any, loss: nn.Module) -> list[nn.Module]:
-    """Return the models of a pipeline that its training loss does without."""
+def offloadable_models(pipe: Pipeline, loss: nn.Module) -> list[nn.Module]:
+    """Return the models of a pipeline that its training loss does not need."""
     needed = set(loss.modules())
-    return [part for part in models(pipe).values() if part not in needed]
+    return [model for model in models(pipe).values() if model not in needed]
 
 
 def move(models: Iterable[nn.Module], device: torch.device | str) -> None:
@@ -23,8 +23,8 @@ def move(models: Iterable[nn.Module], device: torch.device | str) -> None:
 
 
 @contextmanager
-def present(models: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """Have models on a device within a ``with`` block, and then in main memory again."""
+def on_device(models: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Move models to a device for a ``with`` block, and back to the CPU afterwards."""
     move(models, device)
     try:
         yield

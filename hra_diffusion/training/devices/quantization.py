@@ -1,9 +1,9 @@
-"""A frozen model in fewer bits: each weight of its linear layers is one of few values times a scale.
+"""Weight quantization of the frozen model's linear layers.
 
-    int8    W ≈ diag(s) Q,   Q whole numbers up to 127, a scale s a row
-    nf4     W ≈ s Q,         Q of 16 quantiles of the normal distribution, a scale s for 64 weights (arXiv 2305.14314)
+    int8    W ≈ diag(s) Q,   Q integers from −127 to 127, one scale s per row
+    nf4     W ≈ s Q,         Q of 16 quantiles of the normal distribution, one scale s per 64 weights (arXiv 2305.14314)
 
-An adapted layer only calls its base, so the reflections in front of it train as before; they are not quantized.
+An adapted layer only calls its base layer: its reflections train as before and are not quantized.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from hra_diffusion.errors import ConfigError
 
 
 def quantize(model: nn.Module, kind: Literal["int8", "nf4"] = "int8") -> None:
-    """Quantize the weights of a model's linear layers, in place: to int8 with torchao, to nf4 with bitsandbytes.
+    """Quantize a model's linear layers in place: to int8 with torchao, to nf4 with bitsandbytes.
 
     Raises:
         ConfigError: the package is not installed.
@@ -28,11 +28,11 @@ def quantize(model: nn.Module, kind: Literal["int8", "nf4"] = "int8") -> None:
     for parent in list(model.modules()):
         for name, layer in parent.named_children():
             if type(layer) is nn.Linear:
-                setattr(parent, name, _in_nf4(layer, layers))
+                setattr(parent, name, _to_nf4(layer, layers))
 
 
-def _in_nf4(layer: nn.Linear, layers: Any) -> nn.Module:
-    new = layers.Linear4bit(
+def _to_nf4(layer: nn.Linear, layers: Any) -> nn.Module:
+    quantized = layers.Linear4bit(
         layer.in_features,
         layer.out_features,
         bias=layer.bias is not None,
@@ -40,9 +40,9 @@ def _in_nf4(layer: nn.Linear, layers: Any) -> nn.Module:
         quant_type="nf4",
         device="meta",
     )
-    new.weight = layers.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=new)
-    new.bias = layer.bias
-    return new.to(layer.weight.device)  # which is when it is quantized
+    quantized.weight = layers.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=quantized)
+    quantized.bias = layer.bias
+    return quantized.to(layer.weight.device)  # this move quantizes
 
 
 def _package(name: str, extra: str) -> Any:

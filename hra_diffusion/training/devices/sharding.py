@@ -1,75 +1,77 @@
-"""FSDP: each device keeps a part of the frozen weights, and gathers those of a block when it comes to it.
+"""FSDP: each device keeps a shard of the frozen weights, and gathers those of a block when it computes the block.
 
-What trains is left out of that, since the columns of a reflection have to stay whole to be kept on their sphere: every
-device has all of it, a few megabytes, and gradients are averaged as they are without sharding: the steps are the same.
-Zhao et al., PyTorch FSDP, arXiv 2304.11277; this is its second version, `torch.distributed.fsdp.fully_shard`.
+Trained weights are not sharded, since a reflection's column has to be whole to be retracted to its sphere. Each device
+holds all of them, a few megabytes; gradients are averaged, so that the steps equal those without sharding.
+Zhao et al., PyTorch FSDP, arXiv 2304.11277; here in its second version, `torch.distributed.fsdp.fully_shard`.
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from accelerate import Accelerator, DistributedType
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from hra_diffusion.errors import ConfigError
 
 
 def set_up_sharding(accelerator: Accelerator, model: nn.Module, blocks: Iterable[str]) -> None:
-    """Tell accelerate, if it is set up for FSDP, how to cut a model into pieces; it then prepares it so.
+    """Configure FSDP before accelerate prepares a model; without FSDP, do nothing.
 
     Args:
         accelerator: the devices.
-        model: what accelerate will prepare.
-        blocks: names of the classes whose modules are gathered as one, as diffusers' models have them.
+        model: the model, before ``accelerator.prepare``.
+        blocks: class names of the modules to gather as a whole, as diffusers' models list them.
 
     Raises:
-        ConfigError: it is set up for the first version of FSDP, which knows no parts that are left out.
+        ConfigError: accelerate is configured for FSDP version 1, which cannot exclude modules from sharding.
     """
     if accelerator.distributed_type != DistributedType.FSDP:
         return
     plugin = accelerator.state.fsdp_plugin
+    assert plugin
     if plugin.fsdp_version != 2:
         raise ConfigError(
-            "accelerate is set up for the first version of FSDP, which would cut the reflections' columns, too: launch "
+            "accelerate is set up for the first version of FSDP, which would shard the reflections' columns: launch "
             "with --config_file configs/accelerate/fsdp.yaml, or set fsdp_version to 2."
         )
-    present = {type(module).__name__ for module in model.modules()}
-    plugin.transformer_cls_names_to_wrap = sorted(present.intersection(blocks))
+    names = {type(module).__name__ for module in model.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(names.intersection(blocks))
     plugin.ignored_modules = [
         module for module in model.modules() if any(weight.requires_grad for weight in module.parameters(recurse=False))
     ]
     plugin.cpu_ram_efficient_loading = False  # every process has loaded the model
-    plugin.mixed_precision_policy = None  # the model has the precision it computes in
+    plugin.mixed_precision_policy = None  # the model has its precision already
 
 
 def average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:
-    """EMA, under FSDP, the gradients of what it leaves alone; without it, accelerate has done so."""
+    """Average the gradients of unsharded weights over devices under FSDP; otherwise accelerate has averaged them."""
     if accelerator.distributed_type == DistributedType.FSDP:
         for weight in weights:
             if weight.grad is not None:
-                weight.grad = accelerator.reduce(weight.grad, "mean")
+                weight.grad = cast(Tensor, accelerator.reduce(weight.grad, "mean"))
 
 
-def gather(model: nn.Module) -> None:
-    """Put the whole model on each device, where it stays: one of them may then draw with it. All must call this."""
-    for piece in pieces(model):
-        piece.unshard()
-        piece.set_reshard_after_forward(False, recurse=False)
+def unshard(model: nn.Module) -> None:
+    """Gather the whole model on each device for good, to generate on one of them. All processes must call this."""
+    for module in sharded_modules(model):
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
 
 
 @contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Have the whole model on each device within a ``with`` block. All must enter it."""
-    gather(model)
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather the whole model on each device for a ``with`` block. All processes must enter the block."""
+    unshard(model)
     try:
         yield
     finally:
-        for piece in pieces(model):
-            piece.set_reshard_after_forward(piece is not model, recurse=False)
-            piece.reshard()
+        for module in sharded_modules(model):
+            module.set_reshard_after_forward(module is not model, recurse=False)
+            module.reshard()
 
 
-def pieces(model: nn.Module) -> list[FSDPModule]:
-    """Return the modules whose weights are sharded, each with those of the modules in it that are no pieces."""
+def sharded_modules(model: nn.Module) -> list[FSDPModule]:
+    """Return the modules that FSDP shards, each with the weights of its unsharded submodules."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

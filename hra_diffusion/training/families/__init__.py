@@ -1,4 +1,4 @@
-"""The families of models that can be trained: one file, one class and one row of ``FAMILIES`` each."""
+"""The trainable model families: a file, a class and a row of ``FAMILIES`` for each."""
 
 from functools import wraps
 from typing import Any
@@ -9,21 +9,25 @@ from torch import Tensor
 from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines import load_pipeline, pipeline_class
 from hra_diffusion.training.config import ModelConfig
-from hra_diffusion.training.families.family import Condition, Denoiser, Family
+from hra_diffusion.training.families.family import Conditioning, Denoiser, Family
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
 from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["FAMILIES", "Condition", "Denoiser", "Family", "load"]
+__all__ = ["FAMILIES", "Conditioning", "Denoiser", "Family", "load"]
 
 FAMILIES = {family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)}
 
 
 def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
-    """Load a model from a folder or the hub, safetensors only; the autoencoder in float32, the rest in ``dtype``.
+    """Load a model from a folder or the hub, from safetensors only, with its autoencoder in float32.
+
+    Args:
+        model: the settings of the model.
+        dtype: precision of the other components.
 
     Raises:
-        ModelError: the name is neither a model folder nor a model on the hub, or of a family that cannot be trained.
+        ModelError: there is no such folder or model, or its family cannot be trained.
     """
     name = str(model.pretrained_model_name_or_path)
     kind = pipeline_class(name, model.revision)
@@ -38,12 +42,12 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
         dtype=dtype,
         **family.load_options,
     )
-    _decode_in_own_precision(pipe.vae)
+    _decode_without_autocast(pipe.vae)
     return family(pipe)
 
 
-def _decode_in_own_precision(vae: Any) -> None:
-    """Let images be decoded in the autoencoder's precision, though autocasting is on: SDXL's overflows in float16."""
+def _decode_without_autocast(vae: Any) -> None:
+    """Decode images in the autoencoder's precision, even under autocast: SDXL's overflows in float16."""
     decode = vae.decode
 
     @wraps(decode)

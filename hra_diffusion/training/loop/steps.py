@@ -1,11 +1,12 @@
-"""The training loop: a generator of step records. It knows no screen, no file and no subject.
+"""The training loop: a generator of step records, independent of screens, files and subjects.
 
-Whoever iterates decides what happens with a record (a progress bar, a log line, a validation) and when to stop.
+The caller decides how to use a record (a progress bar, a log line, a validation) and when to stop.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from math import nan
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -13,31 +14,31 @@ from torch import Tensor, nn
 
 from hra_diffusion.training.devices.sharding import average_gradients
 
-if TYPE_CHECKING:  # that one imports diffusers, and this is read for the records, too
+if TYPE_CHECKING:  # it imports diffusers, which readers of step records do not need
     from hra_diffusion.training.data.batches import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one optimizer step was like."""
+    """Measurements of one optimizer step."""
 
     step: int
-    """Steps done, this one included."""
+    """Number of steps done, including this one."""
     loss: float
-    """Weighted sum of the sources' losses, and the penalty."""
+    """Weighted sum of the sources' losses, plus the penalty."""
     losses: dict[str, float]
     """Mean loss of each source."""
     penalty: float = 0.0
     """Orthogonality penalty, times its weight λ."""
     gradient_norm: float
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
-    """By component, in radians; of what is no reflection, as it is."""
+    """Learning rate of each component: in radians for reflections, as given for other weights."""
 
 
 def train(
     accelerator: Accelerator,
-    loss_of: nn.Module,
+    loss_module: nn.Module,
     optimizer: torch.optim.Optimizer,
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
     batch_at: "Callable[[int], Batch]",
@@ -46,28 +47,29 @@ def train(
     max_grad_norm: float,
     start: int = 0,
 ) -> Iterator[StepRecord]:
-    """Train up to a number of optimizer steps, ``accelerator.gradient_accumulation_steps`` batches each.
+    """Train up to a number of optimizer steps of ``accelerator.gradient_accumulation_steps`` batches each.
 
     Args:
-        accelerator: has prepared ``loss_of`` and ``optimizer``.
-        loss_of: maps a batch's inputs to one loss an example, and a penalty to be added to their mean.
-        optimizer: over the trainable parameters of ``loss_of``.
-        lr_scheduler: stepped once an optimizer step.
-        batch_at: the batch of an index, counted over all accumulation steps.
-        steps: how many optimizer steps the run has.
-        max_grad_norm: longer gradients are shortened to it.
-        start: how many of the steps are done already.
+        accelerator: has prepared ``loss_module`` and ``optimizer``.
+        loss_module: maps a batch's inputs to one loss per example, and a penalty to add to their mean.
+        optimizer: over the trainable parameters of ``loss_module``.
+        lr_scheduler: stepped once per optimizer step.
+        batch_at: returns the batch of an index, counted over all accumulation steps.
+        steps: number of optimizer steps of the run.
+        max_grad_norm: gradients are clipped to this norm.
+        start: number of steps done already.
     """
-    trainable = [parameter for parameter in loss_of.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
     accumulation = accelerator.gradient_accumulation_steps
     for step in range(start, steps):
         losses: dict[str, float] = {}
         penalties = 0.0
+        norm: Any = nan
         for index in range(step * accumulation, (step + 1) * accumulation):
             batch = batch_at(index)
-            with accelerator.accumulate(loss_of):
+            with accelerator.accumulate(loss_module):
                 inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-                per_example, penalty = loss_of(**inputs)
+                per_example, penalty = loss_module(**inputs)
                 means = _means(per_example, batch)
                 accelerator.backward(penalty + sum(batch.weights[name] * mean for name, mean in means.items()))
                 if accelerator.sync_gradients:
@@ -77,9 +79,10 @@ def train(
                 optimizer.zero_grad()
             penalties += penalty.item() / accumulation
             for name, mean in means.items():
-                losses[name] = losses.get(name, 0.0) + accelerator.reduce(mean.detach(), "mean").item() / accumulation
-        rates = {
-            group["component"]: group["lr"] * group.get("d", 1.0) / group["lr_per_radian"]  # d: Prodigy's own rate
+                reduced = cast(Tensor, accelerator.reduce(mean.detach(), "mean"))
+                losses[name] = losses.get(name, 0.0) + reduced.item() / accumulation
+        rates = {  # d: Prodigy's estimate of its rate
+            group["component"]: group["lr"] * group.get("d", 1.0) / group["lr_per_radian"]
             for group in optimizer.param_groups
         }
         lr_scheduler.step()

@@ -1,7 +1,7 @@
-"""What changes while a run goes on, and nothing else: saved and loaded, the run goes on as if it had never stopped."""
+"""The state of a run that changes with its steps; a run resumed from it equals an uninterrupted run."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class Trainer:
-    """A run between two of its steps."""
+    """Weights, optimizer, schedule and EMA of a run, between two steps."""
 
     accelerator: Accelerator
     """Has prepared ``loss`` and ``optimizer``."""
     loss: nn.Module
-    """Maps a batch's inputs to one loss an example; holds everything that trains."""
+    """Maps a batch's inputs to one loss per example; contains all trained weights."""
     weights: dict[str, nn.Parameter]
-    """What trains, by name: see :func:`trained_weights`."""
+    """The trained weights, by name: see :func:`trained_weights`."""
     optimizer: Any
     lr_scheduler: LRScheduler
     batch_at: Callable[[int], Batch]
     """The batch of an index: see :func:`hra_diffusion.training.loop.steps.train`."""
     max_grad_norm: float
-    average: EMA | None = None
-    """Of the weights, if it is what is to be saved and shown."""
-    done: int = 0
-    """Steps done."""
+    ema: EMA | None = None
+    """Average of the weights, to save and generate with, if the run has one."""
+    global_step: int = 0
+    """Number of optimizer steps done."""
 
     def steps(self, total: int) -> Iterator[StepRecord]:
         """Train until ``total`` steps are done."""
@@ -47,98 +47,98 @@ class Trainer:
             self.optimizer,
             self.lr_scheduler,
             self.batch_at,
-            start=self.done,
+            start=self.global_step,
             steps=total,
             max_grad_norm=self.max_grad_norm,
         )
         for record in records:
-            self.done = record.step
-            if self.average:
-                self.average.update(self.weights, self.done)
+            self.global_step = record.step
+            if self.ema:
+                self.ema.update(self.weights, self.global_step)
             yield record
 
     @torch.no_grad()
-    def show(self) -> None:
-        """Let the weights be those that are saved and drawn: their average, if there is one; no more steps after that.
+    def copy_inference_weights(self) -> None:
+        """Replace the trained weights by those to save and generate with. Training cannot continue afterwards.
 
-        Schedule-free optimizers, too, train other weights than those they recommend.
+        These are the EMA, if there is one, and the averaged weights of schedule-free optimizers.
         """
         self.optimizer.eval()
-        for name, average in self.average.weights.items() if self.average else ():
-            self.weights[name].copy_(average)
+        if self.ema:
+            self.ema.copy_to(self.weights)
 
     @contextmanager
-    def shown(self) -> Iterator[None]:
-        """Show the weights, see :meth:`show`, within a ``with`` block; then they are, to the bit, as before."""
-        kept = {name: weight.detach().clone() for name, weight in self.weights.items()}
-        self.show()
+    def inference_weights(self) -> Iterator[None]:
+        """Use the weights to save and generate with in a ``with`` block; then restore the trained ones bit for bit."""
+        stored = {name: weight.detach().clone() for name, weight in self.weights.items()}
+        self.copy_inference_weights()
         try:
             yield
         finally:
             self.optimizer.train()
             with torch.no_grad():
                 for name, weight in self.weights.items():
-                    weight.copy_(kept[name])
+                    weight.copy_(stored[name])
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, but for the batches, which are functions of their number."""
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # not those shown later
-        return {"step": self.done, "weights": weights, **parts}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that the next steps depend on; batches are functions of their index."""
+        parts = {name: part.state_dict() for name, part in self._stateful_parts().items()}
+        weights = {name: weight.detach().clone() for name, weight in self.weights.items()}  # not the inference weights
+        return {"step": self.global_step, "weights": weights, **parts}
 
     @torch.no_grad()
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what :meth:`state` returned, of a run with the same settings.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Load the result of :meth:`state_dict` of a run with the same settings.
 
         Raises:
-            AdapterFileError: it has other weights.
+            AdapterFileError: the state has other weights.
         """
-        own, found = self.weights, state["weights"]
-        if _shapes(own) != _shapes(found):
-            odd = sorted({name for name, _ in _shapes(own).items() ^ _shapes(found).items()})
-            raise AdapterFileError(f"The checkpoint trains other weights than this run: {', '.join(odd[:4])}, …")
-        for name, weight in own.items():
-            weight.copy_(found[name])
-        for name, part in self._parts().items():
+        saved = state["weights"]
+        if _shapes(self.weights) != _shapes(saved):
+            different = sorted({name for name, _ in _shapes(self.weights).items() ^ _shapes(saved).items()})
+            raise AdapterFileError(f"The checkpoint trains other weights than this run: {', '.join(different[:4])}, …")
+        for name, weight in self.weights.items():
+            weight.copy_(saved[name])
+        for name, part in self._stateful_parts().items():
             part.load_state_dict(state[name])
-        self._set_rates()
-        self.done = state["step"]
+        self._update_learning_rates()
+        self.global_step = state["step"]
 
-    def _set_rates(self) -> None:
-        """Let the next step have the rate of this run's schedule: the saved one's may have had another length."""
+    def _update_learning_rates(self) -> None:
+        """Set the next step's rates by this run's schedule: the saved run may have had another number of steps."""
         schedule = self.lr_scheduler
-        assert isinstance(schedule, LambdaLR)  # diffusers' schedules all are
+        assert isinstance(schedule, LambdaLR)  # as diffusers' schedules are
         rates = [
             rate * factor(schedule.last_epoch)
             for rate, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         ]
         if rates != [group["lr"] for group in self.optimizer.param_groups]:
             logger.warning(
-                "The learning rate depends on --max_train_steps, which has changed: the steps before this one were "
-                "taken at other rates than in a run that has its present length from the start."
+                "The learning rate depends on --max_train_steps, which has changed: the steps so far had other rates "
+                "than in a run with the new number of steps from the start."
             )
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
-    def _parts(self) -> dict[str, Any]:
+    def _stateful_parts(self) -> dict[str, Any]:
         parts = {
             "optimizer": self.optimizer,
             "lr_scheduler": self.lr_scheduler,
             "scaler": self.accelerator.scaler,
-            "average": self.average,
+            "average": self.ema,  # the key in checkpoints
         }
         return {name: part for name, part in parts.items() if part is not None}
 
 
 def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return what trains in a model, by the names that it has before accelerate wraps it."""
+    """Return a model's trained weights, by their names before accelerate wraps the model."""
     return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def trained_count(model: nn.Module) -> int:
-    """Return how many numbers train in a model."""
+    """Return the number of trained parameters of a model."""
     return sum(weight.numel() for weight in trained_weights(model).values())
 
 
-def _shapes(weights: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+def _shapes(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in weights.items()}

@@ -1,1 +1,1 @@
-"""The training objective: noise levels, noise processes and losses."""
+"""The training objective: noise processes, random timesteps and noise, losses."""

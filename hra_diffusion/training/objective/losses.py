@@ -1,12 +1,12 @@
-"""The training objective: how far each prediction is from the process's target, and how much it counts.
+"""The training objective: the weighted mean squared error of the prediction.
 
-With the signal-to-noise ratio s of an example's timestep, an error of the prediction is c(s) times as large an error of
-the clean latent, squared:
+With the signal-to-noise ratio s of an example's timestep, an error e of the prediction is an error c(s) e of the clean
+latent:
 
     epsilon: c² = 1/s     v_prediction: c² = 1/(s+1)     sample: c² = 1     flow: c² = 1/(1+√s)²
 
-Errors of the clean latent count min(s, γ) with min-SNR-γ (Hang et al., arXiv 2303.09556), and √s with debiased
-estimation (Yu et al., arXiv 2310.08442); c² turns that into weights of what is predicted.
+Squared errors of the clean latent have the weight min(s, γ) with min-SNR-γ (Hang et al., arXiv 2303.09556), and √s with
+debiased estimation (Yu et al., arXiv 2310.08442). Times c², these are weights of the prediction's errors.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter import HRAModel
+from hra_diffusion.model import HRAModel
 from hra_diffusion.training.config import ObjectiveConfig
 from hra_diffusion.training.objective.noising import NoiseProcess
 
@@ -25,20 +25,20 @@ _CLEAN_PER_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
     "sample": torch.ones_like,
     "flow": lambda snr: (1 + snr.sqrt()) ** -2,
 }
-"""c² by what is predicted."""
+"""c² by prediction type."""
 
 MAX_SNR = 1e6
-"""Where there is no noise, the ratio is taken to be this."""
+"""Upper bound of the signal-to-noise ratio, which is infinite without noise."""
 
 
 class DenoisingLoss(nn.Module):
     """Mean squared error of the prediction, in float32 whatever the model's precision, and the orthogonality penalty.
 
     Args:
-        denoiser: maps (noisy latents, timesteps, condition) to the prediction; holds everything that trains.
-        process: how latents become noise.
-        objective: how much examples count.
-        adapted: the models whose reflections the orthogonality penalty is of.
+        denoiser: maps (noisy latents, timesteps, conditioning) to the prediction; contains all trained weights.
+        process: the noise process.
+        objective: weights of the examples and of the penalty.
+        adapted: the models under the orthogonality penalty.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class DenoisingLoss(nn.Module):
         self.denoiser = denoiser
         self.process = process
         self.objective = objective or ObjectiveConfig()
-        self.adapted = tuple(adapted)  # not registered: they are in the denoiser
+        self.adapted = tuple(adapted)  # not registered: the denoiser contains them
 
     def forward(
         self,
@@ -62,27 +62,28 @@ class DenoisingLoss(nn.Module):
         weights: Tensor | None = None,
         added_noise: Tensor | None = None,
         prior_prediction: Tensor | None = None,
-        **condition: Tensor,
+        **conditioning: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Losses of shape (B,), and what is added to their mean.
+        """Return losses of shape (B,), and the penalty to add to their mean.
 
         Args:
             latents: (B, C, h, w).
-            noise: (B, C, h, w), what is to be predicted.
+            noise: (B, C, h, w), the noise to predict.
             timesteps: (B,).
             weights: (B, 1, h, w). The mean is then weighted: Σ w e² / Σ w, so that a small subject in a large image
                 counts as much as a large one.
-            added_noise: (B, C, h, w), what the latents are noised with where it is not ``noise``.
-            prior_prediction: (B,), whether an example's target is what the model predicts without its adapters.
-            condition: what the denoiser is told of each example.
+            added_noise: (B, C, h, w), the noise to add to the latents if it differs from ``noise``.
+            prior_prediction: (B,), whether an example's target is the base model's prediction, without adapters.
+            conditioning: the denoiser's other inputs, (B, …) each.
         """
         noisy = self.process.add_noise(latents, noise if added_noise is None else added_noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
         if prior_prediction is not None:
             rows = prior_prediction.nonzero().squeeze(1)
-            told = {name: each[rows] for name, each in condition.items()}
-            target = target.index_copy(0, rows, self._base_prediction(noisy[rows], timesteps[rows], told).to(target))
-        prediction = self.denoiser(noisy, timesteps, condition)
+            prior_conditioning = {name: values[rows] for name, values in conditioning.items()}
+            prior = self._base_prediction(noisy[rows], timesteps[rows], prior_conditioning)
+            target = target.index_copy(0, rows, prior.to(target))
+        prediction = self.denoiser(noisy, timesteps, conditioning)
         errors = (prediction.float() - target.float()).square()
         if weights is None:
             losses = errors.flatten(1).mean(1)
@@ -92,11 +93,11 @@ class DenoisingLoss(nn.Module):
         return losses * snr_weights(self.process, timesteps, self.objective), self._penalty(losses)
 
     @torch.no_grad()
-    def _base_prediction(self, noisy: Tensor, timesteps: Tensor, condition: dict[str, Tensor]) -> Tensor:
+    def _base_prediction(self, noisy: Tensor, timesteps: Tensor, conditioning: dict[str, Tensor]) -> Tensor:
         with ExitStack() as without_adapters:
             for model in self.adapted:
                 without_adapters.enter_context(model.disable_adapter())
-            return self.denoiser(noisy, timesteps, condition)
+            return self.denoiser(noisy, timesteps, conditioning)
 
     def _penalty(self, like: Tensor) -> Tensor:
         """Return λ Σ over layers of ‖I − ÛᵀÛ‖_F (arXiv 2405.17484, equation 6)."""
@@ -108,7 +109,7 @@ class DenoisingLoss(nn.Module):
 
 
 def snr_weights(process: NoiseProcess, timesteps: Tensor, objective: ObjectiveConfig) -> Tensor:
-    """How much each example counts, of shape (B,)."""
+    """Return the weight of each example's loss, of shape (B,)."""
     if objective.snr_gamma is None and not objective.debiased_estimation_loss:
         return torch.ones_like(timesteps, dtype=torch.float32)
     snr = process.snr(timesteps).float().clamp(min=1 / MAX_SNR, max=MAX_SNR)

@@ -1,16 +1,15 @@
-"""The two ways in which models noise a latent x₀ with ε, and what they are taught to predict from the result.
+"""The noise processes of models, with noise ε added to a latent x₀, and the targets of their predictions.
 
 Diffusion (Ho et al., arXiv 2006.11239), in steps t = 0 … T−1 of the scheduler's config:
 
     x_t = √ᾱ_t x₀ + √(1−ᾱ_t) ε
     epsilon: ε        sample: x₀        v_prediction: v = √ᾱ_t ε − √(1−ᾱ_t) x₀    (Salimans and Ho, arXiv 2202.00512)
 
-Flow matching (Lipman et al., arXiv 2210.02747), at σ in (0, 1), which the model is told as t = T σ:
+Flow matching (Lipman et al., arXiv 2210.02747), at σ in (0, 1); the timestep for the model is t = T σ:
 
     x_σ = (1−σ) x₀ + σ ε,    target ε − x₀
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from diffusers import DDPMScheduler
@@ -18,53 +17,63 @@ from torch import Tensor
 
 from hra_diffusion.errors import ConfigError, ModelError
 
+_DIFFUSION_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+
 
 class NoiseProcess(Protocol):
-    """How a model's latents become noise."""
+    """A process that turns latents into noise, with its targets."""
 
     prediction: str
-    """What the model predicts: epsilon, sample, v_prediction or flow."""
+    """The prediction type: epsilon, sample, v_prediction or flow."""
 
     def timesteps(self, position: Tensor) -> Tensor:
-        """Timesteps at positions in [0, 1), of any shape, from no noise to nothing else."""
+        """Return the timesteps at positions in [0, 1), of any shape; 0 is without noise, 1 is noise alone."""
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the noisy latents, shape as given: (B, C, h, w)."""
+        """Return the noisy latents, (B, C, h, w)."""
         ...
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return what the model should predict, shape as given: (B, C, h, w)."""
+        """Return the target of the prediction, (B, C, h, w)."""
         ...
 
     def snr(self, timesteps: Tensor) -> Tensor:
-        """Signal-to-noise ratio of each timestep, shape as given; 0 where there is noise alone."""
+        """Return the signal-to-noise ratio of each timestep, (B,); 0 for noise alone."""
         ...
 
 
 class Diffusion:
     """The variance-preserving process of a scheduler's betas."""
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
-        """Take the schedule; raises ModelError when its prediction type is unknown."""
+    def __init__(self, scheduler: Any) -> None:
+        """Use the noise schedule of a DDPMScheduler.
+
+        Raises:
+            ModelError: its prediction type is unknown.
+        """
         self.scheduler = scheduler
         self.prediction: str = scheduler.config.prediction_type
-        targets: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-            "epsilon": lambda latents, noise, timesteps: noise,
-            "sample": lambda latents, noise, timesteps: latents,
-            "v_prediction": scheduler.get_velocity,
-        }
-        if self.prediction not in targets:
+        if self.prediction not in _DIFFUSION_PREDICTIONS:
             raise ModelError(
-                f"The model's scheduler predicts {self.prediction!r}: use a model with {', '.join(targets)}."
+                f"The model's scheduler predicts {self.prediction!r}: use a model that predicts "
+                f"{', '.join(_DIFFUSION_PREDICTIONS)}."
             )
-        self.target = targets[self.prediction]
-        self.add_noise = scheduler.add_noise
 
     def timesteps(self, position: Tensor) -> Tensor:
-        """See :class:`NoiseProcess`: whole numbers."""
+        """See :class:`NoiseProcess`: integers."""
         steps = self.scheduler.config.num_train_timesteps
         return (position * steps).long().clamp(max=steps - 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """See :class:`NoiseProcess`."""
+        return self.scheduler.add_noise(latents, noise, timesteps)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """See :class:`NoiseProcess`."""
+        if self.prediction == "v_prediction":
+            return self.scheduler.get_velocity(latents, noise, timesteps)
+        return noise if self.prediction == "epsilon" else latents
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """See :class:`NoiseProcess`: ᾱ / (1−ᾱ)."""
@@ -73,11 +82,11 @@ class Diffusion:
 
 
 class Flow:
-    """Straight lines from data to noise.
+    """The process along straight lines from data to noise.
 
     Args:
         steps: T, the scale of timesteps.
-        shift: how much of the way is spent near the noise; 1 for none of it. Larger images need more:
+        shift: more than 1 for more timesteps near the noise, as large images need:
             σ → shift σ / (1 + (shift − 1) σ), equation 23 of Esser et al., arXiv 2403.03206.
     """
 
@@ -108,15 +117,15 @@ class Flow:
 
 
 def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProcess:
-    """Return the process that a pipeline's scheduler undoes, after its config.
+    """Return the noise process of a pipeline's scheduler.
 
     Args:
-        scheduler: one of diffusers'.
-        flow_shift: the shift to train with, if not the scheduler's.
+        scheduler: a scheduler of diffusers, of which the config is used.
+        flow_shift: the shift to train with; the scheduler's own if None.
 
     Raises:
-        ModelError: its prediction type is unknown.
-        ConfigError: there is a shift, and the process has none.
+        ModelError: the scheduler's prediction type is unknown.
+        ConfigError: a shift is given, and the model is no flow-matching model.
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
@@ -124,6 +133,6 @@ def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProce
         return Flow(config.num_train_timesteps, shift)
     if flow_shift is not None:
         raise ConfigError(
-            f"--flow_shift is of flow-matching models, and this one predicts {config.prediction_type}: leave it out."
+            f"--flow_shift is for flow-matching models, and this model predicts {config.prediction_type}: leave it out."
         )
     return Diffusion(DDPMScheduler.from_config(config))

@@ -1,6 +1,6 @@
-"""What training draws for each example beside its image: a timestep, and noise of the shape that was asked for.
+"""Random timesteps and noise for training examples.
 
-Positions p in [0, 1), from no noise to nothing else, with the densities of Esser et al., arXiv 2403.03206, section 3.1:
+Positions p in [0, 1), from no noise to noise alone, with the densities of Esser et al., arXiv 2403.03206, section 3.1:
 
     uniform
     logit_normal    p = 1 / (1 + exp(−(m + s z))),  z standard normal
@@ -19,21 +19,21 @@ from hra_diffusion.training.objective.noising import Flow, NoiseProcess
 
 @dataclass(frozen=True)
 class Sampling:
-    """Draws for a noise process as an objective has it; which, the generator alone decides."""
+    """A sampler of timesteps and noise for a noise process, by the settings of an objective."""
 
     process: NoiseProcess
     objective: ObjectiveConfig
 
-    def timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw timesteps to train at, of shape (count,)."""
-        return self.process.timesteps(positions(self._density, count, self.objective, generator))
+    def sample_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
+        """Sample timesteps to train at, of shape (count,)."""
+        return self.process.timesteps(sample_positions(self._density, count, self.objective, generator))
 
-    def noises(self, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Turn standard normal noise (B, C, h, w) into inputs of the loss.
+    def noise_inputs(self, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Turn standard normal noise (B, C, h, w) into the loss's inputs ``noise`` and ``added_noise``.
 
-        With an offset (Guttenberg, "Diffusion with offset noise", 2023) each channel's mean varies more, so that
-        images may be as dark or bright as a prompt wants. With a perturbation (Ning et al., arXiv 2301.11706) latents
-        are noised with other noise than what is to be predicted, as they are in sampling after an error.
+        An offset (Guttenberg, "Diffusion with offset noise", 2023) varies the mean of each channel more, so that images
+        may be as dark or bright as a prompt asks for. A perturbation (Ning et al., arXiv 2301.11706) makes the noise
+        added to the latents differ from the noise to predict, as after an error during sampling.
         """
         offset, perturbation = self.objective.noise_offset, self.objective.input_perturbation
         if offset:
@@ -47,8 +47,8 @@ class Sampling:
         return self.objective.timestep_sampling or ("logit_normal" if isinstance(self.process, Flow) else "uniform")
 
 
-def positions(density: str, count: int, objective: ObjectiveConfig, generator: torch.Generator) -> Tensor:
-    """Draw positions in [0, 1), of shape (count,)."""
+def sample_positions(density: str, count: int, objective: ObjectiveConfig, generator: torch.Generator) -> Tensor:
+    """Sample positions in [0, 1), of shape (count,)."""
     if density == "logit_normal":
         z = torch.randn(count, generator=generator)
         return torch.sigmoid(objective.logit_mean + objective.logit_std * z)

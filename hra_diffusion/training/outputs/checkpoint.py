@@ -1,12 +1,12 @@
-"""Checkpoints: everything a run needs to go on as if it had never stopped, whole or not there at all.
+"""Checkpoints: everything a run needs to resume exactly; a checkpoint is complete or absent.
 
     checkpoint-100/
-    ├── adapter/                     as ``hra-diffusion generate --adapter`` takes it
-    ├── log.jsonl                    the log up to here
-    ├── training_state.safetensors   tensors: weights, optimizer, average
-    └── training_state.json          the rest, and what run this is a checkpoint of
+    ├── adapter/                     an adapter for ``hra-diffusion generate --adapter``
+    ├── log.jsonl                    the log up to this step
+    ├── training_state.safetensors   tensors: weights, optimizer, EMA
+    └── training_state.json          other state, and the fingerprint of the run
 
-No random state is among it: what step 300 draws depends on the seed and on 300 alone, see
+A checkpoint has no random state: the random numbers of step 300 depend on the seed and on 300 alone, see
 :mod:`hra_diffusion.training.rng`.
 """
 
@@ -34,34 +34,37 @@ logger = logging.getLogger(__name__)
 
 TENSORS, REST, LOG = "training_state.safetensors", "training_state.json", "log.jsonl"
 
+_FINGERPRINT = "identity"
+"""Key of the run's fingerprint in REST. It keeps its first name, so that existing checkpoints stay readable."""
+
 
 class Saveable(Protocol):
-    """An adapted component of a pipeline."""
+    """A trained part of a pipeline: an adapted component, token embeddings, a condition encoder."""
 
-    def save_pretrained(self, save_directory: Any) -> None:
-        """Write the adapter into a folder."""
+    def save_pretrained(self, save_directory: Path) -> None:
+        """Write the trained weights into a folder."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A run after some step."""
+    """The state of a run after a step."""
 
     step: int
-    """Steps done."""
-    identity: Mapping[str, Any]
-    """What makes it this run and no other, as JSON has it."""
+    """Number of optimizer steps done."""
+    fingerprint: Mapping[str, Any]
+    """The run's fingerprint, as JSON: see :func:`hra_diffusion.training.outputs.resuming.fingerprint`."""
     state: Any
-    """What changes during a run: nested dicts with tensors."""
+    """State of the trainer: nested dicts with tensors."""
     log: bytes
-    """What log.jsonl holds."""
+    """Contents of log.jsonl."""
 
 
 def save_adapter(components: Mapping[str, Saveable], folder: Path) -> None:
-    """Save adapted components, ``<folder>/<name>/`` each, all of them or none; a folder that was there is replaced.
+    """Save components as ``<folder>/<name>/``, all or none; replace an existing folder.
 
     Raises:
-        OutputError: the folder cannot be written; what was there before is intact.
+        OutputError: the folder cannot be written; an existing one is intact.
     """
     with replacing(folder) as new:
         for name, component in components.items():
@@ -75,7 +78,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, components: Mapping[str,
         OutputError: it cannot be written; earlier ones are intact.
     """
     described, tensors = flatten(checkpoint.state)
-    rest = {"step": checkpoint.step, "identity": checkpoint.identity, "state": described}
+    rest = {"step": checkpoint.step, _FINGERPRINT: checkpoint.fingerprint, "state": described}
     contents = {TENSORS: save(tensors), REST: json.dumps(rest).encode(), LOG: checkpoint.log}
     try:
         with replacing(path) as new:
@@ -84,81 +87,83 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, components: Mapping[str,
     except OutputError as error:
         needed = sum(map(len, contents.values())) / 1e6
         earlier = [old.name for old in checkpoints(path.parent) if old != path]
-        kept = f"Go on from {earlier[-1]} with --resume_from_checkpoint latest" if earlier else "There was none before"
-        room = f"; of {', '.join(earlier[:-1])} none is needed for that" if earlier[1:] else ""
-        raise OutputError(f"{error} A checkpoint takes {needed:.1f} MB and its adapter. {kept}{room}.") from error
+        remedy = f"Resume from {earlier[-1]} with --resume_from_checkpoint latest" if earlier else "There is none yet"
+        removable = f"; {', '.join(earlier[:-1])} can be deleted" if earlier[1:] else ""
+        raise OutputError(
+            f"{error} A checkpoint takes {needed:.1f} MB and its adapter. {remedy}{removable}."
+        ) from error
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint.
 
     Raises:
-        AdapterFileError: it is none, or damaged.
+        AdapterFileError: it is missing or damaged.
     """
     rest = read_json(path / REST)
-    step, identity = read_progress(path)
+    step, fingerprint = read_progress(path)
     try:
         state = restore(rest["state"], read_tensors(path / TENSORS))
-        return Checkpoint(step=step, identity=identity, state=state, log=(path / LOG).read_bytes())
+        return Checkpoint(step=step, fingerprint=fingerprint, state=state, log=(path / LOG).read_bytes())
     except (KeyError, OSError) as error:
-        raise AdapterFileError(f"The checkpoint {path} is not complete ({error}): take an earlier one.") from error
+        raise AdapterFileError(f"The checkpoint {path} is incomplete ({error}): use an earlier one.") from error
 
 
 def read_progress(path: Path) -> tuple[int, Mapping[str, Any]]:
-    """Read from a checkpoint how many steps are done, and the identity of its run.
+    """Read the number of steps done and the run's fingerprint from a checkpoint.
 
     Raises:
-        AdapterFileError: it is none, or damaged.
+        AdapterFileError: it is missing or damaged.
     """
     rest = read_json(path / REST)
-    if not (isinstance(rest.get("step"), int) and isinstance(rest.get("identity"), dict)):
-        raise AdapterFileError(f"The checkpoint {path} is damaged: {REST} does not say what run it is of.")
-    return rest["step"], rest["identity"]
+    if not (isinstance(rest.get("step"), int) and isinstance(rest.get(_FINGERPRINT), dict)):
+        raise AdapterFileError(f"The checkpoint {path} is damaged: {REST} lacks the step or the run's fingerprint.")
+    return rest["step"], rest[_FINGERPRINT]
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in a run's folder, oldest first."""
     steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.glob("checkpoint-*")}
-    found = {path: int(step[1]) for path, step in steps.items() if step and (path / REST).is_file()}
-    return sorted(found, key=found.__getitem__)
+    complete = {path: int(step[1]) for path, step in steps.items() if step and (path / REST).is_file()}
+    return sorted(complete, key=complete.__getitem__)
 
 
-def find_checkpoint(wanted: str, folder: Path) -> Path | None:
-    """Return the checkpoint that --resume_from_checkpoint means; where ``latest`` finds none, None and a warning.
+def find_checkpoint(name: str, folder: Path) -> Path | None:
+    """Return the checkpoint of --resume_from_checkpoint; None, with a warning, if ``latest`` matches none.
 
     Args:
-        wanted: ``latest``, a checkpoint's path or name, or the folder of a run, whose latest is meant.
-        folder: the run's own.
+        name: ``latest``, a checkpoint's path or name, or the folder of a run, for its latest.
+        folder: the folder of this run.
 
     Raises:
-        AdapterFileError: a checkpoint was named and is not there.
+        AdapterFileError: the named checkpoint does not exist.
     """
-    found = checkpoints(folder) if wanted == "latest" else []
-    for place in (Path(wanted), folder / wanted):
-        found = found or ([place] if (place / REST).is_file() else checkpoints(place))
-    if found:
-        return found[-1]
-    if wanted == "latest":
-        logger.warning("There is no checkpoint in %s yet: starting anew.", folder)
+    matches = checkpoints(folder) if name == "latest" else []
+    for path in (Path(name), folder / name):
+        matches = matches or ([path] if (path / REST).is_file() else checkpoints(path))
+    if matches:
+        return matches[-1]
+    if name == "latest":
+        logger.warning("There is no checkpoint in %s yet: starting a new run.", folder)
         return None
     raise AdapterFileError(
-        f"There is no checkpoint {wanted}: name one for --resume_from_checkpoint, or write latest for the newest in "
+        f"There is no checkpoint {name}: give the name of one to --resume_from_checkpoint, or latest for the newest in "
         f"{folder}."
     )
 
 
-def remove_superfluous(folder: Path, identity: Mapping[str, Any], limit: int | None, newest: Path) -> None:
-    """Remove checkpoints of other runs; keep ``limit`` of this one: the newest, and those of the latest steps."""
-    own: list[Path] = []
+def prune_checkpoints(folder: Path, fingerprint: Mapping[str, Any], limit: int | None, newest: Path) -> None:
+    """Remove checkpoints of other runs; keep ``limit`` of this run: the newest, and those of the latest steps."""
+    same_run: list[Path] = []
     for path in checkpoints(folder):
         try:
-            of_this_run = read_progress(path)[1] == identity
+            is_same = read_progress(path)[1] == fingerprint
         except AdapterFileError:
-            continue  # damaged, and perhaps of use to somebody
-        if of_this_run:
-            own.append(path)
+            continue  # damaged, but perhaps of use to somebody
+        if is_same:
+            same_run.append(path)
         else:
             remove_folder(path)
-    own.sort(key=newest.__eq__)  # it may be of an earlier step than others, after going back
-    for path in own[:-limit] if limit else ():
+    same_run.sort(key=newest.__eq__)  # a resumed run may save an earlier step than existing checkpoints have
+    for path in same_run[:-limit] if limit else ():
         remove_folder(path)

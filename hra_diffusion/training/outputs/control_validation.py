@@ -1,4 +1,4 @@
-"""Looking at a control: condition, the base's image, the controlled one and, of pairs, the real one."""
+"""Validation images of a control: condition, base image, controlled image and, for pairs, the real image."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,51 +8,53 @@ from PIL import Image
 
 from hra_diffusion.control import Control
 from hra_diffusion.formats.contact_sheet import contact_sheet
-from hra_diffusion.pipelines import generate_image, disable_hra
+from hra_diffusion.pipelines import disable_hra, generate_image
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlValidation:
-    """What is drawn: a row for each condition."""
+    """Images of a control: a row for each condition. Methods: see ``validation.Validation``."""
 
     control: Control
     prompts: Sequence[str]
     conditions: Sequence[Image.Image]
-    """Annotated already, of the size that is drawn."""
+    """Annotations, of the size of the generated images."""
     real: Sequence[Image.Image] = ()
-    """Of the same size, where there are any."""
+    """Real images of the same size, if any."""
     seed: int
-    """Of the first; the others have the next ones."""
+    """Seed of the first image; the next images have the next seeds."""
     options: dict[str, Any]
-    """What the pipeline is told."""
+    """Options of the pipeline's call."""
     rows: list[list[Image.Image]] = field(default_factory=list)
-    """What has been drawn."""
+    """Conditions, generated and real images."""
 
     @property
-    def total(self) -> int:
-        """Number of images."""
+    def num_images(self) -> int:
+        """Number of generated images in the comparison."""
         return 2 * len(self.prompts)
 
-    def draw(self, pipe: Any) -> Iterator[int]:
-        """Draw with a pipeline that has the control's adapter; yields how many images are done."""
+    def generate_comparison(self, pipe: Pipeline) -> Iterator[int]:
+        """Generate images without and with the control; yield the number of images so far."""
         self.rows.clear()
-        for at, prompt in enumerate(self.prompts):
+        for index, prompt in enumerate(self.prompts):
             with disable_hra(pipe):
-                base = generate_image(pipe, prompt, self.seed + at, **self.options)
-            yield 2 * at + 1
-            self.rows.append([self.conditions[at], base, self._controlled(pipe, at), *self.real[at : at + 1]])
-            yield 2 * at + 2
+                base = generate_image(pipe, prompt, self.seed + index, **self.options)
+            yield 2 * index + 1
+            controlled = self._generate(pipe, index)
+            self.rows.append([self.conditions[index], base, controlled, *self.real[index : index + 1]])
+            yield 2 * index + 2
 
-    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
-        """Draw with the control alone; yields each image with its prompt and seed."""
-        for at, prompt in enumerate(self.prompts):
-            yield prompt, self.seed + at, self._controlled(pipe, at)
+    def generate_adapted(self, pipe: Pipeline) -> Iterator[tuple[str, int, Image.Image]]:
+        """Generate images with the control only; yield each image as (prompt, seed, image)."""
+        for index, prompt in enumerate(self.prompts):
+            yield prompt, self.seed + index, self._generate(pipe, index)
 
-    def sheet(self) -> Image.Image:
-        """Put the images on one labeled sheet."""
+    def comparison_sheet(self) -> Image.Image:
+        """Return the images of :meth:`generate_comparison` on one labeled sheet."""
         columns = ["condition", "base", "controlled", "real"]
         return contact_sheet(self.rows, self.prompts, columns[: len(self.rows[0])])
 
-    def _controlled(self, pipe: Any, at: int) -> Image.Image:
-        with self.control.guiding(pipe, self.conditions[at], annotated=True):
-            return generate_image(pipe, self.prompts[at], self.seed + at, **self.options)
+    def _generate(self, pipe: Pipeline, index: int) -> Image.Image:
+        with self.control.guiding(pipe, self.conditions[index], annotated=True):
+            return generate_image(pipe, self.prompts[index], self.seed + index, **self.options)

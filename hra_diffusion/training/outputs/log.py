@@ -1,4 +1,4 @@
-"""log.jsonl: one complete line a step record, in the file as soon as it is written."""
+"""log.jsonl: one JSON line per step record, flushed at once."""
 
 import json
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from hra_diffusion.training.loop.steps import StepRecord
 
 
 class Log:
-    """The log of a run, to be used in a ``with`` block."""
+    """The log of a run, to use in a ``with`` block."""
 
     def __init__(self, path: Path, start: bytes = b"") -> None:
-        """Begin the file anew, with the lines of the steps that are done.
+        """Create or replace the file, with the lines of earlier steps.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         self.path = path
-        write_file(path, lambda place: place.write_bytes(start))
+        write_file(path, lambda new: new.write_bytes(start))
         self._file = path.open("ab", buffering=0)
 
     def write(self, record: StepRecord) -> None:
@@ -33,10 +33,6 @@ class Log:
         with writing(self.path):
             self._file.write(json.dumps(_finite(asdict(record)), allow_nan=False).encode() + b"\n")
 
-    def read(self) -> bytes:
-        """Return what has been written."""
-        return self.path.read_bytes()
-
     def __enter__(self) -> "Log":
         return self
 
@@ -45,15 +41,18 @@ class Log:
 
 
 def read_log(path: Path) -> list[StepRecord]:
-    """Read the records of a log; numbers that were not finite are not known any more: NaN."""
+    """Read the records of a log; NaN and infinite numbers are read as NaN."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return [StepRecord(**_each(json.loads(line), lambda value: nan if value is None else value)) for line in lines]
+    return [
+        StepRecord(**_map_values(json.loads(line), lambda value: nan if value is None else value)) for line in lines
+    ]
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
-    """Write null for what JSON has no number for: in half precision, the first steps' gradients may overflow."""
-    return _each(values, lambda value: value if isfinite(value) else None)
+    """Replace NaN and infinity, which JSON lacks, by None: gradients of first steps may overflow in half precision."""
+    return _map_values(values, lambda value: value if isfinite(value) else None)
 
 
-def _each(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
-    return {key: _each(each, change) if isinstance(each, dict) else change(each) for key, each in values.items()}
+def _map_values(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Apply a function to the values of nested dicts."""
+    return {k: _map_values(value, change) if isinstance(value, dict) else change(value) for k, value in values.items()}

@@ -1,19 +1,20 @@
-"""Would going on from a checkpoint give the run that began it? What decides is compared: settings, images, model.
+"""Fingerprints: a checkpoint resumes only a run with the same settings, images and model.
 
-Images and the model count by content, so that folders may move. Settings that change what is shown, saved or how
-long the run is, but no step of it, are free.
+Images and the model are compared by content, so that folders may move. Settings without effect on the steps are free:
+those of validation, of saving, and the number of steps.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.text import shorten
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.training.outputs.checkpoint import read_progress
+from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.file import flat_values
-from hra_diffusion.training.outputs.model_digest import model_digest
+from hra_diffusion.training.model_digest import model_digest
+from hra_diffusion.training.outputs.checkpoint import read_progress
 
 FREE = frozenset(
     {
@@ -31,7 +32,7 @@ FREE = frozenset(
         "output_dir",
         "max_train_steps",
         "num_train_epochs",
-        "train_batch_size",  # counts over all devices
+        "train_batch_size",  # compared over all devices, below
         "gradient_checkpointing",
         "checkpointing_steps",
         "checkpoints_total_limit",
@@ -50,22 +51,22 @@ FREE = frozenset(
 FREE_WITHOUT_PRIOR = frozenset(
     {"class_prompt", "num_class_images", "prior_loss_weight", "prior_target", "num_inference_steps", "guidance_scale"}
 )
-"""Settings that make the images of the class, and no step where there are none."""
+"""Settings of the class images, which have no effect without prior preservation."""
 
 
-def identity(config: TrainingConfig, images: Mapping[str, str], pipe: Any, processes: int) -> dict[str, Any]:
-    """Collect what makes a run this one and no other, as JSON has it.
+def fingerprint(config: TrainingConfig, images: Mapping[str, str], pipe: Pipeline, processes: int) -> dict[str, Any]:
+    """Return the settings, images and model of a run, as JSON.
 
     Args:
-        config: its settings, with everything filled in.
-        images: a digest of each image that is trained on and of its caption, by name.
-        pipe: its pipeline; frozen weights tell the model.
-        processes: how many take part.
+        config: the run's complete settings.
+        images: a digest of each training image with its caption, by name.
+        pipe: the run's pipeline; its frozen weights identify the model.
+        processes: number of processes of the run.
     """
     settings = flat_values(config)
-    draws = isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation
-    free = FREE if draws else FREE | FREE_WITHOUT_PRIOR
-    return {
+    has_prior = isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation
+    free = FREE if has_prior else FREE | FREE_WITHOUT_PRIOR
+    return {  # "pictures" is the key of the images in checkpoint files
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
         "pictures": dict(images),
@@ -73,33 +74,36 @@ def identity(config: TrainingConfig, images: Mapping[str, str], pipe: Any, proce
     }
 
 
-def check_same_run(checkpoint: Path, now: Mapping[str, Any], total_steps: int) -> None:
-    """Compare the identity in a checkpoint with this run's, which has a number of steps.
+def check_fingerprint(checkpoint: Path, fingerprint: Mapping[str, Any], total_steps: int) -> None:
+    """Compare a run's fingerprint and number of steps with those of a checkpoint.
 
     Raises:
-        ConfigError: they differ, and the message names what does; or the checkpoint is of a later step.
+        ConfigError: they differ, or the checkpoint is of a later step; the message names the differences.
         AdapterFileError: the checkpoint is damaged.
     """
-    done, then = read_progress(checkpoint)
-    if lacking := sorted(now.keys() - then.keys()):
-        raise AdapterFileError(f"The checkpoint {checkpoint} is damaged: it does not say its {', '.join(lacking)}.")
-    before, here = then["settings"], now["settings"]
+    step, saved = read_progress(checkpoint)
+    if missing := sorted(fingerprint.keys() - saved.keys()):
+        names = ", ".join(missing).replace("pictures", "images")
+        raise AdapterFileError(f"The checkpoint {checkpoint} is damaged: it lacks its {names}.")
+    before, now = saved["settings"], fingerprint["settings"]
     differences = [
-        f"--{name} was {before[name]} and is {here[name]}"
-        for name in sorted(before.keys() & here.keys())
-        if before[name] != here[name]
+        f"--{name} was {before[name]} and is {now[name]}"
+        for name in sorted(before.keys() & now.keys())
+        if before[name] != now[name]
     ]
-    if changed := sorted({name for name, _ in then["pictures"].items() ^ now["pictures"].items()}):
+    if changed := sorted({name for name, _ in saved["pictures"].items() ^ fingerprint["pictures"].items()}):
         differences.append(f"other images or captions: {shorten(changed)}")
-    if then["model"] != now["model"]:
+    if saved["model"] != fingerprint["model"]:
         differences.append("another base model")
     if differences:
         raise ConfigError(
-            f"{checkpoint} belongs to another run ({'; '.join(differences)}): go on with what it was made with, "
-            "or start anew without --resume_from_checkpoint."
+            f"{checkpoint} belongs to another run ({'; '.join(differences)}): resume with the settings and images of "
+            "that run, or start a new run without --resume_from_checkpoint."
         )
-    if done > total_steps:
-        raise ConfigError(f"{checkpoint} has done {done} steps: set --max_train_steps, now {total_steps}, at least so.")
+    if step > total_steps:
+        raise ConfigError(
+            f"{checkpoint} is of step {step}, and --max_train_steps is {total_steps}: set it to {step} or more."
+        )
 
 
 def _as_json(value: object) -> object:

@@ -1,4 +1,4 @@
-"""Numbers and images of a run, sent to where they are looked at: accelerate's trackers, or nowhere."""
+"""Experiment tracking: a run's measurements and images in TensorBoard, Weights & Biases or Trackio."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,16 +23,16 @@ _INSTALLED = {
 
 
 def choose_tracker(report_to: str | None) -> str | None:
-    """Return the tracker that --report_to means; when it says nothing, TensorBoard where it is installed.
+    """Return the tracker of --report_to; by default TensorBoard if it is installed, else None.
 
     Raises:
-        ConfigError: what was asked for is not installed.
+        ConfigError: the tracker is not installed.
     """
     if report_to == "none":
         return None
-    wanted = report_to or "tensorboard"
-    if _INSTALLED[wanted]():
-        return wanted
+    name = report_to or "tensorboard"
+    if _INSTALLED[name]():
+        return name
     if report_to:
         raise ConfigError(
             f"--report_to is {report_to}, which is not installed: pip install {report_to}, or pass --report_to none."
@@ -41,13 +41,13 @@ def choose_tracker(report_to: str | None) -> str | None:
 
 
 class Tracker:
-    """One of accelerate's trackers, or none."""
+    """A tracker of accelerate, or none."""
 
     def __init__(self, tracker: Any = None) -> None:
         self._tracker = tracker
 
     def log(self, record: StepRecord) -> None:
-        """Send the numbers of a step."""
+        """Log the measurements of a step."""
         if self._tracker:
             values = {"loss": record.loss, "penalty": record.penalty, "gradient norm": record.gradient_norm}
             values |= {f"loss/{name}": loss for name, loss in record.losses.items()}
@@ -55,36 +55,39 @@ class Tracker:
             self._tracker.log(values, step=record.step)
 
     def log_images(self, images: Mapping[str, Sequence[Image.Image]], step: int) -> None:
-        """Send images by prompt, where the tracker takes some."""
+        """Log images by prompt, if the tracker supports images."""
         if hasattr(self._tracker, "log_images"):
-            arrays = {name: np.stack(images) for name, images in images.items()}
-            layout = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
-            self._tracker.log_images(arrays, step=step, **layout)
+            arrays = {prompt: np.stack([np.asarray(image) for image in group]) for prompt, group in images.items()}
+            options = {"dataformats": "NHWC"} if self._tracker.name == "tensorboard" else {}
+            self._tracker.log_images(arrays, step=step, **options)
 
 
 @contextmanager
-def tracking(name: str | None, folder: Path, config: TrainingConfig, done: int) -> Iterator[Tracker]:
+def open_tracker(name: str | None, folder: Path, config: TrainingConfig, initial_global_step: int) -> Iterator[Tracker]:
     """Open the tracker of a run for a ``with`` block.
 
     Args:
         name: tensorboard, wandb, trackio, or None.
-        folder: the run's; TensorBoard's files go to ``logs`` there.
-        config: its settings.
-        done: steps done; what TensorBoard has of later ones is of a run that was killed, and goes.
+        folder: the run's folder; TensorBoard writes to its subfolder ``logs``.
+        config: the run's settings.
+        initial_global_step: steps done already; TensorBoard purges later steps, which a killed run has logged.
     """
     if not name:
         yield Tracker()
         return
     kind = LOGGER_TYPE_TO_CLASS[name]
-    options = {"logging_dir": str(folder), "purge_step": done + 1} if kind.requires_logging_directory else {}
-    tracker = kind("logs" if options else folder.resolve().name, **options)
+    if kind.requires_logging_directory:
+        tracker = kind("logs", logging_dir=str(folder), purge_step=initial_global_step + 1)
+    else:
+        tracker = kind(folder.resolve().name)
     tracker.start()
     try:
-        tracker.store_init_configuration(_plain(config))
+        tracker.store_init_configuration(_init_configuration(config))
         yield Tracker(tracker)
     finally:
         tracker.finish()
 
 
-def _plain(config: TrainingConfig) -> dict[str, str | int | float]:
+def _init_configuration(config: TrainingConfig) -> dict[str, str | int | float]:
+    """Return the settings as values that every tracker accepts."""
     return {k: value if isinstance(value, int | float) else str(value) for k, value in flat_values(config).items()}

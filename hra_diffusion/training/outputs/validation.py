@@ -1,6 +1,6 @@
-"""Looking at an adapter: its images of some prompts and seeds, alone or beside those without it (before_after.png).
+"""Validation images: generated with an adapter, alone or beside the base model's images (before_after.png).
 
-Drawing changes nothing: each image has a generator of its own, and no module or random state is touched.
+Generating them does not affect training: each image has its own random generator.
 """
 
 import re
@@ -13,88 +13,91 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contact_sheet import contact_sheet
-from hra_diffusion.pipelines import generate_image, disable_hra
+from hra_diffusion.pipelines import disable_hra, generate_image
+from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import SubjectValidationConfig
 from hra_diffusion.training.data.subjects import Subject
 
 
-class Preview(Protocol):
-    """Images that show what was learned."""
+class Validation(Protocol):
+    """Images to judge an adapter by."""
 
     @property
-    def total(self) -> int:
-        """Number of images."""
+    def num_images(self) -> int:
+        """Number of generated images in the comparison."""
         ...
 
-    def draw(self, pipe: Any) -> Iterator[int]:
-        """Draw with a pipeline that has an adapter, as it is and with it; yields how many images are done."""
+    def generate_comparison(self, pipe: Pipeline) -> Iterator[int]:
+        """Generate images without and with the adapter of a pipeline; yield the number of images so far."""
         ...
 
-    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
-        """Draw with the adapter alone; yields each image with its prompt and seed."""
+    def generate_adapted(self, pipe: Pipeline) -> Iterator[tuple[str, int, Image.Image]]:
+        """Generate images with the adapter only; yield each image as (prompt, seed, image)."""
         ...
 
-    def sheet(self) -> Image.Image:
-        """Put the images on one labeled sheet."""
+    def comparison_sheet(self) -> Image.Image:
+        """Return the images of :meth:`generate_comparison` on one labeled sheet."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectValidation:
-    """Which images are drawn: a row for each prompt, and two columns for each seed.
+    """Images of subjects: a row for each prompt, and two columns for each seed.
 
-    Images are drawn one at a time, so that each is what ``hra-diffusion generate`` draws with its prompt and seed.
+    Images are generated one at a time, so that ``hra-diffusion generate`` gives the same image for a prompt and seed.
     """
 
     prompts: Sequence[str]
     seeds: Sequence[int]
     options: dict[str, Any]
-    """What the pipeline is told."""
+    """Options of the pipeline's call."""
     rows: list[list[Image.Image]] = field(default_factory=list)
-    """What has been drawn."""
+    """The generated images."""
 
     @property
-    def total(self) -> int:
-        """Number of images."""
+    def num_images(self) -> int:
+        """See :class:`Validation`."""
         return 2 * len(self.prompts) * len(self.seeds)
 
-    def draw(self, pipe: Any) -> Iterator[int]:
-        """Draw with a pipeline that has an adapter; yields how many images are done."""
+    def generate_comparison(self, pipe: Pipeline) -> Iterator[int]:
+        """See :class:`Validation`."""
         self.rows.clear()
         for prompt in self.prompts:
             self.rows.append([])
             for seed in self.seeds:
                 for mode in (disable_hra(pipe), nullcontext()):
                     with mode:
-                        self.rows[-1].append(self._image(pipe, prompt, seed))
+                        self.rows[-1].append(self._generate(pipe, prompt, seed))
                     yield sum(map(len, self.rows))
 
-    def draw_adapted(self, pipe: Any) -> Iterator[tuple[str, int, Image.Image]]:
-        """Draw with the adapter alone; yields each image with its prompt and seed."""
+    def generate_adapted(self, pipe: Pipeline) -> Iterator[tuple[str, int, Image.Image]]:
+        """See :class:`Validation`."""
         for prompt in self.prompts:
             for seed in self.seeds:
-                yield prompt, seed, self._image(pipe, prompt, seed)
+                yield prompt, seed, self._generate(pipe, prompt, seed)
 
-    def sheet(self) -> Image.Image:
-        """Put the images on one labeled sheet."""
+    def comparison_sheet(self) -> Image.Image:
+        """See :class:`Validation`."""
         columns = [f"{mode} adapter\nseed {seed}" for seed in self.seeds for mode in ("without", "with")]
         return contact_sheet(self.rows, self.prompts, columns)
 
-    def _image(self, pipe: Any, prompt: str, seed: int) -> Image.Image:
+    def _generate(self, pipe: Pipeline, prompt: str, seed: int) -> Image.Image:
         return generate_image(pipe, prompt, seed, **self.options)
 
 
-def subject_validation(subjects: Sequence[Subject], validation: SubjectValidationConfig, resolution: int, seed: int) -> SubjectValidation:
-    """Fill the prompts of the subjects into the settings' rows; a row of a class goes where there is none.
+def subject_validation(
+    subjects: Sequence[Subject], validation: SubjectValidationConfig, resolution: int, seed: int
+) -> SubjectValidation:
+    """Fill the subjects' prompts into --validation_prompts, without class prompts of subjects that have none.
 
     Raises:
-        ConfigError: a row has another word in braces.
+        ConfigError: a prompt has an unknown word in braces.
     """
     for template in validation.validation_prompts:
         if unknown := set(re.findall(r"\{(\w*)\}", template)) - {"instance_prompt", "class_prompt"}:
             raise ConfigError(
-                f"--validation_prompts has {template!r}, but {{{sorted(unknown)[0]}}} stands for nothing: "
-                "{instance_prompt} and {class_prompt} do."
+                f"--validation_prompts has {template!r}, and {{{sorted(unknown)[0]}}} is unknown: use "
+                "{instance_prompt} or {class_prompt}."
             )
     prompts = [
         template.replace("{instance_prompt}", subject.prompt).replace("{class_prompt}", subject.class_prompt or "")

@@ -1,15 +1,16 @@
-"""Telling models apart by a few bytes: who draws class images, and whose run a checkpoint is of."""
+"""A short digest of a base model, to recognize its class images and checkpoints."""
 
 import hashlib
-from typing import Any
 
 from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
-def model_digest(pipe: Any) -> str:
-    """Digest a pipeline's scheduler and the last weight of each component: training a model changes all of its weights.
+def model_digest(pipe: Pipeline) -> str:
+    """Digest a pipeline's scheduler config and the last weight of each component, without adapters.
 
-    Adapters do not count, and neither do the folder's name or how the scheduler's settings came about.
+    One weight is enough, since training a model changes all of its weights. Neither the folder's name nor the
+    scheduler config's private entries count.
     """
     settings = {name: value for name, value in pipe.scheduler.config.items() if not name.startswith("_")}
     digest = hashlib.blake2b(repr(sorted(settings.items())).encode(), digest_size=8)
