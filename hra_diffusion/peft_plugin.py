@@ -3,10 +3,9 @@
 >>> from hra_diffusion import peft_plugin
 >>> peft_plugin.enable()
 
-From then on every HRA layer of PEFT, made before or after, in `get_peft_model` or in diffusers' `add_adapter`, runs the
-compact WY kernel instead of forming d × d matrices, takes convolutions of any shape, survives zero columns, merges and
-unmerges bit by bit, and has a scale: the strength along the geodesic, which diffusers' `set_adapters` sets.
-`disable()` gives PEFT its own methods back.
+All HRA layers of PEFT, old and new ones, from `get_peft_model` or diffusers' `add_adapter`, then run the compact WY
+kernel without d × d matrices, take convolutions of any shape and zero columns, and merge and unmerge bit by bit. Their
+scale is the strength along the geodesic, set by diffusers' `set_adapters`. `disable()` restores PEFT's methods.
 """
 
 import warnings
@@ -21,13 +20,14 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from hra_diffusion.adapter import HRAConv2d, HRALayer, HRALinear
+from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.adapter.mixture import Mixture
 
 _originals: dict[tuple[type, str], Any] = {}
 
 
 def enable() -> None:
-    """Let PEFT's HRA layers use this project's forward, merge and scale; a second call changes nothing."""
+    """Replace forward, merge and scale of PEFT's HRA layers; a second call changes nothing."""
     for owner, methods in _METHODS.items():
         for name, method in methods.items():
             if (owner, name) not in _originals:
@@ -36,7 +36,7 @@ def enable() -> None:
 
 
 def disable() -> None:
-    """Give PEFT's HRA layers their own methods back. What is merged stays merged."""
+    """Restore the methods of PEFT's HRA layers. Merged adapters stay merged."""
     while _originals:
         (owner, name), original = _originals.popitem()
         if original is None:
@@ -45,28 +45,29 @@ def disable() -> None:
             setattr(owner, name, original)
 
 
-class _Twin(HRALayer):
-    """A layer of this project beside one of PEFT's, on the same base layer; the columns are PEFT's."""
-
-    layer: Any
-
-    def __init__(self, layer: Any) -> None:
-        super().__init__(layer.base_layer)
-        object.__setattr__(self, "layer", layer)  # beside the modules: the twin is no part of PEFT's model either
-        self.strengths: dict[str, float] = {}
+class _PeftColumns(ColumnStore):
+    """The columns of a layer of PEFT."""
 
     @property
-    def hra_u(self) -> dict[str, nn.Parameter]:
-        return dict(self.layer.hra_u.items())
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return dict(self._layer.hra_u.items())
 
-    def has(self, name: str) -> bool:
-        return name in self.layer.hra_u
+    def __contains__(self, adapter: str) -> bool:
+        return adapter in self._layer.hra_u
 
-    def own_columns(self, name: str) -> nn.Parameter:
-        return self.layer.hra_u[name]
+    def __getitem__(self, adapter: str) -> nn.Parameter:
+        return self._layer.hra_u[adapter]
 
-    def is_orthonormal(self, name: str) -> bool:
-        return self.layer.hra_apply_GS[name]
+    def is_orthonormal(self, adapter: str) -> bool:
+        return self._layer.hra_apply_GS[adapter]
+
+
+class _Twin(HRALayer):
+    """A layer of this project with the base layer and the columns of a layer of PEFT."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer.base_layer, _PeftColumns(layer))
+        self.strengths: dict[str, float] = {}
 
     def product(self, names: list[str]) -> Mixture:
         return tuple(((name, self.strengths.get(name, 1.0)),) for name in names)
@@ -84,8 +85,8 @@ def _twin(layer: Any) -> _Twin:
     twin = layer.__dict__.get("_hra_twin")
     if twin is None or twin.base_layer is not layer.base_layer:
         twin = (_LinearTwin if isinstance(layer, PeftLinear) else _ConvTwin)(layer)
-        object.__setattr__(layer, "_hra_twin", twin)
-    if twin.merged and not layer.merged:  # unmerged by PEFT, while this was disabled
+        object.__setattr__(layer, "_hra_twin", twin)  # not as a submodule of PEFT's layer
+    if twin.merged and not layer.merged:  # PEFT unmerged it while the plug-in was disabled.
         twin.unmerge()
     return twin
 
@@ -105,7 +106,7 @@ def _forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
     twin = _twin(self)
     names = check_adapters_to_merge(self, adapter_names)
-    if names and self.merged and not twin.merged:  # merged by PEFT, before this was enabled
+    if names and self.merged and not twin.merged:  # PEFT merged them before the plug-in was enabled.
         names = [*self.merged_adapters, *names]
         _unmerge(self)
     for name in names:
@@ -122,7 +123,7 @@ def _merge(self: Any, safe_merge: bool = False, adapter_names: list[str] | None 
 def _unmerge(self: Any) -> None:
     twin = _twin(self)
     if self.merged and not twin.merged:
-        _originals[type(self), "unmerge"](self)  # merged by PEFT, before this was enabled
+        _originals[type(self), "unmerge"](self)  # PEFT merged them before the plug-in was enabled.
     elif self.merged:
         twin.unmerge()
         self.merged_adapters.clear()
@@ -143,7 +144,7 @@ def _scale_layer(self: Any, scale: float) -> None:
 
 
 def _unscale_layer(self: Any, scale: float | None = None) -> None:
-    """Divide the strength of the active adapters, or set it to one."""
+    """Divide the strength of the active adapters, or set it to 1."""
     for name in self.active_adapters:
         self.set_scale(name, 1.0 if scale is None else _twin(self).strengths.get(name, 1.0) / scale)
 

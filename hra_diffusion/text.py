@@ -1,4 +1,4 @@
-"""Text of messages: the first few of many names, and the nearest known name."""
+"""Text of messages: shortened lists, and the nearest known name."""
 
 import difflib
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ def shorten(items: Iterable[str], limit: int = 8) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return ``": did you mean 'x'?"`` for the nearest known name, or a list of all names where none is near."""
+    """Return ``": did you mean 'x'?"`` for the nearest known name, or a list of all names if none is near."""
     known = list(known)
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known))}."
+    return f": did you mean {match[0]!r}?" if match else f"; known are {', '.join(sorted(known)) or 'none'}."

@@ -3,6 +3,6 @@
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import HRAConv2d, HRALinear
-from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.adapter.model import AdaptedModel
 
-__all__ = ["HRAConfig", "HRAConv2d", "HRALayer", "HRALinear", "HRAModel"]
+__all__ = ["AdaptedModel", "HRAConfig", "HRAConv2d", "HRALayer", "HRALinear"]

@@ -1,4 +1,4 @@
-"""Adapters in a model: where their parts are, how these get in and out, and what they start with."""
+"""Injection of adapters into a model, and their removal."""
 
 import copy
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.adapter.mixture import Acting, blend_together
+from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together
 from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, sort_state
 from hra_diffusion.adapter.targets import find_named, find_targets
 from hra_diffusion.adapter.trained_parts import TrainedBiases, TrainedCopy
@@ -21,12 +21,12 @@ from hra_diffusion.text import shorten
 
 
 class Injection:
-    """The parts of adapters in a model. Putting in and taking out are inverses: base modules are kept as they are.
+    """The parts of all adapters in a model. Adding and removing an adapter are inverses: base modules stay unchanged.
 
     Attributes:
-        model: the model they are in.
-        layers: adapted layers, by the name of the module each stands for.
-        copies: modules with trained copies, by the name of the module each stands for.
+        model: the model.
+        layers: adapted layers, by name of the replaced module.
+        copies: modules with trained copies, by name of the replaced module.
         biases: trained biases, by adapter.
     """
 
@@ -35,7 +35,7 @@ class Injection:
         self.layers: dict[str, HRALayer] = {}
         self.copies: dict[str, TrainedCopy] = {}
         self.biases: dict[str, TrainedBiases] = {}
-        self._homes: dict[str, nn.Module] = {}
+        self._parents: dict[str, nn.Module] = {}
 
     def add(
         self,
@@ -46,12 +46,19 @@ class Injection:
         on_meta: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Put an adapter in: at its start, or with the given tensors. Everything is checked before the first change.
+        """Add an adapter, newly initialized or with given tensors. All checks precede the first change.
+
+        Args:
+            adapter: its name.
+            config: its settings.
+            state_dict: its tensors, by PEFT's names.
+            on_meta: create the columns on the meta device.
+            generator: the source of random columns.
 
         Raises:
             AdapterFileError: the tensors do not fit the model.
             TargetError: the settings do not fit the model.
-            ConfigError: it clashes with another adapter.
+            ConfigError: it conflicts with another adapter.
         """
         with self.ejected() as base:
             state = None if state_dict is None else sort_state(base, config, state_dict)
@@ -59,7 +66,7 @@ class Injection:
             trained = find_named(base, config.modules_to_save or ())
             layers = {name: self.layers.get(name) or wrap(name, base.get_submodule(name)) for name in names}
             copies = {name: copy.deepcopy(base.get_submodule(name)) for name in trained}
-            _check_apart({**self.layers, **layers}, {**self.copies, **copies})
+            _check_disjoint({**self.layers, **layers}, {**self.copies, **copies})
             biases = TrainedBiases(_biases(base, config, names, trained))
         if state is None:
             starts = {name: start_columns(layer, config, on_meta, generator) for name, layer in layers.items()}
@@ -71,144 +78,149 @@ class Injection:
                 module.load_state_dict(state.copies[name])
             biases.load(state.biases)
         for name, (columns, anchor) in starts.items():
-            layers[name].put_adapter(adapter, columns, anchor=anchor, orthonormal=config.apply_GS)
-            self._place(name, layers[name])
+            layers[name].columns.put(adapter, columns, anchor=anchor, orthonormal=config.apply_GS)
+            self._set_submodule(name, layers[name])
         self.layers |= layers
         for name, module in copies.items():
             self.copies[name] = self.copies.get(name) or TrainedCopy(self.model.get_submodule(name))
             self.copies[name].put_copy(adapter, module)
-            self._place(name, self.copies[name])
+            self._set_submodule(name, self.copies[name])
         self.biases[adapter] = biases
 
     def swap(self, adapter: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
-        """Overwrite an adapter's columns with another's, of the same or a lower rank.
+        """Overwrite an adapter's columns with those of another adapter, of the same or a lower rank.
 
         Raises:
-            AdapterFileError: they do not fit.
+            AdapterFileError: the tensors do not fit.
         """
-        slots = {name: layer for name, layer in self.layers.items() if layer.has(adapter)}
+        slots = {name: layer for name, layer in self.layers.items() if adapter in layer.columns}
         with self.ejected() as base:
             state = sort_state(base, config, state_dict)
         check_columns({name: slots[name] for name in state.columns if name in slots}, config, state.columns)
-        room = min(layer.own_columns(adapter).shape[1] for layer in slots.values())
-        unplaced = [name for name in state.columns if name not in slots]
-        more = config.bias != "none" or config.modules_to_save or self.biases[adapter].parameters
-        if unplaced or config.r > room or more:
+        room = min(layer.columns[adapter].shape[1] for layer in slots.values())
+        unknown = [name for name in state.columns if name not in slots]
+        trains_base = config.bias != "none" or config.modules_to_save or self.biases[adapter].parameters
+        if unknown or config.r > room or trains_base:
             raise AdapterFileError(
                 f"The adapter cannot be swapped for {adapter!r}: its rank is {config.r} of at most {room}, "
-                f"{len(unplaced)} of its layers are not adapted here ({shorten(unplaced) or '–'}), and biases or "
-                "modules trained whole cannot be swapped. Load it as an adapter of its own."
+                f"{len(unknown)} of its layers are not adapted in the model ({shorten(unknown) or '–'}), and biases or "
+                "modules_to_save cannot be swapped. Load it as a separate adapter."
             )
         for name, layer in slots.items():
             columns = state.columns.get(name, torch.zeros(layer.unfolded_size, 0))
             if config.apply_GS and name in state.columns:
                 columns = orthonormal_columns(columns.float())
-            layer.overwrite_adapter(adapter, columns)
+            layer.columns.overwrite(adapter, columns)
 
     def pad(self, adapter: str, rank: int) -> None:
-        """Make an adapter's chains plain, and fill them up to `rank` columns with identities."""
+        """Apply Gram–Schmidt to an adapter's columns once and for all, and append zero columns up to `rank`."""
         for layer in self.layers.values():
-            if layer.has(adapter):
-                columns = layer.chain_columns(adapter)
-                layer.drop_adapter(adapter)
-                layer.put_adapter(adapter, nn.functional.pad(columns, (0, rank - columns.shape[1])))
+            if adapter in layer.columns:
+                columns = layer.columns.chain(adapter)
+                layer.columns.remove(adapter)
+                layer.columns.put(adapter, nn.functional.pad(columns, (0, rank - columns.shape[1])))
 
-    def drop(self, adapter: str) -> None:
-        """Take an adapter out; modules that no adapter is left in are put back."""
-        self.biases.pop(adapter).act(False)
+    def remove(self, adapter: str) -> None:
+        """Remove an adapter, and restore modules without any adapter left."""
+        self.biases.pop(adapter).activate(False)
         for name, layer in list(self.layers.items()):
-            layer.drop_adapter(adapter)
+            layer.columns.remove(adapter)
             if not layer.hra_u:
-                self._place(name, self.layers.pop(name).base_layer)
+                self._set_submodule(name, self.layers.pop(name).base_layer)
         for name, wrapper in list(self.copies.items()):
-            wrapper.drop_copy(adapter)
+            wrapper.remove_copy(adapter)
             if not wrapper.copies:
-                self._place(name, self.copies.pop(name).base_layer)
+                self._set_submodule(name, self.copies.pop(name).base_layer)
 
     @contextmanager
     def ejected(self) -> Generator[nn.Module]:
-        """Give the model without its adapters' wrappers and biases within a `with` block."""
+        """Yield the model without its adapters' wrappers and biases within a `with` block."""
         wrappers = {**self.layers, **self.copies}
-        trained = [biases for biases in self.biases.values() if biases.acting]
+        trained = [biases for biases in self.biases.values() if biases.active]
         for biases in trained:
-            biases.act(False)
+            biases.activate(False)
         for name, wrapper in wrappers.items():
-            self._place(name, wrapper.base_layer)
+            self._set_submodule(name, wrapper.base_layer)
         try:
             yield self.model
         finally:
             for name, wrapper in wrappers.items():
-                self._place(name, wrapper)
+                self._set_submodule(name, wrapper)
             for biases in trained:
-                biases.act(True)
+                biases.activate(True)
 
-    def act(self, acting: Acting) -> None:
-        """Let adapters' reflections act, and compute the blends that takes.
+    def activate(self, active: ActiveAdapters) -> None:
+        """Activate the chains of some adapters, and compute their blends.
 
         Raises:
-            ConfigError: a blend cannot be had.
+            ConfigError: a blend has an adapter of odd rank.
         """
         for layer in self.layers.values():
-            layer.mixture, layer.enabled = acting.mixture, acting.enabled
-        blend_together((layer, blend) for layer in self.layers.values() for blend in layer.stale(layer.blends()))
+            layer.mixture, layer.enabled = active.mixture, active.enabled
+        caches = [layer.blends for layer in self.layers.values()]
+        blend_together((cache, blend) for cache in caches for blend in cache.stale(active.mixture, active.mixture))
 
-    def answer(self, adapters: Sequence[str]) -> None:
-        """Let the biases of some adapters act, and the modules that they train whole, of the first that has a copy."""
+    def activate_trained_modules(self, adapters: Sequence[str]) -> None:
+        """Activate the trained biases of some adapters, and the first trained copy of each module."""
         for wrapper in self.copies.values():
-            wrapper.acting = next((name for name in adapters if name in wrapper.copies), None)
+            wrapper.active = next((name for name in adapters if name in wrapper.copies), None)
         for name, biases in self.biases.items():
-            biases.act(name in adapters)
+            biases.activate(name in adapters)
 
-    def remove(self, *, keep_trained: bool) -> None:
-        """Take all adapters out, but leave weights as they are; so, too, trained parts if they are to be kept."""
+    def remove_all(self, *, keep_trained: bool) -> None:
+        """Remove all adapters; merged weights stay, and active biases and copies with `keep_trained`."""
         for biases in self.biases.values():
-            biases.act(keep_trained and biases.acting)
+            biases.activate(keep_trained and biases.active)
         for name, wrapper in {**self.layers, **self.copies}.items():
-            kept = wrapper.answering if keep_trained and isinstance(wrapper, TrainedCopy) else wrapper.base_layer
-            self._place(name, kept)
-        self.layers, self.copies, self.biases, self._homes = {}, {}, {}, {}
+            kept = wrapper.active_module if keep_trained and isinstance(wrapper, TrainedCopy) else wrapper.base_layer
+            self._set_submodule(name, kept)
+        self.layers, self.copies, self.biases, self._parents = {}, {}, {}, {}
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
-        """Return an adapter's tensors as those of a plain chain of `config.r` columns."""
+        """Return an adapter's tensors: columns of a plain chain of rank `config.r`, biases and copies."""
         columns = {
-            name: layer.chain_columns(adapter)[:, : config.r]
+            name: layer.columns.chain(adapter)[:, : config.r]
             for name, layer in self.layers.items()
-            if layer.has(adapter)
+            if adapter in layer.columns
         }
-        copies = {n: each.copies[adapter].state_dict() for n, each in self.copies.items() if adapter in each.copies}
+        copies = {
+            name: wrapper.copies[adapter].state_dict()
+            for name, wrapper in self.copies.items()
+            if adapter in wrapper.copies
+        }
         return AdapterState(columns, self.biases[adapter].trained(), copies)
 
     def trained_parameters(self, adapter: str) -> Generator[nn.Parameter]:
-        """Parameters that training an adapter changes."""
+        """Yield the trainable parameters of an adapter."""
         for layer in self.layers.values():
-            if layer.has(adapter):
-                yield layer.own_columns(adapter)
+            if adapter in layer.columns:
+                yield layer.columns[adapter]
         for wrapper in self.copies.values():
             if adapter in wrapper.copies:
                 yield from wrapper.copies[adapter].parameters()
         yield from self.biases[adapter].parameters.values()
 
-    def _place(self, name: str, module: nn.Module) -> None:
-        """Put a module in the place of that name; its parent is looked up only once, for models are deep."""
+    def _set_submodule(self, name: str, module: nn.Module) -> None:
+        """Replace the submodule of a name. Parents are looked up once: models are deep."""
         parent, _, child = name.rpartition(".")
-        if name not in self._homes:
-            self._homes[name] = self.model.get_submodule(parent)
-        setattr(self._homes[name], child, module)
+        if name not in self._parents:
+            self._parents[name] = self.model.get_submodule(parent)
+        setattr(self._parents[name], child, module)
 
 
 def start_columns(
     layer: HRALayer, config: HRAConfig, on_meta: bool, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Columns an adapter starts a layer with, and their anchor: together the identity, unless r is odd.
+    """Return initial columns and their anchor: together the identity, unless r is odd.
 
     Raises:
-        ConfigError: more columns are to be orthogonal than there are dimensions.
+        ConfigError: apply_GS is set and r exceeds the layer's inputs.
     """
     d, r = layer.unfolded_size, config.r
     if config.apply_GS and r > d:
         raise ConfigError(f"At most {d} columns can be orthogonal in a layer of {d} inputs; apply_GS has r = {r}.")
     anchored = config.apply_GS and config.init_weights
-    if on_meta or layer.base_device.type == "meta":
+    if on_meta or layer.columns.device.type == "meta":
         columns = torch.empty(d, r, device="meta")
         return columns, torch.empty_like(columns) if anchored else None
     start = paired_columns if config.init_weights and not config.apply_GS else random_columns
@@ -216,19 +228,19 @@ def start_columns(
     return columns, orthonormal_columns(columns) if anchored else None
 
 
-def _check_apart(layers: Iterable[str], copies: Iterable[str]) -> None:
-    """Check that no module is both adapted and, itself or within another, trained whole."""
+def _check_disjoint(layers: Iterable[str], copies: Iterable[str]) -> None:
+    """Check that modules_to_save contain no adapted module."""
     names = list(layers)
     for copied in copies:
-        if clash := [name for name in names if name == copied or name.startswith(f"{copied}.")]:
-            raise ConfigError(f"{clash[0]!r} cannot be adapted while an adapter trains {copied!r} whole.")
+        if adapted := [name for name in names if name == copied or name.startswith(f"{copied}.")]:
+            raise ConfigError(f"{adapted[0]!r} cannot be adapted and trained whole: modules_to_save has {copied!r}.")
 
 
 def _biases(
     base: nn.Module, config: HRAConfig, adapted: Iterable[str], trained: Iterable[str]
 ) -> dict[str, nn.Parameter]:
-    """Biases that an adapter trains where they are, by name: not those of modules that it trains whole."""
+    """Return the biases that an adapter trains in place, by name, outside of modules_to_save."""
     within = tuple(f"{name}." for name in trained)
-    found = {name: p for name, p in base.named_parameters() if name.split(".")[-1] == "bias"}
-    wanted = {"all": found.keys(), "hra_only": {f"{name}.bias" for name in adapted}, "none": set[str]()}[config.bias]
-    return {name: p for name, p in found.items() if name in wanted and not name.startswith(within)}
+    biases = {name: p for name, p in base.named_parameters() if name.split(".")[-1] == "bias"}
+    wanted = {"all": biases.keys(), "hra_only": {f"{name}.bias" for name in adapted}, "none": set[str]()}[config.bias]
+    return {name: p for name, p in biases.items() if name in wanted and not name.startswith(within)}

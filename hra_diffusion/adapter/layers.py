@@ -1,4 +1,4 @@
-"""Adapted layers by the kind of their base layer."""
+"""Adapted linear layers and convolutions."""
 
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
@@ -10,16 +10,16 @@ from hra_diffusion.householder.compact_wy import factor, full_precision
 
 
 class HRALinear(HRALayer):
-    """A linear layer, of any kind that can be called with (*, d), behind a chain of reflections."""
+    """A linear layer behind a chain of reflections; any layer that takes (*, d)."""
 
     @property
-    def turns_input(self) -> bool:
-        """Always."""
+    def reflects_input(self) -> bool:
+        """True."""
         return True
 
     @property
     def unfolded_size(self) -> int:
-        """in_features; transformers' Conv1D has none, and a weight of (in, out)."""
+        """`in_features`; the rows of the weight (in, out) of transformers' Conv1D."""
         size = getattr(self.base_layer, "in_features", None)
         return self.base_layer.weight.shape[0] if size is None else size
 
@@ -28,12 +28,12 @@ class HRALinear(HRALayer):
         return weight if hasattr(self.base_layer, "in_features") else weight.mT
 
     def fold_weight(self, unfolded: Tensor) -> Tensor:
-        """Lay (out, in) out as the base layer does."""
+        """Return (out, in) in the base layer's shape."""
         return self.unfold_weight(unfolded).contiguous()
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
-        """base_layer(H x) for x (*, d), in the precision the base layer computes in."""
-        return self.base_layer(self.reflected(x), *args, **kwargs)
+        """Return base_layer(H x) for x (*, d), in the base layer's compute precision."""
+        return self.base_layer(self.reflect_input(x), *args, **kwargs)
 
 
 class HRAConv2d(HRALayer):
@@ -41,12 +41,12 @@ class HRAConv2d(HRALayer):
 
         conv(x, W H) = conv(x, W) − conv₁ₓ₁(conv(x, Uᵀ), W U T)
 
-    A 1 × 1 convolution is a linear layer over the channels, and only called.
+    A 1 × 1 convolution is treated as a linear layer over the channels.
     """
 
     @property
-    def turns_input(self) -> bool:
-        """Whether it is a linear layer over the channels."""
+    def reflects_input(self) -> bool:
+        """Whether the kernel is 1 × 1: a linear layer over the channels."""
         return self.base_layer.kernel_size == (1, 1)
 
     @property
@@ -64,26 +64,29 @@ class HRAConv2d(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
-        if self.turns_input:
-            rows = self.reflected(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
+        if self.reflects_input:
+            rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
-        columns = self.acting_columns()
+        columns = self.active_columns()
         if columns is None:
             return self.base_layer(x, *args, **kwargs)
         x = x.to(compute_dtype(x))
         with full_precision(x.device):
             U, T = factor(columns.to(x.device), x.dtype)
         filters = self.fold_weight(U.mT)
-        answers = self._answers(filters)
+        responses = self._responses(filters)
         with full_precision(x.device):
-            B = -(answers.to(T.dtype).mT @ T)
+            B = -(responses.to(T.dtype).mT @ T)
         z = self.base_layer._conv_forward(x, filters, None)
         return self.base_layer(x, *args, **kwargs) + conv2d(z, B.to(x.dtype)[..., None, None])
 
-    def _answers(self, patches: Tensor) -> Tensor:
-        """(r, out) for patches (r, in, kh, kw): W times each, by calling the base layer, wherever its weight is.
+    def _responses(self, patches: Tensor) -> Tensor:
+        """Multiply W with patches (r, in, kh, kw) by calling the base layer, wherever its weight is.
 
-        Each patch lies in an otherwise empty image, where an output sees it whole and nothing of the padding.
+        Each patch is put into an image of zeros, where one output sees the whole patch and no padding.
+
+        Returns:
+            The products (r, out).
         """
         base = self.base_layer
         left, _, top, _ = base._reversed_padding_repeated_twice
@@ -96,15 +99,19 @@ class HRAConv2d(HRALayer):
             end = start + dilation * (size - 1) + 1
             outputs.append(output)
             windows.append(slice(start, end, dilation))
-            sizes.append(max(end, padding + 1))  # padding by reflection takes no more than there is
-        images = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # the last stays empty: the bias
+            sizes.append(max(end, padding + 1))  # Padding by reflection needs an image larger than the padding.
+        images = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # The last one gives the bias.
         images[(slice(len(patches)), slice(None), *windows)] = patches
-        answers = base(images)[:, :, outputs[0], outputs[1]]
-        return answers[:-1] - answers[-1]
+        responses = base(images)[:, :, outputs[0], outputs[1]]
+        return responses[:-1] - responses[-1]
 
 
 def wrap(name: str, module: nn.Module) -> HRALayer:
     """Return an adapted layer around a module.
+
+    Args:
+        name: the module's name, for the error.
+        module: a linear layer or a convolution of one group.
 
     Raises:
         TargetError: modules of this type cannot be adapted.
@@ -117,6 +124,6 @@ def wrap(name: str, module: nn.Module) -> HRALayer:
         f"{type(module).__name__} of {module.groups} groups" if isinstance(module, nn.Conv2d) else type(module).__name__
     )
     raise TargetError(
-        f"Cannot adapt {name!r}, a {kind}: only linear layers that are called, and convolutions (Conv2d) of one group "
-        "can be. Choose other target_modules, or name it in exclude_modules."
+        f"Cannot adapt {name!r}, a {kind}: only linear layers that the model calls, and convolutions (Conv2d) of one "
+        "group, can be adapted. Choose other target_modules, or name it in exclude_modules."
     )

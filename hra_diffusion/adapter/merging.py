@@ -1,4 +1,4 @@
-"""Multiplying adapters into the weights of layers."""
+"""Merge adapters into the weights of layers."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,13 @@ from hra_diffusion.text import shorten
 def merge_layers(
     layers: Mapping[str, HRALayer], mixture: Mixture, *, safe_merge: bool = False, progressbar: bool = False
 ) -> None:
-    """Put W H for W into every layer that a mixture's adapters are in, all or none; the others get their own W back.
+    """Merge a mixture into every layer that has one of its adapters, and unmerge the other layers.
+
+    Args:
+        layers: adapted layers by name.
+        mixture: the adapters with their strengths.
+        safe_merge: check first that every merged weight W H is finite.
+        progressbar: show a progress bar.
 
     Raises:
         MergeError: a weight is quantized, or (safe_merge) W H is not finite; nothing is changed.
@@ -24,7 +30,7 @@ def merge_layers(
     weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixture)) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
-        raise MergeError(f"Merging {names} makes weights that are not finite, in {shorten(broken)}.")
+        raise MergeError(f"Merging {names} gives weights that are not finite, in {shorten(broken)}.")
     for name, layer in layers.items():
         if name in weights:
             layer.merge(weights[name], mixture)

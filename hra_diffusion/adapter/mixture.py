@@ -1,98 +1,132 @@
 """Mixtures of adapters: a product of blends, each the geodesic mean of adapters with strengths.
 
-    ((("a", 1.0),), (("b", 0.5),))      H_a · H_b^½, the ordered product
-    ((("a", 0.7), ("b", 0.5)),)         exp(0.7 log H_a + 0.5 log H_b)
-
-Factoring and blending are matters of many small matrices: here they are done for all layers of a shape at once.
+((("a", 1.0),), (("b", 0.5),))      H_a · H_b^½, the ordered product
+((("a", 0.7), ("b", 0.5)),)         exp(0.7 log H_a + 0.5 log H_b), the mean
 """
-
-from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
+from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.householder.geodesic import blend as blend_chains
-
-if TYPE_CHECKING:
-    from hra_diffusion.adapter.layer import HRALayer
 
 Blend = tuple[tuple[str, float], ...]
 Mixture = tuple[Blend, ...]
+Combine = Literal["mean", "product"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Acting:
-    """Which adapters act, and how.
+class ActiveAdapters:
+    """The active adapters of a model, their strengths and their combination.
 
     Attributes:
-        names: the ones that do, in the order of their product.
-        strengths: of all adapters, acting or not.
-        as_mean: blended into one geodesic mean instead of multiplied.
-        enabled: whether they act at all.
-        inference_mode: frozen.
+        names: the active adapters, in the order of their product.
+        strengths: strengths of all adapters, active or not.
+        combine: "mean" for the geodesic mean, "product" for the ordered product.
+        enabled: False for the base model.
+        inference_mode: keep the active adapters frozen.
     """
 
     names: tuple[str, ...] = ()
     strengths: Mapping[str, float] = field(default_factory=dict[str, float])
-    as_mean: bool = False
+    combine: Combine = "product"
     enabled: bool = True
     inference_mode: bool = False
 
     @property
     def mixture(self) -> Mixture:
-        """What the acting adapters make together."""
+        """The mixture of the active adapters."""
         parts = tuple((name, self.strengths[name]) for name in self.names)
-        return (parts,) if self.as_mean else tuple((part,) for part in parts)
+        return (parts,) if self.combine == "mean" else tuple((part,) for part in parts)
 
     def product(self, names: Iterable[str]) -> Mixture:
-        """Return the product of any adapters, with their strengths."""
+        """Return the ordered product of any adapters at their strengths."""
         return tuple(((name, self.strengths[name]),) for name in names)
+
+
+class BlendCache:
+    """Blends of the adapters in one layer, computed once for each change of their columns.
+
+    Args:
+        columns: the columns of the layer's adapters.
+    """
+
+    def __init__(self, columns: ColumnStore) -> None:
+        self._columns = columns
+        self._computed: dict[Blend, tuple[Hashable, Tensor]] = {}
+
+    def mix(self, mixture: Mixture, active: Mixture) -> Tensor | None:
+        """Return the columns (d, Σk) of a mixture; None when the layer has none of its adapters.
+
+        Args:
+            mixture: any mixture.
+            active: the active mixture, whose blends are kept.
+        """
+        if not torch.compiler.is_compiling():  # A compiled model uses the blends computed before its pass.
+            blend_together((self, blend) for blend in self.stale(mixture, active))
+        parts = [
+            self._columns.chain(blend[0][0]) if _is_plain(blend) else self._computed[blend][1]
+            for blend in self._present(mixture)
+        ]
+        return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
+
+    def stale(self, mixture: Mixture, active: Mixture) -> list[Blend]:
+        """List the blends of a mixture that must be computed; forget those of other mixtures."""
+        needed = self._present(mixture)
+        kept = {*needed, *self._present(active)}
+        self._computed = {blend: computed for blend, computed in self._computed.items() if blend in kept}
+        return [
+            blend
+            for blend in needed
+            if not _is_plain(blend) and self._computed.get(blend, (None,))[0] != self._version(blend)
+        ]
+
+    def chains(self, blend: Blend) -> list[Tensor]:
+        """Return the columns (d, k) of each chain in a blend."""
+        return [self._columns.chain(name) for name, _ in blend]
+
+    def keep(self, blend: Blend, columns: Tensor) -> None:
+        """Store the columns of a blend, as constants."""
+        self._computed[blend] = (self._version(blend), columns)
+
+    def _present(self, mixture: Mixture) -> list[Blend]:
+        """List the blends of a mixture without adapters that are absent or have strength 0."""
+        blends = (tuple(part for part in blend if part[1] != 0 and part[0] in self._columns) for blend in mixture)
+        return [blend for blend in blends if blend]
+
+    def _version(self, blend: Blend) -> Hashable:
+        return tuple(self._columns.version(name) for name, _ in blend)
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def blend_together(wanted: Iterable[tuple[HRALayer, Blend]]) -> None:
-    """Compute blends of layers, and leave each with its layer.
+def blend_together(wanted: Iterable[tuple[BlendCache, Blend]]) -> None:
+    """Compute blends of several layers, in one batch for each shape, and store them in their caches.
 
-    Left out, to be computed when they are called: layers whose columns are offloaded.
+    Blends of offloaded columns are skipped: their layers compute them when they are called.
 
     Raises:
         ConfigError: an adapter has an odd rank.
     """
-    alike: defaultdict[Hashable, list[tuple[HRALayer, Blend, list[Tensor]]]] = defaultdict(list)
-    for layer, blend in wanted:
-        chains = [layer.chain_columns(name) for name, _ in blend]
+    batches: defaultdict[Hashable, list[tuple[BlendCache, Blend, list[Tensor]]]] = defaultdict(list)
+    for cache, blend in wanted:
+        chains = cache.chains(blend)
         if any(columns.is_meta for columns in chains):
             continue
         strengths = tuple(strength for _, strength in blend)
-        alike[strengths, tuple((each.shape, each.device) for each in chains)].append((layer, blend, chains))
-    for group in alike.values():
-        chains = [torch.stack(together) for together in zip(*(chains for _, _, chains in group), strict=True)]
-        blended = blend_chains(chains, [strength for _, strength in group[0][1]])
-        for (layer, blend, _), columns in zip(group, blended, strict=True):
-            layer.keep_blended(blend, columns)
+        batches[strengths, tuple((U.shape, U.device) for U in chains)].append((cache, blend, chains))
+    for batch in batches.values():
+        stacks = [torch.stack(chains) for chains in zip(*(chains for _, _, chains in batch), strict=True)]
+        blended = blend_chains(stacks, [strength for _, strength in batch[0][1]])
+        for (cache, blend, _), columns in zip(batch, blended, strict=True):
+            cache.keep(blend, columns)
 
 
-@torch.no_grad()
-def factor_together(layers: Iterable[HRALayer]) -> None:
-    """Factor what acts in each layer ahead of a pass of the whole model, where that is one plain adapter.
-
-    Left out, to be factored when they are called: columns that are sharded or offloaded, and what has several parts.
-    """
-    alike: defaultdict[Hashable, list[tuple[HRALayer, Tensor]]] = defaultdict(list)
-    for layer in layers:
-        layer.ready = None  # of a pass that was interrupted
-        columns = layer.acting_columns()
-        if type(columns) is nn.Parameter and not columns.is_meta and len(columns.shape) == 2 and layer.turns_input:
-            alike[columns.shape, columns.dtype, columns.device, layer.expected_dtype].append((layer, columns))
-    for group in alike.values():
-        with full_precision(group[0][1].device):
-            stacked = factor(torch.stack([columns for _, columns in group]), group[0][0].expected_dtype)
-        for (layer, columns), U, T in zip(group, stacked.U, stacked.T, strict=True):
-            layer.ready = columns, CompactWY(U, T)
+def _is_plain(blend: Blend) -> bool:
+    """Return whether a blend is one adapter at strength 1."""
+    return len(blend) == 1 and blend[0][1] == 1

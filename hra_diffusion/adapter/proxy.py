@@ -1,4 +1,4 @@
-"""A module that wraps a whole model and can stand in its place."""
+"""Stand-in for a whole model."""
 
 import inspect
 from contextlib import AbstractContextManager
@@ -8,39 +8,35 @@ from torch import nn
 
 
 class ModelProxy(nn.Module):
-    """Looks and acts like the model inside.
+    """A wrapper with the attributes and the class of the wrapped model.
 
-    What is not found here is looked up there, and `isinstance` takes this for one of the model's class as well as for
-    what it is: libraries that sort a pipeline's components by class find the model. And whoever saves the model, by
-    whatever way, saves what `ejected` leaves of it.
+    Missing attributes are those of the model, and `isinstance` accepts the model's class, too: libraries that sort the
+    components of a pipeline by class find the model. Every way of saving the model saves the result of `_ejected`.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        # Where a class comes from is read off its instances, too: diffusers writes it into a pipeline's index.
+        # diffusers reads the module of a component's class from the instance, and writes it into a pipeline's index.
         self.__dict__["__module__"] = type(model).__module__
         if callable(getattr(model, "save_pretrained", None)):
-            model.__dict__["save_pretrained"] = self.save_base
+            model.__dict__["save_pretrained"] = self._save_base
 
-    def ejected(self) -> AbstractContextManager[nn.Module]:
-        """Give the model as it is to be saved, within a `with` block."""
+    def _ejected(self) -> AbstractContextManager[nn.Module]:
+        """Yield the model for saving within a `with` block."""
         raise NotImplementedError
 
-    def save_base(self, *args: Any, **kwargs: Any) -> Any:
-        """Save the model by its own save_pretrained, without what was put into it.
-
-        Arguments that are None, or that its save_pretrained does not have, are left out.
-        """
-        with self.ejected() as base:
+    def _save_base(self, *args: Any, **kwargs: Any) -> Any:
+        """Save the bare model by its own save_pretrained, without arguments that are None or unknown to it."""
+        with self._ejected() as base:
             save: Any = getattr(type(base), "save_pretrained")  # noqa: B009 (not the guard on the instance)
             known = inspect.signature(save).parameters
             open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
             kept = {k: v for k, v in kwargs.items() if v is not None and (open_ended or k in known)}
             return save(base, *args, **kept)
 
-    def leave(self) -> None:
-        """Give the model its own save_pretrained back."""
+    def _leave(self) -> None:
+        """Restore the model's own save_pretrained."""
         self.model.__dict__.pop("save_pretrained", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -48,18 +44,18 @@ class ModelProxy(nn.Module):
         return self.model(*args, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        """Move or cast the model, by its own rules."""
+        """Move or cast the model by its own method."""
         self.model.to(*args, **kwargs)
         return self
 
     @property
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The model's class, once there is a model."""
+        """The class of the model."""
         model = self.__dict__.get("_modules", {}).get("model")
         return type(self) if model is None else type(model)
 
     def __getattr__(self, name: str) -> Any:
-        """Look up what is not here in the model."""
+        """Return an attribute of the model."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -68,9 +64,9 @@ class ModelProxy(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle as what this is, not as what it looks like."""
+        """Copy and pickle this object by its real class."""
         return object.__new__, (type(self),), self.__dict__
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        """As `__reduce__`, for any protocol."""
+        """Copy and pickle this object by its real class, for any protocol."""
         return self.__reduce__()

@@ -1,4 +1,4 @@
-"""Parts of the base model that an adapter trains as they are: whole modules, and biases."""
+"""Modules and biases of the base model that an adapter trains in full."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,15 +12,15 @@ _COPY = "trained_"
 
 
 class TrainedCopy(Wrapper):
-    """A frozen module and a trained copy of it for each adapter that has one; the acting adapter's copy answers calls.
+    """A frozen module with one trained copy for each adapter that trains it.
 
     Attributes:
-        acting: name of the adapter whose copy answers; the frozen module does when None.
+        active: name of the adapter whose copy is called; None for the frozen module.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
-        self.acting: str | None = None
+        self.active: str | None = None
 
     @property
     def copies(self) -> dict[str, nn.Module]:
@@ -35,40 +35,43 @@ class TrainedCopy(Wrapper):
         """Add an adapter's copy."""
         self.add_module(_COPY + adapter_name, module)
 
-    def drop_copy(self, adapter_name: str) -> None:
-        """Remove an adapter's copy, if there is one."""
+    def remove_copy(self, adapter_name: str) -> None:
+        """Remove an adapter's copy, if present."""
         self._modules.pop(_COPY + adapter_name, None)
 
     @property
-    def answering(self) -> nn.Module:
-        """The module that answers calls."""
-        return self.base_layer if self.acting is None else self.copies[self.acting]
+    def active_module(self) -> nn.Module:
+        """The copy of the active adapter, or the frozen module."""
+        return self.base_layer if self.active is None else self.copies[self.active]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the answering module."""
-        return self.answering(*args, **kwargs)
+        """Call the active module."""
+        return self.active_module(*args, **kwargs)
 
 
 class TrainedBiases:
-    """Biases of the base model that an adapter trains where they are; the originals are kept aside and change places.
+    """Biases of the base model that an adapter trains in place; the inactive values are kept aside.
 
     Args:
         parameters: the biases by name.
+
+    Attributes:
+        active: whether the parameters hold the trained values instead of the original ones.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
         self.parameters = parameters
-        self.acting = True
+        self.active = True
         self._aside: dict[str, Tensor] = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
-    def act(self, acting: bool) -> None:
-        """Put the trained values in place, or the original ones."""
-        if acting != self.acting:
+    def activate(self, active: bool) -> None:
+        """Put the trained values into the parameters, or the original ones."""
+        if active != self.active:
             for name, parameter in self.parameters.items():
                 present = parameter.data
                 parameter.data = self._aside[name].to(present.device, present.dtype)
                 self._aside[name] = present
-            self.acting = acting
+            self.active = active
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -78,4 +81,4 @@ class TrainedBiases:
 
     def trained(self) -> dict[str, Tensor]:
         """Return the trained values by name."""
-        return {name: p.detach() for name, p in self.parameters.items()} if self.acting else dict(self._aside)
+        return {name: p.detach() for name, p in self.parameters.items()} if self.active else dict(self._aside)

@@ -1,4 +1,4 @@
-"""What stands in a module's place and looks like it."""
+"""Modules that wrap another module and expose its attributes."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Wrapper(nn.Module):
-    """A module in the place of another, which it holds: `base_layer`, the very object, so that it can be put back."""
+    """A wrapper that replaces a module and holds the same object as `base_layer`, to put it back later."""
 
     base_layer: Any
 
@@ -15,11 +15,11 @@ class Wrapper(nn.Module):
         self.base_layer = base_layer
 
     def get_base_layer(self) -> nn.Module:
-        """Stay where PEFT takes its own layers out, which it knows by this name."""
+        """Return this wrapper: PEFT replaces layers that have such a method by its result."""
         return self
 
     def __getattr__(self, name: str) -> Any:
-        """Look like the module inside: `weight`, `bias`, `in_features`, … are its own."""
+        """Return attributes of the base layer, such as `weight`, `bias` and `in_features`."""
         try:
             return super().__getattr__(name)
         except AttributeError:

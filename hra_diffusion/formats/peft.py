@@ -7,7 +7,6 @@ product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before th
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import HRAConfig
-from hra_diffusion.adapter.model import HRAModel
+from hra_diffusion.adapter.model import AdaptedModel, ejected
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
@@ -33,7 +32,7 @@ _CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 TEXT_PREFIX: Final = "text_model."
 
 
-def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "default") -> None:
+def save_adapter(model: AdaptedModel, folder: str | Path, adapter_name: str = "default") -> None:
     """Write one adapter of a model into a folder, as PEFT does.
 
     Raises:
@@ -43,7 +42,7 @@ def save_adapter(model: HRAModel, folder: str | Path, adapter_name: str = "defau
     write_together({Path(folder) / name: data for name, data in adapter_files(model, adapter_name).items()})
 
 
-def adapter_files(model: HRAModel, adapter_name: str = "default") -> dict[str, bytes]:
+def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[str, bytes]:
     """Return the files that hold one adapter of a model, by name.
 
     Raises:
@@ -80,39 +79,10 @@ def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
     return config, _renamed(read_tensors(weights), lambda name: name.removeprefix(_PREFIX))
 
 
-def load_adapter(
-    model: nn.Module,
-    folder: str | Path,
-    adapter_name: str = "default",
-    is_trainable: bool = False,
-    *,
-    subfolder: str | None = None,
-    **hub: Any,
-) -> HRAModel:
-    """Read an adapter folder, or one from the Hugging Face hub, into a model.
-
-    Args:
-        model: any module, or an HRAModel, which gets one more adapter.
-        folder: a folder, or the id of a repository on the hub.
-        adapter_name: what to call the adapter here.
-        is_trainable: whether it is to train.
-        subfolder: where in `folder` the adapter is.
-        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
-
-    Raises:
-        AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
-    """
-    config, tensors = read_for(model, local_folder(folder, subfolder, FILES, **hub), is_trainable)
-    if not isinstance(model, HRAModel):
-        return HRAModel(model, config, adapter_name, state_dict=tensors)
-    model.add_adapter(adapter_name, config, state_dict=tensors)
-    return model
-
-
 def swap_adapter(
-    model: HRAModel, folder: str | Path, adapter_name: str = "default", *, subfolder: str | None = None, **hub: Any
+    model: AdaptedModel, folder: str | Path, adapter_name: str = "default", *, subfolder: str | None = None, **hub: Any
 ) -> None:
-    """Read an adapter folder over an adapter of a model, in place: see `HRAModel.swap_adapter`.
+    """Read an adapter folder over an adapter of a model, in place: see `AdaptedModel.swap_adapter`.
 
     Raises:
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
@@ -127,7 +97,7 @@ def read_for(model: nn.Module, folder: str | Path, is_trainable: bool = False) -
         AdapterFileError: the files are missing, damaged, or incomplete.
     """
     config, tensors = read_adapter(folder)
-    with _base_of(model) as base:
+    with ejected(model) as base:
         tensors = _spelled_for(base, tensors)
         _check_complete(base, config, tensors)
     return replace(config, inference_mode=not is_trainable), tensors
@@ -135,13 +105,9 @@ def read_for(model: nn.Module, folder: str | Path, is_trainable: bool = False) -
 
 def fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     """Whether a model has all the modules that an adapter's columns are for."""
-    with _base_of(model) as base:
+    with ejected(model) as base:
         known = {f"{name}{COLUMNS}" for name, _ in base.named_modules()}
         return all(key in known for key in _spelled_for(base, tensors) if key.endswith(COLUMNS))
-
-
-def _base_of(model: nn.Module) -> AbstractContextManager[nn.Module]:
-    return model.ejected() if isinstance(model, HRAModel) else nullcontext(model)
 
 
 def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -163,10 +129,10 @@ def _renamed(tensors: Mapping[str, Tensor], new: Callable[[str], str]) -> dict[s
     return renamed
 
 
-def _asks_for(model: HRAModel, config: HRAConfig, names: Iterable[str]) -> bool:
+def _asks_for(model: AdaptedModel, config: HRAConfig, names: Iterable[str]) -> bool:
     """Whether settings choose just these modules."""
     try:
-        with _base_of(model) as base:
+        with ejected(model) as base:
             return set(find_targets(base, config)) == set(names)
     except TargetError:
         return False

@@ -30,7 +30,7 @@ SHAPES = [
 
 def adapted(conv: nn.Conv2d, r: int = 4) -> HRAConv2d:
     layer = HRAConv2d(conv)
-    layer.put_adapter("a", torch.randn(layer.unfolded_size, r, dtype=conv.weight.dtype))
+    layer.columns.put("a", torch.randn(layer.unfolded_size, r, dtype=conv.weight.dtype))
     layer.hra_u["a"].requires_grad_()
     layer.mixture = ((("a", 1.0),),)
     return layer
@@ -136,7 +136,7 @@ def test_the_chain_of_a_convolution_is_that_of_its_patches():
 def test_a_weight_that_is_taken_away_between_calls_is_never_read(padding, padding_mode):
     """Accelerate leaves offloaded layers without numbers, and gives them theirs for the length of a call."""
     layer = HRAConv2d(nn.Conv2d(3, 5, (3, 2), stride=2, padding=padding, padding_mode=padding_mode))
-    layer.put_adapter("a", torch.randn(18, 4, generator=torch.Generator().manual_seed(0)))
+    layer.columns.put("a", torch.randn(18, 4, generator=torch.Generator().manual_seed(0)))
     layer.mixture = ((("a", 1.0),),)
     model, x = nn.Sequential(layer), torch.randn(2, 3, 8, 9, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

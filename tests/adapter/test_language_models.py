@@ -108,7 +108,7 @@ def test_saving_the_adapted_model_saves_its_base(language_model, tmp_path):
     expected = logits(language_model)
     adapted = HRAModel(language_model, HRAConfig(r=4, init_weights=False))
     language_model.save_pretrained(tmp_path / "inner")
-    adapted.save_base(tmp_path / "outer")
+    adapted._save_base(tmp_path / "outer")
     for folder in ("inner", "outer"):
         again, info = type(language_model).from_pretrained(tmp_path / folder, output_loading_info=True)
         assert not info["missing_keys"]

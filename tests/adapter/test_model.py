@@ -51,7 +51,7 @@ def test_outputs_and_gradients_equal_pefts(net, x):
 
 def test_outputs_and_gradients_equal_the_naive_chain_in_float64(net, x):
     layer = HRALinear(net.double().head)
-    layer.put_adapter("a", torch.randn(12, 6, dtype=torch.float64))
+    layer.columns.put("a", torch.randn(12, 6, dtype=torch.float64))
     layer.hra_u["a"].requires_grad_()
     layer.mixture = ((("a", 1.0),),)
     x = x.double().requires_grad_()
@@ -210,7 +210,7 @@ def test_several_active_adapters_are_the_ordered_product(net, x):
 def test_an_unknown_adapter_is_answered_with_the_known_ones(net):
     model = HRAModel(net, HRAConfig(target_modules=["q"]), "mine")
     for act in (model.set_adapter, model.delete_adapter, lambda name: model.merge_adapter([name])):
-        with pytest.raises(ConfigError, match="no adapter named 'yours' here; known are: 'mine'"):
+        with pytest.raises(ConfigError, match="no adapter named 'yours'; known are mine"):
             act("yours")
 
 

@@ -100,7 +100,7 @@ def test_it_compiles_at_any_strength(model, x):
 def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model, x):
     ahead = model(x)
     assert all(layer.ready is None for layer in model.layers().values())
-    for hook in model._hooks:
+    for hook in model._activation.hooks:
         hook.remove()
     assert torch.allclose(model(x), ahead, atol=1e-6)
 
@@ -154,7 +154,7 @@ def test_the_snippet_on_pefts_page_makes_a_pipeline_that_draws_moves_and_saves_i
 
     assert torch.allclose(draw(model), base, atol=1e-3)
     for layer in (*model.unet.layers().values(), *model.text_encoder.layers().values()):
-        layer.overwrite_adapter("default", torch.randn(layer.hra_u["default"].shape))
+        layer.columns.overwrite("default", torch.randn(layer.hra_u["default"].shape))
     adapted = draw(model)
     assert not torch.allclose(adapted, base, atol=1e-2)
 

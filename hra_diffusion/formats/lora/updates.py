@@ -34,10 +34,10 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     Raises:
         MergeError: the layer's weight is quantized or offloaded.
     """
-    columns = layer.columns()
+    columns = layer.mixed_columns()
     if columns is None:
         return None
-    weight = layer.own_weight()
+    weight = layer.original_weight()
     wide = layer.unfold_weight(weight).cpu().double()
     B, A = orthonormal_delta(columns.cpu().double(), wide)
     if weight.dim() == 4:
