@@ -4,19 +4,17 @@ import pytest
 import torch
 from diffusers import (
     ControlNetModel,
-    DDIMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
-    UNet2DConditionModel,
 )
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_FULL
+from tests import models
 
 PROMPT = "a sks dog"
 UNET_EVERYTHING = (*UNET_FULL, "conv1", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "conv_out")
@@ -96,44 +94,25 @@ def adapters(tiny_sd, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def xl_adapter(tiny_xl, tmp_path_factory):
+def xl_adapter(tiny_sdxl, tmp_path_factory):
     """An adapter of all three components of the tiny Stable Diffusion XL."""
-    pipe = load_kind(StableDiffusionXLPipeline, tiny_xl)
-    return write_adapter(pipe, tmp_path_factory.mktemp("adapters") / "xl", base=str(tiny_xl))
+    pipe = load_kind(StableDiffusionXLPipeline, tiny_sdxl)
+    return write_adapter(pipe, tmp_path_factory.mktemp("adapters") / "xl", base=str(tiny_sdxl))
 
 
 @pytest.fixture(scope="session")
-def xl_conv_adapter(tiny_xl, tmp_path_factory):
+def xl_conv_adapter(tiny_sdxl, tmp_path_factory):
     """An adapter of layers of every kind that the UNet of Stable Diffusion XL has."""
-    pipe = load_kind(StableDiffusionXLPipeline, tiny_xl)
+    pipe = load_kind(StableDiffusionXLPipeline, tiny_sdxl)
     everything = (*UNET_EVERYTHING, "conv_in", "upsamplers.0.conv", "linear_1", "linear_2")
     folder = tmp_path_factory.mktemp("adapters") / "xl-conv"
-    return write_adapter(pipe, folder, unet=everything, text_encoders=None, base=str(tiny_xl))
+    return write_adapter(pipe, folder, unet=everything, text_encoders=None, base=str(tiny_sdxl))
 
 
 @pytest.fixture(scope="session")
 def tiny_sd2(tiny_sd, tmp_path_factory):
-    """A folder with a tiny model built as Stable Diffusion 2 is: linear projections, one wide text encoder, v."""
-    sd = load_kind(StableDiffusionPipeline, tiny_sd)
-    with torch.random.fork_rng():
-        torch.manual_seed(2)
-        text = {**sd.text_encoder.config.to_dict(), "hidden_size": 1024, "num_attention_heads": 16}
-        unet = {**sd.unet.config, "cross_attention_dim": 1024, "use_linear_projection": True}
-        scheduler = DDIMScheduler.from_config(
-            sd.scheduler.config, prediction_type="v_prediction", timestep_spacing="leading"
-        )
-        pipe = StableDiffusionPipeline(
-            **{
-                **sd.components,
-                "text_encoder": CLIPTextModel(CLIPTextConfig(**text)),
-                "unet": UNet2DConditionModel.from_config(unet),
-                "scheduler": scheduler,
-            },
-            requires_safety_checker=False,
-        )
-    folder = tmp_path_factory.mktemp("models") / "tiny-sd2"
-    pipe.save_pretrained(folder)
-    return folder
+    """Return the folder of a tiny Stable Diffusion 2: linear projections, one wide text encoder, v-prediction."""
+    return models.save_stable_diffusion_2(tmp_path_factory.mktemp("models") / "tiny-sd2", tiny_sd)
 
 
 @pytest.fixture(scope="session")

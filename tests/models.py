@@ -1,0 +1,285 @@
+"""Factories of tiny models with random weights: images of 32 px, latents of 8 × 8.
+
+A function `make_…` returns a model, a function `save_…` writes a model's folder and returns the path. Libraries are
+imported when a factory runs: tests of the mathematics start without them.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+WORD_END = "</w>"
+
+
+class Net(nn.Module):
+    """Two named blocks of linear layers, a normalization and an output layer."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict(
+                {"q": nn.Linear(width, width), "v": nn.Linear(width, 8, bias=False), "out": nn.Linear(8, width)}
+            )
+            for _ in range(2)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = x + block["out"](torch.tanh(block["q"](x).narrow(-1, 0, 8) * block["v"](x)))
+        return self.head(self.norm(x))
+
+
+def make_tokenizer():
+    """Make a CLIPTokenizer with one token for each byte, and another for each byte at the end of a word."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import CLIPTokenizer
+
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(letter + WORD_END for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=40)
+
+
+def make_unet(**options):
+    """Make a UNet of two resolutions, by default for Stable Diffusion 1."""
+    from diffusers import UNet2DConditionModel
+
+    defaults = {
+        "sample_size": 8,
+        "block_out_channels": (16, 32),
+        "layers_per_block": 1,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 32,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**defaults, **options})
+
+
+def make_text_encoder(tokenizer=None, width=32, *, projection=False, **options):
+    """Make a CLIP text encoder of two layers; without a tokenizer, for 8 tokens of a vocabulary of 50."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    defaults = {
+        **(_special_tokens(tokenizer) if tokenizer else {"vocab_size": 50, "max_position_embeddings": 8}),
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "projection_dim": 16,
+    }
+    kind = CLIPTextModelWithProjection if projection else CLIPTextModel
+    return kind(CLIPTextConfig(**{**defaults, **options}))
+
+
+def make_autoencoder(*, tiny=False):
+    """Make an AutoencoderKL, or an AutoencoderTiny, with latents of four channels at a quarter of the size."""
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    if tiny:
+        return AutoencoderTiny(
+            encoder_block_out_channels=(8, 8, 8),
+            decoder_block_out_channels=(8, 8, 8),
+            num_encoder_blocks=(1, 1, 1),
+            num_decoder_blocks=(1, 1, 1),
+        )
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=4,
+    )
+
+
+def save_stable_diffusion(folder, *, prediction_type="epsilon", tiny_autoencoder=False, half=False, seed=0) -> Path:
+    """Save a Stable Diffusion 1 of some 100,000 weights."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet, vae, tokenizer = make_unet(), make_autoencoder(tiny=tiny_autoencoder), make_tokenizer()
+        pipe = StableDiffusionPipeline(
+            unet=unet,
+            vae=vae,
+            tokenizer=tokenizer,
+            text_encoder=make_text_encoder(tokenizer),
+            scheduler=DDIMScheduler(
+                beta_schedule="scaled_linear",
+                clip_sample=False,
+                prediction_type=prediction_type,
+                rescale_betas_zero_snr=prediction_type == "v_prediction",
+                timestep_spacing="trailing",
+                steps_offset=1,
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    if half:
+        pipe.to(torch.float16)
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion_2(folder, base) -> Path:
+    """Save a Stable Diffusion 2 with the autoencoder of `base`: linear projections, wide text encoder, v-prediction."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    sd = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        text_encoder = make_text_encoder(sd.tokenizer, 1024, intermediate_size=64, num_attention_heads=16)
+        unet = make_unet(cross_attention_dim=1024, use_linear_projection=True)
+    scheduler = DDIMScheduler.from_config(
+        sd.scheduler.config, prediction_type="v_prediction", timestep_spacing="leading"
+    )
+    components = {**sd.components, "text_encoder": text_encoder, "unet": unet, "scheduler": scheduler}
+    StableDiffusionPipeline(**components, requires_safety_checker=False).save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion_xl(folder, base) -> Path:
+    """Save an SDXL with the autoencoder of `base`: two text encoders, 32 and 16 wide, and added conditions."""
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = StableDiffusionXLPipeline(
+            vae=AutoencoderKL.from_pretrained(base / "vae"),
+            text_encoder=make_text_encoder(tokenizer, 32),
+            text_encoder_2=make_text_encoder(tokenizer, 16, projection=True),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            unet=make_unet(
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+                transformer_layers_per_block=(1, 2),
+                attention_head_dim=(2, 4),
+                use_linear_projection=True,
+                cross_attention_dim=48,
+                addition_embed_type="text_time",
+                addition_time_embed_dim=8,
+                projection_class_embeddings_input_dim=16 + 6 * 8,
+            ),
+            scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+            add_watermarker=False,
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_stable_diffusion_3(folder, base) -> Path:
+    """Save a Stable Diffusion 3 with the autoencoder of `base`; its T5 has the tokenizer of CLIP."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTokenizer, T5Config, T5EncoderModel
+
+    tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_pretrained(base / "vae")
+        vae.register_to_config(shift_factor=0.06)
+        t5 = T5Config(vocab_size=len(tokenizer), d_model=64, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        pipe = StableDiffusion3Pipeline(
+            vae=vae,
+            text_encoder=make_text_encoder(tokenizer, 32, projection=True),
+            text_encoder_2=make_text_encoder(tokenizer, 16, projection=True),
+            text_encoder_3=T5EncoderModel(t5),
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer,
+            tokenizer_3=tokenizer,
+            transformer=SD3Transformer2DModel(
+                sample_size=8,
+                patch_size=2,
+                in_channels=4,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=8,
+                num_attention_heads=4,
+                joint_attention_dim=64,
+                caption_projection_dim=32,
+                pooled_projection_dim=32,
+                pos_embed_max_size=16,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_control(folder, base, seed=0) -> Path:
+    """Save an untrained control of edges with a visible effect: random reflections, a random last encoder layer."""
+    from diffusers import StableDiffusionPipeline
+
+    from hra_diffusion import HRAConfig, HRAModel
+    from hra_diffusion.control import Control, make_annotator, make_encoder, save_hra_control
+
+    pipe = StableDiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    generator = torch.Generator().manual_seed(seed)
+    encoder = make_encoder(pipe, make_annotator("canny", {"low": 50, "high": 100}), generator)
+    targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj")
+    pipe.unet = HRAModel(pipe.unet, HRAConfig(r=4, target_modules=targets), generator=generator)
+    with torch.no_grad():
+        for layer in pipe.unet.layers().values():
+            columns = layer.hra_u["default"]
+            columns += 0.3 * torch.randn(columns.shape, generator=generator)
+        last = encoder.embedding.conv_out.weight
+        last.copy_(3 * torch.randn(last.shape, generator=generator))
+    return save_hra_control(pipe, Control(encoder=encoder, adapter_name="default"), folder)
+
+
+def save_clip(folder, *, attributes=None, seed=0) -> Path:
+    """Save a CLIPModel for images of 32 px; with `attributes`, as a judge with this vocabulary."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    from hra_diffusion.metrics.vocabulary import FILE, Vocabulary
+
+    tokenizer = make_tokenizer()
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**layers, **_special_tokens(tokenizer)}
+    vision = {**layers, "image_size": 32, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if attributes:
+        vocabulary = Vocabulary(
+            attributes=attributes,
+            contexts=dict(list(attributes["background"].items())[:4]),
+            unrelated=["a bus", "a dog on the beach", "a house", "a fish"],
+        )
+        (folder / FILE).write_text(vocabulary.to_json())
+    return folder
+
+
+def save_depth_model(folder) -> Path:
+    """Save a depth model of transformers."""
+    from transformers import GLPNConfig, GLPNForDepthEstimation, GLPNImageProcessor
+
+    sizes = {"depths": [1] * 4, "sr_ratios": [2, 1, 1, 1], "hidden_sizes": [8] * 4, "decoder_hidden_size": 8}
+    torch.manual_seed(0)
+    config = GLPNConfig(num_attention_heads=[1] * 4, mlp_ratios=[1] * 4, **sizes)
+    GLPNForDepthEstimation(config).save_pretrained(folder)
+    GLPNImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def _special_tokens(tokenizer) -> dict[str, int]:
+    return {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": tokenizer.model_max_length,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
