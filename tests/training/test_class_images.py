@@ -83,7 +83,7 @@ def test_the_users_images_come_first_and_are_completed(images):
     assert [path.name for path in images.files[:2]] == ["me.png", "you.jpg"]
     assert len(images.read_photos()) == 5
     assert list(replace(images, count=1).generate_missing()) == []
-    assert len(replace(images, count=1).read()) == 1
+    assert len(replace(images, count=1).read_photos()) == 1
 
 
 def test_the_base_model_generates_them_although_an_adapter_is_active(images, tiny_sd, trained):

@@ -1,4 +1,4 @@
-"""Settings: checked when made, and written to TOML and back without loss."""
+"""Settings: checked by their constructor, and equal after writing and reading TOML."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +9,7 @@ from hra_diffusion.cli.train import parse_config
 from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import AdapterConfig, ControlNetConfig, DreamBoothConfig, RunConfig
-from hra_diffusion.training.config.dependencies import without_effect
+from hra_diffusion.training.config.dependencies import unused_flags
 from hra_diffusion.training.config.file import flag_types, flat_values, read_toml, to_toml, with_values
 
 DEFAULT = DreamBoothConfig()
@@ -26,28 +26,37 @@ CHANGES = {
 }
 
 
-def test_a_flag_name_belongs_to_one_group_only():
+def test_each_flag_belongs_to_one_group_only():
     names = [field.name for group in fields(DEFAULT) for field in fields(getattr(DEFAULT, group.name))]
     assert len(names) == len(set(names)) == len(flag_types(DreamBoothConfig))
 
 
-def test_every_bound_and_change_here_names_a_field():
+def test_the_changes_of_these_tests_name_fields():
     assert CHANGES.keys() <= flag_types(DreamBoothConfig).keys()
 
 
 @pytest.mark.parametrize("changes", [{}, CHANGES, *({name: value} for name, value in CHANGES.items())])
-def test_a_config_read_back_from_its_toml_is_equal(tmp_path, changes):
+def test_a_config_equals_itself_after_writing_and_reading_toml(tmp_path, changes):
     config = with_values(DEFAULT, changes)
     path = tmp_path / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8")
     assert read_toml(path, DEFAULT) == config
 
 
-def test_keys_need_no_table(tmp_path):
+def test_keys_may_be_outside_of_a_table(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("rank = 4\n[run]\nseed = 5\n")
     config = read_toml(path, DEFAULT)
     assert (config.adapter, config.run) == (AdapterConfig(rank=4), RunConfig(seed=5))
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "value"), [("optimiser", "learning_rate", 0.5), ("preview", "num_validation_images", 7)]
+)
+def test_tables_of_version_0_1_are_read_under_their_earlier_names(tmp_path, table, key, value):
+    path = tmp_path / "config.toml"
+    path.write_text(f"[{table}]\n{key} = {value}\n")
+    assert read_toml(path, DEFAULT) == with_values(DEFAULT, {key: value})
 
 
 @pytest.mark.parametrize(
@@ -76,7 +85,7 @@ def test_a_toml_file_with_a_mistake_is_refused_by_name(tmp_path, text, complaint
         read_toml(path, DEFAULT)
 
 
-def test_a_missing_toml_file_is_named(tmp_path):
+def test_a_missing_toml_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"nix\.toml cannot be read"):
         read_toml(tmp_path / "nix.toml", DEFAULT)
 
@@ -108,13 +117,13 @@ def test_a_value_out_of_range_is_refused_with_its_flag(name, value):
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"))
 
 
-def test_there_is_a_config_for_each_usual_case():
+def test_there_is_a_config_for_each_common_case():
     usual = ["embedded", "embedded_control", "face", "style", "subject-sd15-8gb", "subject-sdxl-12gb"]
     assert [path.stem for path in CONFIGS] == usual
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_of_the_project_is_valid_and_says_what_is_not_the_default(path):
+def test_every_config_of_the_project_is_valid_and_differs_from_the_default(path):
     default = ControlNetConfig() if path.stem.endswith("control") else DEFAULT
     config = read_toml(path, default)
     assert config != default
@@ -124,27 +133,27 @@ def test_every_config_of_the_project_is_valid_and_says_what_is_not_the_default(p
         assert "not measured" in path.read_text(encoding="utf-8").lower()
 
 
-def test_passes_and_datasets_are_told_instead_of_steps_and_folders(tmp_path, monkeypatch):
+def test_epochs_override_steps_and_datasets_override_folders(tmp_path, monkeypatch):
     file = tmp_path / "run.toml"
     file.write_text("max_train_steps = 300\nnum_train_epochs = 2\n")
-    told = ["--config", str(file)]
-    assert parse_config(told).run.max_train_steps == 300  # both in one place: steps go before passes
-    assert parse_config([*told, "--num_train_epochs", "3"]).run.max_train_steps is None
-    assert parse_config([*told, "--num_train_epochs=3", "--max-train-steps", "9"]).run.max_train_steps == 9
+    flags = ["--config", str(file)]
+    assert parse_config(flags).run.max_train_steps == 300  # both in one file: steps override epochs
+    assert parse_config([*flags, "--num_train_epochs", "3"]).run.max_train_steps is None
+    assert parse_config([*flags, "--num_train_epochs=3", "--max-train-steps", "9"]).run.max_train_steps == 9
     assert parse_config([]).run.max_train_steps
     assert parse_config(["--num_train_epochs", "3"]).run.max_train_steps is None  # over the embedded defaults
     assert parse_config(["--num_train_epochs", "None"]).run.max_train_steps
     file.write_text("num_train_epochs = 2\n")
-    assert parse_config(told).run.max_train_steps is None
+    assert parse_config(flags).run.max_train_steps is None
     pairs = parse_control_config(["--dataset_name", "scenes"]).pairs
     assert (pairs.dataset_name, pairs.train_data_dir) == ("scenes", None)
     file.write_text('dataset_name = "scenes"\n')
-    assert parse_control_config(told).pairs.train_data_dir is None
-    assert parse_control_config([*told, "--train_data_dir", "mine"]).pairs.dataset_name is None
+    assert parse_control_config(flags).pairs.train_data_dir is None
+    assert parse_control_config([*flags, "--train_data_dir", "mine"]).pairs.dataset_name is None
 
 
 @pytest.mark.parametrize(
-    ("name", "companion"),
+    ("name", "requirement"),
     [
         ("num_class_images", {"with_prior_preservation": True}),
         ("initializer_concept", {"train_text_encoder_ti": True}),
@@ -157,11 +166,11 @@ def test_passes_and_datasets_are_told_instead_of_steps_and_folders(tmp_path, mon
         ("mode_scale", {"timestep_sampling": "mode"}),
     ],
 )
-def test_a_setting_that_means_nothing_alone_says_what_it_goes_with(name, companion):
-    (sentence,) = without_effect(flat_values(DEFAULT), [name, "seed"])
+def test_a_flag_without_effect_is_reported_with_the_flag_that_it_needs(name, requirement):
+    (sentence,) = unused_flags(flat_values(DEFAULT), [name, "seed"])
     assert sentence.startswith(f"--{name} has no effect without --")
-    assert next(iter(companion)) in sentence
-    assert not list(without_effect(flat_values(with_values(DEFAULT, companion)), [name, "seed"]))
+    assert next(iter(requirement)) in sentence
+    assert not list(unused_flags(flat_values(with_values(DEFAULT, requirement)), [name, "seed"]))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +181,7 @@ def test_a_setting_that_means_nothing_alone_says_what_it_goes_with(name, compani
         ("learning_rate", {"optimizer": "prodigy"}),
     ],
 )
-def test_a_setting_that_another_rules_out_says_so(name, other):
-    assert not list(without_effect(flat_values(DEFAULT), [name]))
-    (sentence,) = without_effect(flat_values(with_values(DEFAULT, other)), [name])
+def test_a_flag_without_effect_beside_another_setting_is_reported(name, other):
+    assert not list(unused_flags(flat_values(DEFAULT), [name]))
+    (sentence,) = unused_flags(flat_values(with_values(DEFAULT, other)), [name])
     assert sentence.startswith(f"--{name} has no effect without ")

@@ -1,10 +1,11 @@
-"""What a training run can be told: small frozen dataclasses, one a subject, with diffusers' names for the fields.
+"""Settings of a training run: small frozen dataclasses, one a subject, with diffusers' names for the fields.
 
-A field is a flag (``--learning_rate``) and a key of the TOML file (``learning_rate``) at once, so names are unique over
-all groups. ``None`` means "not given": :func:`hra_diffusion.training.config.defaults.resolve` takes it from the model,
-the image folder or the embedded base. Nothing heavy is imported here, so that ``--help`` answers at once.
+A field is a flag (``--learning_rate``) and a key of the TOML file (``learning_rate``), so names are unique over all
+groups. Its docstring is the flag's help. ``None`` means "not given": :mod:`hra_diffusion.training.config.defaults`
+takes the value from the model, the image folder or the embedded base. Nothing heavy is imported here, so that
+``--help`` is fast.
 
-A kind of run has a dataclass of such groups, whose base is :class:`TrainingConfig`, what every run is told.
+Each kind of run has a subclass of :class:`TrainingConfig` with its groups.
 """
 
 from hra_diffusion.training.config.adapter import AdapterConfig
@@ -14,7 +15,8 @@ from hra_diffusion.training.config.control import (
     ControlValidationConfig,
     PairsConfig,
 )
-from hra_diffusion.training.config.data import DataConfig, ImageConfig, ModelConfig, PriorConfig
+from hra_diffusion.training.config.data import DataConfig, ImageConfig, PriorConfig
+from hra_diffusion.training.config.model import ModelConfig
 from hra_diffusion.training.config.objective import ObjectiveConfig
 from hra_diffusion.training.config.optimizer import OptimizerConfig
 from hra_diffusion.training.config.root import DreamBoothConfig, TrainingConfig

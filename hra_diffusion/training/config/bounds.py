@@ -1,4 +1,4 @@
-"""Which values are allowed, by the name of the field: one table of limits for every setting that is a number."""
+"""Bounds of all numeric settings, by the names of their fields."""
 
 import math
 import operator
@@ -70,7 +70,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
 
 
 def check_value(name: str, value: object) -> None:
-    """Raise ConfigError when ``value`` is not allowed for the field ``name``."""
+    """Raise ConfigError if ``value`` is not allowed for the field ``name``."""
     if isinstance(value, (int, float)):
         if not math.isfinite(value):
             raise ConfigError(f"--{name} is {value}: give a finite number.")
@@ -78,6 +78,6 @@ def check_value(name: str, value: object) -> None:
             if name in limits and not holds(value, limits[name]):
                 raise ConfigError(f"--{name} is {value}: give a number {relation} {limits[name]}.")
     elif value == ():
-        raise ConfigError(f"--{name} is empty: name at least one, or leave the flag out for its default.")
+        raise ConfigError(f"--{name} is empty: give at least one value, or leave the flag out for its default.")
     elif isinstance(value, str) and not value.strip():
         raise ConfigError(f"--{name} is an empty text: give it a value, or leave the flag out.")

@@ -1,4 +1,4 @@
-"""What a control learns from: pairs of images, and how conditions are made and left out."""
+"""A ControlNet-style run: pairs of images and conditions, their annotator, and validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,57 +13,58 @@ from hra_diffusion.training.config.run import ValidationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig(ImageConfig):
-    """Images, their captions and, where they are there already, their conditions."""
+    """Training pairs: images, their captions and, if they exist, their conditions."""
 
     train_data_dir: Path | None = None
-    """Folder with images and their captions, as text files of the same names or in a metadata.jsonl. Conditions are
-    images of the same names in its sub-folder conditioning_images, or named in the metadata.jsonl; where there are
-    none, the annotator makes them."""
+    """Image folder with captions, as text files of the same names or in a metadata.jsonl. Conditions are images of the
+    same names in the sub-folder conditioning_images, or named in the metadata.jsonl; without conditions, the annotator
+    makes them."""
     dataset_name: str | None = None
-    """Instead of a folder: what the library datasets knows, a folder of its save_to_disk, tar files of WebDataset, or a
-    name on the hub."""
+    """Dataset of the library datasets instead of a folder: a folder of save_to_disk, tar files of WebDataset, or a name
+    on the hub."""
     dataset_config_name: str | None = None
-    """Which of the dataset's configs."""
+    """Name of the dataset's config."""
     image_column: str = "image"
-    """What images are called in a dataset; in a metadata.jsonl they may be file_name, too."""
+    """Column of the images in the dataset or metadata.jsonl, which may also name them in file_name."""
     conditioning_image_column: str = "conditioning_image"
-    """What conditions are called."""
+    """Column of the conditions."""
     caption_column: str = "text"
-    """What captions are called."""
+    """Column of the captions."""
     max_train_samples: int | None = None
-    """Take the first so many pairs only."""
+    """Number of pairs to train on, the first; all by default."""
     validation_data_dir: Path | None = None
-    """Folder like train_data_dir with pairs for before_after.png; its sub-folder held_out by default, else the first
-    pairs. With validation_image, none."""
+    """Validation folder: pairs for before_after.png, in the layout of train_data_dir. By default its sub-folder
+    held_out, or else the first pairs; unused with validation_image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlConfig:
-    """The condition."""
+    """Control: annotator, condition encoder and conditioning dropout."""
 
     annotator: str = "canny"
-    """What makes conditions: canny, scribble, soft_edge, color, segmentation, depth, normal, face, pose; or given,
-    where they are of another kind."""
+    """Annotator (preprocessor), which makes conditions: canny, scribble, soft_edge, color, segmentation, depth, normal,
+    face or pose; given for conditions of another kind."""
     annotator_model: str | None = None
-    """The model it looks with: of transformers for segmentation, depth and normal, of mediapipe for face and pose."""
+    """Model of the annotator: of transformers for segmentation, depth and normal, of mediapipe for face and pose."""
     annotator_settings: tuple[str, ...] | None = None
-    """Its other settings, such as low=50 high=100."""
+    """Other settings of the annotator, such as low=50 high=100."""
     encoder_lr: float = 0.002
-    """Learning rate of the condition encoder, which is no reflection; prodigy finds this one, too."""
+    """Learning rate of the condition encoder: an ordinary one, not in radians. prodigy finds it itself."""
     proportion_empty_prompts: float = 0.05
-    """Share of examples that are learned from without their caption, …"""
+    """Dropout of captions: share of examples without their caption, from 0 to 1."""
     proportion_empty_conditions: float = 0.05
-    """… without their condition, …"""
+    """Dropout of conditions: share of examples without their condition, from 0 to 1."""
     proportion_empty_both: float = 0.05
-    """… and without either."""
+    """Dropout of both: share of examples without caption and condition, from 0 to 1. The three shares are of different
+    examples and add up to at most 1."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when nothing is left of the examples."""
+        """Raise ConfigError if the shares add up to more than 1."""
         shares = (self.proportion_empty_prompts, self.proportion_empty_conditions, self.proportion_empty_both)
         if sum(shares) > 1:
             raise ConfigError(
-                "--proportion_empty_prompts, --proportion_empty_conditions and --proportion_empty_both are of "
-                f"different examples, and add up to {sum(shares):g}: give shares of at most 1 together."
+                "--proportion_empty_prompts, --proportion_empty_conditions and --proportion_empty_both "
+                f"add up to {sum(shares):g}: give shares with a sum of at most 1."
             )
 
     @property
@@ -71,7 +72,7 @@ class ControlConfig:
         """The annotator's settings by name.
 
         Raises:
-            ConfigError: one of them is not written as name=value.
+            ConfigError: a setting is not written as name=value.
         """
         settings: dict[str, str | int | float] = dict(_pair(text) for text in self.annotator_settings or ())
         return settings | ({"model": self.annotator_model} if self.annotator_model else {})
@@ -88,18 +89,18 @@ def _pair(text: str) -> tuple[str, int | float]:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlValidationConfig(ValidationConfig):
-    """How images are drawn, on the way and for before_after.png: of pairs, or of conditions that are given here."""
+    """Generated images: validation and before_after.png, from pairs or from given conditions."""
 
     num_validation_images: int = 2
-    """How many pairs, the first, one with each seed: seed, seed + 1, …; with validation_image, how many images of
-    each condition."""
+    """Number of pairs, the first, with the seeds seed, seed + 1, …; with validation_image, number of images of each
+    condition."""
     validation_image: tuple[Path, ...] | None = None
-    """Conditions to follow instead of those of pairs, as the annotator makes them; one, or one for each prompt."""
+    """Validation conditions instead of those of pairs, as the annotator makes them; one, or one for each prompt."""
     validation_prompt: tuple[str, ...] | None = None
-    """Prompts of validation_image: one, or one for each condition."""
+    """Validation prompts for validation_image: one, or one for each condition."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError when prompts and conditions do not go together."""
+        """Raise ConfigError if the numbers of prompts and conditions do not match."""
         prompts, conditions = len(self.validation_prompt or ()), len(self.validation_image or ())
         if (prompts == 0) != (conditions == 0) or (prompts != conditions and 1 not in (prompts, conditions)):
             raise ConfigError(
@@ -109,10 +110,10 @@ class ControlValidationConfig(ValidationConfig):
 
     @property
     def given(self) -> list[tuple[str, Path]]:
-        """Return the prompts with their conditions, those that were given."""
+        """The given validation prompts with their conditions."""
         prompts, conditions = self.validation_prompt or (), self.validation_image or ()
         number = max(len(prompts), len(conditions))
-        return [(prompts[at % len(prompts)], conditions[at % len(conditions)]) for at in range(number)]
+        return [(prompts[index % len(prompts)], conditions[index % len(conditions)]) for index in range(number)]
 
 
 CONTROL_TARGETS: Sequence[str] = (*AdapterConfig().target_modules, "ff.net.0.proj")
@@ -121,7 +122,7 @@ CONTROL_TARGETS: Sequence[str] = (*AdapterConfig().target_modules, "ff.net.0.pro
 
 @dataclass(frozen=True, kw_only=True)
 class ControlNetConfig(TrainingConfig):
-    """A ControlNet-style run: a new kind of condition from many pairs."""
+    """A ControlNet-style run: training of a new kind of condition from many pairs."""
 
     pairs: PairsConfig = field(default_factory=PairsConfig)
     control: ControlConfig = field(default_factory=ControlConfig)

@@ -1,93 +1,70 @@
-"""What a run learns from: a base model, images of the subject, and images of its class."""
+"""The training images of a subject and of its class."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The base model, which is never changed."""
-
-    pretrained_model_name_or_path: str | None = None
-    """A folder in diffusers' layout, or a name on the Hugging Face hub; the embedded base by default."""
-    revision: str | None = None
-    """Branch, tag or commit of a model on the hub."""
-    variant: str | None = None
-    """Variant of the weight files, for example fp16."""
-    pretrained_vae_model_name_or_path: str | None = None
-    """Another autoencoder in place of the model's own, such as one for SDXL that works in half precision."""
-    rescale_betas_zero_snr: bool = False
-    """Let noise go all the way, so that images may be as dark or bright as a prompt wants; not for models that
-    predict noise."""
-    quantization: Literal["int8", "nf4"] | None = None
-    """Keeps the frozen denoiser in fewer bits while training; images of generate are drawn with the whole model."""
-
-    @property
-    def loading(self) -> dict[str, Any]:
-        """What the model is loaded with wherever an adapter of it is used: options of ``pipelines.load_pipeline``."""
-        return {
-            "vae": self.pretrained_vae_model_name_or_path,
-            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
-        }
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """What is seen of images, whatever they are for."""
+    """Training images: size, crops, augmentation and cache."""
 
     resolution: int | None = None
-    """Side of the training images in pixels; the model's own by default."""
+    """Resolution: side of the training images in pixels, a multiple of the model's size step; the model's default size
+    by default."""
     center_crop: bool = False
-    """Take the middle of images that are not square; otherwise both ends and the middle alternate."""
+    """Center crop of images that are not square; otherwise crops of both ends and of the center alternate."""
     random_flip: bool = False
-    """Show images mirrored half of the time; not for subjects whose sides differ."""
+    """Random horizontal flip of half of the images; not for subjects whose sides differ."""
     color_jitter: float = 0.0
-    """How far brightness, contrast and saturation vary, for example 0.1; each crop is then seen in its own colors and
-    in three others."""
+    """Color jitter: range of brightness, contrast and saturation, from 0 to less than 1, such as 0.1 for factors from
+    0.9 to 1.1. Each crop occurs in the image's colors and in three others."""
     background_color: str = "white"
-    """What is seen through transparent images: a name, or "#rrggbb"."""
+    """Background color of transparent images: a name, or "#rrggbb"."""
     cache_dir: Path | None = None
-    """Folder in which encoded images and prompts are kept for further runs; in memory alone by default."""
+    """Cache folder of encoded images and prompts for later runs; memory only by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(ImageConfig):
-    """The images of the subject, or of several."""
+    """Images of the subject, or of several subjects."""
 
     instance_data_dir: Path | None = None
-    """Folder with the images of the subject, or with such a folder for each of several subjects; a subject.toml
-    beside the images may hold the prompts, a text file beside an image or a metadata.jsonl its caption."""
+    """Image folder of the subject, or a folder with one such folder for each of several subjects. A subject.toml beside
+    the images may hold the prompts; a text file beside an image, or a metadata.jsonl, its caption."""
     instance_prompt: str | None = None
-    """What images without a caption show, with a rare word for the subject: "a photo of a sks dog"."""
+    """Prompt of images without a caption, with a trigger word for the subject: "a photo of a sks dog". By default, it
+    follows from the folder's name."""
     aspect_ratio_buckets: bool = False
-    """Keep the shapes of images: sizes of about resolution × resolution pixels instead of squares."""
+    """Aspect-ratio buckets: sizes of about resolution × resolution pixels in several shapes, instead of squares."""
     mask_data_dir: Path | None = None
-    """Folder with a mask for each image, of the same name: white is learned, black counts little."""
+    """Mask folder: one image for each training image, of the same name. White counts fully, black as
+    unmasked_weight."""
     alpha_mask: bool = False
-    """Take the transparency of images for such masks."""
+    """Transparency of the images as masks."""
     unmasked_weight: float = 0.1
-    """How much black counts, from 0 to 1."""
+    """Loss weight of a mask's black, from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PriorConfig:
-    """Prior preservation: images of the class, seen along, keep the class from turning into the subject."""
+    """Prior preservation: class images (regularization) keep the class from turning into the subject."""
 
     with_prior_preservation: bool = False
-    """Train on images of the class too."""
+    """Prior preservation: train on class images, too."""
     class_prompt: str | None = None
-    """The class without the rare word: "a photo of a dog"."""
+    """Class: the instance prompt without its trigger word, "a photo of a dog". By default, it follows from the folder's
+    name."""
     class_data_dir: Path | None = None
-    """Folder with images of the class; what is missing there is drawn by the base model. With several classes, a
-    folder for each. class_images in the output folder by default."""
+    """Class images (regularization): their folder, or a folder with one such folder for each class; class_images in the
+    output folder by default. The base model generates missing images."""
     num_class_images: int = 100
-    """How many images of each class there are to be."""
+    """Number of class images of each class."""
     prior_loss_weight: float = 1.0
-    """Weight of the class images' loss."""
+    """Loss weight of the class images."""
     prior_target: Literal["image", "base"] = "image"
-    """What is to be predicted for images of the class: what leads to the image, as in the paper, or what the base
-    model predicts, so that its idea of the class is kept and not what so few images show of it. That takes one more
-    forward pass over them."""
+    """Prediction target of class images: image, the noise or velocity of the image as in the paper; or base, the base
+    model's prediction, for one more forward pass over them. The latter keeps the model's class instead of that of these
+    few images."""
     sample_batch_size: int = 4
-    """How many class images are drawn at once."""
+    """Batch size when generating class images."""

@@ -1,33 +1,32 @@
-"""What a run uses where it was not told: the embedded base and its settings, the prompts found, an output folder."""
+"""Defaults of a run: the embedded base and its settings, the subjects' prompts, the output folder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import hra_diffusion
 from hra_diffusion.errors import ModelError
 from hra_diffusion.training.config import DreamBoothConfig, RunConfig, TrainingConfig
-from hra_diffusion.training.config.file import flat_values, read_toml, with_values
+from hra_diffusion.training.config.file import flat_values, overridden_by, read_toml, with_values
 
-if TYPE_CHECKING:  # that one imports torch
+if TYPE_CHECKING:  # it imports torch
     from hra_diffusion.training.data.subjects import Subject
 
 PROJECT = Path(hra_diffusion.__file__).resolve().parent.parent
-"""The checkout: assets and configs lie beside the package."""
+"""The checkout, with assets and configs beside the package."""
 
 DEFAULT_STEPS = 400
 
 EMBEDDED_BASE = PROJECT / "assets" / "emoji-sd"
 
-
 Config = TypeVar("Config", bound=TrainingConfig)
 
 
 def embedded_defaults(kind: type[Config], name: str) -> Config:
-    """Read a file of configs/ that fits the embedded base, with its paths found from the project's checkout.
+    """Read the settings for the embedded base from a file of configs/, with paths into the checkout.
 
-    Where there is no checkout (an installed package), the bare defaults.
+    An installed package without a checkout has the plain defaults.
     """
     path = PROJECT / "configs" / name
     if not path.exists():
@@ -35,23 +34,42 @@ def embedded_defaults(kind: type[Config], name: str) -> Config:
     config = read_toml(path, kind())
     values = flat_values(config)
     folders = {key: values[key] for key in ("instance_data_dir", "train_data_dir") if values.get(key)}
-    found: dict[str, Any] = {key: _seen_from_here(PROJECT / folder) for key, folder in folders.items()}
+    paths: dict[str, Any] = {key: _relative_to_cwd(PROJECT / folder) for key, folder in folders.items()}
     if base := config.model.pretrained_model_name_or_path:
-        found["pretrained_model_name_or_path"] = str(_seen_from_here(PROJECT / base))
-    return with_values(config, found)
+        paths["pretrained_model_name_or_path"] = str(_relative_to_cwd(PROJECT / base))
+    return with_values(config, paths)
+
+
+def complete_settings(kind: type[Config], flags: Mapping[str, Any], embedded: str) -> Config:
+    """Complete the given flags: flags override the file of ``--config``, which overrides the defaults.
+
+    Args:
+        kind: the kind of run.
+        flags: the given flags, by name.
+        embedded: the file of configs/ with the defaults for the embedded base, which is used if no model is named.
+
+    Raises:
+        ConfigError: the file cannot be read, or a value is out of its range.
+    """
+    given = {name: value for name, value in flags.items() if value is not None and name != "config"}
+    path = flags.get("config")
+    named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
+    default = kind() if named else embedded_defaults(kind, embedded)
+    config = read_toml(path, default) if path else default
+    return with_values(config, {**overridden_by(given), **flags})
 
 
 def find_model(name: str) -> str:
-    """Return a model's name or a folder, with its path where it is in the checkout and not in the working directory."""
-    here, there = Path(name), PROJECT / name
-    return str(there) if there.is_dir() and not here.is_dir() else name
+    """Return a model's name or folder; a folder that exists only in the checkout gets its full path."""
+    in_checkout = PROJECT / name
+    return str(in_checkout) if in_checkout.is_dir() and not Path(name).is_dir() else name
 
 
 def resolve(config: DreamBoothConfig, subjects: "Sequence[Subject]") -> DreamBoothConfig:
-    """Fill in the output folder, and the prompts of a single subject; those of several stay in their folders.
+    """Fill in the output folder and the prompts of a single subject; several subjects keep theirs in their folders.
 
     Raises:
-        ModelError: no model was named and the embedded base is not there.
+        ModelError: no model is named and the embedded base does not exist.
     """
     check_model_named(config.model.pretrained_model_name_or_path)
     images = config.data.instance_data_dir or Path()
@@ -62,7 +80,7 @@ def resolve(config: DreamBoothConfig, subjects: "Sequence[Subject]") -> DreamBoo
 
 
 def check_model_named(model: str | None) -> None:
-    """Raise ModelError when no model was named and the embedded base is not there."""
+    """Raise ModelError if no model is named and the embedded base does not exist."""
     if model is None or (Path(model).resolve() == EMBEDDED_BASE and not EMBEDDED_BASE.is_dir()):
         raise ModelError(
             f"The embedded base is not at {EMBEDDED_BASE}, where the project's sources have it: "
@@ -70,15 +88,15 @@ def check_model_named(model: str | None) -> None:
         )
 
 
-def number_of_steps(run: RunConfig, a_pass: int, processes: int) -> int:
-    """Return the optimizer steps of a run, where a pass over its images shows ``a_pass`` of them."""
+def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> int:
+    """Return the number of optimizer steps of a run."""
     if run.max_train_steps or not run.num_train_epochs:
         return run.max_train_steps or DEFAULT_STEPS
-    a_step = run.train_batch_size * run.gradient_accumulation_steps * processes
-    return math.ceil(run.num_train_epochs * a_pass / a_step)
+    images_per_step = run.train_batch_size * run.gradient_accumulation_steps * processes
+    return math.ceil(run.num_train_epochs * images_per_epoch / images_per_step)
 
 
-def _seen_from_here(path: Path) -> Path:
-    """Return the path relative to the working directory, if below it: a saved config then moves with the folder."""
-    here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
+def _relative_to_cwd(path: Path) -> Path:
+    """Return a path below the working directory relative to it, so that a saved config moves with the folder."""
+    cwd = Path.cwd()
+    return path.relative_to(cwd) if path.is_relative_to(cwd) else path

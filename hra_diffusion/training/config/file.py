@@ -1,7 +1,7 @@
-"""Configs as TOML: a table a group, a key a field, so that the file of a run reproduces it.
+"""Settings as TOML: a table a group, a key a field, so that the config.toml of a run reproduces it.
 
-Reading takes the keys in their tables or without any; each key is checked by name and by type, and an unknown one is
-refused with the nearest match. What a file does not say keeps the value of the config it is read over.
+Keys may be in their tables or outside of any. The name and type of each key are checked, and an unknown key is refused
+with the nearest match. Missing keys keep the default.
 """
 
 import types
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.run_folder import of_run, tomllib
+from hra_diffusion.formats.run_folder import run_file, tomllib
 from hra_diffusion.text import nearest
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 
@@ -24,7 +24,7 @@ Config = TypeVar("Config", bound="DataclassInstance")
 
 
 def flag_types(config: "type[DataclassInstance] | DataclassInstance") -> dict[str, Any]:
-    """Type of every field of a config by name, groups flattened: ``{"rank": int, …}``."""
+    """Return the type of every field by name, groups flattened: ``{"rank": int, …}``."""
     hints = get_type_hints(config if isinstance(config, type) else type(config))
     return {
         name: kind
@@ -50,28 +50,27 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
     return replace(config, **changes)
 
 
-_STANDS_FOR = {
+_OVERRIDES = {
     "num_train_epochs": "max_train_steps",
     "dataset_name": "train_data_dir",
     "train_data_dir": "dataset_name",
 }
-"""Settings by what they are told instead of."""
-
+"""Settings, each with the setting that it replaces."""
 
 _EARLIER_GROUPS = {"optimiser": "optimizer", "preview": "validation"}
 """Names of tables in files of version 0.1."""
 
 
 def overridden_by(names: Collection[str]) -> dict[str, None]:
-    """Return what becomes of settings that are not among some names, but are told by others that are: None."""
-    return {other: None for name, other in _STANDS_FOR.items() if name in names and other not in names}
+    """Return the settings that the given names override and do not contain, mapped to None."""
+    return {other: None for name, other in _OVERRIDES.items() if name in names and other not in names}
 
 
 def read_toml(path: Path, default: Config) -> Config:
     """Read a TOML file over ``default``.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a key is unknown, a value has the wrong type or is out of range.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -87,45 +86,49 @@ def read_toml(path: Path, default: Config) -> Config:
     known = flag_types(default)
     for key in sorted(flat.keys() - known.keys()):
         if key in groups:
-            raise ConfigError(f"The config {path} has {key} = {flat[key]!r}, but [{key}] is a table: write its keys.")
+            raise ConfigError(
+                f"The config {path} has {key} = {flat[key]!r}, but [{key}] is a table: write its keys below [{key}]."
+            )
         if any(key in get_type_hints(kind) or key in flag_types(kind) for kind in (DreamBoothConfig, ControlNetConfig)):
-            raise ConfigError(f"The config {path} has {key}, which is of another kind of run than this command's.")
+            raise ConfigError(
+                f"The config {path} has {key}, which is of another kind of run: use its command, or remove the key."
+            )
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
-    told = {key: _convert(path, key, value, known[key]) for key, value in flat.items()}
-    return with_values(default, overridden_by(told) | told)
+    values = {key: _convert(path, key, value, known[key]) for key, value in flat.items()}
+    return with_values(default, overridden_by(values) | values)
 
 
 def read_run(folder: Path, default: Config) -> Config:
-    """Read the settings of the run that made an adapter, in the adapter's folder or the one above.
+    """Read the settings of the run that trained an adapter.
 
     Args:
-        folder: the adapter's, or the run's.
-        default: what the config does not say; its class tells the kind of run.
+        folder: the adapter's folder, or the run's; config.toml is in it or one level above.
+        default: the values of missing keys; its class is the kind of run.
 
     Returns:
-        The settings; the defaults, where there is no run.
+        The settings; ``default`` if there is no config.toml.
 
     Raises:
-        ConfigError: its config.toml is damaged, or of the other kind of run.
+        ConfigError: the config.toml is damaged, or of the other kind of run.
     """
-    path = of_run(folder, "config.toml")
+    path = run_file(folder, "config.toml")
     if path is None:
         return default
-    of_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
-    if of_control != isinstance(default, ControlNetConfig) and path.parent != Path(folder):
-        return default  # what merely lies in another run's folder
-    if isinstance(default, ControlNetConfig) and not of_control:
-        raise ConfigError(f"{folder} is of an adapter without a condition, and no control: draw with --adapter.")
-    if isinstance(default, DreamBoothConfig) and of_control:
+    is_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
+    if is_control != isinstance(default, ControlNetConfig) and path.parent != Path(folder):
+        return default  # the adapter is of another run than the folder that holds it
+    if isinstance(default, ControlNetConfig) and not is_control:
+        raise ConfigError(f"{folder} holds an adapter and no control: name it with --adapter instead of --control.")
+    if isinstance(default, DreamBoothConfig) and is_control:
         raise ConfigError(
-            f"{folder} is of a control: draw with --control and --image, and measure with hra-diffusion "
+            f"{folder} holds a control: generate with --control and --image, and evaluate with hra-diffusion "
             "evaluate-control."
         )
     return read_toml(path, default)
 
 
 def to_toml(config: "DataclassInstance") -> str:
-    """Write the config as TOML text: a table a group; fields that are None are left out."""
+    """Return the config as TOML text, a table a group; fields with None are left out."""
     tables = {
         group.name: {
             name: _as_toml(value) for name, value in vars(getattr(config, group.name)).items() if value is not None
@@ -142,24 +145,24 @@ def _as_toml(value: Any) -> Any:
 
 
 def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
-    """Return the TOML value as the field's type, or ConfigError."""
+    """Convert a TOML value to the field's type, or raise ConfigError."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    for wanted in kinds:
-        if get_origin(wanted) is Literal and value in get_args(wanted):
+    for expected in kinds:
+        if get_origin(expected) is Literal and value in get_args(expected):
             return value
-        if get_origin(wanted) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(map(get_args(wanted)[0], value))
-        if wanted is Path and isinstance(value, str):
+        if get_origin(expected) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(map(get_args(expected)[0], value))
+        if expected is Path and isinstance(value, str):
             return Path(value)
-        if wanted is float and type(value) is int:
+        if expected is float and type(value) is int:
             return float(value)
-        if type(value) is wanted:  # not isinstance: True is no number here
+        if type(value) is expected:  # not isinstance: True is no number here
             return value
-    expected = " or ".join(_in_words(wanted) for wanted in kinds if wanted is not type(None))
-    raise ConfigError(f"The config {path} has {key} = {value!r}: write {expected}.")
+    words = " or ".join(_describe_type(expected) for expected in kinds if expected is not type(None))
+    raise ConfigError(f"The config {path} has {key} = {value!r}: write {words}.")
 
 
-def _in_words(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:

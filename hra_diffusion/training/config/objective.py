@@ -1,4 +1,4 @@
-"""The training objective: which noise levels are sampled and how each counts."""
+"""The training objective of a run."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,26 +6,26 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """What is learned at which noise, and how much it counts."""
+    """Training objective: timestep sampling and loss weighting."""
 
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] | None = None
-    """How often each amount of noise is trained on; logit_normal for flow-matching models and uniform for others by
-    default."""
+    """Timestep sampling: distribution of the noise levels; by default logit_normal for flow-matching models and uniform
+    for others."""
     logit_mean: float = 0.0
-    """Of logit_normal: above zero, more often at much noise."""
+    """Mean of logit_normal; above 0, high noise is more frequent."""
     logit_std: float = 1.0
-    """Of logit_normal: larger ones spread it."""
+    """Standard deviation of logit_normal; larger values spread the noise levels."""
     mode_scale: float = 1.29
-    """Of mode: above zero, more often at the middle; 0 is uniform."""
+    """Scale of mode; 0 is uniform, above 0 medium noise is more frequent."""
     flow_shift: float | None = None
-    """Shifts training of flow-matching models to more noise; the scheduler's own by default."""
+    """Timestep shift of flow-matching models; larger values mean more noise. The scheduler's shift by default."""
     snr_gamma: float | None = None
-    """Weights by min-SNR-γ, so that steps of little noise count less; 5 is customary."""
+    """Min-SNR-γ loss weighting: steps of low noise count less; 5 is common. None by default."""
     debiased_estimation_loss: bool = False
-    """Weights by debiased estimation instead."""
+    """Debiased estimation loss weighting, instead of snr_gamma."""
     noise_offset: float = 0.0
-    """Noise common to a whole channel, for very dark and very bright images; 0.05 is customary."""
+    """Noise offset: noise common to a whole channel, for very dark and very bright images; 0.05 is common."""
     input_perturbation: float = 0.0
-    """Noise added to the noisy latents but not to be predicted; 0.1 is customary."""
+    """Input perturbation: noise that is added to the noisy latents and is no part of the target; 0.1 is common."""
     orthogonality_weight: float = 0.0
-    """Weight λ of the orthogonality penalty; the paper takes 0.001 for subjects."""
+    """Weight λ of the orthogonality penalty; the HRA paper has 0.001 for subjects."""

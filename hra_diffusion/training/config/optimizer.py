@@ -1,4 +1,4 @@
-"""The optimizer and its learning rates."""
+"""The optimizer of a run and its learning rates."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,29 +6,29 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How fast the reflections turn."""
+    """Optimizer, learning rates and EMA."""
 
     optimizer: Literal["adamw", "adamw_8bit", "schedule_free", "prodigy", "lion", "adafactor"] = "adamw"
-    """What moves them. All but adamw and adafactor need an extra; prodigy finds the learning rate itself."""
+    """Optimizer. All but adamw and adafactor need an extra; prodigy finds the learning rate itself."""
     learning_rate: float = 0.02
-    """How far one step turns a layer, in radians; it means the same at every rank and width."""
+    """Learning rate: rotation of a layer in one step, in radians; it means the same at every rank and width."""
     text_encoder_lr: float | None = None
-    """The same for the text encoder; learning_rate by default."""
+    """Learning rate of the text encoders, in radians; learning_rate by default."""
     lr_scheduler: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant"
-    """How the learning rate runs over the steps."""
+    """Learning rate schedule over the steps."""
     lr_warmup_steps: int = 0
-    """Steps over which the learning rate grows from zero."""
+    """Warm-up: steps in which the learning rate grows from 0."""
     adam_beta1: float = 0.9
-    """Decay of AdamW's mean gradient."""
+    """β₁: decay of AdamW's mean gradient, from 0 to less than 1."""
     adam_beta2: float = 0.999
-    """Decay of AdamW's mean squared gradient."""
+    """β₂: decay of AdamW's mean squared gradient, from 0 to less than 1."""
     adam_epsilon: float = 1e-8
-    """What AdamW adds to its divisor."""
+    """ε in AdamW's denominator."""
     max_grad_norm: float = 1.0
-    """Longer gradients are shortened to this norm."""
+    """Gradient clipping: largest norm of the gradient."""
     use_ema: bool = False
-    """Save and show the average of the reflections over the steps instead of the last ones."""
+    """EMA: validate and save with the exponential moving average of the adapter's weights over the steps."""
     ema_decay: float = 0.999
-    """How much of the average stays at each step; less at the beginning."""
+    """Decay of the EMA in each step, from 0 to less than 1; smaller in the first steps."""

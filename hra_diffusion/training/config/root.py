@@ -1,11 +1,12 @@
-"""All settings of a run, checked as a whole when they are made."""
+"""All settings of a run, checked as a whole by their constructor."""
 
 from dataclasses import dataclass, field, fields
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.adapter import AdapterConfig
 from hra_diffusion.training.config.bounds import check_value
-from hra_diffusion.training.config.data import DataConfig, ModelConfig, PriorConfig
+from hra_diffusion.training.config.data import DataConfig, PriorConfig
+from hra_diffusion.training.config.model import ModelConfig
 from hra_diffusion.training.config.objective import ObjectiveConfig
 from hra_diffusion.training.config.optimizer import OptimizerConfig
 from hra_diffusion.training.config.run import RunConfig, SubjectValidationConfig, ValidationConfig
@@ -13,7 +14,7 @@ from hra_diffusion.training.config.run import RunConfig, SubjectValidationConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """What every kind of run is told."""
+    """The settings of every kind of run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
@@ -23,28 +24,30 @@ class TrainingConfig:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def __post_init__(self) -> None:
-        """Check every range, and that no two settings contradict each other.
+        """Check the range of each setting, and refuse contradictory settings.
 
         Raises:
-            ConfigError: a value is out of its range; the message names the flag, the value and the remedy.
+            ConfigError: a value is out of its range, or two settings contradict each other.
         """
         for group in fields(self):
             for name, value in vars(getattr(self, group.name)).items():
                 check_value(name, value)
         if self.objective.snr_gamma is not None and self.objective.debiased_estimation_loss:
-            raise ConfigError("--snr_gamma and --debiased_estimation_loss are two ways to weigh the loss: choose one.")
+            raise ConfigError("--snr_gamma and --debiased_estimation_loss are both weightings of the loss: choose one.")
         if self.optimizer.optimizer == "schedule_free" and self.optimizer.lr_scheduler != "constant":
             raise ConfigError(
-                f"--lr_scheduler is {self.optimizer.lr_scheduler}, and --optimizer schedule_free does without: leave "
-                "it constant; --lr_warmup_steps counts."
+                f"--lr_scheduler is {self.optimizer.lr_scheduler}, but --optimizer schedule_free has no "
+                "schedule: leave --lr_scheduler out; --lr_warmup_steps has an effect."
             )
         if self.optimizer.optimizer == "prodigy" and self.optimizer.text_encoder_lr is not None:
-            raise ConfigError("--text_encoder_lr does not go with --optimizer prodigy, which finds one rate for all.")
+            raise ConfigError(
+                "--text_encoder_lr contradicts --optimizer prodigy, which finds one rate for all: leave one out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DreamBoothConfig(TrainingConfig):
-    """A DreamBooth run: a new subject from a few images."""
+    """A DreamBooth run: training of a subject from a few images."""
 
     data: DataConfig = field(default_factory=DataConfig)
     prior: PriorConfig = field(default_factory=PriorConfig)

@@ -1,4 +1,4 @@
-"""How a run goes, and what is seen of it."""
+"""The run itself, and the images that it generates for validation."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,53 +7,58 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The run itself."""
+    """Run: output folder, steps, precision, checkpoints and trackers."""
 
     output_dir: Path | None = None
-    """Folder for the adapter, config.toml, log.jsonl and before_after.png; outputs/<image folder> by default."""
+    """Output folder for the adapter, config.toml, log.jsonl and before_after.png; outputs/<image folder> by default."""
     max_train_steps: int | None = None
-    """Optimizer steps; goes before num_train_epochs where both are given in one place. 400 when neither is."""
+    """Number of optimizer steps; it overrides num_train_epochs where both are given in one place. 400 by default."""
     num_train_epochs: int | None = None
-    """Passes over the images."""
+    """Number of epochs, passes over the images, instead of max_train_steps."""
     train_batch_size: int = 4
-    """Images of the subject a step on each device; as many of the class join them with prior preservation."""
+    """Batch size: images of the subject in a batch on each device. Prior preservation adds as many class images."""
     gradient_accumulation_steps: int = 1
-    """Batches an optimizer step."""
+    """Gradient accumulation: batches in an optimizer step."""
     gradient_checkpointing: bool = False
-    """Save memory by computing activations twice."""
+    """Gradient checkpointing: less memory, by computing activations twice."""
     torch_compile: bool = False
-    """Compile the denoiser's repeated blocks at the first step: a wait, for faster steps on a GPU."""
+    """torch.compile of the denoiser's repeated blocks: a slow first step, then faster steps on a GPU."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Precision of the frozen model; the adapter itself always stays in float32."""
+    """Precision of the frozen model; the adapter always stays in float32."""
     seed: int = 0
-    """Decides everything that is random in the run."""
+    """Random seed of everything in the run."""
     checkpointing_steps: int = 100
-    """Steps between checkpoints; there is one at the end in any case."""
+    """Steps between checkpoints; the last step always has one."""
     checkpoints_total_limit: int | None = None
-    """How many checkpoints are kept, the newest; all by default."""
+    """Number of checkpoints to keep, the newest; all by default."""
     resume_from_checkpoint: str | None = None
-    """latest, or the path of a checkpoint, to go on from there; latest starts anew where there is none."""
+    """Resume: latest, or the path of a checkpoint; latest starts a new run if there is no checkpoint."""
     dry_run: bool = False
-    """Say what would be trained, how long it takes and what room it needs, write nothing, and stop."""
+    """Dry run: print what would be trained, its time, memory and disk space; write nothing, and stop."""
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] | None = None
-    """Where losses and validation images are sent, too; by default to TensorBoard, in logs, if it is installed."""
+    """Tracker of losses and validation images; by default TensorBoard, in logs, if it is installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ValidationConfig:
-    """How images are drawn: those of the class, those on the way, and before_after.png."""
+    """Generated images: validation, before_after.png and class images."""
 
     num_validation_images: int = 2
-    """Seeds a row: seed, seed + 1, …"""
+    """Number of images of each prompt, with the seeds seed, seed + 1, …"""
     num_inference_steps: int = 25
-    """Denoising steps an image."""
+    """Number of denoising steps of an image, at most 1000."""
     guidance_scale: float = 7.5
-    """Strength of classifier-free guidance."""
+    """Guidance scale (CFG)."""
     validation_steps: int | None = None
-    """Steps between looks at the adapter: its images of the same prompts and seeds go to validation/step-<step>."""
+    """Validate every N steps: generate images of the same prompts and seeds into validation/step-<step>; never by
+    default."""
 
     def options(self, side: int | None) -> dict[str, Any]:
-        """Return what a pipeline is told to draw squares of a side in pixels; of its own size where that is None."""
+        """Return the pipeline's options for square images.
+
+        Args:
+            side: their side in pixels; the pipeline's default size if None.
+        """
         return {
             "height": side,
             "width": side,
@@ -64,7 +69,8 @@ class ValidationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SubjectValidationConfig(ValidationConfig):
-    """The same, and of what."""
+    """Generated images: validation, before_after.png and class images."""
 
     validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
-    """Rows of before_after.png; {instance_prompt} and {class_prompt} stand for those prompts."""
+    """Validation prompts, the rows of before_after.png; {instance_prompt} and {class_prompt} stand for those
+    prompts."""
