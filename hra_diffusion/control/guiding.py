@@ -19,11 +19,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.adapter import HRAModel
 from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.conditions import fit
 from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.components import adapted_components, lock_of, offloading_suspended
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -92,7 +92,7 @@ class Control:
         images = [image] if isinstance(image, Image.Image) else list(image)
         features = _Features(self.encoder, Given() if annotated else self.annotator, images, strength)
         with lock_of(pipe), ExitStack() as undo:
-            undo.callback(_with_tensors(pipe, unet.restorer()))
+            undo.callback(_with_tensors(pipe, unet._restorer()))
             switch = _Switch(unet, self.adapter_name, strength, combine)
             hooks = _Hooks(pipe, features, switch, (start, end), unconditional)
             undo.callback(unet.register_forward_pre_hook(hooks.before_unet, with_kwargs=True).remove)

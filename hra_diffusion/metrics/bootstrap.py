@@ -1,7 +1,7 @@
-"""Bootstrap intervals (Efron 1979): how far a number would move, had other images been drawn.
+"""Bootstrap intervals (Efron 1979): the uncertainty of a number from a sample of images.
 
-Units (images, or prompts where images of one prompt go into one value) are drawn anew with replacement; the
-interval spans the middle 95 % of the values that the statistic then takes.
+Units (images, or prompts where the images of a prompt give one value) are resampled with replacement; the interval
+spans the middle 95 % of the statistic's values.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ FloatArray = npt.NDArray[np.float64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_NUMBERS = 10_000_000
-"""How many are held at once."""
+_MAX_NUMBERS = 10_000_000
+"""Limit of the numbers in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A number and its 95 % interval, which a single unit does not have."""
+    """A number and its 95 % interval; a single unit has none."""
 
     value: float
     low: float | None
     high: float | None
     units: int
-    """How many images or prompts it was taken over."""
+    """Number of images or prompts in the sample."""
 
     def __str__(self) -> str:
         interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
@@ -34,7 +34,7 @@ class Estimate:
 
 
 def mean(sample: FloatArray) -> FloatArray:
-    """The statistic that most numbers are: the mean over the units, axis 1."""
+    """Return the mean over the units, axis 1: the usual statistic."""
     return sample.mean(axis=1)
 
 
@@ -42,9 +42,9 @@ def bootstrap(*samples: npt.ArrayLike, statistic: Callable[..., FloatArray] = me
     """Estimate a statistic of one or more independent samples.
 
     Args:
-        samples: each of shape (units, …); what belongs together (an image with and without an adapter) is one unit.
-        statistic: maps arrays of shape (resamples, units, …), one a sample, to (resamples,).
-        seed: of the resampling.
+        samples: arrays of shape (units, …); a pair (an image with and without an adapter) is one unit.
+        statistic: a map from arrays of shape (resamples, units, …), one per sample, to (resamples,).
+        seed: seed of the resampling.
     """
     arrays = [np.asarray(sample, dtype=np.float64) for sample in samples]
     assert all(len(array) for array in arrays), "a sample is empty"
@@ -54,12 +54,12 @@ def bootstrap(*samples: npt.ArrayLike, statistic: Callable[..., FloatArray] = me
         return Estimate(value=value, low=None, high=None, units=units)
     rng = np.random.default_rng(seed)
     picks = [rng.integers(len(array), size=(RESAMPLES, len(array))) for array in arrays]
-    at_once = max(1, _NUMBERS // sum(array.size for array in arrays))
-    drawn = np.concatenate(
+    at_once = max(1, _MAX_NUMBERS // sum(array.size for array in arrays))
+    values = np.concatenate(
         [
-            statistic(*(array[each[start : start + at_once]] for array, each in zip(arrays, picks, strict=True)))
+            statistic(*(array[pick[start : start + at_once]] for array, pick in zip(arrays, picks, strict=True)))
             for start in range(0, RESAMPLES, at_once)
         ]
     )
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value=value, low=float(low), high=float(high), units=units)

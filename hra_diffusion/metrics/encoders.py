@@ -1,6 +1,6 @@
-"""Images and words as unit vectors: the embedded judge, CLIP (Radford et al. 2021) and DINO (Caron et al. 2021).
+"""Encoders of images and texts as unit vectors: the judge, CLIP (Radford et al. 2021), DINO (Caron et al. 2021).
 
-All are loaded by transformers from safetensors, in float32; weights that are only there as pickles are refused.
+transformers loads them from safetensors, in float32; pickled weights are refused.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,27 +20,27 @@ from hra_diffusion.metrics.bootstrap import FloatArray
 
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vits16"
-"""What DreamBooth's authors measured with."""
+"""The encoders of the DreamBooth paper."""
 
-_REVISIONS = {DINO: "refs/pr/1"}  # where the safetensors are; its main branch has a pickle
+_REVISIONS = {DINO: "refs/pr/1"}  # has safetensors; the main branch has a pickle
 _BATCH = 32
 
 
 class Encoder:
-    """Images → unit vectors.
+    """A map from images to unit vectors.
 
     Attributes:
-        name: the last part of the model's name or folder, for tables.
+        name: last part of the model's name or folder, for tables.
     """
 
     def __init__(self, name: str, model: Any, processor: Any) -> None:
-        """Take a loaded model and its image processor."""
+        """Wrap a loaded model and its image processor."""
         self.name = Path(name).name
         self.model = model.eval().requires_grad_(False)
         self._processor = processor
 
-    def images(self, images: Sequence[Image.Image]) -> FloatArray:
-        """Encode RGB images of any sizes; shape (images, width), rows of length 1."""
+    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB images of any sizes: (images, width), rows of length 1."""
 
         def encode(batch: Sequence[Image.Image]) -> Tensor:
             pixels = self._processor(images=list(batch), return_tensors="pt").pixel_values
@@ -49,20 +49,20 @@ class Encoder:
         return _unit_rows(encode, images, self.model.device)
 
     def _image_features(self, pixels: Tensor) -> Tensor:
-        """The class token of the last layer, as DINO's authors use it."""
+        """Return the class token of the last layer, as in the DINO paper."""
         return self.model(pixel_values=pixels).last_hidden_state[:, 0]
 
 
 class Clip(Encoder):
-    """Images and words → unit vectors of one space."""
+    """A map from images and texts to unit vectors of one space."""
 
     def __init__(self, name: str, model: CLIPModel, processor: Any, tokenizer: Any) -> None:
-        """Take a loaded model, its image processor and its tokenizer."""
+        """Wrap a loaded model, its image processor and its tokenizer."""
         super().__init__(name, model, processor)
         self._tokenizer = tokenizer
 
-    def texts(self, texts: Sequence[str]) -> FloatArray:
-        """Encode texts, cut to the model's length; shape (texts, width), rows of length 1."""
+    def encode_texts(self, texts: Sequence[str]) -> FloatArray:
+        """Encode texts, truncated to the model's length: (texts, width), rows of length 1."""
         length = self.model.config.text_config.max_position_embeddings
 
         def encode(batch: Sequence[str]) -> Tensor:
@@ -81,25 +81,25 @@ def load_clip(name: str, *, device: torch.device | str = "cpu", local_files_only
     """Load a CLIP from a folder or the hub.
 
     Args:
-        name: the folder, or the name on the hub.
-        device: where it computes.
-        local_files_only: take from the hub only what was fetched before.
+        name: folder or hub name.
+        device: device of the model.
+        local_files_only: download nothing from the hub.
 
     Raises:
-        ModelError: it cannot be had, is incomplete, or is no CLIP.
+        ModelError: the model cannot be loaded, is incomplete, or is no CLIP.
     """
     model, processor, tokenizer = _load(name, local_files_only, CLIPModel, AutoImageProcessor, AutoTokenizer)
     return Clip(name, model.to(device), processor, tokenizer)
 
 
 def load_dino(name: str = DINO, *, device: torch.device | str = "cpu", local_files_only: bool = False) -> Encoder:
-    """Load a DINO, DINOv2 or other vision transformer from a folder or the hub; as :func:`load_clip`."""
+    """Load a DINO, DINOv2 or other vision transformer; see :func:`load_clip`."""
     model, processor = _load(name, local_files_only, AutoModel, AutoImageProcessor)
     return Encoder(name, model.to(device), processor)
 
 
 def pooled(features: Any) -> Tensor:
-    """CLIP's features; transformers 5 wraps them."""
+    """Unwrap CLIP's features, which transformers 5 wraps."""
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
@@ -113,10 +113,10 @@ def _load(name: str, local_files_only: bool, model_class: Any, *helper_classes: 
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
             f"{name!r} cannot be loaded for measuring ({_first_line(error)}). A folder needs config.json, "
-            "model.safetensors, preprocessor_config.json and, of a CLIP, the tokenizer's files; a model of the hub "
-            "needs a network, or to have been fetched before."
+            "model.safetensors, preprocessor_config.json and, for a CLIP, the tokenizer's files; a model of the hub "
+            "needs a network, or an earlier download."
         ) from error
-    # A pooler is never used here, and DINO has none; transformers fills whatever else is missing with random numbers.
+    # DINO has no pooler, and none is used here. transformers fills other missing weights with random numbers.
     if missing := sorted(key for key in info["missing_keys"] if not key.startswith("pooler.")):
         raise ModelError(
             f"{name!r} is no {model_class.__name__}, or incomplete: it lacks {', '.join(missing[:4])}"
@@ -130,7 +130,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any], device: torch.device) -> FloatArray:
-    """Encode in batches, in float32 whatever a run draws in; float64, so that equal images have a cosine of one."""
+    """Encode in batches in float32, whatever the run's precision; return float64, for cosines of exactly one."""
     with torch.inference_mode(), full_precision(device):
         rows = torch.cat(
             [encode(inputs[start : start + _BATCH]).cpu().double() for start in range(0, len(inputs), _BATCH)]

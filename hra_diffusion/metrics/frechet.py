@@ -1,11 +1,11 @@
-"""How far a set of images is from another as a whole: FID (Heusel et al., arXiv 1706.08500) and its like.
+"""Fréchet distance of two sets of images: FID (Heusel et al., arXiv 1706.08500), also with other encoders.
 
 A Gaussian is fitted to an encoder's features of either set:
 
     ‖μ − μ′‖² + tr(Σ + Σ′ − 2 (Σ Σ′)^½)
 
-FID's encoder is Inception, in the version that everybody compares with; torch-fidelity has it. The same of another
-encoder is a number of its own. Both are larger the fewer images there are: only equal numbers of them compare.
+FID uses the Inception weights of torch-fidelity, as is usual. Distances of different encoders are not comparable. Fewer
+images give larger distances, so only equal numbers of images are comparable.
 """
 
 import pickle
@@ -24,7 +24,7 @@ _BATCH = 32
 
 
 def frechet_distance(one: FloatArray, other: FloatArray) -> float:
-    """Return the distance between Gaussians fitted to features of shapes (n, d) and (m, d), n and m at least 2."""
+    """Return the Fréchet distance of Gaussians fitted to features (n ≥ 2, d) and (m ≥ 2, d)."""
     first, second = (np.cov(features, rowvar=False) for features in (one, other))
     values, vectors = np.linalg.eigh(first)
     root = vectors * np.sqrt(values.clip(0)) @ vectors.T
@@ -34,16 +34,16 @@ def frechet_distance(one: FloatArray, other: FloatArray) -> float:
 
 
 class Inception:
-    """FID's features of images."""
+    """FID's encoder of images."""
 
     name = "Inception"
 
     def __init__(self, model: Any, device: torch.device | str = "cpu") -> None:
-        """Take torch-fidelity's FeatureExtractorInceptionV3 for the features "2048", and its device."""
+        """Wrap torch-fidelity's FeatureExtractorInceptionV3 for the features "2048"."""
         self._model, self._device = model, torch.device(device)
 
-    def images(self, images: Sequence[Image.Image]) -> FloatArray:
-        """Encode RGB images of one size: shape (images, 2048)."""
+    def encode_images(self, images: Sequence[Image.Image]) -> FloatArray:
+        """Encode RGB images of one size: (images, 2048)."""
         pixels = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
         with torch.inference_mode():
             batches = pixels.permute(0, 3, 1, 2).split(_BATCH)
@@ -52,14 +52,14 @@ class Inception:
 
 
 def load_inception(device: torch.device | str = "cpu") -> Inception:
-    """Load Inception with torch-fidelity, which reads weights that are there already, for a device.
+    """Load Inception with torch-fidelity, from weights downloaded before.
 
     Raises:
-        ModelError: a package is missing or does not work here, or the weights are not there.
+        ModelError: a package or the weights are missing or unusable.
     """
     try:
         from torch_fidelity import feature_extractor_inceptionv3 as fidelity  # pyright: ignore
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch fails anyhow
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch raises any of them
         raise ModelError(
             f"FID needs torch-fidelity and a torchvision that fits torch ({error}): "
             "install the extra hra-diffusion[metrics]."
@@ -68,7 +68,7 @@ def load_inception(device: torch.device | str = "cpu") -> Inception:
     if not weights.is_file():
         raise ModelError(f"FID needs Inception's weights, of {fidelity.URL_INCEPTION_V3}, which are not at {weights}.")
     try:
-        torch.load(weights, weights_only=True)  # torch-fidelity would unpickle anything: only if these are but numbers
+        torch.load(weights, weights_only=True)  # refuses pickled code; torch-fidelity would run it
         model = fidelity.FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
         return Inception(model.to(device), device)
     except (OSError, RuntimeError, pickle.UnpicklingError) as error:

@@ -1,4 +1,4 @@
-"""Pairwise perceptual distance, LPIPS (Zhang et al., arXiv 1801.03924), through torchmetrics and torchvision."""
+"""LPIPS, a perceptual distance (Zhang et al., arXiv 1801.03924), with torchmetrics and torchvision."""
 
 import itertools
 from collections.abc import Sequence
@@ -14,22 +14,22 @@ from hra_diffusion.errors import ModelError
 from hra_diffusion.householder.compact_wy import full_precision
 from hra_diffusion.metrics.bootstrap import FloatArray
 
-SMALLEST = 64
-"""Side in pixels below which the network has nothing left to see."""
+MIN_SIDE = 64
+"""Smallest side of an image in pixels for AlexNet."""
 
 
 class Lpips:
-    """The mean LPIPS between images of a prompt, with AlexNet."""
+    """Mean LPIPS between the images of a prompt, with AlexNet."""
 
     name = "LPIPS"
 
     def __init__(self, metric: Any, device: torch.device | str = "cpu") -> None:
-        """Take torchmetrics' LearnedPerceptualImagePatchSimilarity, normalizing and taking the mean, and its device."""
+        """Wrap torchmetrics' LearnedPerceptualImagePatchSimilarity with ``normalize=True`` and mean reduction."""
         self._metric, self._device = metric, torch.device(device)
 
     def spread(self, images: Sequence[Sequence[Image.Image]]) -> FloatArray:
-        """Mean distance over all pairs of images of each prompt: (prompts, seeds ≥ 2) → (prompts,)."""
-        return np.array([self._mean_over_pairs(of_prompt) for of_prompt in images])
+        """Return the mean distance over all pairs of a prompt's images: (prompts, seeds ≥ 2) → (prompts,)."""
+        return np.array([self._mean_over_pairs(prompt_images) for prompt_images in images])
 
     def _mean_over_pairs(self, images: Sequence[Image.Image]) -> float:
         tensors = [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255 for image in images]
@@ -39,19 +39,19 @@ class Lpips:
 
 
 def load_lpips(*, device: torch.device | str = "cpu", local_files_only: bool = False) -> Lpips:
-    """Load LPIPS; its network's weights (233 MB) are fetched by torchvision.
+    """Load LPIPS; torchvision downloads AlexNet's weights (233 MB).
 
     Args:
-        device: where it computes.
-        local_files_only: only if they have been fetched before; so too while the hub is offline.
+        device: device of the network.
+        local_files_only: download nothing, as with the hub offline.
 
     Raises:
-        ModelError: a package is missing or does not work here, or the weights cannot be had.
+        ModelError: a package or the weights are missing or unusable.
     """
     try:
         from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity  # pyright: ignore
         from torchvision.models import AlexNet_Weights  # pyright: ignore
-    except (ImportError, RuntimeError, OSError) as error:  # a torchvision built for another torch fails anyhow
+    except (ImportError, RuntimeError, OSError) as error:  # a torchvision for another torch raises any of them
         raise ModelError(
             f"LPIPS needs torchmetrics and a torchvision that fits torch ({error}): "
             "install the extra hra-diffusion[metrics]."
@@ -62,4 +62,4 @@ def load_lpips(*, device: torch.device | str = "cpu", local_files_only: bool = F
     try:
         return Lpips(LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True).to(device), device)
     except (OSError, RuntimeError) as error:
-        raise ModelError(f"LPIPS needs AlexNet's weights, which cannot be fetched: {error}.") from error
+        raise ModelError(f"LPIPS needs AlexNet's weights, and their download failed: {error}.") from error

@@ -1,11 +1,11 @@
-"""What a judge can tell: a file beside its weights lists the labels of each attribute with the captions for them.
+"""The vocabulary of a judge: a file beside its weights with the labels of each attribute and their captions.
 
     judge.json
     {"attributes": {"object": {"cat": "a cat", …}, "background": {"beach": "on the beach", …}, …},
-     "contexts":   {"beach": "on the beach", …},      labels of backgrounds that subjects are asked to appear on
-     "unrelated":  ["a 3d render of a bus …", …]}      prompts that an adapter should leave alone
+     "contexts":   {"beach": "on the beach", …},      backgrounds for the subject, by label
+     "unrelated":  ["a 3d render of a bus …", …]}      prompts without the subject and its class
 
-A label is the one whose caption is nearest to the image: what classification heads would answer, by prompts.
+Classification is zero-shot, as with CLIP: the label of an image is the one with the nearest caption.
 """
 
 import json
@@ -22,19 +22,19 @@ FILE = "judge.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The file's content."""
+    """The content of judge.json."""
 
     attributes: dict[str, dict[str, str]]
     contexts: dict[str, str]
     unrelated: list[str]
 
     def to_json(self) -> str:
-        """The file's text."""
+        """Return the text of judge.json."""
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_vocabulary(folder: str | Path) -> Vocabulary | None:
-    """Read the vocabulary of a judge; None where there is none, as with CLIP from the hub.
+    """Read the vocabulary of a judge; None without one, as for CLIP from the hub.
 
     Raises:
         HRAError: the file is damaged.
@@ -49,13 +49,13 @@ def read_vocabulary(folder: str | Path) -> Vocabulary | None:
 
 
 def classify(clip: Clip, images: FloatArray, captions: dict[str, str]) -> list[str]:
-    """The label of each image.
+    """Return the label of each image.
 
     Args:
         clip: the judge.
-        images: what it made of the images, shape (n, d).
-        captions: by label.
+        images: the judge's vectors of the images, (n, d).
+        captions: captions by label.
     """
-    nearest = (images @ clip.texts(list(captions.values())).T).argmax(axis=1)
+    nearest = (images @ clip.encode_texts(list(captions.values())).T).argmax(axis=1)
     labels = list(captions)
     return [labels[index] for index in nearest]

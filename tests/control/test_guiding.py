@@ -170,7 +170,9 @@ def test_a_saved_pipeline_generates_the_same_image(pipe, shapes, tmp_path):
     ]
 
 
-def test_load_control_replaces_the_control_and_keeps_it_on_errors(pipe, tiny_sd, other_control_folder, shapes, tmp_path):
+def test_load_control_replaces_the_control_and_keeps_it_on_errors(
+    pipe, tiny_sd, other_control_folder, shapes, tmp_path
+):
     first = generate(pipe, image=shapes)
     control = pipe.control
     with pytest.raises(AdapterFileError, match="holds no control"):
@@ -223,7 +225,7 @@ def test_errors_name_their_cause_and_change_nothing(pipe, tiny_sd, control_folde
     with pytest.raises(ConfigError, match="is a control"):
         export_lora(control_folder, tmp_path / "control.safetensors", base=bare)
     with pytest.raises(ConfigError, match="is a control"):
-        merge_hra(tiny_sd, tmp_path / "merged", {str(control_folder): 1.0})
+        merge_hra({str(control_folder): 1.0}, tmp_path / "merged", base=tiny_sd)
     (tmp_path / "unet").symlink_to(control_folder / "unet")
     with pytest.raises(AdapterFileError, match="holds no control"):
         load_hra_control(bare, tmp_path)

@@ -1,4 +1,4 @@
-"""Agreement is one for what is the same, falls with distance, and tells a model that ignores its condition."""
+"""Agreement is one for equal conditions, and falls with distance."""
 
 import numpy as np
 import pytest
@@ -13,16 +13,16 @@ from hra_diffusion.metrics.agreement import (
     landmark_agreement,
     object_mask,
 )
-from hra_diffusion.metrics.control_evaluation import condition_agreement
+from hra_diffusion.metrics.control import condition_agreement
 
 
-def line(at, size=20):
+def line(column, size=20):
     edges = np.zeros((size, size), np.uint8)
-    edges[:, at] = 255
+    edges[:, column] = 255
     return edges
 
 
-def test_edges_agree_within_the_tolerance_only():
+def test_edges_agree_only_within_the_tolerance():
     assert edge_agreement([line(5)], [line(5)])["F1"].value == 1
     assert edge_agreement([line(5)], [line(6)])["F1"].value == 0
     assert edge_agreement([line(5)], [line(6)], tolerance=1)["F1"].value == 1
@@ -32,23 +32,23 @@ def test_edges_agree_within_the_tolerance_only():
     assert half["IoU"].value == pytest.approx(1 / 2)
 
 
-def test_a_tolerance_is_a_distance_along_diagonals_too():
+def test_the_tolerance_is_a_euclidean_distance():
     points = np.zeros((2, 9, 9), np.uint8)
     points[0, 4, 4] = points[1, 5, 5] = 255
     assert edge_agreement(points[:1], points[1:], tolerance=1)["F1"].value == 0
     assert edge_agreement(points[:1], points[1:], tolerance=2)["F1"].value == 1
 
 
-def test_labels_are_counted_by_class():
-    wanted = np.array([[0, 0, 0, 1]])
-    found = np.array([[0, 0, 1, 1]])
-    scores = {name: each.value for name, each in label_agreement([wanted], [found]).items()}
+def test_label_scores_follow_from_the_confusion_matrix():
+    target = np.array([[0, 0, 0, 1]])
+    prediction = np.array([[0, 0, 1, 1]])
+    scores = {name: estimate.value for name, estimate in label_agreement([target], [prediction]).items()}
     assert scores["aAcc"] == 0.75
     assert scores["mAcc"] == pytest.approx((2 / 3 + 1) / 2)
     assert scores["mIoU"] == pytest.approx((2 / 3 + 1 / 2) / 2)
 
 
-def test_depth_and_landmarks_are_distances_and_what_is_not_found_is_a_share():
+def test_depth_and_landmarks_give_distances_and_missing_detections_a_share():
     assert depth_agreement([np.zeros((2, 2))], [np.full((2, 2), 0.5)]).value == 0.5
     points = np.zeros((4, 2))
     scores = landmark_agreement([points, points], [points + np.array([3, 4]), None])
@@ -61,7 +61,7 @@ def test_different_sizes_are_refused():
         edge_agreement([line(1, 20)], [line(1, 30)])
 
 
-def test_the_thing_in_the_middle_is_told_from_its_background():
+def test_the_central_object_is_segmented_from_its_background():
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(200, 255, (64, 64, 3), dtype=np.uint8))
     truth = Image.new("L", (64, 64))
@@ -72,7 +72,7 @@ def test_the_thing_in_the_middle_is_told_from_its_background():
     assert not object_mask(np.zeros((32, 32, 3), np.uint8)).any()
 
 
-def test_each_kind_of_condition_has_its_measure(tiny_depth):
+def test_each_kind_of_condition_has_its_metric(tiny_depth):
     image = Image.new("RGB", (32, 32), "white")
     ImageDraw.Draw(image).rectangle((8, 8, 20, 24), fill="red")
     ImageDraw.Draw(image).line((3, 3, 28, 6), fill="blue", width=2)
@@ -90,6 +90,6 @@ def test_each_kind_of_condition_has_its_measure(tiny_depth):
 
 
 @pytest.mark.parametrize("name", ["given", "segmentation", "depth", "normal"])
-def test_what_cannot_be_seen_in_a_drawn_image_is_not_measured(name):
+def test_conditions_that_a_generated_image_cannot_have_are_not_measured(name):
     image = Image.new("RGB", (32, 32), "red")
     assert condition_agreement(make_annotator(name), [image], [image], [image]) == {}

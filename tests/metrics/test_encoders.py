@@ -1,4 +1,4 @@
-"""Real models of random weights through transformers: unit vectors, safetensors only, refusals that say what to do."""
+"""Encoders of transformers with random weights: unit vectors, safetensors only, errors with a remedy."""
 
 import shutil
 
@@ -11,8 +11,8 @@ from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.metrics.encoders import CLIP, load_clip, load_dino
-from hra_diffusion.metrics.instruments import judge_beside, load_instruments, load_judge
 from hra_diffusion.metrics.lpips import load_lpips
+from hra_diffusion.metrics.models import find_judge, load_judge, load_metric_models
 from hra_diffusion.metrics.vocabulary import FILE, classify, read_vocabulary
 
 
@@ -25,7 +25,7 @@ def images() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def tiny_dino(tmp_path_factory):
-    """As facebook/dino-vits16 is stored: a ViT without a pooler."""
+    """A ViT without a pooler, as facebook/dino-vits16 is stored."""
     folder = tmp_path_factory.mktemp("models") / "tiny-dino"
     torch.manual_seed(0)
     config = ViTConfig(
@@ -38,29 +38,29 @@ def tiny_dino(tmp_path_factory):
 
 def test_vectors_have_length_one_and_equal_images_equal_vectors(clip_folder, tiny_dino, images):
     for encoder in (load_clip(str(clip_folder)), load_dino(str(tiny_dino))):
-        vectors = encoder.images([*images, images[0]])
+        vectors = encoder.encode_images([*images, images[0]])
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-12)
         np.testing.assert_allclose(vectors[0] @ vectors[-1], 1, atol=1e-6)
         assert vectors[0] @ vectors[1] < 1 - 1e-4
 
 
-def test_vectors_are_those_of_the_model_itself(clip_folder, images):
+def test_vectors_equal_those_of_the_model(clip_folder, images):
     from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
     model = CLIPModel.from_pretrained(clip_folder).eval()
     pixels = AutoImageProcessor.from_pretrained(clip_folder)(images=images, return_tensors="pt").pixel_values
     words = AutoTokenizer.from_pretrained(clip_folder)(["a cat", "a blue dog"], padding=True, return_tensors="pt")
     with torch.no_grad():
-        wanted = model(pixel_values=pixels, **words)
+        expected = model(pixel_values=pixels, **words)
     clip = load_clip(str(clip_folder))
-    np.testing.assert_allclose(clip.images(images), wanted.image_embeds, atol=1e-6)
-    np.testing.assert_allclose(clip.texts(["a cat", "a blue dog"]), wanted.text_embeds, atol=1e-6)
+    np.testing.assert_allclose(clip.encode_images(images), expected.image_embeds, atol=1e-6)
+    np.testing.assert_allclose(clip.encode_texts(["a cat", "a blue dog"]), expected.text_embeds, atol=1e-6)
 
 
-def test_many_images_and_long_texts_are_taken_in_batches_and_cut(clip_folder, images):
+def test_images_are_encoded_in_batches_and_long_texts_truncated(clip_folder, images):
     clip = load_clip(str(clip_folder))
-    np.testing.assert_allclose(clip.images(images * 12)[-3:], clip.images(images), atol=1e-6)
-    assert clip.texts(["word " * 500]).shape == (1, 16)
+    np.testing.assert_allclose(clip.encode_images(images * 12)[-3:], clip.encode_images(images), atol=1e-6)
+    assert clip.encode_texts(["word " * 500]).shape == (1, 16)
 
 
 def test_a_model_stored_in_half_precision_computes_in_float32(clip_folder, tmp_path, images):
@@ -69,37 +69,37 @@ def test_a_model_stored_in_half_precision_computes_in_float32(clip_folder, tmp_p
     save_file({name: tensor.half() for name, tensor in tensors.items()}, tmp_path / "half" / "model.safetensors")
     clip = load_clip(str(tmp_path / "half"))
     assert clip.model.dtype == torch.float32
-    np.testing.assert_allclose(clip.images(images), load_clip(str(clip_folder)).images(images), atol=1e-2)
+    np.testing.assert_allclose(clip.encode_images(images), load_clip(str(clip_folder)).encode_images(images), atol=1e-2)
 
 
-def test_a_run_in_half_precision_is_measured_in_float32(clip_folder, images):
+def test_under_autocast_encoders_compute_in_float32(clip_folder, images):
     clip = load_clip(str(clip_folder))
-    expected = clip.images(images), clip.texts(["a dog"])
+    expected = clip.encode_images(images), clip.encode_texts(["a dog"])
     with torch.autocast("cpu", torch.bfloat16):
-        assert np.array_equal(clip.images(images), expected[0])
-        assert np.array_equal(clip.texts(["a dog"]), expected[1])
+        assert np.array_equal(clip.encode_images(images), expected[0])
+        assert np.array_equal(clip.encode_texts(["a dog"]), expected[1])
 
 
-def test_a_label_is_the_one_whose_caption_is_nearest(clip_folder):
+def test_the_label_has_the_nearest_caption(clip_folder):
     clip = load_clip(str(clip_folder))
     captions = {"red": "on a red background", "beach": "on the beach", "night": "at night"}
-    as_images = clip.texts([captions["night"], captions["red"]])
+    as_images = clip.encode_texts([captions["night"], captions["red"]])
     assert classify(clip, as_images, captions) == ["night", "red"]
 
 
-def test_the_judge_of_a_base_lies_beside_it(tmp_path, tiny_judge):
-    assert judge_beside(tmp_path / "emoji-sd") == tmp_path.resolve() / "emoji-clip"
-    assert judge_beside("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
+def test_the_judge_of_a_base_is_beside_it(tmp_path, tiny_judge):
+    assert find_judge(tmp_path / "emoji-sd") == tmp_path.resolve() / "emoji-clip"
+    assert find_judge("stable-diffusion-v1-5/stable-diffusion-v1-5") is None
     shutil.copytree(tiny_judge, tmp_path / "emoji-clip")
-    instruments = load_instruments(str(tmp_path / "emoji-sd"))
-    assert instruments.clip.name == "emoji-clip"
-    assert instruments.vocabulary == read_vocabulary(tiny_judge)
-    assert [note.split()[0] for note in instruments.notes] == ["DINO", "Diversity"]
+    models = load_metric_models(str(tmp_path / "emoji-sd"))
+    assert models.clip.name == "emoji-clip"
+    assert models.vocabulary == read_vocabulary(tiny_judge)
+    assert [note.split()[0] for note in models.notes] == ["DINO", "Diversity"]
 
 
-def test_a_missing_judge_names_what_makes_it(tmp_path):
+def test_a_missing_judge_names_its_remedies(tmp_path):
     with pytest.raises(ModelError, match=r"no judge in .*emoji-clip.*python -m emoji_world judge.*--clip"):
-        load_instruments(str(tmp_path / "emoji-sd"))
+        load_metric_models(str(tmp_path / "emoji-sd"))
 
 
 def test_a_judge_without_weights_or_with_a_damaged_vocabulary_is_refused(tmp_path, tiny_judge):
@@ -112,7 +112,7 @@ def test_a_judge_without_weights_or_with_a_damaged_vocabulary_is_refused(tmp_pat
         load_judge(tmp_path / "judge")
 
 
-def test_pickled_weights_are_never_read(tmp_path, clip_folder):
+def test_pickled_weights_are_refused(tmp_path, clip_folder):
     shutil.copytree(clip_folder, tmp_path / "pickled")
     torch.save(load_file(clip_folder / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
     (tmp_path / "pickled" / "model.safetensors").unlink()
@@ -120,7 +120,7 @@ def test_pickled_weights_are_never_read(tmp_path, clip_folder):
         load_clip(str(tmp_path / "pickled"))
 
 
-def test_a_model_of_another_kind_is_refused_not_filled_with_random_numbers(tmp_path, clip_folder, tiny_dino):
+def test_missing_weights_are_refused_and_not_filled_with_random_numbers(tmp_path, clip_folder, tiny_dino):
     with pytest.raises(ModelError):
         load_clip(str(tiny_dino))
     shutil.copytree(clip_folder, tmp_path / "partial")
@@ -131,19 +131,19 @@ def test_a_model_of_another_kind_is_refused_not_filled_with_random_numbers(tmp_p
         load_clip(str(tmp_path / "partial"))
 
 
-def test_what_was_named_must_be_there_and_what_is_tried_gives_way_to_a_note(clip_folder, tiny_dino):
+def test_named_models_must_load_and_default_ones_are_replaced_by_a_note(clip_folder, tiny_dino):
     with pytest.raises(ModelError, match=f"{CLIP}.*network"):
-        load_instruments("some/model")
+        load_metric_models("some/model")
     with pytest.raises(ModelError, match=r"some/dino.*network"):
-        load_instruments("some/model", clip=str(clip_folder), dino="some/dino")
-    instruments = load_instruments("some/model", clip=str(clip_folder))
-    assert instruments.dino is None
-    assert instruments.lpips is None
-    assert "facebook/dino-vits16 is not measured" in instruments.notes[0]
-    assert "distance in tiny-clip between images of a prompt, not LPIPS" in instruments.notes[1]
-    assert load_instruments("some/model", clip=str(clip_folder), dino=str(tiny_dino)).dino is not None
+        load_metric_models("some/model", clip=str(clip_folder), dino="some/dino")
+    models = load_metric_models("some/model", clip=str(clip_folder))
+    assert models.dino is None
+    assert models.lpips is None
+    assert "facebook/dino-vits16 is not measured" in models.notes[0]
+    assert "distance in tiny-clip between images of a prompt, not LPIPS" in models.notes[1]
+    assert load_metric_models("some/model", clip=str(clip_folder), dino=str(tiny_dino)).dino is not None
 
 
-def test_lpips_says_what_it_lacks():
+def test_lpips_names_its_missing_dependency():
     with pytest.raises(ModelError, match="LPIPS needs"):
         load_lpips(local_files_only=True)

@@ -1,4 +1,4 @@
-"""The distance is that of Gaussians whose distance is known, and FID's encoder is read only where it is numbers."""
+"""The Fréchet distance of Gaussians with a known distance; FID's weights are refused if they hold code."""
 
 import pickle
 import sys
@@ -14,20 +14,20 @@ from hra_diffusion.metrics.frechet import frechet_distance, load_inception
 RNG = np.random.default_rng(0)
 
 
-def test_equal_sets_are_at_no_distance_and_shifted_ones_at_the_shift_s_square():
+def test_the_distance_of_equal_sets_is_zero_and_of_shifted_ones_the_squared_shift():
     features = RNG.normal(size=(40, 6))
     assert frechet_distance(features, features) == pytest.approx(0, abs=1e-9)
     assert frechet_distance(features, features + np.arange(6)) == pytest.approx(np.sum(np.arange(6) ** 2))
 
 
-def test_scaled_sets_differ_by_what_their_deviations_do():
+def test_the_distance_of_scaled_sets_follows_from_their_standard_deviations():
     features = RNG.normal(size=(50, 4)) @ RNG.normal(size=(4, 4))
     features -= features.mean(0)
     variance = np.trace(np.cov(features, rowvar=False))
     assert frechet_distance(features, 3 * features) == pytest.approx((3 - 1) ** 2 * variance)
 
 
-def test_covariances_that_do_not_commute_have_the_formula_s_distance():
+def test_the_distance_for_covariances_that_do_not_commute_equals_the_formula():
     from scipy.linalg import sqrtm
 
     one, other = (RNG.normal(size=(30, 5)) @ RNG.normal(size=(5, 5)) for _ in range(2))
@@ -36,7 +36,7 @@ def test_covariances_that_do_not_commute_have_the_formula_s_distance():
     assert frechet_distance(one, other) == pytest.approx(by_hand)
 
 
-def test_without_its_package_or_its_weights_it_says_so(monkeypatch, tmp_path):
+def test_missing_packages_and_unusable_weights_are_errors(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
     with pytest.raises(ModelError, match=r"FID needs torch-fidelity.*hra-diffusion\[metrics\]"):
         load_inception()

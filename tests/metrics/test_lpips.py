@@ -1,4 +1,4 @@
-"""Which pairs are compared; the distance itself is torchmetrics'."""
+"""The pairs of images that LPIPS compares; torchmetrics computes the distance."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hra_diffusion.metrics.lpips import SMALLEST, Lpips
+from hra_diffusion.metrics.lpips import MIN_SIDE, Lpips
 
 
 def mean_difference(first, second):
@@ -20,21 +20,21 @@ def gray(level: int) -> Image.Image:
     return Image.new("RGB", (8, 8), (level, level, level))
 
 
-def test_each_prompt_has_the_mean_distance_over_its_own_pairs():
+def test_each_prompt_has_the_mean_distance_over_its_pairs():
     levels = [(0, 51, 255), (10, 10, 10)]
-    by_hand = [np.mean([abs(a - b) / 255 for a, b in itertools.combinations(of_prompt, 2)]) for of_prompt in levels]
-    found = Lpips(mean_difference).spread([[gray(level) for level in of_prompt] for of_prompt in levels])
-    np.testing.assert_allclose(found, by_hand, atol=1e-6)
+    by_hand = [np.mean([abs(a - b) / 255 for a, b in itertools.combinations(grays, 2)]) for grays in levels]
+    spread = Lpips(mean_difference).spread([[gray(level) for level in grays] for grays in levels])
+    np.testing.assert_allclose(spread, by_hand, atol=1e-6)
 
 
-def test_lpips_itself_is_zero_for_equal_images_and_positive_for_others():
+def test_lpips_is_zero_for_equal_images_and_positive_for_different_ones():
     torchmetrics = pytest.importorskip("torchmetrics.image.lpip")
     pytest.importorskip("torchvision", exc_type=Exception)
     try:
         metric = torchmetrics.LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     except OSError:
-        pytest.skip("AlexNet's weights cannot be had")
-    noise = np.random.default_rng(0).integers(0, 255, (2, SMALLEST, SMALLEST, 3), dtype=np.uint8)
+        pytest.skip("AlexNet's weights cannot be downloaded")
+    noise = np.random.default_rng(0).integers(0, 255, (2, MIN_SIDE, MIN_SIDE, 3), dtype=np.uint8)
     first, second = map(Image.fromarray, noise)
     same, other = Lpips(metric).spread([[first, first], [first, second]])
     assert same == pytest.approx(0, abs=1e-6)

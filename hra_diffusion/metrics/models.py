@@ -1,6 +1,6 @@
-"""Which models measure: the embedded judge for the embedded base; CLIP, DINO and LPIPS for photographs.
+"""The models of the metrics: the judge for the embedded base; CLIP, DINO and LPIPS for photographs.
 
-What was asked for by name must be there; what is measured by default gives way to a note that names it.
+A model named by the user must load. A default model that cannot be loaded is replaced by a note.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,25 @@ from hra_diffusion.metrics.encoders import CLIP, DINO, Clip, Encoder, load_clip,
 from hra_diffusion.metrics.lpips import Lpips, load_lpips
 from hra_diffusion.metrics.vocabulary import Vocabulary, read_vocabulary
 
-Instrument = TypeVar("Instrument")
+Model = TypeVar("Model")
 
 _BASE, JUDGE = "emoji-sd", "emoji-clip"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Instruments:
-    """Loaded models, and notes on what is not there."""
+class MetricModels:
+    """Loaded models, and notes on missing ones."""
 
     clip: Clip
     vocabulary: Vocabulary | None = None
-    """What the judge can tell; None for CLIP from the hub."""
+    """The judge's labels; None for CLIP from the hub."""
     dino: Encoder | None = None
     lpips: Lpips | None = None
     notes: list[str] = field(default_factory=list)
 
 
-def judge_beside(base: str | Path) -> Path | None:
-    """The folder of the judge that belongs to a base model: emoji-clip beside emoji-sd; None for other bases."""
+def find_judge(base: str | Path) -> Path | None:
+    """Return the folder of a base model's judge: emoji-clip beside emoji-sd; None for other bases."""
     folder = Path(base).resolve()
     return folder.with_name(JUDGE) if folder.name == _BASE else None
 
@@ -42,7 +42,7 @@ def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> tup
     """Load a judge with its vocabulary.
 
     Raises:
-        ModelError: there is none, or not a whole one.
+        ModelError: the folder holds no complete judge.
     """
     vocabulary = read_vocabulary(folder)
     if vocabulary is None:
@@ -52,27 +52,27 @@ def load_judge(folder: str | Path, *, device: torch.device | str = "cpu") -> tup
     return load_clip(str(folder), device=device), vocabulary
 
 
-def load_instruments(
+def load_metric_models(
     base: str,
     *,
     clip: str | None = None,
     dino: str | None = None,
     device: torch.device | str = "cpu",
     local_files_only: bool = False,
-) -> Instruments:
-    """Load what measures images of a base model.
+) -> MetricModels:
+    """Load the models for images of a base model.
 
     Args:
         base: the base model's folder or name.
-        clip: a CLIP by folder or name; by default the judge for emoji-sd, else CLIP ViT-L/14.
-        dino: a DINO by folder or name; by default none for emoji-sd, else DINO ViT-S/16 where it can be had.
-        device: where they compute.
-        local_files_only: fetch nothing.
+        clip: folder or name of a CLIP; by default the judge for emoji-sd, else CLIP ViT-L/14.
+        dino: folder or name of a DINO; by default none for emoji-sd, else DINO ViT-S/16 if it can be loaded.
+        device: device of the models.
+        local_files_only: download nothing.
 
     Raises:
-        ModelError: CLIP, or a DINO that was named, cannot be had.
+        ModelError: CLIP, or a DINO named by the caller, cannot be loaded.
     """
-    judge = judge_beside(base)
+    judge = find_judge(base)
     notes: list[str] = []
     if clip is None and judge:
         model, vocabulary = load_judge(judge, device=device)
@@ -81,24 +81,24 @@ def load_instruments(
         model = load_clip(name, device=device, local_files_only=local_files_only)
         vocabulary = read_vocabulary(name)
 
-    def attempt(load: Callable[[], Instrument], otherwise: str) -> Instrument | None:
+    def load_or_note(load: Callable[[], Model], note: str) -> Model | None:
         try:
             return load()
         except ModelError as error:
-            notes.append(f"{otherwise}: {error}")
+            notes.append(f"{note}: {error}")
             return None
 
     if dino:
         encoder = load_dino(dino, device=device, local_files_only=local_files_only)
     elif judge:
         encoder = None
-        notes.append("DINO is not measured: it was made for photographs; --dino names one all the same.")
+        notes.append("DINO is not measured, because it is made for photographs; --dino adds one.")
     else:
-        encoder = attempt(
+        encoder = load_or_note(
             lambda: load_dino(device=device, local_files_only=local_files_only), f"{DINO} is not measured"
         )
-    lpips = attempt(
+    lpips = load_or_note(
         lambda: load_lpips(device=device, local_files_only=local_files_only or judge is not None),
         f"Diversity is the distance in {model.name} between images of a prompt, not LPIPS",
     )
-    return Instruments(clip=model, vocabulary=vocabulary, dino=encoder, lpips=lpips, notes=notes)
+    return MetricModels(clip=model, vocabulary=vocabulary, dino=encoder, lpips=lpips, notes=notes)

@@ -1,0 +1,134 @@
+"""Evaluation of an adapter: fidelity to its subject and its prompts, and drift of everything else."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import PartialState
+
+from hra_diffusion.errors import ConfigError, HRAError
+from hra_diffusion.evaluation.config import EvaluateConfig
+from hra_diffusion.formats.files import check_writable
+from hra_diffusion.formats.run_folder import results_folder, run_file
+from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
+from hra_diffusion.pipelines import base_model, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.training.config.file import read_run
+from hra_diffusion.training.data.buckets import checked_resolution
+from hra_diffusion.training.data.dataset import HELD_OUT, image_files, read_images
+from hra_diffusion.training.data.subjects import subject_folders
+
+Progress = Callable[[int, int], None]
+"""A callback for the numbers of finished images and of all images."""
+
+
+def evaluate_run(folder: Path, pipe: Pipeline, progress: Progress | None = None) -> str:
+    """Evaluate a finished training run briefly, with 16 images and local models.
+
+    Args:
+        folder: the run's output folder.
+        pipe: the run's pipeline, with the adapter.
+        progress: a callback for the numbers of finished images and of all images.
+
+    Returns:
+        The table in Markdown, or the reason for its absence: missing models or settings raise no error.
+    """
+    config = EvaluateConfig(adapter=folder, num_contexts=4, num_images=1)
+    try:
+        return evaluate_adapter(config, pipe, progress=progress, local_files_only=True).to_markdown()
+    except HRAError as error:
+        return f"Not measured: {error}"
+
+
+def evaluate_adapter(
+    config: EvaluateConfig,
+    pipe: Pipeline | None = None,
+    *,
+    progress: Progress | None = None,
+    local_files_only: bool = False,
+) -> Report:
+    """Generate images with an adapter and without, measure them and write the results.
+
+    Args:
+        config: the settings.
+        pipe: a pipeline with the adapter; loaded by default.
+        progress: a callback for the numbers of finished images and of all images.
+        local_files_only: download no models for the metrics.
+
+    Raises:
+        HRAError: a setting, the adapter, a model or an image is unusable, or the output folder is not writable.
+    """
+    run = read_run(config.adapter, DreamBoothConfig())
+    output = config.output_dir or results_folder(config.adapter)
+    check_writable(output)
+    config = _complete(config, run)
+    assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
+    references = read_images(image_files(config.reference_dir), config.reference_dir)
+    base = find_model(config.pretrained_model_name_or_path)
+    device = pipe.device if pipe else PartialState().device or "cpu"
+    models = load_metric_models(
+        base, clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
+    )
+    if pipe is None:
+        pipe = load_pipeline(base, **run.model.loading).to(device)
+        load_hra_weights(pipe, config.adapter)
+    plan = make_evaluation_plan(
+        config.instance_prompt,
+        config.class_prompt,
+        models.vocabulary,
+        contexts=config.num_contexts,
+        seeds=range(config.seed, config.seed + config.num_images),
+        resolution=checked_resolution(config.resolution, pipe),
+        num_inference_steps=config.num_inference_steps or run.validation.num_inference_steps,
+        guidance_scale=run.validation.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        batch_size=config.batch_size,
+    )
+    generations = Generations(plan=plan)
+    for count in generations.generate(pipe):
+        if progress:
+            progress(count, generations.num_images)
+    if run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve():
+        models.notes.append(
+            f"The real images are the training images: put held-out ones into {config.reference_dir / HELD_OUT}."
+        )
+    about = {"base": base, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
+    report = replace(measure_subject(generations, references, models), about=about)
+    report.write(output)
+    return report
+
+
+def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
+    """Fill in missing settings from the training run.
+
+    Raises:
+        ConfigError: a setting is missing in both.
+    """
+    from_run = {
+        "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
+        "instance_prompt": run.data.instance_prompt,
+        "class_prompt": run.prior.class_prompt,
+        "resolution": run.data.resolution,
+        "reference_dir": _reference_folder(run.data.instance_data_dir),
+    }
+    config = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
+    required = ("pretrained_model_name_or_path", "instance_prompt", "reference_dir")
+    if missing := [f"--{name}" for name in required if not getattr(config, name)]:
+        has_run = run_file(config.adapter, "config.toml")
+        reason = "has several subjects, and one is measured" if has_run else "has no config.toml of its training run"
+        raise ConfigError(f"The adapter {config.adapter} {reason}: add {' and '.join(missing)}.")
+    return config
+
+
+def _reference_folder(instance_data_dir: Path | None) -> Path | None:
+    """Return the folder of a run's real images, held-out ones if any; None for several subjects."""
+    if instance_data_dir is None:
+        return None
+    root = Path(find_model(str(instance_data_dir)))
+    if (root / HELD_OUT).is_dir():
+        return root / HELD_OUT
+    folder, *others = subject_folders(root) if root.is_dir() else [root]
+    if others:
+        return None
+    return folder / HELD_OUT if (folder / HELD_OUT).is_dir() else folder
