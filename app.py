@@ -1,4 +1,4 @@
-"""The studio in a browser: python app.py; --help lists what it can be told."""
+"""Open the studio in a browser: ``python app.py``; ``--help`` lists the options."""
 
 import sys
 

@@ -26,7 +26,7 @@ import httpx
 from measure import describe_machine
 
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.tabs.common import SETTINGS
+from hra_diffusion.studio.tabs.settings import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[1]
 PROMISED_TO_OPEN, PROMISED_AFTER_A_STEP = 10.0, 0.5
@@ -107,7 +107,7 @@ def idling(stops: int) -> None:
             kind = ("stop", "closed tab")[number % 2]
             found[kind].append(ended(session, address, functions, stop=kind == "stop"))
         page.close()
-        session.model.close()
+        session.worker.close()
     for kind, times in found.items():
         late = max(idle - step for step, idle in times)
         print(
@@ -139,7 +139,7 @@ def ended(session: Any, address: str, functions: dict[str, int], *, stop: bool) 
             httpx.post(f"{address}gradio_api/run/predict", json=stopping).raise_for_status()
         else:
             connections.close()
-        while session.model.busy:
+        while session.worker.pending:
             time.sleep(0.001)
         return step, time.monotonic() - start
 

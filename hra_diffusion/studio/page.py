@@ -1,9 +1,10 @@
-"""The page: header, tabs, and how it is served. Gradio's folders lie in the studio's, and nothing is reported home."""
+"""The page: its header, its tabs and its server. Gradio's files stay in the studio's folder; analytics are off."""
 
 import html
 import logging
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
@@ -12,13 +13,16 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.session import DAY, Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
-from hra_diffusion.studio.tabs import compare, generate, library, train
-from hra_diffusion.studio.tabs.common import stopper, told
+from hra_diffusion.studio.tabs.common import stop_handler, user_error
+from hra_diffusion.studio.tabs.compare import build_compare_tab
+from hra_diffusion.studio.tabs.generate import build_generate_tab
+from hra_diffusion.studio.tabs.library import build_library_tab
+from hra_diffusion.studio.tabs.train import build_train_tab
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 
 logger = logging.getLogger(__name__)
 
-_MARK = (
+_LOGO = (
     '<svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true"><rect width="32" height="32" rx="9"/>'
     '<path d="M7 25 25 7" stroke-dasharray="2.5 3"/><path d="M7 25V11"/><path d="M7 25H21"/></svg>'
 )
@@ -28,11 +32,11 @@ def serve(config: StudioConfig) -> None:
     """Open the studio and serve it until it is interrupted.
 
     Raises:
-        ConfigError: nothing can listen at this host and port.
-        ModelError: there is no such base, or it is incomplete.
-        OutputError: the studio's folder cannot be written.
+        ConfigError: the host and port are not available.
+        ModelError: the base does not exist or is incomplete.
+        OutputError: the studio's folder is not writable.
     """
-    warn_of_open_doors(config)
+    warn_if_public(config)
     check_address(config.host, config.port)
     session = Session(config)
     page = build_page(session)
@@ -40,12 +44,12 @@ def serve(config: StudioConfig) -> None:
         page.launch(**launch_options(session), prevent_thread_lock=True)
     except OSError as error:
         raise ConfigError(f"The page cannot be served: {error}") from error
-    session.model.warm_up()
+    session.worker.warm_up()
     page.block_thread()
 
 
 def check_address(host: str, port: int | None) -> None:
-    """Raise ConfigError where nothing can listen at a host and port; without a port, any will do."""
+    """Raise ConfigError for an unavailable host and port; without a port, any free port suffices."""
     try:
         for family, *_, address in socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[:1]:
             socket.create_server(address[:2], family=family).close()
@@ -54,60 +58,61 @@ def check_address(host: str, port: int | None) -> None:
         raise ConfigError(f"Nothing can listen at {at} ({error.strerror}): choose another --host or --port.") from error
 
 
-def warn_of_open_doors(config: StudioConfig) -> None:
-    """Say so where anybody could come in."""
+def warn_if_public(config: StudioConfig) -> None:
+    """Warn of a public address without a password."""
     if config.share and not config.auth:
         logger.warning(
-            "--share without --auth: whoever has the address can draw, teach and delete here. Add --auth USER:PASSWORD."
+            "--share without --auth: anybody with the address can generate, train and delete. Add --auth USER:PASSWORD."
         )
 
 
 class Page(gr.Blocks):
-    """A page that says so when it cannot read what it was sent."""
+    """Blocks with a message for values that gradio cannot read."""
 
-    async def preprocess_data(self, block_fn: Any, *values: Any, **named: Any) -> list[Any]:
-        """See gradio's, whose other errors are for the log."""
+    async def preprocess_data(self, block_fn: Any, *values: Any, **keywords: Any) -> list[Any]:
+        """Read the values of a request as gradio does; other errors than gr.Error become messages."""
         try:
-            return await super().preprocess_data(block_fn, *values, **named)
+            return await super().preprocess_data(block_fn, *values, **keywords)
         except gr.Error:
             raise
         except Exception as error:
-            raise told(
-                f"/{block_fn.api_name} cannot read one of the values that it was sent: see “Use via API” at the foot "
-                "of the page for what each of them is."
+            raise user_error(
+                f"/{block_fn.api_name} cannot read one of its parameters: “Use via API” at the foot of the page "
+                "describes them."
             ) from error
 
 
 def build_page(session: Session) -> gr.Blocks:
-    """Put the page together."""
+    """Build the page."""
     os.environ["GRADIO_TEMP_DIR"] = str(session.cache)
     page = Page(title="HRA studio", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True)
     with page:
         gr.HTML(_header(session), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Generate", id="generate"):
-                settings = generate.build(session)
+                settings = build_generate_tab(session)
             with gr.Tab("Compare", id="compare") as tab:
-                compare.build(session, settings, tab)
-            with gr.Tab("Teach", id="teach", render_children=True):
-                teaching = gr.Column()
+                build_compare_tab(session, settings, tab)
+            with gr.Tab("Train", id="train", render_children=True):
+                train_column = gr.Column()
             with gr.Tab("Library", id="library", render_children=True):
-                cards = library.build(session, settings)
-        with teaching:
-            train.build(session, settings, cards)
-        page.unload(stopper(session))
-        gr.api(_adapters(session), api_name="adapters")
-    for endpoint in page.fns.values():  # tools of --mcp are called as functions are
-        if endpoint.api_visibility == "public":
-            endpoint.fn.__name__ = endpoint.api_name
+                library = build_library_tab(session, settings)
+        with train_column:
+            build_train_tab(session, settings, library)
+        page.unload(stop_handler(session))
+        gr.api(_adapters_endpoint(session), api_name="adapters")
+    for endpoint in page.fns.values():  # the names of MCP tools are those of the functions
+        if endpoint.fn and endpoint.api_visibility == "public":
+            endpoint.fn.__name__ = str(endpoint.api_name)
     page.queue(max_size=4 * session.config.max_waiting)
     return page
 
 
 def launch_options(session: Session) -> dict[str, Any]:
-    """What `Blocks.launch` is to be told."""
+    """Return the keyword arguments of `Blocks.launch`."""
     config = session.config
     user, _, password = (config.auth or "").partition(":")
+    private = (session.jobs.folder, session.library.folder, session.uploads.folder)
     return {
         "server_name": config.host,
         "server_port": config.port,
@@ -124,23 +129,23 @@ def launch_options(session: Session) -> dict[str, Any]:
         "enable_monitoring": False,
         "ssr_mode": False,
         "show_error": False,
-        "blocked_paths": [str(path) for path in (session.runs.folder, session.library.folder, session.uploads.folder)],
+        "blocked_paths": [str(path) for path in private],
     }
 
 
 def _header(session: Session) -> str:
     return (
-        f"<header>{_MARK}<div><h1>HRA studio</h1><p>on {html.escape(session.model.base.name)}</p></div>"
-        '<button id="look" type="button" aria-label="Switch between light and dark" title="Light or dark">'
+        f"<header>{_LOGO}<div><h1>HRA studio</h1><p>Base model: {html.escape(session.worker.base.name)}</p></div>"
+        '<button id="theme-switch" type="button" aria-label="Switch between light and dark" title="Light or dark">'
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'
     )
 
 
-def _adapters(session: Session) -> Any:
+def _adapters_endpoint(session: Session) -> Callable[[], list[dict[str, Any]]]:
     def adapters() -> list[dict[str, Any]]:
-        """The adapters of the library."""
-        session.adopt_finished()
+        """Return the adapters of the library."""
+        session.import_finished_jobs()
         return [
             {
                 "name": entry.name,

@@ -1,33 +1,33 @@
-// Keys for the whole page, and the switch between light and dark.
+// Keyboard shortcuts, and the switch between the light and the dark theme.
 document.addEventListener('keydown', (event) => {
-  const click = (id) => {
-    const button = [...document.querySelectorAll(id)].find((each) => each.offsetParent && !each.disabled);
+  const click = (selector) => {
+    const button = [...document.querySelectorAll(selector)].find((node) => node.offsetParent && !node.disabled);
     if (button) { event.preventDefault(); button.click(); }
   };
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
-    document.activeElement?.blur?.(); // so that what is being typed is sent
-    setTimeout(() => click('#generate, #draw-grid, #teach'), 50);
+    document.activeElement?.blur?.(); // sends the text that is being typed
+    setTimeout(() => click('#generate, #generate-grid, #train'), 50);
   }
   if (event.key === 'Escape') click('#stop, #stop-grid');
 }, true);
 
-// Images of small models are shown larger than they are, but not so large that they blur.
-const LARGER = 3;
+// Small images are enlarged at most this many times, so that they stay sharp.
+const MAX_ZOOM = 3;
 document.addEventListener('load', ({ target }) => {
-  const alone = target.closest?.('#images .thumbnail-item, #samples .thumbnail-item');
-  const box = alone ? target : target.closest?.('#slider');
-  if (box && target.naturalWidth) box.style.maxWidth = `${LARGER * target.naturalWidth}px`;
+  const thumbnail = target.closest?.('#images .thumbnail-item, #validation-images .thumbnail-item');
+  const box = thumbnail ? target : target.closest?.('#slider');
+  if (box && target.naturalWidth) box.style.maxWidth = `${MAX_ZOOM * target.naturalWidth}px`;
 }, true);
 
-function remembered() { try { return localStorage.getItem('studio-look'); } catch { return null; } }
-function look(dark) {
+function savedTheme() { try { return localStorage.getItem('studio-theme'); } catch { return null; } }
+function setTheme(dark) {
   document.body.classList.toggle('dark', dark);
-  try { localStorage.setItem('studio-look', dark ? 'dark' : 'light'); } catch { /* private windows forget */ }
+  try { localStorage.setItem('studio-theme', dark ? 'dark' : 'light'); } catch { /* private windows cannot save it */ }
 }
 document.addEventListener('click', (event) => {
-  if (event.target.closest?.('#look')) look(!document.body.classList.contains('dark'));
+  if (event.target.closest?.('#theme-switch')) setTheme(!document.body.classList.contains('dark'));
 });
 window.addEventListener('load', () => {
-  const asked = new URLSearchParams(location.search).get('__theme');
-  if (!asked && remembered()) setTimeout(() => look(remembered() === 'dark'), 0);
+  const requested = new URLSearchParams(location.search).get('__theme');
+  if (!requested && savedTheme()) setTimeout(() => setTheme(savedTheme() === 'dark'), 0);
 });

@@ -1,6 +1,6 @@
-"""How the studio looks: gradio's theme with colors and type of its own, and a style sheet for the rest.
+"""The studio's theme: colors and fonts for gradio, and a style sheet for the rest.
 
-All fonts are the system's: nothing is fetched from anywhere.
+All fonts are system fonts: the page loads nothing from other servers.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ HEAD = f"<script>{(Path(__file__).parent / 'studio.js').read_text(encoding='utf-
 
 
 def make_theme() -> gr.themes.Base:
-    """Make the theme."""
+    """Return the theme."""
     return gr.themes.Base(
         primary_hue=_PINE,
         secondary_hue=_PINE,

@@ -1,4 +1,4 @@
-"""What the page keeps and shows between one action and the next, in a browser."""
+"""The page in a browser: its state and messages between one action and the next."""
 
 import re
 from pathlib import Path
@@ -12,21 +12,21 @@ from hra_diffusion.studio.engine.metadata import read_request
 pytestmark = pytest.mark.slow
 
 
-def number(tab, name: str, value: float) -> None:
+def set_number(tab, name: str, value: float) -> None:
     box = tab.locator(f"#{name} input[type=number]")
     box.fill(str(value))
     box.press("Tab")
 
 
-def begin(tab, count: int = 1) -> None:
-    """Ask for quick images."""
+def set_quick_settings(tab, count: int = 1) -> None:
+    """Set one step per image, and the number of images."""
     tab.locator("#image-settings .label-wrap").click()
-    number(tab, "steps", 1)
-    number(tab, "count", count)
+    set_number(tab, "steps", 1)
+    set_number(tab, "count", count)
 
 
-def drawn(tab, session, button: str, images: int) -> list[int]:
-    """Press a button; the seeds of the images that it draws."""
+def generated_seeds(tab, session, button: str, images: int) -> list[int]:
+    """Press a button; return the seeds of the generated images."""
     before = set(session.images.rglob("[!.]*.png"))
     tab.locator(button).click()
     for _ in range(600):
@@ -34,7 +34,7 @@ def drawn(tab, session, button: str, images: int) -> list[int]:
         new = set(session.images.rglob("[!.]*.png")) - before
         if len(new) == images:
             break
-    tab.wait_for_function("!document.querySelector('#stage .preview')")
+    tab.wait_for_function("!document.querySelector('#generation-status .preview')")
     tab.wait_for_timeout(300)
     return [read_request(path).seed for path in sorted(new)]
 
@@ -45,71 +45,73 @@ def choose(tab, name: str, cards: str = "#adapters"):
     return button
 
 
-def test_what_is_restored_and_compared_is_the_image_that_is_looked_at(tab, session):
-    begin(tab, 3)
+def test_load_settings_and_before_after_use_the_selected_image(tab, session):
+    set_quick_settings(tab, 3)
     choose(tab, "amber")
-    seeds = drawn(tab, session, "#generate", 3)
+    seeds = generated_seeds(tab, session, "#generate", 3)
     tab.locator("#images button.thumbnail-item").nth(2).click()
     tab.wait_for_timeout(500)
-    assert drawn(tab, session, "#before-after", 2) == [seeds[2]] * 2
-    tab.locator("#restore").click()
+    assert generated_seeds(tab, session, "#before-after", 2) == [seeds[2]] * 2
+    tab.locator("#load-settings").click()
     tab.wait_for_function(f"document.querySelector('#seed input').value === '{seeds[2]}'")
     tab.locator("#new-seed input").check()
-    number(tab, "count", 1)
-    (again,) = drawn(tab, session, "#generate", 1)
-    assert drawn(tab, session, "#before-after", 2) == [again] * 2
-    tab.locator("#restore").click()
+    set_number(tab, "count", 1)
+    (again,) = generated_seeds(tab, session, "#generate", 1)
+    assert generated_seeds(tab, session, "#before-after", 2) == [again] * 2
+    tab.locator("#load-settings").click()
     tab.wait_for_function("!document.querySelector('#new-seed input').checked")
     assert tab.locator("#seed input").input_value() == str(again)
 
 
-def test_an_adapter_that_has_gone_is_not_chosen_any_more(tab, session, adapter_folders):
-    session.library.add(adapter_folders["amber"], "passing")
+def test_a_deleted_adapter_is_no_longer_selected(tab, session, adapter_folders):
+    session.library.add(adapter_folders["amber"], "temporary")
     tab.reload()
-    begin(tab)
-    choose(tab, "passing")
-    (seed,) = drawn(tab, session, "#generate", 1)
+    set_quick_settings(tab)
+    choose(tab, "temporary")
+    (seed,) = generated_seeds(tab, session, "#generate", 1)
     tab.get_by_role("tab", name="Library").click()
-    choose(tab, "passing", "#library")
-    tab.locator("#change .label-wrap").click()
+    choose(tab, "temporary", "#library")
+    tab.locator("#rename-delete .label-wrap").click()
     tab.locator("#new-name input, #new-name textarea").fill("renamed")
     tab.locator("#rename").click()
-    tab.locator("#library .card.chosen", has_text="renamed").wait_for()
+    tab.locator("#library .card.selected", has_text="renamed").wait_for()
     session.library.delete("renamed")
     tab.get_by_role("tab", name="Generate").click()
-    assert tab.locator("#adapters .card.chosen").count() == 0
-    assert drawn(tab, session, "#generate", 1)
-    tab.locator("#restore-file .label-wrap").click()
-    (path,) = (each for each in session.images.rglob("[!.]*.png") if read_request(each).seed == seed)
-    tab.locator("#restore-file input[type=file]").set_input_files(path)
-    tab.get_by_text("'passing' is not in the library").wait_for()
-    assert drawn(tab, session, "#generate", 1) == [seed]
+    assert tab.locator("#adapters .card.selected").count() == 0
+    assert generated_seeds(tab, session, "#generate", 1)
+    tab.locator("#png-info .label-wrap").click()
+    (path,) = (path for path in session.images.rglob("[!.]*.png") if read_request(path).seed == seed)
+    tab.locator("#png-info input[type=file]").set_input_files(path)
+    tab.get_by_text("'temporary' is not in the library").wait_for()
+    assert generated_seeds(tab, session, "#generate", 1) == [seed]
 
 
-def test_an_error_leaves_no_word_of_the_image_that_it_ended(tab, session, monkeypatch):
-    begin(tab, 2)
-    paint, told = session.model.painter._image, []
+def test_an_error_removes_the_preview_of_its_image(tab, session, monkeypatch):
+    set_quick_settings(tab, 2)
+    generate, requests = session.worker.generator._generate_image, []
 
     def fail(request, *rest):
-        told.append(request)
-        if len(told) == 2:
+        requests.append(request)
+        if len(requests) == 2:
             raise RuntimeError("the second image")
-        return paint(request, *rest)
+        return generate(request, *rest)
 
-    monkeypatch.setattr(session.model.painter, "_image", fail)
+    monkeypatch.setattr(session.worker.generator, "_generate_image", fail)
     tab.locator("#generate").click()
-    tab.wait_for_function("document.querySelector('#images img') && !document.querySelector('#stage .preview')")
-    tab.get_by_text("Something went wrong that was not foreseen").wait_for()
+    tab.wait_for_function(
+        "document.querySelector('#images img') && !document.querySelector('#generation-status .preview')"
+    )
+    tab.get_by_text("Unexpected error").wait_for()
 
 
-def test_a_photograph_after_a_condition_is_annotated_and_after_a_choice_it_is_as_chosen(tab, client, subject):
+def test_an_upload_takes_the_user_s_annotator_and_not_that_of_loaded_settings(tab, client, subject):
     control = {"adapters": ["edges"], "control_image": handle_file(str(subject[0]))}
-    asked = {"prompt": "a cat", "steps": 1, "width": 32, "height": 32}
-    followed = client.predict(**asked, **control, api_name="/generate")[0][0]["image"]
-    tab.locator("#follow > .label-wrap").click()
+    settings = {"prompt": "a cat", "steps": 1, "width": 32, "height": 32}
+    image_file = client.predict(**settings, **control, api_name="/generate")[0][0]["image"]
+    tab.locator("#control > .label-wrap").click()
     annotator, image = tab.locator("#annotator input"), tab.locator("#control-image")
-    tab.locator("#restore-file .label-wrap").click()
-    tab.locator("#restore-file input[type=file]").set_input_files(followed)
+    tab.locator("#png-info .label-wrap").click()
+    tab.locator("#png-info input[type=file]").set_input_files(image_file)
     tab.wait_for_function("document.querySelector('#annotator input').value.startsWith('none')")
 
     def upload(path: Path) -> None:
@@ -126,47 +128,47 @@ def test_a_photograph_after_a_condition_is_annotated_and_after_a_choice_it_is_as
     assert annotator.input_value() == "thin edges"
 
 
-def test_captions_stay_when_a_image_is_added(tab, subject):
-    tab.get_by_role("tab", name="Teach").click()
-    tab.locator("#photos input[type=file]").set_input_files(subject[:2])
-    tab.locator("#checked .strip img").nth(1).wait_for()
+def test_captions_stay_when_an_image_is_added(tab, subject):
+    tab.get_by_role("tab", name="Train").click()
+    tab.locator("#training-images input[type=file]").set_input_files(subject[:2])
+    tab.locator("#image-report img").nth(1).wait_for()
     cell = tab.locator("#captions [data-row='1'][data-col='1']").first
     cell.dblclick()
     tab.keyboard.type("asleep")
     tab.keyboard.press("Enter")
-    tab.locator("#photos input[type=file]").last.set_input_files(subject[2])
-    tab.locator("#checked .strip img").nth(2).wait_for()
+    tab.locator("#training-images input[type=file]").last.set_input_files(subject[2])
+    tab.locator("#image-report img").nth(2).wait_for()
     assert "asleep" in cell.inner_text()
 
 
-def test_the_keyboard_stays_on_the_card_that_it_chose(tab):
+def test_the_keyboard_focus_stays_on_the_selected_card(tab):
     choose(tab, "birch").press("Enter")
     tab.wait_for_timeout(300)
     assert tab.evaluate("document.activeElement.getAttribute('aria-label')").startswith("birch, ")
 
 
-def test_a_grid_says_its_seed_and_its_sheet_holds_the_settings(tab, session):
-    begin(tab)
+def test_a_grid_displays_its_seed_and_its_file_contains_the_settings(tab, session):
+    set_quick_settings(tab)
     choose(tab, "amber")
     tab.get_by_role("tab", name="Compare").click()
     tab.locator("#x-values textarea").fill("0, 1")
     tab.locator("#y-axis input").click()
     tab.get_by_role("option", name="prompt").click()
     tab.locator("#y-values textarea").fill("a cat")
-    tab.locator("#draw-grid").click()
+    tab.locator("#generate-grid").click()
     with tab.expect_download() as download:
-        tab.locator("#sheet").click()
+        tab.locator("#download-grid").click()
     request = read_request(Path(download.value.path()))
-    assert f"Of seed {request.seed}." in tab.locator("#grid").inner_text()
+    assert f"Seed {request.seed}" in tab.locator("#grid").inner_text()
     assert request.adapters[0].name == "amber"
-    with Image.open(download.value.path()) as sheet:
-        assert sheet.width > 64
+    with Image.open(download.value.path()) as image:
+        assert image.width > 64
 
 
 @pytest.mark.parametrize("width", [1280, 400])
-def test_what_a_file_is_to_be_is_said_beside_the_icon_and_not_below_it(tab, width):
+def test_the_label_of_a_file_field_is_above_its_icon(tab, width):
     tab.set_viewport_size({"width": width, "height": 900})
-    tab.locator("#restore-file .label-wrap").click()
-    label, icon = (tab.locator(f"#restore-file {each}") for each in ("label", ".icon-wrap"))
+    tab.locator("#png-info .label-wrap").click()
+    label, icon = (tab.locator(f"#png-info {selector}") for selector in ("label", ".icon-wrap"))
     label.first.wait_for()
     assert label.first.bounding_box()["y"] + label.first.bounding_box()["height"] <= icon.first.bounding_box()["y"]

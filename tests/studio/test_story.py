@@ -1,4 +1,4 @@
-"""The whole story in a browser: draw, look before and after, compare, teach, find it, use it, export it, restore it."""
+"""A session in a browser: generate, compare, train, export, and load the settings of an image."""
 
 import re
 from pathlib import Path
@@ -13,15 +13,15 @@ pytestmark = pytest.mark.slow
 
 
 _NAMELESS = """() => {
-  const shown = (each) => each.checkVisibility() && each.getBoundingClientRect().width > 1;
-  const named = (each) => each.ariaLabel || each.title || each.labels?.length || each.innerText?.trim()
-    || each.getAttribute('aria-labeledby') || each.querySelector('[aria-label], img[alt]') || each.type === 'file';
-  const images = [...document.querySelectorAll('img')].filter((each) => shown(each) && !each.alt);
+  const visible = (node) => node.checkVisibility() && node.getBoundingClientRect().width > 1;
+  const named = (node) => node.ariaLabel || node.title || node.labels?.length || node.innerText?.trim()
+    || node.getAttribute('aria-labelledby') || node.querySelector('[aria-label], img[alt]') || node.type === 'file';
+  const images = [...document.querySelectorAll('img')].filter((node) => visible(node) && !node.alt);
   const controls = [...document.querySelectorAll('button, input, textarea, select')].filter(
-    (each) => shown(each) && !named(each));
-  return [...images, ...controls].map((each) => each.outerHTML.slice(0, 200));
+    (node) => visible(node) && !named(node));
+  return [...images, ...controls].map((node) => node.outerHTML.slice(0, 200));
 }"""
-"""Images without an alternative text, and controls without a label, that are to be seen."""
+"""Returns visible images without an alternative text, and visible controls without a label."""
 
 
 def set_slider(tab, name: str, value: float) -> None:
@@ -30,11 +30,11 @@ def set_slider(tab, name: str, value: float) -> None:
     box.press("Tab")
 
 
-def choose(tab, name: str) -> None:
+def select_adapter(tab, name: str) -> None:
     tab.locator("#adapters").get_by_role("button", name=f"{name}, an adapter").click()
 
 
-def strength(tab, name: str, value: float) -> None:
+def set_strength(tab, name: str, value: float) -> None:
     tab.locator("#adapters").get_by_label(f"Strength of {name}").evaluate(
         "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input'));"
         " slider.dispatchEvent(new Event('change')); }",
@@ -42,8 +42,8 @@ def strength(tab, name: str, value: float) -> None:
     )
 
 
-def draw(tab, session) -> Path:
-    """Press Generate; the image's file among the studio's."""
+def generate(tab, session) -> Path:
+    """Press Generate; return the studio's file of the image."""
     before = set(session.images.rglob("[!.]*.png"))
     tab.keyboard.press("Control+Enter")
     for _ in range(600):
@@ -56,12 +56,12 @@ def draw(tab, session) -> Path:
     return path
 
 
-def photograph(tab, folder: Path, stage: str) -> None:
-    """Leave images of all tabs; no tab scrolls sideways, and everything has a name for those who do not see it."""
-    for name, width, look in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
+def check_tabs(tab, folder: Path, stage: str) -> None:
+    """Check that no tab scrolls sideways and that everything has an accessible name; save screenshots."""
+    for name, width, theme in (("light", 1280, "light"), ("dark", 1280, "dark"), ("phone", 390, "light")):
         tab.set_viewport_size({"width": width, "height": 900})
-        tab.emulate_media(color_scheme=look)
-        for title in ("Generate", "Compare", "Teach", "Library"):
+        tab.emulate_media(color_scheme=theme)
+        for title in ("Generate", "Compare", "Train", "Library"):
             tab.get_by_role("tab", name=title).click()
             tab.wait_for_timeout(400)
             assert tab.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), title
@@ -69,24 +69,24 @@ def photograph(tab, folder: Path, stage: str) -> None:
             tab.screenshot(path=folder / f"{stage}-{title.lower()}-{name}.png", full_page=True)
 
 
-def test_the_whole_story(tab, session, subject, tmp_path, request):
+def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, subject, tmp_path, request):
     shots = Path(request.config.rootpath) / "outputs" / "studio-screenshots"
     shots.mkdir(parents=True, exist_ok=True)
 
-    # what it looks like at first; something to begin with
-    photograph(tab, shots, "empty")
+    # the empty page, with example prompts
+    check_tabs(tab, shots, "empty")
     tab.set_viewport_size({"width": 1280, "height": 900})
     tab.get_by_role("tab", name="Generate").click()
-    tab.locator(".idea").first.wait_for()
+    tab.locator(".example-prompt").first.wait_for()
 
-    # draw, with an adapter
+    # generate with an adapter
     tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
     tab.locator("#image-settings .label-wrap").click()
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
-    choose(tab, "amber")
-    strength(tab, "amber", 0.5)
-    first = draw(tab, session)
+    select_adapter(tab, "amber")
+    set_strength(tab, "amber", 0.5)
+    first = generate(tab, session)
     assert read_request(first).to_json()["adapters"] == [{"name": "amber", "strength": 0.5}]
 
     # before and after
@@ -97,46 +97,46 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     tab.get_by_role("tab", name="Compare").click()
     tab.locator("#x-values textarea").fill("0, 1")
     tab.locator("#y-values textarea").fill("1, 2")
-    tab.locator("#draw-grid").click()
+    tab.locator("#generate-grid").click()
     with tab.expect_download() as download:
-        tab.locator("#sheet").click()
+        tab.locator("#download-grid").click()
     assert tab.locator("#grid img").count() == 4
-    with Image.open(download.value.path()) as sheet:
-        assert sheet.width > 64
+    with Image.open(download.value.path()) as image:
+        assert image.width > 64
 
-    # teach
-    tab.get_by_role("tab", name="Teach").click()
+    # train
+    tab.get_by_role("tab", name="Train").click()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    tab.locator("#photos input[type=file]").set_input_files([*subject[:3], broken])
-    tab.locator("#checked .strip img").nth(2).wait_for()
-    assert "broken.png" in tab.locator("#checked .warning").inner_text()
-    tab.locator("#run-name input, #run-name textarea").fill("hatted cat")
+    tab.locator("#training-images input[type=file]").set_input_files([*subject[:3], broken])
+    tab.locator("#image-report img").nth(2).wait_for()
+    assert "broken.png" in tab.locator("#image-report .warning").inner_text()
+    tab.locator("#job-name input, #job-name textarea").fill("hatted cat")
     tab.locator("#subject input, #subject textarea").fill("cat")
-    tab.locator("#effort .label-wrap").click()
+    tab.locator("#advanced .label-wrap").click()
     for name, value in {
-        "teach-steps": 3,
-        "teach-rank": 2,
-        "teach-class_images": 0,
-        "teach-looks": 1,
-        "teach-preview_steps": 1,
+        "train-steps": 3,
+        "train-rank": 2,
+        "train-class_images": 0,
+        "train-validations": 1,
+        "train-inference_steps": 1,
     }.items():
         tab.locator(f"#{name} :is(input, textarea)").fill(str(value))
-    tab.locator("#teach").click()
-    tab.get_by_text("Learning").wait_for()
+    tab.locator("#train").click()
+    tab.get_by_text("Training in progress").wait_for()
 
-    # the tab is closed and opened again; the run is found
+    # after a reload, the page displays the job
     tab.reload()
-    tab.get_by_role("tab", name="Teach").click()
-    tab.get_by_text("Learned: it is in the library").wait_for(timeout=240_000)
-    tab.locator("#samples img").first.wait_for()
-    assert session.runs.get("hatted cat").done == 3
+    tab.get_by_role("tab", name="Train").click()
+    tab.get_by_text("Finished: the adapter is in the library").wait_for(timeout=240_000)
+    tab.locator("#validation-images img").first.wait_for()
+    assert session.jobs.get("hatted cat").step == 3
 
-    # it is in the library; export it
+    # the adapter is in the library; export it
     tab.get_by_role("tab", name="Library").click()
     tab.locator("#library").get_by_role("button", name="hatted cat").click()
-    tab.locator(".about h2").get_by_text("hatted cat").wait_for()
-    assert "a photo of a sks cat" in tab.locator(".about").inner_text()
+    tab.locator("#adapter-details h2").get_by_text("hatted cat").wait_for()
+    assert "a photo of a sks cat" in tab.locator("#adapter-details").inner_text()
     tab.locator("#layout input").click()
     tab.get_by_role("option", name="diffusers").click()
     tab.locator("#export-lora").click()
@@ -145,27 +145,27 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     lora = tmp_path / "hatted.safetensors"
     download.value.save_as(lora)
 
-    # generate with it, at two strengths
+    # generate with the new adapter at two strengths
     tab.get_by_role("tab", name="Generate").click()
     tab.locator("#image-settings .label-wrap").click()
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
-    choose(tab, "hatted cat")
+    select_adapter(tab, "hatted cat")
     tab.get_by_role("button", name=re.compile("Insert .a photo of a sks cat")).click()
-    weak_and_strong = []
+    paths = []
     for value in (0.25, 1.5):
-        strength(tab, "hatted cat", value)
-        weak_and_strong.append(draw(tab, session))
-    asked = [read_request(path) for path in weak_and_strong]
-    assert [request.adapters[0].strength for request in asked] == [0.25, 1.5]
-    assert asked[0].prompt.startswith("a photo of a sks cat")
+        set_strength(tab, "hatted cat", value)
+        paths.append(generate(tab, session))
+    requests = [read_request(path) for path in paths]
+    assert [request.adapters[0].strength for request in requests] == [0.25, 1.5]
+    assert requests[0].prompt.startswith("a photo of a sks cat")
 
-    # restore from a PNG
+    # load the settings of a PNG
     tab.locator("#prompt textarea").fill("something else")
-    tab.locator("#restore-file .label-wrap").click()
-    tab.locator("#restore-file input[type=file]").set_input_files(first)
+    tab.locator("#png-info .label-wrap").click()
+    tab.locator("#png-info input[type=file]").set_input_files(first)
     tab.wait_for_function("document.querySelector('#prompt textarea').value.includes('on the beach')")
-    again = draw(tab, session)
+    again = generate(tab, session)
     assert read_request(again) == read_request(first)
     with Image.open(again) as one, Image.open(first) as other:
         assert one.tobytes() == other.tobytes()
@@ -173,26 +173,27 @@ def test_the_whole_story(tab, session, subject, tmp_path, request):
     # the LoRA loads in diffusers
     from hra_diffusion.pipelines import load_pipeline
 
-    pipe = load_pipeline(session.model.base.source)
+    pipe = load_pipeline(session.worker.base.source)
     pipe.load_lora_weights(str(lora), use_safetensors=True)
     assert pipe.get_list_adapters()["unet"]
 
-    # how far each of its layers turns
+    # the rotation angle of each layer
     tab.get_by_role("tab", name="Library").click()
-    layers = [layer for each in read_components(session.library.entry("hatted cat").folder) for layer in each.layers]
-    tab.locator(".about h2").get_by_text("hatted cat").wait_for()
+    components = read_components(session.library.entry("hatted cat").folder)
+    layers = [layer for component in components for layer in component.layers]
+    tab.locator("#adapter-details h2").get_by_text("hatted cat").wait_for()
     assert tab.locator(".angles li").count() == min(60, len(layers))
     assert tab.locator(".angles b").first.inner_text() == f"{max(layer.angle for layer in layers):.1f}°"
 
-    # what it looks like, with a grid
+    # the full page, with a grid
     tab.get_by_role("tab", name="Compare").click()
-    tab.locator("#compared", has_text="amber").wait_for()
+    tab.locator("#compared-prompt", has_text="amber").wait_for()
     tab.locator("#x-values textarea").fill("0, 1")
-    tab.locator("#draw-grid").click()
-    tab.locator("#sheet").wait_for()
-    photograph(tab, shots, "full")
+    tab.locator("#generate-grid").click()
+    tab.locator("#download-grid").wait_for()
+    check_tabs(tab, shots, "full")
 
-    # nothing went wrong, and nothing left the machine
+    # no script failed, and no request left the machine
     assert tab.wrong == []
     local = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "data:", "blob:")
     assert [url for url in tab.asked if not url.startswith(local)] == []

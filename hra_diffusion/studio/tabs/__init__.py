@@ -1,1 +1,1 @@
-"""What is on the page: one file a tab, each with ``build(session, …)``."""
+"""The tabs of the page and the panels they consist of: one file each."""

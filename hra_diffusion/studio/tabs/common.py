@@ -1,4 +1,4 @@
-"""What all tabs share: who asks, how errors are shown, and how the settings' values become one typed request."""
+"""Helpers of all tabs: error messages, API endpoints, served files and small pieces of HTML."""
 
 import base64
 import functools
@@ -19,148 +19,114 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.uploads import read_upload
 
 logger = logging.getLogger(__name__)
 
-NEW_SEED_BELOW = 2**31
 _FOLDERS = re.compile(r"(?<![\w:/.~])/(?:[^\s/'\"“”]+/)+")
-
-SETTINGS = (
-    "prompt",
-    "negative_prompt",
-    "adapters",
-    "combine",
-    "steps",
-    "guidance_scale",
-    "width",
-    "height",
-    "scheduler",
-    "seed",
-    "new_seed",
-    "count",
-    "image",
-    "image_strength",
-    "control_image",
-    "annotator",
-    "control_start",
-    "control_end",
-)
-"""Names of the settings, for the page and the API, in the order of their components."""
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
-    """Turn errors into messages on the page and of the API, others than the project's into one that says no more.
+def gradio_errors() -> Iterator[None]:
+    """Turn errors into messages of the page and the API; unexpected errors are logged and give a general message.
 
-    What they quote cannot become HTML, and folders of the server's are left out: whoever sent files knows their names.
+    Messages are escaped, since they may quote user input, and contain no folders of the server.
     """
     try:
         yield
     except HRAError as error:
-        raise told(without_folders(str(error))) from error
+        raise user_error(strip_folders(str(error))) from error
     except gr.Error:
         raise
     except Exception as error:
-        logger.exception("This was not foreseen.")
-        raise told("Something went wrong that was not foreseen: the studio's log says what.") from error
+        logger.exception("Unexpected error.")
+        raise user_error("Unexpected error: see the studio's log.") from error
 
 
-def told(text: str) -> gr.Error:
-    """Return an error that is shown as it is, and not logged."""
+def user_error(text: str) -> gr.Error:
+    """Return an error with an escaped message; gradio does not log it."""
     return gr.Error(html.escape(text, quote=False), duration=12, print_exception=False)
 
 
-def without_folders(text: str) -> str:
-    """Leave out the folders of absolute paths."""
+def strip_folders(text: str) -> str:
+    """Remove the folders of absolute paths from a text."""
     return _FOLDERS.sub("", text)
 
 
-def shown(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a handler's errors be shown; for functions and generators."""
+def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a handler, a function or a generator function, in `gradio_errors`."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
-        def going_on(*values: Any, **named: Any) -> Iterator[Any]:
-            with errors_shown():
-                yield from handler(*values, **named)
+        def wrapped_generator(*values: Any, **keywords: Any) -> Iterator[Any]:
+            with gradio_errors():
+                yield from handler(*values, **keywords)
 
-        return going_on
+        return wrapped_generator
 
     @functools.wraps(handler)
-    def once(*values: Any, **named: Any) -> Any:
-        with errors_shown():
-            return handler(*values, **named)
+    def wrapped(*values: Any, **keywords: Any) -> Any:
+        with gradio_errors():
+            return handler(*values, **keywords)
 
-    return once
+    return wrapped
 
 
-def named(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """Return a handler of many values, last of them the asker, whose parameters have names for the API.
+def named_parameters(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
+    """Return a handler of positional values and a gr.Request with parameter names for the API.
 
-    None is their default: the API then takes the component's value, or None where there is none.
+    The default of a parameter is None: the API then takes the component's value, or None without one.
     """
-    called = shown(handler)
+    endpoint = reports_errors(handler)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind, default=None) for name in names]
-    asker = inspect.Parameter("asker", kind, default=None, annotation=gr.Request)
-    called.__signature__ = inspect.Signature([*parameters, asker])  # pyright: ignore[reportFunctionMemberAccess]
-    called.__annotations__ = {"asker": gr.Request}
-    return called
+    client = inspect.Parameter("client", kind, default=None, annotation=gr.Request)
+    endpoint.__signature__ = inspect.Signature([*parameters, client])  # pyright: ignore[reportFunctionMemberAccess]
+    endpoint.__annotations__ = {"client": gr.Request}
+    return endpoint
 
 
-def as_sent(*inputs: gr.components.Component) -> None:
-    """Let inputs hand on what they are sent, images their file's path: whoever uses it says what is wrong with it."""
-    for each in inputs:
-        each.preprocess = _as_sent
+def skip_preprocessing(*inputs: gr.components.Component) -> None:
+    """Let inputs pass their values on unchecked, images as paths: `GenerateRequest` checks the values."""
+    for component in inputs:
+        component.preprocess = _raw_value
 
 
-def _as_sent(payload: Any) -> Any:
+def _raw_value(payload: Any) -> Any:
     if not isinstance(payload, ImageData):
         return payload
-    if payload.path is None:  # an address alone: nobody has checked where it leads
-        raise told("An image must be a file: upload it.")
+    if payload.path is None:  # a URL alone, which gradio has not checked
+        raise user_error("An image must be a file: upload it.")
     return payload.path
 
 
-def with_request(session: Session, handler: Callable[..., Iterator[Any]], *extra: str) -> Callable[..., Iterator[Any]]:
-    """Return a handler of the settings' values for one of a typed request: ``handler(request, client, *extra)``."""
-
-    @functools.wraps(handler)
-    def called(*values: Any) -> Iterator[Any]:
-        *said, asker = values
-        request = request_of(session, dict(zip(SETTINGS, said, strict=False)))
-        yield from handler(request, client_of(asker), *said[len(SETTINGS) :])
-
-    return named(called, *SETTINGS, *extra)
-
-
-def request_of(session: Session, values: dict[str, Any]) -> GenerateRequest:
-    """Make the request that the settings say; raises ConfigError, or ImageError for the image to start from."""
-    if values.get("new_seed"):
-        values["seed"] = secrets.randbelow(NEW_SEED_BELOW)
-    if image := values.get("image"):
-        values["image"] = session.uploads.keep(read_upload(Path(image)))
-    request = GenerateRequest.of(values)
-    if values.get("control_image"):
-        request = session.following(request, Path(values["control_image"]), values["annotator"])
-    return request
-
-
-def client_of(request: gr.Request | None) -> str:
-    """Who asks: a page, or a client of the API. One without a session is nobody else."""
+def client_id(request: gr.Request | None) -> str:
+    """Return the id of a page or API client; without a session, a new random id."""
     return getattr(request, "session_hash", None) or secrets.token_hex(8)
 
 
-def served(session: Session, path: Path) -> str:
-    """Return a copy of one of the studio's files that browsers may fetch; its address cannot be guessed."""
+def stop_handler(session: Session) -> Callable[[gr.Request], None]:
+    """Return a handler that stops the image generation of its client."""
+
+    def stop(client: gr.Request) -> None:
+        """Stop the image generation of this client, within one step."""
+        session.stop(client_id(client))
+
+    return stop
+
+
+def served_copy(session: Session, path: Path) -> str:
+    """Copy a file of the studio into the cache, under a URL that cannot be guessed; return the copy's path."""
     return save_file_to_cache(path, cache_dir=str(session.cache))
 
 
 def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:
-    """Return a small image that stands in the page itself; bytes are those of a JPEG file."""
+    """Return a thumbnail as a data URL.
+
+    Args:
+        image: an image, the path of one, or the bytes of a JPEG file, which are used unchanged.
+        side: longest side of the thumbnail, in pixels.
+    """
     if isinstance(image, Path):
         with Image.open(image) as opened:
             return data_url(opened.convert("RGB"), side)
@@ -173,8 +139,8 @@ def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
 
 
-def in_words(seconds: float) -> str:
-    """Say a time."""
+def format_duration(seconds: float) -> str:
+    """Format a duration: "a moment", "40 s", "3 min" or "2.5 h"."""
     if seconds < 1:
         return "a moment"
     if seconds < 90:
@@ -183,25 +149,15 @@ def in_words(seconds: float) -> str:
 
 
 def note(text: str, kind: str = "plain") -> str:
-    """A line of text for the page, escaped."""
+    """Return a paragraph of escaped text as HTML; "" for an empty text."""
     return f'<p class="note {kind}">{html.escape(text)}</p>' if text else ""
 
 
-def empty(title: str, text: str, more: str = "") -> str:
-    """What stands where there is nothing yet: what this place is for, and what to do; ``more`` is HTML."""
-    return f'<div class="empty"><b>{html.escape(title)}</b><span>{html.escape(text)}</span>{more}</div>'
+def empty_state(title: str, text: str, extra_html: str = "") -> str:
+    """Return the HTML of an empty area: its purpose and the first thing to do."""
+    return f'<div class="empty"><b>{html.escape(title)}</b><span>{html.escape(text)}</span>{extra_html}</div>'
 
 
 def heading(text: str) -> None:
-    """Put a heading here."""
+    """Add a heading to the page."""
     gr.HTML(f'<h2 class="heading">{html.escape(text)}</h2>')
-
-
-def stopper(session: Session) -> Callable[[gr.Request], None]:
-    """Return what ends whatever its caller is having drawn."""
-
-    def stop(asker: gr.Request) -> None:
-        """Stop what this client is having drawn, within a step."""
-        session.stop(client_of(asker))
-
-    return stop

@@ -1,4 +1,4 @@
-"""A run as it goes, looked at once a second: its losses, samples on the way, and the numbers at the end."""
+"""The view of a training job, updated once a second: status, losses, validation images and final metrics."""
 
 import html
 from dataclasses import dataclass
@@ -7,43 +7,69 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.jobs import Run, Status
+from hra_diffusion.studio.engine.jobs import Job, Status
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import empty, in_words, served, shown, without_folders
+from hra_diffusion.studio.tabs.common import empty_state, format_duration, reports_errors, served_copy, strip_folders
 from hra_diffusion.studio.tabs.loss_plot import loss_plot
 
-_NO_RUN = empty("Nothing is being taught", "Choose images, say what they show, and press Teach.")
-_SAMPLES = 12
+_NO_JOB = empty_state("No training job", "Choose images, fill in name and class, and press Train.")
+_MAX_VALIDATION_IMAGES = 12
+_NOT_DISPLAYED = ("", -1, "")
+_TITLES = {
+    Status.RUNNING: "Training in progress",
+    Status.FINISHED: "Finished: the adapter is in the library",
+    Status.STOPPED: "Stopped",
+}
 
 
 @dataclass(frozen=True)
 class JobView:
-    """The components that show a run."""
+    """The components of the view."""
 
-    chosen: gr.Dropdown
+    job: gr.Dropdown
+    status: gr.HTML
+    stop: gr.Button
+    resume: gr.Button
+    loss: gr.HTML
+    validation_images: gr.Gallery
+    metrics: gr.Markdown
     timer: gr.Timer
-    """Looks at the run again."""
+    """Updates the view."""
+    displayed: gr.State
+    """Name, step and status of the displayed job: losses and images are sent only when it changes."""
     ended: gr.State
-    """The name of a run that has ended; changes when one does."""
+    """Name of the displayed job once it has ended; its change event reports new adapters."""
 
 
 def job_view(session: Session) -> JobView:
-    """Put the view together."""
-    going = session.runs.running()
-    chosen = gr.Dropdown(
-        names(session),
-        value=going and going.name,
-        label="Run",
-        allow_custom_value=True,  # gradio knows each client's choices alone: another's new run is none of them
-        elem_id="run",
+    """Build the view."""
+    view = _job_components(session)
+    _connect_updates(session, view)
+    _connect_actions(session, view)
+    return view
+
+
+def job_names(session: Session) -> list[str]:
+    """Return the names of all training jobs, the newest first."""
+    return [job.name for job in session.jobs.all()]
+
+
+def _job_components(session: Session) -> JobView:
+    running = session.jobs.running()
+    job = gr.Dropdown(
+        job_names(session),
+        value=running and running.name,
+        label="Training job",
+        allow_custom_value=True,  # gradio checks against the choices at page load, which lack newer jobs
+        elem_id="job",
     )
-    status = gr.HTML(_NO_RUN, elem_id="run-status")
+    status = gr.HTML(_NO_JOB, elem_id="job-status")
     with gr.Row(elem_classes="tools"):
-        stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-run")
-        resume = gr.Button("Go on", size="sm", visible=False, elem_id="resume-run")
-    curve = gr.HTML("", label="loss", elem_id="loss")
-    samples = gr.Gallery(
-        label="Samples on the way",
+        stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-job")
+        resume = gr.Button("Resume", size="sm", visible=False, elem_id="resume-job")
+    loss = gr.HTML("", label="loss", elem_id="loss")
+    validation_images = gr.Gallery(
+        label="Validation images",
         show_label=False,
         columns=3,
         height="auto",
@@ -51,101 +77,114 @@ def job_view(session: Session) -> JobView:
         format="png",
         visible=False,
         interactive=False,
-        elem_id="samples",
+        elem_id="validation-images",
     )
-    measured = gr.Markdown("", elem_id="measured")
-    timer = gr.Timer(1.0, active=going is not None)
-    shape, ended = gr.State(("", -1, "")), gr.State("")
+    metrics = gr.Markdown("", elem_id="metrics")
+    timer = gr.Timer(1.0, active=running is not None)
+    displayed, ended = gr.State(_NOT_DISPLAYED), gr.State("")
+    return JobView(job, status, stop, resume, loss, validation_images, metrics, timer, displayed, ended)
 
-    @shown
-    def run_status(run: str | None) -> dict[str, Any]:
-        """How a run stands."""
-        found = session.look(_known(run))
-        return {
-            "name": found.name,
-            "status": found.status.value,
-            "phase": found.phase,
-            "step": found.done,
-            "steps": found.total,
-            "error": found.error and without_folders(found.error),
-            "losses": [record.loss for record in found.records()],
-            "metrics": found.measured(),
-        }
 
-    @shown
-    def look(name: str | None, before: tuple[str, int, str]) -> list[Any]:
+def _connect_updates(session: Session, view: JobView) -> None:
+    """Update the view with its timer and when another job is chosen."""
+
+    @reports_errors
+    def update(name: str | None, displayed: tuple[str, int, str]) -> list[Any]:
         if not name:
             hidden = gr.update(visible=False)
-            return [_NO_RUN, *[hidden] * 2, "", hidden, "", gr.Timer(active=False), before, ""]
-        run = session.look(name)
-        now = (run.name, run.done, run.status.value)
-        running = run.status is Status.RUNNING
-        fresh = now != tuple(before)
+            return [_NO_JOB, hidden, hidden, "", hidden, "", gr.Timer(active=False), displayed, ""]
+        job = session.job(name)
+        current = (job.name, job.step, job.status.value)
+        running, changed = job.status is Status.RUNNING, current != tuple(displayed)
         return [
-            _status(run),
+            _status(job),
             gr.update(visible=running),
-            gr.update(visible=run.resumable),
-            loss_plot(run.records()) if fresh else gr.skip(),
-            _samples(session, run) if fresh else gr.skip(),
-            run.measured() or "",
+            gr.update(visible=job.resumable),
+            loss_plot(job.records()) if changed else gr.skip(),
+            _gallery(session, job) if changed else gr.skip(),
+            job.metrics_table() or "",
             gr.Timer(active=running),
-            now,
-            "" if running else run.name,
+            current,
+            "" if running else job.name,
         ]
 
-    @shown
-    def stop_run(run: str | None) -> None:
-        """Stop a run after this step; it can go on later."""
-        session.runs.stop(_known(run))
+    outputs = [
+        view.status,
+        view.stop,
+        view.resume,
+        view.loss,
+        view.validation_images,
+        view.metrics,
+        view.timer,
+        view.displayed,
+        view.ended,
+    ]
+    for event in (view.timer.tick, view.job.change):
+        event(update, [view.job, view.displayed], outputs, show_progress="hidden", api_visibility="private")
 
-    @shown
-    def resume_run(run: str | None) -> Any:
-        """Let a run go on from its last checkpoint."""
-        session.runs.resume(_known(run))
+
+def _connect_actions(session: Session, view: JobView) -> None:
+    """Connect the buttons Stop and Resume, and add the endpoints of training jobs."""
+
+    @reports_errors
+    def job_status(job: str | None) -> dict[str, Any]:
+        """Return the status of a training job."""
+        current = session.job(_checked_name(job))
+        return {
+            "name": current.name,
+            "status": current.status.value,
+            "phase": current.phase,
+            "step": current.step,
+            "steps": current.total_steps,
+            "error": current.error and strip_folders(current.error),
+            "losses": [record.loss for record in current.records()],
+            "metrics": current.metrics_table(),
+        }
+
+    @reports_errors
+    def stop_job(job: str | None) -> None:
+        """Stop a training job after its current step. It can be resumed later."""
+        session.jobs.stop(_checked_name(job))
+
+    @reports_errors
+    def resume_job(job: str | None) -> Any:
+        """Resume a training job from its last checkpoint."""
+        session.jobs.resume(_checked_name(job))
         return gr.Timer(active=True)
 
-    def runs() -> list[str]:
-        """Names of all runs, the newest first."""
-        return names(session)
+    def list_jobs() -> list[str]:
+        """Return the names of all training jobs, the newest first."""
+        return job_names(session)
 
-    seen = [status, stop, resume, curve, samples, measured, timer, shape, ended]
-    for event in (timer.tick, chosen.change):
-        event(look, [chosen, shape], seen, show_progress="hidden", api_visibility="private")
-    stop.click(stop_run, chosen, None, api_name="stop_run")
-    resume.click(resume_run, chosen, timer, api_name="resume_run")
-    gr.api(run_status, api_name="run")
-    gr.api(runs, api_name="runs")
-    return JobView(chosen, timer, ended)
+    view.stop.click(stop_job, view.job, None, api_name="stop_job")
+    view.resume.click(resume_job, view.job, view.timer, api_name="resume_job")
+    gr.api(job_status, api_name="job")
+    gr.api(list_jobs, api_name="jobs")
 
 
-def names(session: Session) -> list[str]:
-    """Names of all runs, the newest first."""
-    return [run.name for run in session.runs.all()]
-
-
-def _known(name: str | None) -> str:
+def _checked_name(name: str | None) -> str:
     if not name or not isinstance(name, str):
-        raise ConfigError("Choose a run first.")
+        raise ConfigError("Choose a training job first.")
     return name
 
 
-def _status(run: Run) -> str:
-    if run.status is Status.FAILED:
-        why = html.escape(without_folders(run.error or ""))
-        return f'<div class="status failed" role="alert"><b>It did not work</b><p>{why}</p></div>'
-    left = f" · {in_words(run.seconds_left)} left" if run.seconds_left else ""
-    title = {
-        Status.RUNNING: "Learning",
-        Status.FINISHED: "Learned: it is in the library",
-        Status.STOPPED: "Stopped",
-    }[run.status]
-    said = f"{run.phase}{left}" if run.status is Status.RUNNING else f"{run.done} of {run.total} steps"
+def _status(job: Job) -> str:
+    """Return the HTML of a job's status."""
+    if job.status is Status.FAILED:
+        error = html.escape(strip_folders(job.error or ""))
+        return f'<div class="status failed" role="alert"><b>Training failed</b><p>{error}</p></div>'
+    left = f" · {format_duration(job.seconds_left)} left" if job.seconds_left else ""
+    running = job.status is Status.RUNNING
+    text = html.escape(f"{job.phase}{left}" if running else f"{job.step} of {job.total_steps} steps")
     return (
-        f'<div class="status {run.status.value}" role="status"><b>{title}</b><p>{html.escape(said)}</p>'
-        f'<progress max="{max(1, run.total)}" value="{run.done}" aria-label="{html.escape(said)}"></progress></div>'
+        f'<div class="status {job.status.value}" role="status"><b>{_TITLES[job.status]}</b><p>{text}</p>'
+        f'<progress max="{max(1, job.total_steps)}" value="{job.step}" aria-label="{text}"></progress></div>'
     )
 
 
-def _samples(session: Session, run: Run) -> Any:
-    images = [(served(session, path), f"after {step} steps") for step, path in run.samples()[:_SAMPLES]]
-    return gr.update(value=images, visible=bool(images))
+def _gallery(session: Session, job: Job) -> Any:
+    """Return the newest validation images as an update of the gallery."""
+    images = job.validation_images()[:_MAX_VALIDATION_IMAGES]
+    return gr.update(
+        value=[(served_copy(session, path), f"step {step}") for step, path in images], visible=bool(images)
+    )

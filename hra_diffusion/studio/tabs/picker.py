@@ -1,4 +1,4 @@
-"""Adapters as cards: one to look at, or several to draw with, each with its strength."""
+"""Adapter cards: one can be selected for its details, or several, each with a strength, for generation."""
 
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,16 @@ _SCRIPT = (Path(__file__).parents[1] / "picker.js").read_text(encoding="utf-8")
 
 
 def adapter_picker(session: Session, *, single: bool = False, **options: Any) -> gr.HTML:
-    """Cards to choose from. Their value is a list of {"name": …, "strength": …}, or with ``single`` a name.
+    """Build adapter cards; their value is a list of {"name": …, "strength": …}, or a name with ``single``.
 
-    No subclass: gradio writes a stub file beside the source of every one.
+    gr.HTML is not subclassed: gradio writes a stub file beside the source of each subclass.
     """
     picker = gr.HTML(
         None if single else [],
         html_template=f'<div class="cards{" single" * single}"></div>',
         js_on_load=_SCRIPT,
         apply_default_css=False,
-        entries=entries(session),
+        entries=card_entries(session),
         **options,
     )
     use = {"type": "object", "properties": {"name": {"type": "string"}, "strength": {"type": "number"}}}
@@ -32,19 +32,18 @@ def adapter_picker(session: Session, *, single: bool = False, **options: Any) ->
     return picker
 
 
-def entries(session: Session) -> list[dict[str, Any]]:
-    """What the cards show."""
-    session.adopt_finished()
+def card_entries(session: Session) -> list[dict[str, Any]]:
+    """Return the content of the cards."""
+    session.import_finished_jobs()
     return [
         {
             "name": entry.name,
-            "base": entry.base or "base not said",
-            "fits": entry.base in (None, session.model.base.name),
+            "base": entry.base or "unknown base",
+            "fits": entry.base in (None, session.worker.base.name),
             "rank": entry.rank,
-            "follows": entry.annotator or "",
+            "annotator": entry.annotator or "",
             "trigger": entry.trigger or "",
-            "image": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
-            "own": not entry.built_in,
+            "thumbnail": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
         }
         for entry in session.library.entries()
     ]

@@ -1,47 +1,49 @@
-"""Teach: images in, a subject out. The lesson runs in a process of its own, and this tab finds it again."""
+"""The Train tab: a form for a training job, and a view of it. The job runs in a process of its own."""
 
 from typing import Any
 
 import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import named
-from hra_diffusion.studio.tabs.job_view import job_view, names
-from hra_diffusion.studio.tabs.picker import entries
+from hra_diffusion.studio.tabs.common import named_parameters
+from hra_diffusion.studio.tabs.job_view import job_names, job_view
+from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.studio.tabs.settings import Settings
-from hra_diffusion.studio.tabs.training_form import NAMES, lesson_of, presets, training_form
+from hra_diffusion.studio.tabs.training_fields import FIELDS, job_from_values
+from hra_diffusion.studio.tabs.training_form import preset_choices, training_form
 
 
-def build(session: Session, settings: Settings, library: gr.HTML) -> None:
-    """Put the tab together."""
+def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> None:
+    """Build the tab.
+
+    Args:
+        session: the studio's session.
+        settings: the settings of Generate, whose adapter cards include new adapters.
+        library: the adapter cards of the library, likewise.
+    """
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=6, min_width=320, elem_classes="side"):
             form = training_form(session)
-        with gr.Column(scale=6, min_width=320, elem_classes="canvas"):
+        with gr.Column(scale=6, min_width=320, elem_classes="results"):
             view = job_view(session)
 
-    def start(*values: Any) -> Any:
-        """Teach a subject in a process of its own; returns the run's name."""
-        run = session.teach(lesson_of(values))
-        return gr.update(choices=names(session), value=run.name), gr.Timer(active=True)
+    def train(*values: Any) -> Any:
+        """Start a training job in a process of its own. Returns the job's name."""
+        job = session.train(job_from_values(values))
+        return gr.update(choices=job_names(session), value=job.name), gr.Timer(active=True)
 
-    def found_again() -> Any:
-        going = session.runs.running()
-        newest = going.name if going else next(iter(names(session)), None)
-        said = gr.update(choices=presets(session))
-        return gr.update(choices=names(session), value=newest), gr.Timer(active=going is not None), *cards(), said
+    def update_cards() -> list[Any]:
+        return [gr.update(entries=card_entries(session))] * 2
 
-    def cards() -> list[Any]:
-        return [gr.update(entries=entries(session))] * 2
+    def load_page() -> Any:
+        running = session.jobs.running()
+        newest = running.name if running else next(iter(job_names(session)), None)
+        job = gr.update(choices=job_names(session), value=newest)
+        presets = gr.update(choices=preset_choices(session))
+        return job, gr.Timer(active=running is not None), *update_cards(), presets
 
-    both = [settings.picker, library]
-    form.teach.click(named(start, *NAMES), form.inputs, [view.chosen, view.timer], api_name="teach")
-    view.ended.change(cards, None, both, api_visibility="private", show_progress="hidden")
-    gr.on(
-        None,
-        found_again,
-        None,
-        [view.chosen, view.timer, *both, form.preset],
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    cards = [settings.adapters, library]
+    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    form.train.click(named_parameters(train, *FIELDS), form.fields.components, [view.job, view.timer], api_name="train")
+    view.ended.change(update_cards, None, cards, **options)
+    gr.on(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset], **options)

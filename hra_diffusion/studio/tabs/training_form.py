@@ -1,58 +1,69 @@
-"""What is to be taught, as components: images with captions and crops, words, and how much effort."""
+"""The form of a training job: images with captions and crops, prompts, and a preset."""
 
 import html
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, TrainingJob, called, examine, with_effort
-from hra_diffusion.studio.tabs.common import data_url, empty, heading, in_words, named, note, shown
+from hra_diffusion.studio.engine.training_job import (
+    PRESETS,
+    check_images,
+    subject_prompt,
+)
+from hra_diffusion.studio.tabs.common import (
+    data_url,
+    empty_state,
+    format_duration,
+    heading,
+    named_parameters,
+    note,
+    reports_errors,
+)
+from hra_diffusion.studio.tabs.training_fields import (
+    CAPTION_COLUMNS,
+    FIELDS,
+    NUMBERS,
+    TrainingFields,
+    captions_and_crops,
+    job_from_values,
+)
 
-_COLUMNS = ["image", "caption", "crop"]
-_NO_IMAGES = empty("Four to eight images", "One subject, different views, backgrounds and light.")
-_CAPTIONS = (
-    "Caption images that show more than the subject. Crops are whole, middle, start, end, or x, y, width, height."
+_NO_IMAGES = empty_state("Four to eight images", "One subject, different views, backgrounds and light.")
+_CAPTION_HELP = (
+    "Caption images that contain more than the subject. A crop is whole, middle, start, end, or x, y, width, height."
 )
-_USUAL = "Usual"
-_NUMBERS = {
-    "steps": "Steps",
-    "rank": "Rank",
-    "class_images": "Class images",
-    "looks": "Looks on the way",
-    "preview_steps": "Steps of a look",
-}
-"""Labels of an effort's numbers. They are texts on the page: a number field that is empty there would send 0."""
-NAMES = (
-    "files",
-    "captions",
-    "name",
-    "subject",
-    "token",
-    "prompt_prefix",
-    "preset",
-    *_NUMBERS,
-)
-"""Names of the inputs, for the API, in the order of their components."""
+_DEFAULT_PRESET = "Usual"
 
 
 @dataclass(frozen=True)
 class TrainingForm:
-    """The components that say what to teach, in the order of `NAMES`."""
+    """The fields and the button that starts a job."""
 
-    inputs: list[Any]
-    preset: gr.Radio
-    teach: gr.Button
+    fields: TrainingFields
+    train: gr.Button
 
 
 def training_form(session: Session) -> TrainingForm:
-    """Put the form together; images are looked at, and a lesson is measured, in it."""
-    look_like = "a 3d render of" if session.embedded else "a photo of"
+    """Build the form."""
+    files, captions = _image_fields()
+    prompts = _prompt_fields(session)
+    heading("Preset")
+    preset = gr.Radio(
+        preset_choices(session), value=_DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset"
+    )
+    numbers = _number_fields(preset)
+    with gr.Row(elem_classes="actions"):
+        train = gr.Button("Train", variant="primary", elem_id="train", scale=2)
+        estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
+    form_fields = TrainingFields(files=files, captions=captions, **prompts, preset=preset, **numbers)
+    _connect_estimate(session, estimate, form_fields)
+    return TrainingForm(form_fields, train)
+
+
+def _image_fields() -> tuple[gr.File, gr.Dataframe]:
     heading("Images")
     files = gr.File(
         label="Images of the subject",
@@ -60,150 +71,125 @@ def training_form(session: Session) -> TrainingForm:
         file_count="multiple",
         file_types=["image"],
         height=140,
-        elem_id="photos",
+        elem_id="training-images",
     )
-    checked = gr.HTML(_NO_IMAGES, label="checked", elem_id="checked")
-    table = gr.Dataframe(
-        headers=_COLUMNS,
+    report = gr.HTML(_NO_IMAGES, label="report", elem_id="image-report")
+    captions = gr.Dataframe(
+        headers=CAPTION_COLUMNS,
         datatype="str",
         type="array",
-        column_count=(3, "fixed"),
+        column_count=(3, "fixed"),  # pyright: ignore[reportArgumentType]  # gradio's annotation lacks the tuple
         interactive=True,
         wrap=True,
         visible=False,
         label="Captions and crops",
         elem_id="captions",
     )
-    heading("Words")
+
+    @reports_errors
+    def check(files: list[str] | None, captions: Any = None) -> Any:
+        """Check training images. Returns a report as HTML, and a table of captions and crops with those given."""
+        results = check_images([Path(file) for file in files or []])
+        names = [path.name for path, size, _ in results if size]
+        rows = [[name, *values] for name, values in zip(names, captions_and_crops(captions, names), strict=True)]
+        return _report(results), gr.update(value=rows, visible=bool(rows))
+
+    files.change(check, [files, captions], [report, captions], api_name="check")
+    return files, captions
+
+
+def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
+    """Build the fields that make up the prompts; return them by name."""
+    prefix = "a 3d render of" if session.embedded else "a photo of"
+    heading("Prompts")
     with gr.Group(elem_classes="panel"):
         with gr.Row():
-            name = gr.Textbox(label="Name of it", elem_id="run-name", placeholder="my dog")
-            subject = gr.Textbox(label="What it is", elem_id="subject", placeholder="dog")
+            name = gr.Textbox(label="Name", info="Of the adapter", elem_id="job-name", placeholder="my dog")
+            subject = gr.Textbox(label="Class", info="What the subject is", elem_id="subject", placeholder="dog")
         with gr.Row():
-            token = gr.Textbox("sks", label="Rare word for it", elem_id="token")
-            prompt_prefix = gr.Textbox(look_like, label="Kind of image", elem_id="looks-like")
-        names = gr.HTML("", label="called", elem_id="called")
-    heading("Preset")
-    preset = gr.Radio(presets(session), value=_USUAL, label="Preset", show_label=False, elem_id="preset")
-    with gr.Accordion("More", open=False, elem_id="effort"):
+            token = gr.Textbox("sks", label="Trigger word", info="A rare word for the subject", elem_id="token")
+            prompt_prefix = gr.Textbox(prefix, label="Prompt prefix", info="The kind of image", elem_id="prompt-prefix")
+        prompts = gr.HTML("", label="prompts", elem_id="prompts")
+    parts = [prompt_prefix, token, subject]
+    gr.on([part.change for part in parts], _prompts_html, parts, prompts, api_visibility="private", queue=False)
+    return {"name": name, "subject": subject, "token": token, "prompt_prefix": prompt_prefix}
+
+
+def _number_fields(preset: gr.Radio) -> dict[str, gr.Textbox]:
+    """Build the fields that override the preset's numbers; return them by name."""
+    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
         with gr.Row():
-            numbers = [
-                gr.Textbox(
+            numbers = {
+                name: gr.Textbox(
                     label=label,
-                    placeholder=str(getattr(PRESETS[_USUAL], name)),
+                    info=info,
+                    placeholder=str(getattr(PRESETS[_DEFAULT_PRESET], name)),
                     max_lines=1,
                     min_width=140,
-                    elem_id=f"teach-{name}",
+                    elem_id=f"train-{name}",
                 )
-                for name, label in _NUMBERS.items()
-            ]
-        gr.HTML(note("What is empty here is the preset's."))
-    with gr.Row(elem_classes="actions"):
-        teach = gr.Button("Teach", variant="primary", elem_id="teach", scale=2)
-        measure = gr.Button("Measure cost", elem_id="measure", scale=2)
-    cost = gr.HTML("", label="cost", elem_id="cost")
-    inputs = [files, table, name, subject, token, prompt_prefix, preset, *numbers]
+                for name, (label, info) in NUMBERS.items()
+            }
+        gr.HTML(note("Empty fields take the preset's numbers."))
+    preset.input(
+        _placeholders, preset, list(numbers.values()), api_visibility="private", queue=False, show_progress="hidden"
+    )
+    return numbers
 
-    @shown
-    def examine_them(files: list[str] | None, captions: Any = None) -> Any:
-        """Look at images: what is wrong with each, as HTML, and a table for captions and crops, with those so far."""
-        found = examine([Path(file) for file in files or []])
-        good = [path.name for path, size, _ in found if size]
-        rows = [[name, *words] for name, words in zip(good, _words(captions, good), strict=True)]
-        return _report(found), gr.update(value=rows, visible=bool(rows))
+
+def _connect_estimate(session: Session, button: gr.Button, form_fields: TrainingFields) -> None:
+    costs = gr.HTML("", label="estimate", elem_id="costs")
 
     def estimate(*values: Any) -> str:
-        """Measure in two steps what teaching would cost in time and memory."""
-        told = session.estimate(lesson_of(values))
-        rows = "".join(f"<dt>{key}</dt><dd>{html.escape(told[key])}</dd>" for key in ("time", "memory") if key in told)
-        return f'<dl class="cost">{rows}</dl>'
+        """Estimate the time and memory of a training job from two steps."""
+        report = session.estimate(job_from_values(values))
+        rows = [f"<dt>{key}</dt><dd>{html.escape(report[key])}</dd>" for key in ("time", "memory") if key in report]
+        return f'<dl class="costs">{"".join(rows)}</dl>'
 
-    words = [prompt_prefix, token, subject]
-    gr.on([each.change for each in words], _called, words, names, api_visibility="private", queue=False)
-    files.change(examine_them, [files, table], [checked, table], api_name="examine")
-    preset.input(_placeholders, preset, numbers, api_visibility="private", queue=False, show_progress="hidden")
-    measure.click(named(estimate, *NAMES), inputs, cost, api_name="estimate").success(
-        lambda: gr.update(choices=presets(session)), None, preset, api_visibility="private", show_progress="hidden"
-    )
-    return TrainingForm(inputs, preset, teach)
-
-
-def lesson_of(values: Sequence[Any]) -> TrainingJob:
-    """Make the lesson that the form's values, and behind them the asker, say; raises ConfigError."""
-    said = dict(zip(NAMES, values, strict=False))
-    if said["preset"] not in PRESETS:
-        raise ConfigError(f"There is no effort {str(said['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
-    effort = with_effort(PRESETS[said["preset"]], **{name: _number(name, said[name]) for name in _NUMBERS})
-    good = [path for path, size, _ in examine([Path(file) for file in said["files"] or []]) if size]
-    words = _words(said["captions"], [path.name for path in good])
-    sittings = [
-        TrainingImage(file=path, caption=caption, crop=crop) for path, (caption, crop) in zip(good, words, strict=True)
-    ]
-    return TrainingJob(
-        name=str(said["name"] or "").strip(),
-        sittings=tuple(sittings),
-        token=str(said["token"] or ""),
-        subject=str(said["subject"] or ""),
-        prompt_prefix=str(said["prompt_prefix"] or ""),
-        effort=effort,
+    button.click(named_parameters(estimate, *FIELDS), form_fields.components, costs, api_name="estimate").success(
+        lambda: gr.update(choices=preset_choices(session)),
+        None,
+        form_fields.preset,
+        api_visibility="private",
+        show_progress="hidden",
     )
 
 
-def _words(table: Any, names: list[str]) -> list[list[str]]:
-    """Find caption and crop of each image in a table; rows of the same name are for the images of it, in order."""
-    rows = table.get("data", []) if isinstance(table, dict) else table or []
-    said: dict[str, list[list[str]]] = defaultdict(list)
-    for row in rows:
-        if len(row) >= len(_COLUMNS):
-            said[str(row[0])].append([str(cell or "") for cell in row[1:3]])
-    return [said[name].pop(0) if said[name] else ["", "whole"] for name in names]
-
-
-def _number(name: str, said: Any) -> int | None:
-    """Read a whole number, or None where there is none; raises ConfigError."""
-    if said is None or not str(said).strip():
-        return None
-    try:
-        return int(str(said).strip().removesuffix(".0"))
-    except ValueError:
-        raise ConfigError(f"{_NUMBERS[name]} must be a whole number; found {str(said)[:40]!r}.") from None
+def preset_choices(session: Session) -> list[tuple[str, str]]:
+    """Return label and name of each preset; after an estimate, labels include time and memory."""
+    estimate = session.estimates.get(session.worker.base.source)
+    choices: list[tuple[str, str]] = []
+    for name, preset in PRESETS.items():
+        label = f"{name} · {preset.steps} steps"
+        if estimate:
+            label += f" · {format_duration(estimate.seconds(preset))}, {estimate.memory:.1f} GB"
+        choices.append((label, name))
+    return choices
 
 
 def _placeholders(preset: str) -> list[Any]:
-    effort = PRESETS.get(preset, PRESETS[_USUAL])
-    return [gr.update(placeholder=str(getattr(effort, name))) for name in _NUMBERS]
+    numbers = PRESETS.get(preset, PRESETS[_DEFAULT_PRESET])
+    return [gr.update(placeholder=str(getattr(numbers, name))) for name in NUMBERS]
 
 
-def _called(prompt_prefix: str, token: str, subject: str) -> str:
-    """What it and its class will be called, in the prompts of the run."""
+def _prompts_html(prompt_prefix: str, token: str, subject: str) -> str:
+    """Return the HTML of the instance prompt and the class prompt; "" without a class."""
     if not subject.strip():
         return ""
-    own, others = html.escape(called(prompt_prefix, token, subject)), html.escape(called(prompt_prefix, subject))
-    return f'<p class="called">Prompts call it <q>{own}</q>, and others of its kind <q>{others}</q>.</p>'
+    instance = html.escape(subject_prompt(prompt_prefix, token, subject))
+    class_ = html.escape(subject_prompt(prompt_prefix, subject))
+    return f'<p class="prompts">Instance prompt: <q>{instance}</q> Class prompt: <q>{class_}</q></p>'
 
 
-def presets(session: Session) -> list[tuple[str, str]]:
-    """The presets, and what each costs once it was measured for the base."""
-    cost = session.costs.of(session.model.base.source)
-    return [
-        (
-            f"{name} · {effort.steps} steps"
-            + (f" · {in_words(cost.seconds(effort))}, {cost.memory:.1f} GB" if cost else ""),
-            name,
-        )
-        for name, effort in PRESETS.items()
-    ]
-
-
-def _report(found: list[tuple[Path, tuple[int, int] | None, str]]) -> str:
-    """Thumbnails of what can be used, and what is wrong with the rest, by name."""
-    if not found:
+def _report(results: list[tuple[Path, tuple[int, int] | None, str]]) -> str:
+    """Return the HTML of thumbnails of usable images, and of the problems of the others."""
+    if not results:
         return _NO_IMAGES
-    good = "".join(
+    thumbnails = "".join(
         f'<figure><img src="{data_url(path, 160)}" alt="{html.escape(path.name)}">'
         f"<figcaption>{size[0]}×{size[1]}</figcaption></figure>"
-        for path, size, _ in found
+        for path, size, _ in results
         if size
     )
-    bad = "".join(note(problem, "warning") for _, size, problem in found if not size)
-    return f'<div class="strip">{good}</div>{bad}{note(_CAPTIONS) if good else ""}'
+    problems = "".join(note(problem, "warning") for _, size, problem in results if not size)
+    return f'<div class="image-report">{thumbnails}</div>{problems}{note(_CAPTION_HELP) if thumbnails else ""}'

@@ -1,0 +1,55 @@
+"""The status of a generation as HTML: example prompts, progress with a preview, and warnings."""
+
+import html
+
+from hra_diffusion.studio.engine.events import Loading, Progress, Queued
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration
+
+_MAX_EXAMPLES = 4
+_MAX_ZOOM = 3
+"""Small images are enlarged at most this many times; studio.js has the same number."""
+
+
+def example_prompts(session: Session) -> str:
+    """Return the HTML before the first generation: help, and example prompts for the adapters of this base."""
+    examples = [(session.default_request.prompt, "")]
+    for entry in session.library.entries():
+        if entry.trigger and not entry.annotator and entry.base == session.worker.base.name:
+            examples.insert(0, (f"{entry.trigger} in the snow", entry.name))
+    buttons = "".join(
+        f'<button type="button" class="example-prompt" data-prompt="{html.escape(prompt)}" '
+        f'data-adapter="{html.escape(name)}">{html.escape(prompt)}</button>'
+        for prompt, name in examples[:_MAX_EXAMPLES]
+    )
+    text = "Write a prompt and press Generate or Ctrl+Enter, or start with an example:"
+    return empty_state("No images yet", text, f'<p class="example-prompts">{buttons}</p>')
+
+
+def generation_progress(event: Loading | Queued | Progress, request: GenerateRequest) -> str:
+    """Return the HTML of a generation's progress: the preview, the step and the remaining time."""
+    if isinstance(event, Loading):
+        return empty_state("Loading the model", "This happens once and takes some seconds.")
+    if isinstance(event, Queued):
+        text = f"Requests before yours: {event.ahead}. The model generates for one request at a time."
+        return empty_state("Queued", text)
+    image = f"Image {event.image + 1} of {event.images} · " if event.images > 1 else ""
+    fraction = (event.image * event.steps + event.step) / (event.images * event.steps)
+    text = f"{image}step {event.step} of {event.steps} · {format_duration(event.seconds_left)} left"
+    return (
+        f'<figure class="preview"><img src="{data_url(event.preview)}" alt="Preview of the image" '
+        f'style="max-width: {_MAX_ZOOM * request.width}px">'
+        f'<figcaption role="status">{text}</figcaption>'
+        f'<progress max="1" value="{fraction:.3f}" aria-label="{text}"></progress></figure>'
+    )
+
+
+def truncation_warnings(session: Session, request: GenerateRequest) -> str:
+    """Return warnings, as HTML, that quote the ends of prompts that the text encoders truncate."""
+    notes: list[str] = []
+    for name, prompt in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
+        if truncated := session.worker.generator.truncated_text(prompt):
+            start = html.escape(truncated[:160]) + ("…" if len(truncated) > 160 else "")
+            notes.append(f'<p class="note warning">The {name} is too long; its end is ignored: <q>{start}</q></p>')
+    return "".join(notes)

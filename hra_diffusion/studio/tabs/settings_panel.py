@@ -1,0 +1,130 @@
+"""The settings panel of Generate: prompt, adapters, sampling, image to image and control."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
+from hra_diffusion.studio.tabs.control import control_panel
+from hra_diffusion.studio.tabs.picker import adapter_picker
+from hra_diffusion.studio.tabs.settings import Settings
+
+_COMBINE = [("Mean (on the rotation group)", "lie"), ("Product (one after the other)", "product")]
+
+
+@dataclass(frozen=True)
+class SettingsPanel:
+    """The settings and the buttons that start and stop the generation."""
+
+    settings: Settings
+    generate: gr.Button
+    stop: gr.Button
+
+
+def settings_panel(session: Session) -> SettingsPanel:
+    """Build the settings panel."""
+    default = session.default_request
+    prompt, negative_prompt = _prompts(default)
+    with gr.Row(elem_classes="actions"):
+        generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
+        stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90)
+    heading("Adapters")
+    adapters = adapter_picker(session, elem_id="adapters", label="adapters")
+    combine = gr.Radio(
+        _COMBINE,
+        value=default.combine,
+        label="Combine adapters",
+        info="The mean is independent of the order; the product applies one adapter after the other.",
+        elem_id="combine",
+    )
+    sampling = _sampling(session, default)
+    image, image_strength = _image_to_image()
+    control = control_panel(session, adapters, sampling["width"], sampling["height"])
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        adapters=adapters,
+        combine=combine,
+        **sampling,
+        image=image,
+        image_strength=image_strength,
+        **control,
+    )
+    skip_preprocessing(*settings.components)
+    return SettingsPanel(settings, generate, stop)
+
+
+def _prompts(default: GenerateRequest) -> tuple[gr.Textbox, gr.Textbox]:
+    with gr.Group(elem_classes="panel"):
+        prompt = gr.Textbox(default.prompt, label="Prompt", lines=3, max_lines=8, elem_id="prompt", autofocus=True)
+        negative_prompt = gr.Textbox(
+            "",
+            label="Negative prompt",
+            placeholder="what the image should not contain",
+            lines=1,
+            max_lines=4,
+            elem_id="negative-prompt",
+        )
+    return prompt, negative_prompt
+
+
+def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
+    """Build the sampling accordion; return its components by the name of the setting."""
+    multiple, schedulers = session.worker.base.multiple, session.worker.base.schedulers
+    with gr.Accordion("Size, steps, seed", open=False, elem_id="image-settings"):
+        with gr.Row():
+            steps = gr.Slider(1, 150, default.steps, step=1, label="Steps", info="Denoising steps", elem_id="steps")
+            guidance = gr.Slider(
+                0,
+                30,
+                default.guidance_scale,
+                step=0.5,
+                label="Guidance (CFG)",
+                info="Higher values follow the prompt more closely",
+                elem_id="guidance",
+            )
+        with gr.Row():
+            width = gr.Slider(8 * multiple, 2048, default.width, step=multiple, label="Width", elem_id="width")
+            height = gr.Slider(8 * multiple, 2048, default.height, step=multiple, label="Height", elem_id="height")
+        with gr.Row():
+            scheduler = gr.Dropdown(
+                list(schedulers),
+                value=schedulers[0],
+                label="Scheduler (sampler)",
+                info="The denoising method",
+                elem_id="scheduler",
+            )
+            count = gr.Slider(1, 16, 1, step=1, label="Batch", info="Images, with seeds in sequence", elem_id="count")
+        with gr.Row():
+            seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
+            new_seed = gr.Checkbox(
+                value=True, label="Random seed", info="A new seed for each request", elem_id="new-seed"
+            )
+    return {
+        "steps": steps,
+        "guidance_scale": guidance,
+        "width": width,
+        "height": height,
+        "scheduler": scheduler,
+        "seed": seed,
+        "new_seed": new_seed,
+        "count": count,
+    }
+
+
+def _image_to_image() -> tuple[gr.Image, gr.Slider]:
+    with gr.Accordion("Image to image", open=False, elem_id="image-to-image"):
+        image = gr.Image(label="Start image", type="filepath", image_mode=None, sources=["upload"], height=220)
+        strength = gr.Slider(
+            0.05,
+            1,
+            0.6,
+            step=0.05,
+            label="Denoising strength",
+            info="Low values keep the start image; 1 replaces it",
+            elem_id="image-strength",
+        )
+    return image, strength

@@ -1,0 +1,91 @@
+"""The fields of a training job as components, and the job made from their values."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, TrainingJob, adjust_preset, check_images
+
+CAPTION_COLUMNS = ["image", "caption", "crop"]
+NUMBERS = {
+    "steps": ("Steps", "Training steps"),
+    "rank": ("Rank", "An even number of reflections per layer"),
+    "class_images": ("Class images (regularization)", "Generated images that protect the class; 0 for none"),
+    "validations": ("Validations", "Times at which images are generated during training; 0 for none"),
+    "inference_steps": ("Inference steps", "Denoising steps of a validation image"),
+}
+"""Label and help of a preset's numbers. The fields are text boxes: an empty number field would send 0."""
+
+
+@dataclass(frozen=True)
+class TrainingFields:
+    """The fields of the form, by parameter name of the API and in the API's order."""
+
+    files: gr.File
+    captions: gr.Dataframe
+    name: gr.Textbox
+    subject: gr.Textbox
+    token: gr.Textbox
+    prompt_prefix: gr.Textbox
+    preset: gr.Radio
+    steps: gr.Textbox
+    rank: gr.Textbox
+    class_images: gr.Textbox
+    validations: gr.Textbox
+    inference_steps: gr.Textbox
+
+    @property
+    def components(self) -> list[gr.components.Component]:
+        """All fields, in the order of `FIELDS`."""
+        return [getattr(self, name) for name in FIELDS]
+
+
+FIELDS = tuple(field.name for field in fields(TrainingFields))
+"""Names of the fields, for the API."""
+
+
+def job_from_values(values: Sequence[Any]) -> TrainingJob:
+    """Make a training job from the form's values, in the order of `FIELDS`; raises ConfigError."""
+    by_name = dict(zip(FIELDS, values, strict=False))
+    if by_name["preset"] not in PRESETS:
+        raise ConfigError(f"There is no preset {str(by_name['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
+    numbers = {name: _parse_number(name, by_name[name]) for name in NUMBERS}
+    paths = [path for path, size, _ in check_images([Path(file) for file in by_name["files"] or []]) if size]
+    rows = captions_and_crops(by_name["captions"], [path.name for path in paths])
+    images = [
+        TrainingImage(file=path, caption=caption, crop=crop) for path, (caption, crop) in zip(paths, rows, strict=True)
+    ]
+    return TrainingJob(
+        name=str(by_name["name"] or "").strip(),
+        images=tuple(images),
+        token=str(by_name["token"] or ""),
+        subject=str(by_name["subject"] or ""),
+        prompt_prefix=str(by_name["prompt_prefix"] or ""),
+        preset=adjust_preset(PRESETS[by_name["preset"]], **numbers),
+    )
+
+
+def captions_and_crops(table: Any, names: list[str]) -> list[list[str]]:
+    """Return caption and crop of each image; rows with the same image name belong to its images in order."""
+    rows = table.get("data", []) if isinstance(table, dict) else table or []
+    by_name: dict[str, list[list[str]]] = defaultdict(list)
+    for row in rows:
+        if len(row) >= len(CAPTION_COLUMNS):
+            by_name[str(row[0])].append([str(cell or "") for cell in row[1:3]])
+    return [by_name[name].pop(0) if by_name[name] else ["", "whole"] for name in names]
+
+
+def _parse_number(name: str, value: Any) -> int | None:
+    """Return a whole number, or None for an empty field; raises ConfigError."""
+    if value is None or not str(value).strip():
+        return None
+    try:
+        return int(str(value).strip().removesuffix(".0"))
+    except ValueError:
+        label, _ = NUMBERS[name]
+        raise ConfigError(f"{label} must be a whole number; found {str(value)[:40]!r}.") from None
