@@ -1,19 +1,19 @@
-"""Named errors. Each message says what was wrong, what was found and what to do, in one sentence where that is enough.
+"""Exceptions of this library. A message names the fault, the value and the remedy.
 
-The command line prints the message alone and exits with code 2; from Python they are ordinary exceptions.
+The command line prints only the message and exits with code 2.
 """
 
 
 class HRAError(Exception):
-    """Base of every error this library raises on purpose."""
+    """Base class of all errors of this library."""
 
 
 class ConfigError(HRAError, ValueError):
-    """A setting is out of its range, unknown, or contradicts another."""
+    """A setting is unknown, out of its range, or contradicts another."""
 
 
 class TargetError(HRAError, ValueError):
-    """The target modules match nothing that can be adapted."""
+    """The target modules match no module, or one that cannot be adapted."""
 
 
 class MergeError(HRAError, ValueError):
@@ -25,7 +25,7 @@ class AdapterFileError(HRAError, ValueError):
 
 
 class ModelError(HRAError, ValueError):
-    """A folder or name is not a model this library can use."""
+    """A folder or name is not a usable model."""
 
 
 class ImageError(HRAError, ValueError):
@@ -33,8 +33,8 @@ class ImageError(HRAError, ValueError):
 
 
 class OutputError(HRAError, OSError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to its path."""
 
 
 class BusyError(HRAError):
-    """Too many ask at once, or one thing would have to end before another begins."""
+    """Too many requests at once, or another task must end first."""

@@ -1,4 +1,4 @@
-"""With the plug-in on, PEFT's HRA layers keep PEFT's values and gain what they lacked."""
+"""HRA layers of PEFT with the plug-in keep their values and gain strengths, exact unmerging and zero columns."""
 
 import copy
 
@@ -39,7 +39,7 @@ def x() -> torch.Tensor:
 
 @pytest.fixture
 def model(request):
-    """A PEFT model with adapters of 4 and 2 reflections, away from their start."""
+    """Return a PEFT model with random adapters of 4 and 2 reflections."""
     torch.manual_seed(0)
     settings = {"target_modules": ["conv", "lin"], "init_weights": False, **getattr(request, "param", {})}
     model = get_peft_model(Net(), HRAConfig(r=4, **settings))
@@ -54,7 +54,7 @@ def gradients(model, x):
 
 
 @pytest.mark.parametrize("model", [{}, {"apply_GS": True}], indirect=True)
-def test_values_gradients_and_merged_weights_are_pefts(model, x):
+def test_values_gradients_and_merged_weights_equal_those_of_peft(model, x):
     theirs, their_gradients = model(x), gradients(model, x)
     their_weights = copy.deepcopy(model).merge_and_unload().lin.weight
     peft_plugin.enable()
@@ -68,7 +68,7 @@ def test_values_gradients_and_merged_weights_are_pefts(model, x):
     assert torch.equal(model(x), theirs)
 
 
-def test_enabling_twice_and_disabling_gives_peft_its_own_methods_back():
+def test_disabling_restores_the_methods_of_peft():
     before = dict(vars(HRALinear))
     peft_plugin.enable()
     peft_plugin.enable()
@@ -78,7 +78,7 @@ def test_enabling_twice_and_disabling_gives_peft_its_own_methods_back():
     assert dict(vars(HRALinear)) == before
 
 
-def test_several_active_adapters_are_pefts_product(model, x):
+def test_several_active_adapters_equal_the_product_of_peft(model, x):
     model.base_model.set_adapter(["other", "default"])
     theirs = model(x)
     peft_plugin.enable()
@@ -99,7 +99,7 @@ def test_unmerging_is_bit_exact(plugin, model, x):
     assert model.state_dict().keys() == before.keys()
 
 
-def test_what_peft_merged_is_unmerged_by_peft(model, x):
+def test_adapters_merged_by_peft_are_unmerged_by_peft(model, x):
     expected = model(x)
     model.merge_adapter()
     peft_plugin.enable()
@@ -110,7 +110,7 @@ def test_what_peft_merged_is_unmerged_by_peft(model, x):
         peft_plugin.disable()
 
 
-def test_what_peft_merged_is_not_merged_again(model, x):
+def test_adapters_merged_by_peft_are_not_merged_twice(model, x):
     model.base_model.set_adapter(["default", "other"])
     expected = model(x)
     model.merge_adapter(["default"])
@@ -124,7 +124,7 @@ def test_what_peft_merged_is_not_merged_again(model, x):
         peft_plugin.disable()
 
 
-def test_what_peft_unmerged_acts_again(model, x):
+def test_adapters_unmerged_by_peft_are_active_again(model, x):
     expected = model(x)
     try:
         peft_plugin.enable()
@@ -161,7 +161,7 @@ def test_scaling_moves_along_the_geodesic(plugin, model, x):
     assert torch.allclose(layer(h), h @ (layer.weight @ chain_matrix(columns)).mT + layer.bias, atol=1e-5)
 
 
-def test_at_any_scale_the_present_columns_act(plugin, model, x):
+def test_scaled_adapters_use_the_present_columns(plugin, model, x):
     model.base_model.model.lin.set_scale("default", 0.5)
     model(x)
     state = {name: torch.randn_like(tensor) for name, tensor in get_peft_model_state_dict(model).items()}
@@ -174,7 +174,7 @@ def test_at_any_scale_the_present_columns_act(plugin, model, x):
     assert torch.allclose(model.base_model.model.lin(h), expected, atol=1e-5)
 
 
-def test_a_deleted_adapters_scale_is_forgotten(plugin, model, x):
+def test_deleting_an_adapter_deletes_its_scale(plugin, model, x):
     model.base_model.set_adapter("other")
     for layer in (model.base_model.model.lin, model.base_model.model.conv):
         layer.set_scale("other", 0.3)
@@ -186,14 +186,14 @@ def test_a_deleted_adapters_scale_is_forgotten(plugin, model, x):
     assert torch.allclose(layer(h), expected, atol=1e-5)
 
 
-def test_what_peft_cannot_do_works(plugin):
+def test_zero_columns_work(plugin):
     layer = get_peft_model(nn.Sequential(nn.Linear(6, 5)), HRAConfig(r=4, target_modules=["0"])).base_model.model[0]
     with torch.no_grad():
         layer.hra_u["default"][:, 1] = 0
     assert layer(torch.ones(2, 6)).isfinite().all()
 
 
-def test_copies_are_independent(plugin, model, x):
+def test_copies_of_a_peft_model_are_independent(plugin, model, x):
     expected = model(x)
     twin = copy.deepcopy(model)
     twin.base_model.model.lin.set_scale("default", 0.0)

@@ -1,4 +1,4 @@
-"""HRA adapters for any torch model, on torch alone."""
+"""HRA adapters for any torch model; needs torch only."""
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.layer import HRALayer

@@ -1,4 +1,4 @@
-"""HRAConfig: what an adapter is, with the field names and meanings of PEFT's adapter_config.json."""
+"""HRAConfig: the settings of an adapter, with the names and meanings of PEFT's adapter_config.json."""
 
 import dataclasses
 import re
@@ -10,7 +10,7 @@ from hra_diffusion.errors import ConfigError
 
 Bias = Literal["none", "all", "hra_only"]
 
-# What PEFT writes beside the settings, and what it reads as such.
+# Further entries of adapter_config.json.
 _PEFT_EXTRAS = {"peft_type": "HRA", "auto_mapping": None}
 _PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
 
@@ -20,20 +20,20 @@ class HRAConfig:
     """The settings of one HRA adapter; lists are stored as tuples.
 
     Args:
-        r: number of reflections a layer (≥ 1). Even, so that training can start at the base model.
+        r: number of reflections a layer (≥ 1). Training can start at the base model only with an even number.
         apply_GS: orthogonalize the columns (λ = ∞ in the paper).
         target_modules: module names (matched whole, or as the last part of a dotted name), or a regular expression for
-            the whole name, or "all-linear"; by the model's architecture when left out.
-        exclude_modules: names or a regular expression of modules to leave alone.
-        init_weights: start with pairs of equal reflections, at the base model; random columns when False.
+            the whole name, or "all-linear"; None for the defaults of the model's architecture.
+        exclude_modules: names or a regular expression of modules to exclude.
+        init_weights: start at the base model, with pairs of equal reflections; False for random columns.
         layers_to_transform: index or indices of the layers to adapt; needs target names, not a regular expression.
-        layers_pattern: name(s) of the module list that those indices count, such as "layers" or "h".
-        bias: which biases train and are saved: "none", "all", or "hra_only" (those of adapted layers).
-        modules_to_save: modules that are trained and saved whole.
+        layers_pattern: name(s) of the module list with these indices, such as "layers" or "h".
+        bias: the biases to train and save: "none", "all", or "hra_only" (those of adapted layers).
+        modules_to_save: modules to train and save whole.
         task_type: PEFT's task name, such as "CAUSAL_LM"; kept for PEFT.
-        inference_mode: load frozen.
-        base_model_name_or_path: the base model the adapter was made for.
-        revision: its revision.
+        inference_mode: load the adapter frozen.
+        base_model_name_or_path: the base model of the adapter.
+        revision: the revision of the base model.
 
     Raises:
         ConfigError: a value is out of its range, or two contradict each other.
@@ -78,7 +78,7 @@ class HRAConfig:
                 if getattr(self, name) is not None:
                     raise ConfigError(f"{name} needs target_modules to be a list of names; found a string.")
         if self.layers_pattern and self.layers_to_transform is None:
-            raise ConfigError("layers_pattern says where layers are counted: give layers_to_transform, too.")
+            raise ConfigError("layers_pattern needs the indices of layers: give layers_to_transform, too.")
 
     def to_peft(self) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json."""
@@ -87,15 +87,15 @@ class HRAConfig:
 
     @classmethod
     def from_peft(cls, settings: Mapping[str, Any]) -> "HRAConfig":
-        """Read the content of PEFT's adapter_config.json.
+        """Return the settings in the content of PEFT's adapter_config.json.
 
-        Settings of other PEFT versions are left out with a warning, as PEFT does.
+        Settings of other PEFT versions are ignored with a warning, as in PEFT.
 
         Raises:
-            ConfigError: it describes another kind of adapter, or a value is out of its range.
+            ConfigError: the adapter is of another kind, or a value is out of its range.
         """
         if settings.get("peft_type") != "HRA":
-            raise ConfigError(f"This is no HRA adapter: its peft_type is {settings.get('peft_type')!r}.")
+            raise ConfigError(f"The adapter is not an HRA adapter: its peft_type is {settings.get('peft_type')!r}.")
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(settings.keys() - known - _PEFT_IGNORED):
             warnings.warn(
@@ -105,7 +105,7 @@ class HRAConfig:
 
 
 def _check_names(field: str, value: Any) -> None:
-    """Check that a setting is names, one regular expression, or nothing."""
+    """Check that a setting is a list of names, a regular expression, or None."""
     if value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value)):
         return
     if not isinstance(value, str):

@@ -76,7 +76,7 @@ class BlendCache:
         return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
 
     def stale(self, mixture: Mixture, active: Mixture) -> list[Blend]:
-        """List the blends of a mixture that must be computed; forget those of other mixtures."""
+        """List the blends of a mixture to compute, and forget the blends of other mixtures."""
         needed = self._present(mixture)
         kept = {*needed, *self._present(active)}
         self._computed = {blend: computed for blend, computed in self._computed.items() if blend in kept}

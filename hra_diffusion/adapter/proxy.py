@@ -27,7 +27,7 @@ class ModelProxy(nn.Module):
         raise NotImplementedError
 
     def _save_base(self, *args: Any, **kwargs: Any) -> Any:
-        """Save the bare model by its own save_pretrained, without arguments that are None or unknown to it."""
+        """Save the bare model by its own save_pretrained, without unknown arguments and None."""
         with self._ejected() as base:
             save: Any = getattr(type(base), "save_pretrained")  # noqa: B009 (not the guard on the instance)
             known = inspect.signature(save).parameters

@@ -1,11 +1,11 @@
-"""An adapter's tensors by name, and whether a model has a place for each.
+"""The tensors of an adapter by name, and their checks against a model.
 
     <module>.hra_u              columns (d, r) of an adapted module
     <module>.base_layer.bias    its bias, where biases train
     <module>.bias               any other bias
-    <module>.<parameter>        what modules_to_save train whole
+    <module>.<parameter>        parameters of modules_to_save
 
-These are PEFT's names in a file, but for its prefix `base_model.model`.
+These are the names in PEFT's files without their prefix `base_model.model`.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ _PEFT_ECHOES: Final = (".modules_to_save.bias", ".original_module.bias")
 
 @dataclasses.dataclass(frozen=True)
 class AdapterState:
-    """An adapter's tensors, sorted by what they are for.
+    """The tensors of an adapter by kind.
 
     Attributes:
         columns: module name → columns (d, r).
@@ -41,7 +41,7 @@ class AdapterState:
     copies: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
 
     def flat(self) -> dict[str, Tensor]:
-        """Name the tensors as in a file, copied to the CPU."""
+        """Return the tensors by their names in a file, copied to the CPU."""
         named = {f"{module}{COLUMNS}": tensor for module, tensor in self.columns.items()}
         for name, bias in self.biases.items():
             module = name.removesuffix(".bias")
@@ -52,16 +52,16 @@ class AdapterState:
 
 
 def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> AdapterState:
-    """Sort an adapter's tensors, and check that there is a place for each in a model without adapters.
+    """Sort the tensors of an adapter by kind, and check them against a model without adapters.
 
     Raises:
-        AdapterFileError: the model lacks the place, or the shape differs, or part of a trained module is missing.
+        AdapterFileError: the model lacks a module, a shape differs, or part of a trained module is missing.
     """
     state = AdapterState({})
     modules = dict(base.named_modules())
     parameters = dict(base.named_parameters()) if config.bias != "none" else {}
     trained = find_named(base, config.modules_to_save or ())
-    strangers: list[str] = []
+    unknown: list[str] = []
     for key, tensor in sorted(state_dict.items()):
         module = key.removesuffix(COLUMNS)
         bias = key.replace(_BASE_BIAS, ".bias")
@@ -75,23 +75,23 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
         elif bias.split(".")[-1] == "bias" and bias in parameters:
             state.biases[bias] = tensor
         else:
-            strangers.append(key)
-    _refuse(config, "it has weights for places that the model lacks", strangers)
+            unknown.append(key)
+    _refuse(config, "it has weights that the model lacks", unknown)
     misfits: list[str] = []
     for name in trained:
         expected = {key: tensor.shape for key, tensor in modules[name].state_dict().items()}
-        found = {key: tensor.shape for key, tensor in state.copies.get(name, {}).items()}
-        if found != expected:
-            misfits.append(f"{name} has {_shapes(found)} instead of {_shapes(expected)}")
+        actual = {key: tensor.shape for key, tensor in state.copies.get(name, {}).items()}
+        if actual != expected:
+            misfits.append(f"{name} has {_shapes(actual)} instead of {_shapes(expected)}")
     _refuse(config, "shapes differ", misfits)
     return state
 
 
 def check_columns(layers: Mapping[str, HRALayer], config: HRAConfig, columns: Mapping[str, Tensor]) -> None:
-    """Check that columns have the shape of the layers they are for.
+    """Check the shape of columns against their layers.
 
     Raises:
-        AdapterFileError: some have another, or are no floating-point numbers.
+        AdapterFileError: a shape differs, or a tensor is not of floating-point numbers.
     """
     expected = {name: (layer.unfolded_size, config.r) for name, layer in layers.items()}
     misfits = [
@@ -103,21 +103,21 @@ def check_columns(layers: Mapping[str, HRALayer], config: HRAConfig, columns: Ma
 
 
 def check_biases(parameters: Mapping[str, Tensor], config: HRAConfig, biases: Mapping[str, Tensor]) -> None:
-    """Check that biases are those that an adapter trains.
+    """Check biases against the parameters that an adapter trains.
 
     Raises:
-        AdapterFileError: some are missing, too many, or have another shape.
+        AdapterFileError: biases are missing, superfluous, or of another shape.
     """
     expected = {name: parameter.shape for name, parameter in parameters.items()}
-    found = {name: bias.shape for name, bias in biases.items()}
-    misfits = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+    actual = {name: bias.shape for name, bias in biases.items()}
+    misfits = [name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)]
     _refuse(config, "biases are missing, too many or of another shape", sorted(misfits))
 
 
-def _refuse(config: HRAConfig, why: str, names: Sequence[str]) -> None:
+def _refuse(config: HRAConfig, reason: str, names: Sequence[str]) -> None:
     if names:
         made_for = f", made for {config.base_model_name_or_path}," if config.base_model_name_or_path else ""
-        raise AdapterFileError(f"The adapter{made_for} does not fit the model; {why}: {shorten(names)}.")
+        raise AdapterFileError(f"The adapter{made_for} does not fit the model; {reason}: {shorten(names)}.")
 
 
 def _shapes(shapes: Mapping[str, Sequence[int]]) -> str:

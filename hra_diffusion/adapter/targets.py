@@ -1,4 +1,4 @@
-"""Which modules of a model an adapter goes into: PEFT's rules, and the customary choices for known architectures."""
+"""Target modules of an adapter, by PEFT's rules, and their defaults for known architectures."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ UNET_FULL: Final = ("proj_in", "proj_out", *UNET_ATTENTION, "ff.net.0.proj", "ff
 CLIP_TEXT_ATTENTION: Final = ("q_proj", "k_proj", "v_proj", "out_proj")
 CLIP_TEXT_FULL: Final = (*CLIP_TEXT_ATTENTION, "fc1", "fc2")
 
-# The targets of a model whose configuration names none, by transformers' model_type or the class in diffusers.
+# Default targets by transformers' model_type or the class in diffusers.
 _ARCHITECTURES: Final[dict[tuple[str, ...] | str, tuple[str, ...]]] = {
     UNET_FULL: ("UNet2DConditionModel",),
     CLIP_TEXT_FULL: ("clip_text_model",),
@@ -45,30 +45,30 @@ _CLASSIFIER_HEADS = ("score", "classifier")
 
 
 def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
-    """Names of the modules of `model` that `config` asks to adapt, in the model's order.
+    """Return the names of the modules to adapt, in the model's order.
 
     Raises:
-        TargetError: nothing matched, or the configuration names no targets and the architecture is not known.
+        TargetError: no module matches, or the configuration names no targets and the architecture is unknown.
     """
     names = [name for name, _ in model.named_modules() if name]
     targets = _resolve(model, config)
-    found = [name for name in names if _is_target(name, targets, config) and not _is_excluded(name, config)]
-    if not found:
+    matches = [name for name in names if _is_target(name, targets, config) and not _is_excluded(name, config)]
+    if not matches:
         raise TargetError(_nothing_matched(targets, names, config))
-    return found
+    return matches
 
 
-def check_each_target(config: HRAConfig, *models: nn.Module) -> None:
-    """Make sure that each of the names that `config` lists means a module of one of some models at least.
+def check_target_names(config: HRAConfig, *models: nn.Module) -> None:
+    """Check that every listed target matches a module of at least one model.
 
-    Files do not have to pass: PEFT's may name modules that this version of a model is without.
+    Adapter files may fail this check: PEFT's may name modules of another version of a model.
 
     Raises:
-        TargetError: one of them means none.
+        TargetError: a name matches no module.
     """
     names = [name for model in models for name, _ in model.named_modules() if name]
     if not isinstance(config.target_modules, str) and "all-linear" in (config.target_modules or ()):
-        raise TargetError("all-linear stands for all targets: name it alone, or leave it out.")
+        raise TargetError("all-linear includes all targets: give it alone, or give only the other names.")
     listed = [] if isinstance(config.target_modules, str) else config.target_modules or []
     missing = [target for target in listed if not any(name == target or _has_suffix(name, [target]) for name in names)]
     if missing:
@@ -76,28 +76,31 @@ def check_each_target(config: HRAConfig, *models: nn.Module) -> None:
 
 
 def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
-    """Names of the modules that `names` mean, whole or as the last part of a dotted name.
+    """Return the names of modules that match `names`, whole or as the last part of a dotted name.
 
-    Some may mean none: for classifiers, PEFT asks for "classifier" and "score", whichever the model has.
+    Some may match no module: for classifiers, PEFT lists both "classifier" and "score".
 
     Raises:
-        TargetError: none of them means a module.
+        TargetError: none of them matches a module.
     """
     known = [name for name, _ in model.named_modules() if name] if names else []
-    found = [other for other in known if other in names or _has_suffix(other, names)]
-    if names and not found:
+    matches = [other for other in known if other in names or _has_suffix(other, names)]
+    if names and not matches:
         near = difflib.get_close_matches(names[0], known, n=5, cutoff=0.3) or known[-5:]
         raise TargetError(
-            f"The model has no module {' or '.join(map(repr, names))} to train whole; some of its modules: "
-            f"{', '.join(near)}."
+            f"The model has no module {' or '.join(map(repr, names))} to train whole (modules_to_save); some of its "
+            f"modules: {', '.join(near)}."
         )
-    return found
+    return matches
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module maps the last dimension by one weight: nn.Linear, its quantized kin, transformers' Conv1D."""
+    """Return whether a module multiplies the last dimension by a weight.
+
+    These are nn.Linear, its quantized variants, and transformers' Conv1D.
+    """
     inner: Any = getattr(module, "get_base_layer", None)
-    if inner and (held := inner()) is not module:  # in a layer of PEFT, whose convolutions have features, too
+    if inner and (held := inner()) is not module:  # PEFT's convolutions have in_features, too.
         return is_linear(held)
     if isinstance(module, nn.Bilinear | nn.modules.linear.NonDynamicallyQuantizableLinear):
         return False
@@ -114,23 +117,23 @@ def _resolve(model: nn.Module, config: HRAConfig) -> str | Sequence[str]:
 
 
 def architecture_targets(model: nn.Module) -> str | Sequence[str]:
-    """Return the customary targets of a model's architecture.
+    """Return the default targets of a model's architecture.
 
     Raises:
-        TargetError: none are known.
+        TargetError: the architecture is unknown.
     """
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     for architecture in (type(model).__name__, model_type):
         if architecture in ARCHITECTURE_TARGETS:
             return ARCHITECTURE_TARGETS[architecture]
     raise TargetError(
-        f"No customary targets are known for {type(model).__name__} (model_type {model_type!r}): set target_modules, "
+        f"No default targets are known for {type(model).__name__} (model_type {model_type!r}): set target_modules, "
         'for example to "all-linear".'
     )
 
 
 def _all_linear(model: nn.Module, config: HRAConfig) -> list[str]:
-    """Every linear layer but the output layer of a language model or the head of a classifier."""
+    """Return all linear layers, except the output layer of a language model and the head of a classifier."""
     output = None
     if callable(get_output := getattr(model, "get_output_embeddings", None)):
         output = get_output()
@@ -168,7 +171,7 @@ def _is_chosen_layer(name: str, config: HRAConfig) -> bool:
         return True
     patterns = config.layers_pattern or r"[^.]*"
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        # The first number counts: in "layers.1.experts.0.w" the layer is 1.
+        # The first number is the layer: 1 in "layers.1.experts.0.w".
         prefix = rf"(?:^|.*?\.){pattern}" if config.layers_pattern else rf".*?\.{pattern}"
         if match := re.match(rf"{prefix}\.(\d+)\.", name):
             return int(match[1]) in ((chosen,) if isinstance(chosen, int) else chosen)

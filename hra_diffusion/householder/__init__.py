@@ -1,4 +1,4 @@
-"""The mathematics of Householder chains, on torch alone."""
+"""The mathematics of Householder chains; needs torch only."""
 
 from hra_diffusion.householder.chain import chain_apply, chain_matrix, unit_columns
 from hra_diffusion.householder.compact_wy import CompactWY, factor

@@ -1,7 +1,7 @@
-"""Products of rows that lie on their side: x as X (d, n), or (batch, d, n) for images, whose channels come first.
+"""Products with transposed rows: x as X (d, n), or (batch, d, n) for images with channels first.
 
-The slim factor of each product is then the one on the left, where matrix libraries are several times faster, and
-images need not be moved.
+The slim factor of each product is then on the left, where matrix libraries are several times faster, and images are
+not copied.
 """
 
 import torch
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 def transposed(x: Tensor, images: bool) -> Tensor:
-    """Lay rows x (*, d), or images (batch, n, d), on their side."""
+    """Return rows x (*, d) as (d, n), or images (batch, n, d) as (batch, d, n)."""
     return x.mT if images else x.reshape(-1, x.shape[-1]).mT
 
 
 def product(A: Tensor, X: Tensor) -> Tensor:
-    """A X for a slim A (r, d)."""
+    """Return A X for a slim A (r, d)."""
     return A @ X if X.dim() == 2 else torch.bmm(A.expand(len(X), -1, -1), X)
 
 
 def add(X: Tensor, U: Tensor, s: Tensor, alpha: int = 1) -> Tensor:
-    """X + alpha U s, laid out in memory as X is."""
+    """Return X + alpha U s, in the memory format of X."""
     if X.dim() == 2:
         return torch.addmm(X.mT, s.mT, U.mT, alpha=alpha).mT
     return torch.baddbmm(X, U.expand(len(X), -1, -1), s, alpha=alpha)
 
 
 def correlate(s: Tensor, X: Tensor) -> Tensor:
-    """S Xᵀ (r, d), summed over the batch."""
+    """Return s Xᵀ (r, d), summed over the batch."""
     return s @ X.mT if X.dim() == 2 else torch.bmm(s, X.mT).sum(dim=0)

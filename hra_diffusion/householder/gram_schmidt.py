@@ -1,7 +1,7 @@
-"""Orthogonal columns: enforced (λ = ∞ in the paper), or encouraged by a penalty.
+"""Orthogonal columns, by Gram–Schmidt (λ = ∞ in the paper) or by a penalty.
 
-With orthonormal columns Q the reflections commute and H = I − 2 Q Qᵀ. That is never the identity: ‖H − I‖_F = 2 √r. An
-*anchor* Q₀, Q frozen at its start, takes it there, and the whole is an ordinary chain of 2r reflections:
+With orthonormal columns Q the reflections commute and H = I − 2 Q Qᵀ, which is never the identity: ‖H − I‖_F = 2 √r.
+With an *anchor* Q₀, the frozen initial Q, the chain starts at the identity; it is a plain chain of 2r reflections:
 
     H = (I − 2 Q₀ Q₀ᵀ)(I − 2 Q Qᵀ)
 
@@ -15,14 +15,14 @@ from hra_diffusion.householder.chain import unit_columns
 
 
 def orthonormal_columns(U: Tensor) -> Tensor:
-    """Apply Gram–Schmidt to independent columns U (..., d, r), r ≤ d: orthonormal, of the same leading spans."""
+    """Apply Gram–Schmidt to independent columns U (..., d, r), r ≤ d; the leading spans stay the same."""
     return torch.linalg.qr(U).Q
 
 
 def orthogonality_penalty(U: Tensor) -> Tensor:
     """Return ‖I − ÛᵀÛ‖_F for chains U (..., d, r): 0 for orthogonal columns, at most √(r (r − 1)).
 
-    Zero columns are left out.
+    Zero columns are ignored.
     """
     unit = unit_columns(U)
     gram = unit.mT @ unit

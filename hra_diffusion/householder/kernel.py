@@ -1,21 +1,21 @@
-"""The training kernel: y = H x row by row, with its gradient written by hand.
+"""The training kernel: y = H x for each row, with a handwritten gradient.
 
 With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ,
 
     Y = X − U s
-    q = Tᵀ Uᵀ Ȳ                                     minus what reaches z
-    X̄ = Ȳ − U q                                     which is Hᵀ Ȳ
-    Ū = U S − X qᵀ − Ȳ sᵀ                           S, the way through T: q sᵀ, its upper triangle mirrored
+    q = Tᵀ Uᵀ Ȳ                                     minus the gradient of z
+    X̄ = Ȳ − U q                                     = Hᵀ Ȳ
+    Ū = U S − X qᵀ − Ȳ sᵀ                           S, the gradient through T: q sᵀ with its upper triangle mirrored
     ū = Ū / ‖u‖
 
 The diagonal of S, from that of T⁻¹, makes each column of Ū orthogonal to u: H does not depend on its length.
 
-Autograd would reach the same numbers through a dozen saved tensors a layer. Here T is a constant of the graph: it may
-be factored for all layers at once, and once for many calls. Kept are the slim s (r × n) and one of
+Autograd would compute the same gradient from a dozen saved tensors per layer. Here T is a constant of the graph: it can
+be factored for all layers at once, and once for many calls. The graph keeps the slim s (r × n) and one of
 
-    x                     which a frozen layer would not keep: nearly all that an adapter adds to memory; or
-    y                     X qᵀ = Y qᵀ + U s qᵀ, where what follows keeps y anyway, as a convolution does; or
-    nothing               where the step that made x keeps what X qᵀ can be had from, see `recall`
+    x                     nearly all of an adapter's memory, because a frozen layer does not keep it
+    y                     if the next layer keeps y anyway, as a convolution does: X qᵀ = Y qᵀ + U s qᵀ
+    nothing               if the operation before keeps the factors of x: see `recompute`
 """
 
 from collections.abc import Callable
@@ -32,13 +32,13 @@ from hra_diffusion.householder.recompute import recompute
 
 
 def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_is_kept: bool = False) -> Tensor:
-    """Apply the chain with columns u (d, r) to the rows of x (*, d); differentiable once in both.
+    """Return H x for each row of x (*, d) and the chain with columns u (d, r); differentiable once in both.
 
     Args:
         x: the rows. The result has their shape and dtype.
         u: the trainable columns, float32 or float64.
-        factored: `factor(u, x.dtype)`, when the caller already has it.
-        output_is_kept: whether what follows keeps the result for its own gradient, so that x need not be kept.
+        factored: `factor(u, x.dtype)`, if known.
+        output_is_kept: whether the next operation keeps the result for its gradient; x is then not kept.
     """
     with full_precision(x.device):
         if factored is None:
@@ -58,11 +58,11 @@ class _Reflect(torch.autograd.Function):
         U: Tensor,
         T: Tensor,
         output_is_kept: bool,
-        recall: Callable[[Tensor], Tensor] | None,
+        recomputed: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         y, s = CompactWY(U, T).apply_in_parts(x)
-        ctx.output_is_kept, ctx.recall = output_is_kept, recall
-        ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if recall is None else None)
+        ctx.output_is_kept, ctx.recomputed = output_is_kept, recomputed
+        ctx.save_for_backward(u, U, T, s, y if output_is_kept else x if recomputed is None else None)
         return y
 
     @staticmethod
@@ -78,7 +78,7 @@ class _Reflect(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 both = correlate(q, s).to(u.dtype)
                 if kept is None:
-                    direct, S = ctx.recall(q), _mirrored(both)
+                    direct, S = ctx.recomputed(q), _mirrored(both)
                 else:
                     direct = correlate(q, transposed(kept, images=s.dim() == 3))
                     S = torch.triu(both - both.mT) if ctx.output_is_kept else _mirrored(both)
@@ -88,5 +88,5 @@ class _Reflect(torch.autograd.Function):
 
 
 def _mirrored(both: Tensor) -> Tensor:
-    """The symmetric matrix with the same upper triangle."""
+    """Return the symmetric matrix with the same upper triangle."""
     return torch.triu(both) + torch.triu(both, diagonal=1).mT

@@ -1,19 +1,18 @@
-"""The chain that comes nearest to an arbitrary low-rank update of a weight.
+"""The nearest chain to an arbitrary low-rank update of a weight.
 
     min over orthogonal H of ‖W H − (W + B A)‖_F,   H = I on the complement of a subspace
 
-With Q an orthonormal basis of the subspace, which contains the rows of A, H = I + Q (K − I) Qᵀ, and what is left is an
+With Q an orthonormal basis of the subspace, which contains the rows of A, H = I + Q (K − I) Qᵀ. This leaves an
 orthogonal Procrustes problem of the subspace's dimension,
 
     min over K of ‖M K − N‖_F,   M = W Q,   N = M + B A Q
 
-solved by the orthogonal polar factor of MᵀN, in which the last singular vector's sign is turned where its determinant
-is −1: K is to be a rotation, so that H has a strength.
+solved by the orthogonal polar factor of MᵀN. If its determinant is −1, the last singular vector changes its sign: only
+a rotation K gives H a strength.
 
 The subspace is span(Aᵀ, WᵀB), of 2 r dimensions. To first order H = I + S with a skew S, and the best S mixes the
-inputs that the update reads, Aᵀ, with those that W maps to what it writes, WᵀB. Where W is a multiple of an isometry
-no larger subspace does better: WᵀW + WᵀB A is then a multiple of the identity on the complement, and its polar factor
-the identity.
+inputs of the update, Aᵀ, with the inputs that W maps to its outputs, WᵀB. If W is a multiple of an isometry, no larger
+subspace is better: WᵀW + WᵀB A is then a multiple of the identity on the complement, and its polar factor the identity.
 
 Source: Schönemann, "A generalized solution of the orthogonal Procrustes problem", 1966; for rotations, Kabsch, 1976.
 """
@@ -23,23 +22,23 @@ from torch import Tensor
 
 from hra_diffusion.householder.geodesic import reflections_of
 
-# Directions that W and the update leave undetermined are turned as little as possible.
+# Directions undetermined by W and the update are rotated as little as possible.
 _TOWARDS_IDENTITY = 1e-13
 
 
 @torch.no_grad()
 def nearest_chain(W: Tensor, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the chain whose W H is nearest to W + B A, and what is missing.
+    """Return the chain with W H nearest to W + B A, and the residual.
 
     Computed in float64 on the CPU.
 
     Args:
         W: the weight (out, d).
-        B: (out, r).
-        A: (r, d).
+        B: the left factor (out, r) of the update.
+        A: the right factor (r, d).
 
     Returns:
-        Columns (d, min(d, 2 r)) of unit or zero length, an even number of them not zero, and the residual
+        Columns (d, min(d, 2 r)) of unit or zero length, with an even number of nonzero ones, and the residual
         ‖W H − W − B A‖_F.
     """
     W, B, A = (tensor.cpu().double() for tensor in (W, B, A))

@@ -1,20 +1,20 @@
-"""Inputs that need not be kept for the gradient, because the step that made them keeps all they were made of.
+"""Recomputing inputs for the gradient from the tensors that autograd keeps for the operation before.
 
-What the gradient of the columns takes from the input is the slim X qᵀ alone.
+The gradient of the columns needs only the slim X qᵀ of the input X.
 
-*A product* X = A ⊙ B, as a gated feed-forward layer ends in, is as wide as four times the model. Autograd's node of it
-keeps both factors for its own gradient, which it computes after that of whatever the product went into: one pass over
-memory makes the product again.
+*Product* X = A ⊙ B, the end of a gated feed-forward layer, four times as wide as the model. Its autograd node keeps
+both factors for its own gradient, which is computed later than that of the adapted layer. Recomputing the product costs
+one pass over memory.
 
-*Layer normalization* X = w ⊙ (A − 1 μᵀ) / σ + b, which stands before each attention and feed-forward layer: its node
-keeps A and each row's μ and 1/σ. With p = q / σ,
+*Layer normalization* X = w ⊙ (A − 1 μᵀ) / σ + b, before each attention and feed-forward layer. Its autograd node keeps
+A, and μ and 1/σ of each row. With p = q / σ,
 
     X qᵀ = w ⊙ (A − 1 μᵀ) pᵀ + b (q 1)ᵀ
 
-so that X need not be made again as a whole. μ is taken off in A's precision first, lest a large one drown the rest in
-rounding, and what that leaves of it afterwards: in half precision, μ itself is kept rounded.
+and X is not recomputed as a whole. First μ is subtracted in A's precision, because rounding errors of a large mean
+would dominate; then the remaining mean is subtracted, because in half precision the node keeps a rounded μ.
 
-Both hold behind a cast, too: on CUDA, autocasting normalizes in float32, and each layer makes its own copy of that.
+Both also work through a cast: on CUDA, autocasting normalizes in float32, and each layer casts the result again.
 """
 
 from collections.abc import Callable
@@ -28,9 +28,9 @@ from hra_diffusion.householder.columns_first import correlate, transposed
 
 
 def recompute(x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Return what computes q Xᵀ for a slim q (r, n) during the backward pass, if the node that made x keeps enough.
+    """Return a function from a slim q (r, n) to q Xᵀ for the backward pass; None if the node of x keeps too little.
 
-    Not where its tensors are packed away (gradient checkpointing, offloading): there, each may be asked for once.
+    Also None with saved-tensor hooks (gradient checkpointing, offloading): they may unpack each tensor only once.
     """
     node: Any = None if torch.compiler.is_compiling() else x.grad_fn
     if node is None:
@@ -46,7 +46,7 @@ def recompute(x: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 
 def _is_packed(saved: Any) -> bool:
-    """Whether a tensor was saved through hooks; PyTorch has no public name for the question."""
+    """Return whether a tensor was saved through hooks; PyTorch has no public function for this."""
     return saved.unpack_hook is not None
 
 
@@ -59,9 +59,9 @@ def _correlate_normalized(node: Any, q: Tensor) -> Tensor:
     wide = torch.promote_types(q.dtype, torch.float32)
     p = (q * node._saved_result2.flatten()).to(q.dtype)
     shifted = node._saved_input - node._saved_result1.to(node._saved_input.dtype)
-    left = shifted.mean(dim=-1, dtype=wide).flatten()
+    remaining_mean = shifted.mean(dim=-1, dtype=wide).flatten()
     A = transposed(shifted, images=False).to(q.dtype)
-    correlated = correlate(p, A).to(wide) - (p.to(wide) @ left).unsqueeze(1)
+    correlated = correlate(p, A).to(wide) - (p.to(wide) @ remaining_mean).unsqueeze(1)
     if node._saved_weight is not None:
         correlated = correlated * node._saved_weight
     if node._saved_bias is not None:

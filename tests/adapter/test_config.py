@@ -7,7 +7,7 @@ from hra_diffusion import HRAConfig
 from hra_diffusion.errors import ConfigError
 
 
-def test_every_setting_of_pefts_hra_has_its_name_and_its_default():
+def test_settings_have_the_names_and_defaults_of_pefts():
     theirs = {f.name: f for f in dataclasses.fields(PeftHRAConfig)}
     mine = {f.name: f for f in dataclasses.fields(HRAConfig)}
     assert theirs.keys() - mine.keys() == {"peft_type", "auto_mapping", "peft_version"}
@@ -20,7 +20,7 @@ def test_the_configuration_file_round_trips():
     assert HRAConfig.from_peft(config.to_peft()) == config
 
 
-def test_peft_reads_ours_and_we_read_pefts(tmp_path):
+def test_peft_and_this_project_read_each_others_settings(tmp_path):
     mine = HRAConfig(r=6, target_modules=("a", "b"), modules_to_save=("c",), exclude_modules="x.*", apply_GS=True)
     theirs = PeftHRAConfig.from_peft_type(**mine.to_peft())
     assert (theirs.r, theirs.target_modules, theirs.modules_to_save) == (6, {"a", "b"}, ["c"])
@@ -31,7 +31,7 @@ def test_peft_reads_ours_and_we_read_pefts(tmp_path):
 
 
 @pytest.mark.parametrize("r", [0, -2, 1.5, True, "8"])
-def test_a_rank_that_is_no_positive_whole_number_is_refused(r):
+def test_a_rank_other_than_a_positive_whole_number_is_refused(r):
     with pytest.raises(ConfigError, match=r"rank r must be a whole number of at least 1.*found"):
         HRAConfig(r=r)
 
@@ -55,7 +55,7 @@ def test_settings_that_contradict_each_other_are_refused(settings, message):
         HRAConfig(**settings)
 
 
-def test_another_adapters_configuration_is_refused_by_its_type():
+def test_the_configuration_of_another_adapter_type_is_refused():
     with pytest.raises(ConfigError, match="peft_type is 'LORA'"):
         HRAConfig.from_peft({"peft_type": "LORA", "r": 8})
 

@@ -37,12 +37,12 @@ def adapted(conv: nn.Conv2d, r: int = 4) -> HRAConv2d:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_values_and_gradients_equal_the_naive_chain(shape, layout):
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_values_and_gradients_equal_the_naive_chain(shape, memory_format):
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, **shape, dtype=torch.float64)
     layer = adapted(conv)
-    x = torch.randn(2, 3, 8, 9, dtype=torch.float64).to(memory_format=layout).requires_grad_()
+    x = torch.randn(2, 3, 8, 9, dtype=torch.float64).to(memory_format=memory_format).requires_grad_()
     W = conv.weight.flatten(1) @ chain_matrix(layer.hra_u["a"])
     naive = conv._conv_forward(x, W.view_as(conv.weight), conv.bias)
     fast = layer(x)
@@ -63,7 +63,7 @@ def test_the_merged_convolution_gives_the_same_images(shape):
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
-def test_square_convolutions_equal_pefts():
+def test_square_convolutions_equal_those_of_peft():
     torch.manual_seed(0)
     convs = [nn.Sequential(nn.Conv2d(3, 5, 3, stride=2, padding=1)) for _ in range(2)]
     convs[1].load_state_dict(convs[0].state_dict())
@@ -78,7 +78,7 @@ def test_square_convolutions_equal_pefts():
     assert torch.allclose(convs[0][0].base_layer.weight, merged, rtol=0, atol=1e-5)
 
 
-def test_a_image_without_a_batch_is_convolved_like_one_with_it():
+def test_an_image_is_convolved_without_a_batch_dimension():
     for kernel in (1, 3):
         layer = adapted(nn.Conv2d(3, 5, kernel))
         x = torch.randn(3, 8, 9)
@@ -101,7 +101,7 @@ def test_half_precision_images_train(kernel, autocast):
     assert layer.hra_u["a"].grad.dtype == torch.float32
 
 
-def test_several_groups_are_refused():
+def test_grouped_convolutions_are_refused():
     with pytest.raises(TargetError, match="Cannot adapt '0', a Conv2d of 2 groups"):
         HRAModel(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), HRAConfig(target_modules=["0"]))
 
@@ -116,12 +116,12 @@ def test_a_unet_with_every_kind_of_target_starts_at_its_base_and_trains(tiny_une
     sample.square().mean().backward()
     columns = [columns for layer in model.layers().values() for columns in layer.hra_u.values()]
     assert {type(layer) for layer in model.layers().values()} >= {HRAConv2d}
-    assert all(each.grad.isfinite().all() for each in columns)
-    assert any(each.grad.abs().max() > 0 for each in columns)
+    assert all(u.grad.isfinite().all() for u in columns)
+    assert any(u.grad.abs().max() > 0 for u in columns)
 
 
-def test_the_chain_of_a_convolution_is_that_of_its_patches():
-    """The low-rank view: what a convolution gains is a narrow convolution followed by a 1 × 1 one."""
+def test_the_change_of_a_convolution_is_a_narrow_convolution():
+    """The change of a convolution is a narrow convolution followed by a 1 × 1 one."""
     layer = adapted(nn.Conv2d(3, 5, 3, bias=False, dtype=torch.float64))
     x = torch.randn(1, 3, 7, 7, dtype=torch.float64)
     B, A = factor(layer.hra_u["a"]).low_rank_delta(layer.base_layer.weight.flatten(1))
@@ -133,8 +133,8 @@ def test_the_chain_of_a_convolution_is_that_of_its_patches():
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "reflect"])
 @pytest.mark.parametrize("padding", [0, 3, (2, 1)])
-def test_a_weight_that_is_taken_away_between_calls_is_never_read(padding, padding_mode):
-    """Accelerate leaves offloaded layers without numbers, and gives them theirs for the length of a call."""
+def test_a_weight_offloaded_between_calls_is_never_read(padding, padding_mode):
+    """Accelerate moves the weights of offloaded layers in only during a call."""
     layer = HRAConv2d(nn.Conv2d(3, 5, (3, 2), stride=2, padding=padding, padding_mode=padding_mode))
     layer.columns.put("a", torch.randn(18, 4, generator=torch.Generator().manual_seed(0)))
     layer.mixture = ((("a", 1.0),),)

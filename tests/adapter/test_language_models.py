@@ -1,4 +1,4 @@
-"""Language models of transformers adapt, train, merge, generate, and agree with PEFT's HRA."""
+"""Adapted language models of transformers train, merge, generate, and equal those of PEFT."""
 
 import copy
 
@@ -55,7 +55,7 @@ def logits(model: nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear"])
-def test_it_starts_at_the_base_trains_merges_and_generates(language_model, targets):
+def test_a_language_model_starts_at_its_base_trains_merges_and_generates(language_model, targets):
     expected = logits(language_model)
     model = HRAModel(language_model, HRAConfig(r=4, target_modules=targets))
     assert torch.allclose(logits(model), expected, atol=1e-5)
@@ -76,7 +76,7 @@ def test_it_starts_at_the_base_trains_merges_and_generates(language_model, targe
 
 
 @pytest.mark.parametrize("name", ["llama", "t5"])
-def test_it_agrees_with_peft(name):
+def test_a_language_model_equals_pefts(name):
     torch.manual_seed(0)
     base = MODELS[name]().eval()
     theirs = get_peft_model(copy.deepcopy(base), PeftHRAConfig(r=4))
@@ -93,7 +93,7 @@ def test_it_agrees_with_peft(name):
         assert torch.allclose(layer.hra_u["default"].grad, expected, rtol=0, atol=1e-5)
 
 
-def test_gpt2s_transposed_layers_which_peft_refuses_equal_the_naive_chain():
+def test_gpt2s_transposed_layers_equal_the_naive_chain():
     torch.manual_seed(0)
     base = MODELS["gpt2"]().eval()
     model = HRAModel(copy.deepcopy(base), HRAConfig(r=4, init_weights=False))
@@ -104,7 +104,7 @@ def test_gpt2s_transposed_layers_which_peft_refuses_equal_the_naive_chain():
     assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-5)
 
 
-def test_saving_the_adapted_model_saves_its_base(language_model, tmp_path):
+def test_saving_an_adapted_model_saves_its_base(language_model, tmp_path):
     expected = logits(language_model)
     adapted = HRAModel(language_model, HRAConfig(r=4, init_weights=False))
     language_model.save_pretrained(tmp_path / "inner")
@@ -114,20 +114,19 @@ def test_saving_the_adapted_model_saves_its_base(language_model, tmp_path):
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         assert torch.allclose(logits(again.eval()), expected, atol=1e-6)
-    assert adapted.layers()["".join(list(adapted.layers())[:1])] is language_model.get_submodule(
-        next(iter(adapted.layers()))
-    )
+    name, layer = next(iter(adapted.layers().items()))
+    assert layer is language_model.get_submodule(name)
 
 
-def test_pefts_adapter_of_a_classifier_is_read(tmp_path):
+def test_an_adapter_of_peft_for_a_classifier_is_loaded(tmp_path):
     classifier = BertForSequenceClassification(BERT).eval()
     theirs = get_peft_model(copy.deepcopy(classifier), PeftHRAConfig(r=4, init_weights=False, task_type="SEQ_CLS"))
-    theirs.save_pretrained(tmp_path)  # asks for modules "classifier" and "score", whichever there is
+    theirs.save_pretrained(tmp_path)  # modules_to_save lists both "classifier" and "score"
     mine = HRAModel.from_pretrained(classifier, tmp_path)
     assert torch.allclose(mine(TOKENS).logits, theirs.eval()(TOKENS).logits, atol=1e-5)
 
 
-def test_the_last_layer_normalization_of_a_checkpointed_region_is_kept():
+def test_checkpointing_keeps_the_gradients_of_a_language_model():
     torch.manual_seed(0)
     model = HRAModel(BertForMaskedLM(BERT), HRAConfig(r=4, target_modules="all-linear"))
     gradients = []

@@ -1,4 +1,4 @@
-"""What an adapted model promises: equal to PEFT's, at the base when it starts, and gone without a trace."""
+"""Laws of an adapted model: equal to PEFT's, equal to its base at the start, and removable without a trace."""
 
 import copy
 
@@ -18,7 +18,7 @@ TARGETS = ("q", "v", "out")
 
 
 def scatter(model: HRAModel, seed: int = 5) -> None:
-    """Move every column away from its start."""
+    """Add random numbers to all columns."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in model.layers().values():
@@ -27,7 +27,7 @@ def scatter(model: HRAModel, seed: int = 5) -> None:
 
 
 def pefts(model: nn.Module, mine: HRAModel, **settings) -> nn.Module:
-    """Adapt `model` by PEFT with the columns of `mine`."""
+    """Return `model` adapted by PEFT with the columns of `mine`."""
     theirs = get_peft_model(model, PeftHRAConfig(**settings))
     with torch.no_grad():
         for name, layer in mine.layers().items():
@@ -35,7 +35,7 @@ def pefts(model: nn.Module, mine: HRAModel, **settings) -> nn.Module:
     return theirs
 
 
-def test_outputs_and_gradients_equal_pefts(net, x):
+def test_outputs_and_gradients_equal_those_of_peft(net, x):
     settings = {"r": 4, "target_modules": list(TARGETS)}
     base = copy.deepcopy(net)
     mine = HRAModel(net, HRAConfig(**settings))
@@ -72,7 +72,7 @@ def test_training_starts_at_the_base_model(net, x, dtype):
     assert (adapted - expected).abs().max() < (1e-5 if dtype != torch.bfloat16 else 1e-1)
 
 
-def test_training_moves_the_adapter_and_nothing_else(net, x):
+def test_training_changes_only_the_adapter(net, x):
     before = {name: value.clone() for name, value in net.state_dict().items()}
     model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS))
     start = model(x).detach()
@@ -86,7 +86,7 @@ def test_training_moves_the_adapter_and_nothing_else(net, x):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_unload_puts_back_the_same_modules_parameters_and_flags(net, x):
+def test_unload_restores_the_same_modules_parameters_and_flags(net, x):
     net.norm.requires_grad_(False)
     modules, parameters = list(net.named_modules()), list(net.named_parameters())
     flags = [parameter.requires_grad for _, parameter in parameters]
@@ -100,7 +100,7 @@ def test_unload_puts_back_the_same_modules_parameters_and_flags(net, x):
     assert torch.equal(net(x), expected)
 
 
-def test_a_failed_start_leaves_the_model_as_it_was(net):
+def test_a_failed_injection_leaves_the_model_unchanged(net):
     before = str(net)
     with pytest.raises(TargetError, match=r"Cannot adapt 'norm', a LayerNorm"):
         HRAModel(net, HRAConfig(target_modules=["q", "norm"]))
@@ -108,7 +108,7 @@ def test_a_failed_start_leaves_the_model_as_it_was(net):
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def test_only_the_columns_train_and_they_stay_in_float32_whatever_the_model_is_cast_to(net, x):
+def test_only_the_columns_train_and_stay_in_float32_after_casts(net, x):
     model = HRAModel(net.to(torch.bfloat16), HRAConfig(target_modules=TARGETS))
     for cast in (model, model.to(torch.float16), model.to(torch.bfloat16), model.half()):
         trainable = [p for p in cast.parameters() if p.requires_grad]
@@ -127,7 +127,7 @@ def test_autocasting_trains_a_float32_model_in_bfloat16(net, x):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
 
 
-def test_attributes_and_methods_of_the_model_are_forwarded(net):
+def test_the_adapted_model_has_the_attributes_of_the_model(net):
     model = HRAModel(net, HRAConfig(target_modules=["q"]))
     assert model.norm is net.norm
     assert model.blocks[0]["q"].in_features == 12
@@ -136,7 +136,7 @@ def test_attributes_and_methods_of_the_model_are_forwarded(net):
         _ = model.nonsense
 
 
-def test_disabling_gives_the_base_model_for_as_long_as_it_lasts(net, x):
+def test_disabled_adapters_give_the_base_model(net, x):
     expected = net(x)
     model = HRAModel(net, HRAConfig(target_modules=TARGETS))
     scatter(model)
@@ -164,7 +164,7 @@ def test_merging_gives_the_same_outputs_and_unmerging_the_same_bits(net, x):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_merging_equals_peft(net):
+def test_merged_weights_equal_those_of_peft(net):
     settings = {"r": 4, "target_modules": list(TARGETS)}
     base = copy.deepcopy(net)
     mine = HRAModel(net, HRAConfig(**settings))
@@ -175,7 +175,7 @@ def test_merging_equals_peft(net):
         assert torch.allclose(layer.base_layer.weight, theirs.get_submodule(name).weight, atol=1e-5)
 
 
-def test_merging_what_is_not_finite_is_refused_and_changes_nothing(net):
+def test_merging_weights_that_are_not_finite_is_refused_and_changes_nothing(net):
     model = HRAModel(net, HRAConfig(target_modules=TARGETS))
     weights = [layer.base_layer.weight for layer in model.layers().values()]
     with torch.no_grad():
@@ -207,21 +207,24 @@ def test_several_active_adapters_are_the_ordered_product(net, x):
     assert isinstance(net.blocks[0]["q"], nn.Linear)
 
 
-def test_an_unknown_adapter_is_answered_with_the_known_ones(net):
+def test_an_unknown_adapter_is_refused_with_the_nearest_name(net):
     model = HRAModel(net, HRAConfig(target_modules=["q"]), "mine")
-    for act in (model.set_adapter, model.delete_adapter, lambda name: model.merge_adapter([name])):
+    methods = (model.set_adapter, model.set_adapters, model.delete_adapter, model.merge_adapter)
+    for method in (*methods, lambda name: model.set_strength(0.5, name)):
         with pytest.raises(ConfigError, match="no adapter named 'yours'; known are mine"):
-            act("yours")
+            method("yours")
+        with pytest.raises(ConfigError, match="no adapter named 'mien': did you mean 'mine'"):
+            method("mien")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../a", "a/b", "nul\0", "line\n"])
-def test_names_that_cannot_be_used_are_refused(net, name):
+def test_invalid_adapter_names_are_refused(net, name):
     with pytest.raises(ConfigError, match="cannot name an adapter"):
         HRAModel(net, HRAConfig(target_modules=["q"]), name)
     assert type(net.blocks[0]["q"]) is nn.Linear
 
 
-def test_a_second_wrapper_is_refused(net):
+def test_adapting_an_adapted_model_is_refused(net):
     model = HRAModel(net, HRAConfig(target_modules=["q"]))
     for already in (model, net):
         with pytest.raises(ConfigError, match="has HRA adapters already"):
@@ -229,7 +232,7 @@ def test_a_second_wrapper_is_refused(net):
     assert model.layers()
 
 
-def test_an_odd_rank_warns_that_it_cannot_start_at_the_identity(net):
+def test_an_odd_rank_warns_about_its_start(net):
     with pytest.warns(UserWarning, match="r = 3 is odd"):
         HRAModel(net, HRAConfig(r=3, target_modules=["q"]))
 
@@ -244,7 +247,7 @@ def test_a_generator_makes_the_start_reproducible(net):
 
 
 @pytest.mark.parametrize(("r", "targets", "expected"), [(7, UNET_ATTENTION, 696_192), (8, UNET_ATTENTION, 795_648)])
-def test_stable_diffusion_1_5_has_the_papers_number_of_parameters(r, targets, expected):
+def test_stable_diffusion_1_5_has_the_number_of_parameters_of_the_paper(r, targets, expected):
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
@@ -253,7 +256,7 @@ def test_stable_diffusion_1_5_has_the_papers_number_of_parameters(r, targets, ex
     assert model.get_nb_trainable_parameters() == (expected, 859_520_964 + expected)
 
 
-def test_the_snippet_on_pefts_page_adapts_diffusion_models(tiny_unet, tiny_clip):
+def test_the_code_on_pefts_page_adapts_diffusion_models(tiny_unet, tiny_clip):
     sample, steps, tokens = torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.tensor([[1, 2, 3]])
     hidden = tiny_clip(tokens).last_hidden_state
     expected = tiny_unet(sample, steps, hidden).sample
@@ -268,7 +271,7 @@ def test_the_snippet_on_pefts_page_adapts_diffusion_models(tiny_unet, tiny_clip)
     assert unet.dtype == torch.float32
 
 
-def test_the_model_is_copied_and_checkpointed_like_any_other(net, x):
+def test_an_adapted_model_can_be_copied_and_its_state_dict_loaded(net, x):
     model = HRAModel(net, HRAConfig(target_modules=TARGETS))
     scatter(model)
     twin = copy.deepcopy(model)

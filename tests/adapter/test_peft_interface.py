@@ -1,4 +1,4 @@
-"""PEFT's interface: the same names, the same meaning."""
+"""PEFT's interface: the same names with the same meaning."""
 
 import copy
 
@@ -23,7 +23,7 @@ def train(model: nn.Module, x: torch.Tensor, steps: int = 5) -> None:
         optimizer.step()
 
 
-def test_every_public_method_of_pefts_model_is_there(net):
+def test_the_model_has_every_public_method_of_pefts(net):
     ours = HRAModel(net, HRAConfig(target_modules=["q"]))
     for name in ("merge_and_unload", "unload", "set_adapter", "delete_adapter", "merge_adapter", "unmerge_adapter"):
         assert hasattr(PeftHRAModel, name)
@@ -32,7 +32,7 @@ def test_every_public_method_of_pefts_model_is_there(net):
         assert hasattr(ours, name)
 
 
-def test_several_configurations_are_injected_and_the_named_one_acts(net, x):
+def test_several_configurations_are_injected_and_the_named_one_is_active(net, x):
     configs = {name: HRAConfig(r=2, target_modules=["q"], init_weights=False) for name in ("a", "b")}
     model = HRAModel(net, configs, "b")
     assert model.active_adapters == ["b"]
@@ -43,7 +43,7 @@ def test_several_configurations_are_injected_and_the_named_one_acts(net, x):
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "hra_only"])
-def test_biases_train_as_in_peft_and_are_put_back(net, x, bias, tmp_path):
+def test_biases_train_as_in_peft_and_are_restored(net, x, bias, tmp_path):
     base = copy.deepcopy(net)
     expected, before = net(x), copy.deepcopy(net.state_dict())
     settings = {"r": 2, "target_modules": list(TARGETS), "bias": bias}
@@ -68,7 +68,7 @@ def test_biases_train_as_in_peft_and_are_put_back(net, x, bias, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
-def test_only_one_adapter_trains_biases_and_they_act_with_it(net, x):
+def test_only_one_adapter_trains_biases_and_activates_them(net, x):
     expected = net(x)
     model = HRAModel(net, HRAConfig(r=2, target_modules=["q"], bias="all"), "a")
     train(model, x)
@@ -84,7 +84,7 @@ def test_only_one_adapter_trains_biases_and_they_act_with_it(net, x):
     assert torch.allclose(model(x), expected, atol=1e-5)
 
 
-def test_modules_to_save_train_whole_and_go_to_peft_and_back(net, x, tmp_path):
+def test_modules_to_save_train_whole_and_are_exchanged_with_peft(net, x, tmp_path):
     base, expected, head = copy.deepcopy(net), net(x), net.head
     settings = {"r": 2, "target_modules": list(TARGETS), "modules_to_save": ["head", "norm"]}
     model = HRAModel(net, HRAConfig(**settings))
@@ -105,7 +105,7 @@ def test_modules_to_save_train_whole_and_go_to_peft_and_back(net, x, tmp_path):
     assert torch.equal(net(x), expected)
 
 
-def test_merging_and_unloading_keeps_what_was_trained_and_nothing_of_hra(net, x):
+def test_merge_and_unload_keeps_trained_modules_and_no_layer_of_hra(net, x):
     settings = {"r": 2, "target_modules": list(TARGETS), "modules_to_save": ["head"], "bias": "hra_only"}
     names = [name for name, _ in net.named_parameters()]
     model = HRAModel(net, HRAConfig(**settings))
@@ -119,7 +119,7 @@ def test_merging_and_unloading_keeps_what_was_trained_and_nothing_of_hra(net, x)
     assert "hra" not in str(net).lower()
 
 
-def test_named_adapters_are_merged_one_after_the_other_as_in_peft(net, x):
+def test_named_adapters_are_merged_in_order_as_in_peft(net, x):
     theirs = copy.deepcopy(net)
     settings = {"r": 2, "target_modules": list(TARGETS)}
     model = HRAModel(net, {name: HRAConfig(**settings, init_weights=False) for name in ("a", "b")}, "a")
@@ -129,9 +129,9 @@ def test_named_adapters_are_merged_one_after_the_other_as_in_peft(net, x):
         for name, layer in model.layers().items():
             for adapter, columns in layer.hra_u.items():
                 theirs.get_submodule(name).hra_u[adapter].copy_(columns)
-    for each in (model, peft):
-        each.merge_adapter(["b"])
-        each.merge_adapter(["a"])
+    for adapted in (model, peft):
+        adapted.merge_adapter(["b"])
+        adapted.merge_adapter(["a"])
     assert model.merged_adapters == ["b", "a"]
     assert torch.allclose(model(x), theirs(x), atol=1e-5)
     with pytest.warns(UserWarning, match="merged already"):
@@ -143,7 +143,7 @@ def test_named_adapters_are_merged_one_after_the_other_as_in_peft(net, x):
     assert model.merged_adapters == []
 
 
-def test_a_merged_model_acts_as_its_base_while_disabled(net, x):
+def test_a_disabled_merged_model_equals_its_base(net, x):
     expected = net(x)
     model = HRAModel(net, HRAConfig(target_modules=TARGETS, init_weights=False))
     model.merge_adapter()
@@ -162,12 +162,12 @@ def test_a_module_cannot_be_adapted_and_trained_whole(net):
     assert list(model.peft_config) == ["a"]
 
 
-def test_a_module_to_train_that_does_not_exist_is_answered_with_the_nearest(net):
-    with pytest.raises(TargetError, match="no module 'haed' to train whole; some of its modules: head"):
+def test_unknown_modules_to_save_are_refused_with_the_nearest_name(net):
+    with pytest.raises(TargetError, match=r"no module 'haed' to train whole .*some of its modules: head"):
         HRAModel(net, HRAConfig(target_modules=["q"], modules_to_save=["haed"]))
 
 
-def test_low_memory_columns_wait_on_the_meta_device(net, x):
+def test_low_cpu_mem_usage_creates_columns_on_the_meta_device(net, x):
     model = HRAModel(net, HRAConfig(r=2, target_modules=["q"]), low_cpu_mem_usage=True)
     assert all(layer.hra_u["default"].is_meta for layer in model.layers().values())
     other = HRAModel(type(net)(), HRAConfig(r=2, target_modules=["q"], init_weights=False))
@@ -176,7 +176,7 @@ def test_low_memory_columns_wait_on_the_meta_device(net, x):
     assert model(x).isfinite().all()
 
 
-def test_a_state_dict_chooses_the_modules_and_their_start(net, tmp_path):
+def test_a_state_dict_chooses_the_modules_and_their_initial_columns(net, tmp_path):
     columns = torch.randn(12, 4)
     model = HRAModel(net, HRAConfig(r=4, target_modules=["q", "v"]), state_dict={"blocks.1.q.hra_u": columns})
     assert list(model.layers()) == ["blocks.1.q"]
@@ -197,7 +197,7 @@ def test_inference_mode_freezes(net):
     assert model.get_nb_trainable_parameters()[0] > 0
 
 
-def test_numbers_of_parameters_are_printed_as_peft_prints_them(net, capsys):
+def test_numbers_of_parameters_are_printed_as_in_peft(net, capsys):
     settings = {"r": 2, "target_modules": ["q"]}
     theirs = get_peft_model(copy.deepcopy(net), PeftHRAConfig(**settings))
     HRAModel(net, HRAConfig(**settings)).print_trainable_parameters()

@@ -15,7 +15,7 @@ TARGETS = ("q", "v", "out")
 
 @pytest.fixture
 def model(net) -> HRAModel:
-    """A model with adapters a (r = 4), b (r = 2) and odd (r = 3), all away from their start; a acts."""
+    """Return a model with random adapters a (r = 4, active), b (r = 2) and odd (r = 3)."""
     model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, init_weights=False), "a")
     model.add_adapter("b", HRAConfig(r=2, target_modules=["v", "out"], init_weights=False))
     model.add_adapter("odd", HRAConfig(r=3, target_modules=["q"], init_weights=False))
@@ -23,7 +23,7 @@ def model(net) -> HRAModel:
 
 
 def weights(model: HRAModel) -> list[torch.Tensor]:
-    """The adapted weights W H, by merging."""
+    """Return the adapted weights W H, by merging."""
     model.merge_adapter()
     merged = [layer.base_layer.weight.detach().clone() for layer in model.layers().values()]
     model.unmerge_adapter()
@@ -31,10 +31,10 @@ def weights(model: HRAModel) -> list[torch.Tensor]:
 
 
 def close(a, b, tolerance: float = 1e-5) -> bool:
-    return all(torch.allclose(each, other, rtol=0, atol=tolerance) for each, other in zip(a, b, strict=True))
+    return all(torch.allclose(tensor, other, rtol=0, atol=tolerance) for tensor, other in zip(a, b, strict=True))
 
 
-def test_strength_zero_is_the_base_and_one_the_adapter_bit_by_bit(model, x):
+def test_strength_0_is_the_base_and_strength_1_the_adapter_bit_by_bit(model, x):
     adapted = model(x)
     with model.disable_adapter():
         base = model(x)
@@ -54,7 +54,7 @@ def test_every_strength_keeps_the_weights_singular_values(model, strength):
         assert close([torch.linalg.svdvals(merged)], [torch.linalg.svdvals(layer.base_layer.weight)])
 
 
-def test_the_unmerged_model_agrees_with_the_merged_one_at_any_strength(model, x):
+def test_the_unmerged_model_equals_the_merged_one_at_any_strength(model, x):
     model.set_adapters(["a", "b"], [0.4, 1.3])
     expected = model(x)
     model.merge_adapter()
@@ -65,7 +65,7 @@ def test_the_unmerged_model_agrees_with_the_merged_one_at_any_strength(model, x)
     assert torch.allclose(model(x), merged, atol=1e-5)
 
 
-def test_a_merged_adapter_whose_strength_becomes_zero_is_the_base(model, x):
+def test_a_merged_adapter_at_strength_0_is_the_base(model, x):
     with model.disable_adapter():
         base = model(x)
     model.merge_adapter()
@@ -73,7 +73,7 @@ def test_a_merged_adapter_whose_strength_becomes_zero_is_the_base(model, x):
     assert torch.equal(model(x), base)
 
 
-def test_what_acted_and_what_was_merged_is_put_back(model, x):
+def test_the_restorer_restores_active_and_merged_adapters(model, x):
     model.set_adapters(["a", "b"], [0.5, 1.2], combine="mean")
     model.merge_adapter()
     expected, restore = model(x), model._restorer()
@@ -85,7 +85,7 @@ def test_what_acted_and_what_was_merged_is_put_back(model, x):
     assert model.merged_adapters == ["a", "b"]
 
 
-def test_an_odd_rank_has_strengths_zero_and_one_only(model, x):
+def test_an_odd_rank_has_strengths_0_and_1_only(model, x):
     model.set_adapter("odd")
     expected = model(x)
     for strength in (0.5, 2, -1):
@@ -101,17 +101,17 @@ def test_an_odd_rank_has_strengths_zero_and_one_only(model, x):
 
 
 @pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_that_is_no_number_is_refused(model, strength):
+def test_a_strength_that_is_not_finite_is_refused(model, strength):
     with pytest.raises(ConfigError, match="must be a finite number"):
         model.set_strength(strength, "a")
 
 
-def test_a_strength_for_an_unknown_adapter_is_answered_with_the_known_ones(model):
+def test_a_strength_of_an_unknown_adapter_is_refused_with_the_known_names(model):
     with pytest.raises(ConfigError, match="known are a, b, odd"):
         model.set_strength(0.5)
 
 
-def test_the_lie_mean_has_no_order_and_gives_back_each_adapter(model):
+def test_the_mean_is_independent_of_order_and_a_single_strength_gives_its_adapter(model):
     model.set_adapter("a")
     only_a = weights(model)
     model.set_adapters(["a", "b"], [0.7, 0.4], combine="mean")
@@ -131,7 +131,7 @@ def test_a_product_with_strengths_is_the_product_of_the_powers(model):
     assert close([chain_matrix(half) @ chain_matrix(half)], [chain_matrix(layer.hra_u["a"])])
 
 
-def test_combinations_are_checked(model):
+def test_invalid_combinations_are_refused(model):
     with pytest.raises(ConfigError, match="'mean' or 'product'; found 'sum'"):
         model.set_adapters(["a", "b"], combine="sum")
     with pytest.raises(ConfigError, match="2 adapters need as many strengths; found 1"):
@@ -140,17 +140,17 @@ def test_combinations_are_checked(model):
         model.set_adapters(["b", "b"], [1.0, 0.5])
 
 
-def test_adapters_that_do_not_act_are_merged_at_their_strengths(model, x):
+def test_inactive_adapters_are_merged_at_their_strengths(model, x):
     model.set_strength(0.5, "a")
     model.set_strength(0.7, "b")
     model.set_adapter("odd")
-    acting = copy.deepcopy(model)
-    acting.set_adapter(["a", "b"])
+    active = copy.deepcopy(model)
+    active.set_adapter(["a", "b"])
     model.merge_adapter(["a", "b"])
-    assert torch.allclose(model(x), acting(x), atol=1e-5)
+    assert torch.allclose(model(x), active(x), atol=1e-5)
 
 
-def test_an_adapter_may_leave_while_all_are_disabled(model, x):
+def test_an_adapter_can_be_deleted_while_all_are_disabled(model, x):
     model.set_adapter("b")
     expected = model(x)
     model.set_adapter("a")
@@ -162,12 +162,12 @@ def test_an_adapter_may_leave_while_all_are_disabled(model, x):
     assert torch.equal(model(x), expected)
 
 
-def test_disabled_adapters_are_not_merged(model):
+def test_merging_disabled_adapters_is_refused(model):
     with model.disable_adapter(), pytest.raises(ConfigError, match="enable them first"):
         model.merge_adapter()
 
 
-def test_blends_follow_the_columns(model, x):
+def test_blends_are_computed_again_when_columns_change(model, x):
     model.set_strength(0.5, "a")
     before = model(x)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_blends_follow_the_columns(model, x):
     assert not torch.allclose(model(x), before, atol=1e-3)
 
 
-def test_gradients_pass_a_weakened_adapter_with_a_warning_that_it_is_not_trained(model, x):
+def test_gradients_pass_through_an_adapter_at_another_strength_with_a_warning(model, x):
     model.set_strength(0.5, "a")
     x = x.requires_grad_()
     with pytest.warns(UserWarning, match="other than 1 are not trained: a"):
@@ -183,7 +183,7 @@ def test_gradients_pass_a_weakened_adapter_with_a_warning_that_it_is_not_trained
     assert x.grad is not None
 
 
-def test_padding_changes_nothing_and_makes_room_for_others(model, x, net):
+def test_padding_keeps_the_outputs_and_allows_swapping(model, x, net):
     expected = model(x)
     model.pad_adapter(8, "a")
     assert torch.allclose(model(x), expected, atol=1e-6)
@@ -210,7 +210,7 @@ def test_a_swap_that_does_not_fit_changes_nothing(model, x):
         model.pad_adapter(2, "a")
 
 
-def test_a_swap_reaches_what_is_merged(model, x):
+def test_swapping_a_merged_adapter_changes_the_weights(model, x):
     model.swap_adapter(*model.adapter_state_dict("b"), "a")
     swapped = model(x)
     model.merge_adapter()
@@ -223,14 +223,14 @@ def test_a_swap_reaches_what_is_merged(model, x):
     assert torch.allclose(model(x), merged, atol=1e-5)
 
 
-def test_what_acts_for_inference_alone_trains_once_it_acts_again(model):
+def test_an_adapter_activated_for_inference_trains_when_activated_again(model):
     model.set_adapter("a", inference_mode=True)
     assert not any(parameter.requires_grad for parameter in model.parameters())
     model.set_adapters(["a"])
     assert any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_the_user_froze_stays_frozen(model, x):
+def test_parameters_frozen_by_the_user_stay_frozen(model, x):
     frozen, *others = (parameter for parameter in model.parameters() if parameter.requires_grad)
     frozen.requires_grad = False
     with model.disable_adapter():
@@ -244,7 +244,7 @@ def test_what_the_user_froze_stays_frozen(model, x):
     assert all(parameter.requires_grad for parameter in others)
 
 
-def test_what_takes_over_from_an_adapter_that_left_trains(model):
+def test_the_adapter_that_replaces_a_deleted_one_trains(model):
     restore = model._restorer()
     model.set_adapter("b")
     model.delete_adapter("a")
@@ -254,7 +254,7 @@ def test_what_takes_over_from_an_adapter_that_left_trains(model):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_whatever_ends_a_change_changes_nothing(model, x, monkeypatch, error):
+def test_an_interrupted_change_changes_nothing(model, x, monkeypatch, error):
     def end(*_):
         raise error
 
@@ -267,7 +267,7 @@ def test_whatever_ends_a_change_changes_nothing(model, x, monkeypatch, error):
     assert torch.equal(model(x), expected)
 
 
-def test_a_pass_that_was_interrupted_leaves_nothing_for_the_next(model, x):
+def test_an_interrupted_pass_does_not_change_the_next(model, x):
     handle = model.model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         model(x)
@@ -278,7 +278,7 @@ def test_a_pass_that_was_interrupted_leaves_nothing_for_the_next(model, x):
     assert torch.equal(model(x), base)
 
 
-def test_an_odd_adapter_is_not_swapped_in_at_a_strength_it_cannot_have(model, x):
+def test_swapping_in_an_odd_rank_at_an_impossible_strength_is_refused(model, x):
     model.pad_adapter(4, "a")
     model.set_strength(0.5, "a")
     expected = model(x)
@@ -310,7 +310,7 @@ def test_swapping_does_not_compile_again(model, x):
     assert compiles == 1
 
 
-def test_an_anchored_adapter_starts_at_the_base_trains_and_saves_as_an_ordinary_chain(net, x, tmp_path):
+def test_an_anchored_adapter_starts_at_the_base_trains_and_is_saved_as_a_plain_chain(net, x, tmp_path):
     base = copy.deepcopy(net)
     expected = net(x)
     model = HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, apply_GS=True))
@@ -346,7 +346,7 @@ def test_more_orthogonal_columns_than_dimensions_are_refused(net):
     assert type(net.blocks[0]["q"]) is nn.Linear
 
 
-def test_the_penalty_pulls_a_pair_apart(net):
+def test_the_penalty_separates_a_pair(net):
     model = HRAModel(net, HRAConfig(r=2, target_modules=["q"]))
     start = model.orthogonality_penalty()
     assert start.item() == pytest.approx(2 * 2**0.5)
@@ -361,8 +361,8 @@ def test_the_penalty_pulls_a_pair_apart(net):
     assert model.orthogonality_penalty() < start / 2
 
 
-def test_what_is_merged_brings_its_own_biases_and_modules(net, x):
-    """Adapters p and q train the head, p biases too; p acts."""
+def test_merged_adapters_activate_their_biases_and_modules(net, x):
+    """Adapters p (active) and q train the head; p also trains biases."""
     model = HRAModel(net, HRAConfig(target_modules=["q"], bias="all", modules_to_save=["head"]), "p")
     model.add_adapter("q", HRAConfig(target_modules=["q"], init_weights=False, modules_to_save=["head"]))
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Adapted models live where models live: quantized, offloaded, compiled, in pipelines, in threads."""
+"""Adapted models work quantized, offloaded, compiled, in pipelines and in threads."""
 
 import threading
 import warnings
@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import nn
 
-from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion import HRAConfig, HRAModel, set_hra_adapters
 from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_ATTENTION, UNET_FULL
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder import chain_apply
@@ -22,11 +22,11 @@ def model(net) -> HRAModel:
     return HRAModel(net, HRAConfig(r=4, target_modules=TARGETS, init_weights=False)).eval()
 
 
-def test_a_quantized_layer_is_only_called(net, x):
+def test_a_quantized_layer_is_called_and_not_merged(net, x):
     from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch announces that this moves to torchao
+        warnings.simplefilter("ignore")  # torch warns that this function moves to torchao
         quantized = quantize_dynamic(net, {nn.Linear})
     base = quantized.blocks[0]["q"]
     model = HRAModel(quantized, HRAConfig(r=4, target_modules=["q"], init_weights=False))
@@ -40,7 +40,7 @@ def test_a_quantized_layer_is_only_called(net, x):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_weights_that_are_stored_in_8_bits_compute_in_what_they_are_cast_to(net, x, first):
+def test_weights_stored_in_8_bits_compute_in_their_cast_dtype(net, x, first):
     from diffusers.hooks import apply_layerwise_casting
 
     def store(model):
@@ -69,7 +69,7 @@ def test_torchaos_int8_layers_train_and_are_not_merged(net, x):
         model.merge_adapter()
 
 
-def test_an_offloaded_model_brings_its_columns_along(model, x):
+def test_offloading_a_model_offloads_its_columns(model, x):
     with torch.no_grad():
         expected = model(x)
         accelerate.cpu_offload(model.model, execution_device=torch.device("cpu"))
@@ -78,7 +78,7 @@ def test_an_offloaded_model_brings_its_columns_along(model, x):
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_it_compiles_without_a_graph_break_and_trains(model, x, inner):
+def test_a_model_compiles_without_a_graph_break_and_trains(model, x, inner):
     torch._dynamo.reset()
     expected = model(x)
     (expected_grad,) = torch.autograd.grad(expected.sin().sum(), model.layers()["blocks.0.q"].hra_u["default"])
@@ -89,7 +89,7 @@ def test_it_compiles_without_a_graph_break_and_trains(model, x, inner):
     assert torch.allclose(grad, expected_grad, atol=1e-5)
 
 
-def test_it_compiles_at_any_strength(model, x):
+def test_a_model_compiles_at_any_strength(model, x):
     torch._dynamo.reset()
     model.set_strength(0.5)
     with torch.no_grad():
@@ -97,7 +97,7 @@ def test_it_compiles_at_any_strength(model, x):
         assert torch.allclose(compiled(x), model(x), atol=1e-5)
 
 
-def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model, x):
+def test_factoring_ahead_keeps_the_outputs_and_ends_with_the_pass(model, x):
     ahead = model(x)
     assert all(layer.ready is None for layer in model.layers().values())
     for hook in model._activation.hooks:
@@ -105,13 +105,13 @@ def test_factoring_ahead_changes_nothing_and_is_forgotten_after_each_pass(model,
     assert torch.allclose(model(x), ahead, atol=1e-6)
 
 
-def test_a_failed_pass_forgets_what_was_factored(model, x):
+def test_a_failed_pass_discards_its_factored_chains(model, x):
     with pytest.raises(RuntimeError):
         model(x[..., :3])
     assert all(layer.ready is None for layer in model.layers().values())
 
 
-def test_columns_changed_behind_torchs_back_are_seen_by_the_next_pass(model, x):
+def test_the_next_pass_uses_columns_changed_through_data(model, x):
     before = model(x)
     for layer in model.layers().values():
         layer.hra_u["default"].data.normal_()
@@ -131,14 +131,14 @@ def test_threads_share_a_model(model, x):
     assert all(torch.allclose(result, expected, atol=1e-6) for result in results)
 
 
-def draw(pipe) -> torch.Tensor:
+def generate(pipe) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     pipe.set_progress_bar_config(disable=True)
     return pipe("a dog", num_inference_steps=2, generator=generator, output_type="pt").images
 
 
-def test_the_snippet_on_pefts_page_makes_a_pipeline_that_draws_moves_and_saves_its_base(tiny_sd, tmp_path):
-    base = draw(StableDiffusionPipeline.from_pretrained(tiny_sd))
+def test_the_code_on_pefts_page_gives_a_pipeline_that_generates_moves_and_saves_its_base(tiny_sd, tmp_path):
+    base = generate(StableDiffusionPipeline.from_pretrained(tiny_sd))
 
     config_te = HRAConfig(
         r=8, target_modules=["k_proj", "q_proj", "v_proj", "out_proj", "fc1", "fc2"], init_weights=True
@@ -152,52 +152,68 @@ def test_the_snippet_on_pefts_page_makes_a_pipeline_that_draws_moves_and_saves_i
     model.text_encoder = HRAModel(model.text_encoder, config_te, "default")
     model.unet = HRAModel(model.unet, config_unet, "default")
 
-    assert torch.allclose(draw(model), base, atol=1e-3)
+    assert torch.allclose(generate(model), base, atol=1e-3)
     for layer in (*model.unet.layers().values(), *model.text_encoder.layers().values()):
         layer.columns.overwrite("default", torch.randn(layer.hra_u["default"].shape))
-    adapted = draw(model)
+    adapted = generate(model)
     assert not torch.allclose(adapted, base, atol=1e-2)
 
     model.save_pretrained(tmp_path / "base")
     again = StableDiffusionPipeline.from_pretrained(tmp_path / "base")
     assert type(again.unet).__name__ == "UNet2DConditionModel"
-    assert torch.allclose(draw(again), base, atol=1e-6)
-    assert torch.equal(draw(model), adapted)
+    assert torch.allclose(generate(again), base, atol=1e-6)
+    assert torch.equal(generate(model), adapted)
 
     model.unet.save_pretrained(tmp_path / "unet")
     model.text_encoder.save_pretrained(tmp_path / "text_encoder")
     again.unet = HRAModel.from_pretrained(again.unet, tmp_path / "unet")
     again.text_encoder = HRAModel.from_pretrained(again.text_encoder, tmp_path / "text_encoder")
-    assert torch.allclose(draw(again), adapted, atol=1e-5)
+    assert torch.allclose(generate(again), adapted, atol=1e-5)
 
     half = model.to(torch.bfloat16)
     assert half.unet.dtype == torch.bfloat16
     assert {columns.dtype for layer in half.unet.layers().values() for columns in layer.hra_u.values()} == {
         torch.float32
     }
-    assert draw(half).isfinite().all()
+    assert generate(half).isfinite().all()
 
 
-def test_an_adapted_component_saves_its_base_though_the_pipeline_holds_the_bare_one(tiny_sd, tmp_path):
+def test_an_adapted_component_saves_its_base_in_a_pipeline_with_the_bare_model(tiny_sd, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
-    expected = draw(pipe)
+    expected = generate(pipe)
     HRAModel(pipe.unet, HRAConfig(target_modules=UNET_ATTENTION, init_weights=False))
     pipe.save_pretrained(tmp_path)
-    assert torch.allclose(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-6)
+    assert torch.allclose(generate(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-6)
 
 
 def test_a_merged_component_saves_its_merged_weights(tiny_sd, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
     pipe.unet = HRAModel(pipe.unet, HRAConfig(target_modules=UNET_FULL, init_weights=False))
     pipe.text_encoder = HRAModel(pipe.text_encoder, HRAConfig(target_modules=CLIP_TEXT_FULL, init_weights=False))
-    expected = draw(pipe)
+    expected = generate(pipe)
     for component in (pipe.unet, pipe.text_encoder):
         component.merge_adapter()
     pipe.save_pretrained(tmp_path)
-    assert torch.allclose(draw(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-4)
+    assert torch.allclose(generate(StableDiffusionPipeline.from_pretrained(tmp_path)), expected, atol=1e-4)
 
 
-def test_what_is_made_in_inference_mode_trains_afterwards(net, x):
+@pytest.mark.parametrize("options", [{}, {"combine": "product"}], ids=str)
+@pytest.mark.parametrize("strengths", [(), (0.5,), ([0.7, -0.4],)], ids=str)
+def test_a_model_and_its_pipeline_activate_adapters_alike(tiny_sd, strengths, options):
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd)
+    config = HRAConfig(r=2, target_modules=UNET_ATTENTION, init_weights=False)
+    pipe.unet = HRAModel(pipe.unet, {"a": config, "b": config}, "a").eval()
+    alone = generate(pipe)
+    set_hra_adapters(pipe, ["b", "a"], *strengths, **options)
+    expected, names, values = generate(pipe), pipe.unet.active_adapters, pipe.unet.strengths
+    assert not torch.equal(expected, alone)
+    pipe.unet.set_adapters("a", 0.1)
+    pipe.unet.set_adapters(["b", "a"], *strengths, **options)
+    assert torch.equal(generate(pipe), expected)
+    assert (pipe.unet.active_adapters, pipe.unet.strengths) == (names, values)
+
+
+def test_a_model_adapted_in_inference_mode_trains_afterwards(net, x):
     with torch.inference_mode():
         model = HRAModel(net, HRAConfig(r=4, target_modules=["q", "v"], init_weights=False))
         model.set_strength(0.5)
@@ -210,7 +226,7 @@ def test_what_is_made_in_inference_mode_trains_afterwards(net, x):
     assert all(layer.hra_u["default"].grad.any() for layer in model.layers().values())
 
 
-def test_it_passes_for_one_of_its_models_class(tiny_unet):
+def test_an_adapted_model_is_an_instance_of_its_models_class(tiny_unet):
     from diffusers import UNet2DConditionModel
 
     model = HRAModel(tiny_unet, HRAConfig(target_modules=UNET_ATTENTION))

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hra_diffusion import HRAConfig
-from hra_diffusion.adapter.targets import ARCHITECTURE_TARGETS, check_each_target, find_targets
+from hra_diffusion.adapter.targets import ARCHITECTURE_TARGETS, check_target_names, find_targets
 from hra_diffusion.errors import TargetError
 
 
@@ -31,7 +31,7 @@ from hra_diffusion.errors import TargetError
         {"target_modules": ["q", "head"], "modules_to_save": ["head"]},
     ],
 )
-def test_the_same_modules_are_chosen_as_by_peft(net, settings):
+def test_targets_match_the_same_modules_as_in_peft(net, settings):
     model = nn.Sequential(net)
     mine = find_targets(model, HRAConfig(**settings))
     theirs = get_peft_model(model, PeftHRAConfig(**settings)).targeted_module_names
@@ -40,7 +40,7 @@ def test_the_same_modules_are_chosen_as_by_peft(net, settings):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5"])
 @pytest.mark.parametrize("targets", [None, "all-linear"])
-def test_language_models_have_their_customary_targets_and_keep_their_output_layer(name, targets):
+def test_language_models_have_default_targets_without_their_output_layer(name, targets):
     size = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     with torch.device("meta"):
         model = {
@@ -50,15 +50,15 @@ def test_language_models_have_their_customary_targets_and_keep_their_output_laye
                 T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
             ),
         }[name]()
-    found = find_targets(model, HRAConfig(target_modules=targets))
-    assert found
-    assert not any("lm_head" in module for module in found)
+    matches = find_targets(model, HRAConfig(target_modules=targets))
+    assert matches
+    assert not any("lm_head" in module for module in matches)
     if targets is None:
-        customary = ARCHITECTURE_TARGETS[name]
-        assert {module.rsplit(".", 1)[1] for module in found} == set(customary)
+        defaults = ARCHITECTURE_TARGETS[name]
+        assert {module.rsplit(".", 1)[1] for module in matches} == set(defaults)
 
 
-def test_the_customary_targets_are_pefts():
+def test_the_default_targets_are_those_of_peft():
     from peft.utils import TRANSFORMERS_MODELS_TO_HRA_TARGET_MODULES_MAPPING
 
     theirs = dict(TRANSFORMERS_MODELS_TO_HRA_TARGET_MODULES_MAPPING)
@@ -69,31 +69,31 @@ def test_the_customary_targets_are_pefts():
     assert {name: mine[name] for name in theirs} == theirs
 
 
-def test_diffusion_models_have_customary_targets(tiny_unet, tiny_clip):
+def test_diffusion_models_have_default_targets(tiny_unet, tiny_clip):
     assert len(find_targets(tiny_unet, HRAConfig())) == 48
     assert len(find_targets(tiny_clip, HRAConfig())) == 12
 
 
-def test_an_unknown_architecture_asks_for_targets(net):
-    with pytest.raises(TargetError, match=r"No customary targets are known for Net .*set target_modules"):
+def test_an_unknown_architecture_needs_targets(net):
+    with pytest.raises(TargetError, match=r"No default targets are known for Net .*set target_modules"):
         find_targets(net, HRAConfig())
 
 
-def test_targets_that_match_nothing_are_answered_with_the_nearest_names(net):
+def test_targets_without_a_match_are_refused_with_the_nearest_names(net):
     with pytest.raises(TargetError, match=r"'haed' match no module .*some of its modules are: head"):
         find_targets(net, HRAConfig(target_modules=["haed"]))
     with pytest.raises(TargetError, match=r"within layers_to_transform 7"):
         find_targets(net, HRAConfig(target_modules=["q"], layers_to_transform=7))
 
 
-def test_each_name_can_be_asked_to_match(net):
-    check_each_target(HRAConfig(target_modules=["q", "head"]), net)
-    check_each_target(HRAConfig(target_modules="all-linear"), net)
-    check_each_target(HRAConfig(target_modules=["q", "0"]), net, nn.Sequential(nn.Linear(2, 2)))
+def test_every_target_name_must_match_a_module(net):
+    check_target_names(HRAConfig(target_modules=["q", "head"]), net)
+    check_target_names(HRAConfig(target_modules="all-linear"), net)
+    check_target_names(HRAConfig(target_modules=["q", "0"]), net, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(TargetError, match=r"target_modules 'haed' match no module .*some of its modules are: head"):
-        check_each_target(HRAConfig(target_modules=["q", "haed"]), net)
+        check_target_names(HRAConfig(target_modules=["q", "haed"]), net)
 
 
-def test_attention_that_never_calls_its_output_layer_is_left_out_of_all_linear():
+def test_all_linear_excludes_an_output_layer_that_attention_never_calls():
     model = nn.Sequential(nn.MultiheadAttention(8, 2), nn.Linear(8, 8))
     assert find_targets(model, HRAConfig(target_modules="all-linear")) == ["1"]

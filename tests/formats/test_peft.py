@@ -13,7 +13,7 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter.targets import CLIP_TEXT_FULL, UNET_ATTENTION
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.peft import load_adapter, read_adapter, swap_adapter
+from hra_diffusion.formats.peft import read_adapter, swap_adapter
 
 TOKENS = torch.tensor([[1, 2, 3, 4]])
 CASES = {
@@ -118,7 +118,7 @@ def test_a_loaded_adapter_is_frozen_unless_it_is_to_be_trained(net, tmp_path):
 def test_a_second_adapter_is_loaded_beside_the_first(net, tmp_path):
     adapted(net, ["q"]).save_pretrained(tmp_path)
     model = HRAModel(type(net)(), HRAConfig(target_modules=["v"]), "first")
-    assert load_adapter(model, tmp_path, "second") is model
+    assert HRAModel.from_pretrained(model, tmp_path, "second") is model
     assert list(model.peft_config) == ["first", "second"]
     assert model.active_adapters == ["first"]
 
@@ -167,12 +167,12 @@ def test_an_adapter_is_read_from_the_hubs_cache(net, tmp_path):
     adapted(net, ["q"]).save_pretrained(repository / "snapshots" / commit / "unet")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    model = load_adapter(
+    model = HRAModel.from_pretrained(
         type(net)(), "someone/some-adapter", subfolder="unet", cache_dir=tmp_path, local_files_only=True
     )
     assert model.layers()
     with pytest.raises(AdapterFileError, match="'someone/other' is no folder here"):
-        load_adapter(type(net)(), "someone/other", cache_dir=tmp_path, local_files_only=True)
+        HRAModel.from_pretrained(type(net)(), "someone/other", cache_dir=tmp_path, local_files_only=True)
 
 
 def _edit_weights(edit):
@@ -224,7 +224,7 @@ SPOILT = {
     ),
     "no switch": (_edit_config(apply_GS="false"), "apply_GS must be true or false"),
     "path": (_edit_weights(lambda t: t.update({"../x": torch.ones(1)})), "path for a name"),
-    "other type": (_edit_config(peft_type="LORA"), "no HRA adapter: its peft_type is 'LORA'"),
+    "other type": (_edit_config(peft_type="LORA"), "not an HRA adapter: its peft_type is 'LORA'"),
     "other rank": (_edit_config(r=8), r"does not fit the model; .*\(12, 4\) instead of \(12, 8\)"),
     "bad rank": (_edit_config(r=0), "rank r must be"),
     "pickle": (_pickle, "pickled and never read"),
@@ -243,7 +243,7 @@ def test_loading_is_all_or_nothing(net, tmp_path, spoilt, has_adapter):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modules = str(model)
     with pytest.raises(AdapterFileError, match=message):
-        load_adapter(model, tmp_path, "new")
+        HRAModel.from_pretrained(model, tmp_path, "new")
     assert str(model) == modules
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -268,14 +268,14 @@ def test_biases_beside_modules_trained_whole_go_to_peft_and_back(net, tmp_path, 
     del tensors["base_model.model.blocks.0.q.base_layer.bias"]
     save_file(tensors, path)
     with pytest.raises(AdapterFileError, match=r"biases are missing, too many or of another shape: blocks\.0\.q\.bias"):
-        load_adapter(base, tmp_path / "ours")
+        HRAModel.from_pretrained(base, tmp_path / "ours")
 
 
 def test_an_adapter_of_another_base_says_which_it_was_made_for(net, tmp_path):
     mine = HRAModel(net, HRAConfig(target_modules=["q"], base_model_name_or_path="some/base"))
     mine.save_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match="made for some/base, does not fit"):
-        load_adapter(type(net)(width=16), tmp_path)
+        HRAModel.from_pretrained(type(net)(width=16), tmp_path)
 
 
 def test_a_folder_that_is_none_is_named(net, tmp_path):

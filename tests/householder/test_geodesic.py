@@ -39,7 +39,7 @@ def test_powers_are_orthogonal_and_add_up(d, half, s, seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_strength_zero_is_the_identity_and_one_the_chain_itself(seed):
+def test_strength_0_is_the_identity_and_strength_1_the_chain(seed):
     U = columns(12, 6, seed)
     assert near(chain_matrix(blend([U], [0.0])), torch.eye(12, dtype=U.dtype))
     assert near(chain_matrix(blend([U], [1.0])), chain_matrix(U))
@@ -51,7 +51,7 @@ def test_half_the_strength_twice_is_the_whole():
     assert near(half @ half, chain_matrix(U))
 
 
-def test_a_small_strength_turns_a_little():
+def test_a_small_strength_is_a_small_rotation():
     U = columns(12, 6)
     deviation = chain_matrix(blend([U], [1e-6])) - torch.eye(12, dtype=U.dtype)
     assert 1e-7 < deviation.norm() < 1e-4
@@ -62,13 +62,13 @@ def test_a_paired_start_is_the_identity_at_any_strength():
     assert near(chain_matrix(blend([U], [0.7])), torch.eye(12, dtype=U.dtype))
 
 
-def test_zero_columns_take_no_part():
+def test_zero_columns_do_not_change_a_blend():
     U = columns(12, 4)
     padded = torch.cat([U, torch.zeros(12, 3, dtype=U.dtype)], dim=1)
     assert near(chain_matrix(blend([padded], [0.3])), chain_matrix(blend([U], [0.3])))
 
 
-def test_half_turns_have_a_strength_too():
+def test_half_turns_have_strengths():
     U = orthonormal_columns(columns(12, 4))
     half = chain_matrix(blend([U], [0.5]))
     assert near(half.mT @ half, torch.eye(12, dtype=U.dtype))
@@ -83,7 +83,7 @@ def test_an_odd_number_of_reflections_is_refused():
 @pytest.mark.parametrize(
     "angles", [(0.3,), (0.3, 0.3), (3.1, -1.0), (0.0, 2.0), (math.pi, 0.5), (math.pi, math.pi), (1, 1, 1)]
 )
-def test_the_logarithm_is_skew_and_its_exponential_the_matrix(angles):
+def test_the_logarithm_is_skew_and_its_exponential_is_the_matrix(angles):
     basis = orthonormal_columns(columns(2 * len(angles), 2 * len(angles)))
     K = basis @ rotation(*angles) @ basis.mT
     L = log_orthogonal(K)
@@ -102,7 +102,7 @@ def test_every_orthogonal_matrix_is_a_chain():
         assert near(chain_matrix(reflections_of(K)), K)
 
 
-def test_the_mean_has_no_order_and_single_strengths_give_back_each_chain():
+def test_the_mean_is_independent_of_order_and_a_single_strength_gives_its_chain():
     a, b = columns(12, 4, 1), columns(12, 2, 2)
     assert near(chain_matrix(blend([a, b], [0.7, 0.4])), chain_matrix(blend([b, a], [0.4, 0.7])))
     assert near(chain_matrix(blend([a, b], [1.0, 0.0])), chain_matrix(a))
@@ -116,13 +116,13 @@ def test_the_mean_of_chains_in_separate_planes_is_their_product():
     assert near(chain_matrix(blend([a, b], [1.0, 1.0])), chain_matrix(a) @ chain_matrix(b))
 
 
-def test_a_batch_of_layers_is_blended_like_each_alone():
+def test_blending_a_batch_equals_blending_single_layers():
     stack = torch.stack([columns(10, 4, seed) for seed in range(3)])
     for alone, together in zip(stack, blend([stack], [0.6]), strict=True):
         assert near(chain_matrix(blend([alone], [0.6])), chain_matrix(together))
 
 
-def test_the_result_keeps_dtype():
+def test_a_blend_has_the_dtype_of_the_columns():
     assert blend([columns(8, 4).float()], [0.5]).dtype == torch.float32
 
 
@@ -131,7 +131,7 @@ def test_an_anchored_chain_starts_at_the_identity():
     assert near(chain_matrix(torch.cat([Q, Q], dim=1)), torch.eye(10, dtype=Q.dtype))
 
 
-def test_gram_schmidt_gives_the_projector_of_the_span_and_passes_gradients():
+def test_gram_schmidt_gives_the_projector_of_the_span_and_its_gradients():
     U = columns(10, 4).requires_grad_()
     Q = orthonormal_columns(U)
     assert near(Q.mT @ Q, torch.eye(4, dtype=U.dtype))
@@ -157,17 +157,17 @@ def test_the_penalty_has_a_gradient_everywhere_and_ignores_padding():
         assert gradient.isfinite().all()
 
 
-def test_turning_angles_are_those_of_the_rotation():
+def test_rotation_angles_are_those_of_the_rotation():
     K = rotation(0.3, -1.2, 3.0)
-    found = rotation_angles(reflections_of(K))
-    assert near(found, torch.tensor([3.0, 3.0, 1.2, 1.2, 0.3, 0.3], dtype=K.dtype), 1e-9)
+    angles = rotation_angles(reflections_of(K))
+    assert near(angles, torch.tensor([3.0, 3.0, 1.2, 1.2, 0.3, 0.3], dtype=K.dtype), 1e-9)
 
 
-def test_a_chain_that_starts_as_the_identity_turns_nothing_and_an_odd_one_mirrors():
+def test_a_paired_start_has_no_rotation_angles_and_an_odd_chain_has_a_mirror():
     assert rotation_angles(paired_columns(12, 6)).abs().max() < 1e-6
     assert rotation_angles(columns(12, 3))[0].item() == pytest.approx(math.pi)
 
 
-def test_turning_angles_of_a_batch_are_those_of_each_layer():
+def test_rotation_angles_of_a_batch_equal_those_of_single_layers():
     batch = torch.stack([columns(9, 4, seed) for seed in range(3)])
-    assert near(rotation_angles(batch), torch.stack([rotation_angles(each) for each in batch]))
+    assert near(rotation_angles(batch), torch.stack([rotation_angles(columns) for columns in batch]))

@@ -1,4 +1,4 @@
-"""The nearest chain: exact for rotations, the best of its subspace, and for isometries the best of all."""
+"""Laws of the nearest chain: exact for rotations, optimal in its subspace, and globally optimal for isometries."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def loss(W, B, A, H) -> float:
 
 
 @pytest.mark.parametrize("shape", [(7, 12), (12, 7), (3, 12)])
-def test_the_lora_of_a_chain_gives_back_its_weights(shape):
+def test_the_nearest_chain_to_the_lora_of_a_chain_has_its_weights(shape):
     W, U = random(*shape), random(shape[1], 4, seed=1)
     B, A = orthonormal_delta(U, W)
     columns, residual = nearest_chain(W, B, A)
@@ -25,7 +25,7 @@ def test_the_lora_of_a_chain_gives_back_its_weights(shape):
     assert torch.allclose(W @ chain_matrix(columns), W @ chain_matrix(U), rtol=0, atol=1e-9)
 
 
-def test_the_residual_is_what_it_says_and_the_chain_is_a_rotation():
+def test_the_residual_is_the_distance_and_the_chain_is_a_rotation():
     W, B, A = random(7, 12), random(7, 3, seed=1), random(3, 12, seed=2)
     columns, residual = nearest_chain(W, B, A)
     H = chain_matrix(columns)
@@ -45,7 +45,7 @@ def test_no_rotation_nearby_is_better_in_the_subspace():
         assert loss(W, B, A, turn @ H) > residual
 
 
-def test_for_an_isometry_it_is_the_best_of_all_orthogonal_matrices():
+def test_for_an_isometry_the_chain_is_the_best_orthogonal_matrix():
     W = torch.linalg.qr(random(14, 12)).Q
     B, A = 0.1 * random(14, 2, seed=1), random(2, 12, seed=2)
     X, _, Yh = torch.linalg.svd(W.mT @ (W + B @ A))
@@ -53,7 +53,7 @@ def test_for_an_isometry_it_is_the_best_of_all_orthogonal_matrices():
     assert residual.item() == pytest.approx(loss(W, B, A, X @ Yh), rel=1e-9)
 
 
-def test_of_a_small_random_update_of_an_isometry_the_symmetric_part_is_lost():
+def test_the_residual_of_a_small_update_of_an_isometry_is_its_symmetric_part():
     W = torch.linalg.qr(random(80, 80)).Q
     B, A = 1e-4 * random(80, 4, seed=1), random(4, 80, seed=2)
     delta = W.mT @ B @ A
@@ -62,7 +62,7 @@ def test_of_a_small_random_update_of_an_isometry_the_symmetric_part_is_lost():
     assert residual.item() / torch.linalg.matrix_norm(delta).item() == pytest.approx(0.5**0.5, abs=0.05)
 
 
-def test_an_update_of_nothing_is_the_identity():
+def test_the_nearest_chain_to_a_zero_update_is_the_identity():
     columns, residual = nearest_chain(random(5, 9), torch.zeros(5, 2, dtype=torch.float64), random(2, 9))
     assert residual < 1e-12
     assert torch.allclose(chain_matrix(columns), torch.eye(9, dtype=torch.float64), atol=1e-12)

@@ -1,4 +1,4 @@
-"""Laws of the chain, its compact form and the training kernel, in float64 unless another precision is the point."""
+"""Laws of the chain, its compact form and the training kernel, in float64 except where precision matters."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_the_inverse_undoes_the_chain():
     assert (chain.inverse().apply(chain.apply(x)) - x).abs().max() < 1e-13
 
 
-def test_the_low_rank_delta_is_the_whole_change_of_the_weight():
+def test_the_low_rank_delta_is_the_change_of_the_weight():
     U, W = columns(9, 4), torch.randn(5, 9, generator=seeded(), dtype=torch.float64)
     B, A = factor(U).low_rank_delta(W)
     assert B.shape == (5, 4)
@@ -70,27 +70,27 @@ def test_values_and_gradients_of_the_kernel_equal_the_naive_chain(d, r, n, seed)
             assert torch.allclose(mine, theirs, rtol=0, atol=1e-10)
 
 
-def test_images_keep_their_memory_layout_and_their_values():
+def test_images_keep_their_memory_format_and_their_values():
     u = columns(6, 4).requires_grad_()
     image = torch.randn(2, 6, 3, 5, generator=seeded(), dtype=torch.float64)
     upstream = torch.randn(2, 6, 3, 5, generator=seeded(1), dtype=torch.float64)
     expected = None
-    for layout in (torch.contiguous_format, torch.channels_last):
-        for upstream_layout in (torch.contiguous_format, torch.channels_last):
-            x = image.to(memory_format=layout).requires_grad_()
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        for upstream_format in (torch.contiguous_format, torch.channels_last):
+            x = image.to(memory_format=memory_format).requires_grad_()
             y = reflect(x.flatten(2).mT, u).mT.unflatten(2, (3, 5))
-            assert y.is_contiguous(memory_format=layout)
-            results = [y, *torch.autograd.grad(y, (x, u), upstream.to(memory_format=upstream_layout))]
+            assert y.is_contiguous(memory_format=memory_format)
+            results = [y, *torch.autograd.grad(y, (x, u), upstream.to(memory_format=upstream_format))]
             expected = expected or results
             assert all(torch.allclose(a, b, atol=1e-13) for a, b in zip(results, expected, strict=True))
 
 
-def test_a_given_factorization_is_used_as_it_is():
+def test_a_given_factorization_gives_the_same_values():
     u, x = columns(8, 4), torch.randn(3, 8, generator=seeded(), dtype=torch.float64)
     assert torch.equal(reflect(x, u, factor(u, x.dtype)), reflect(x, u))
 
 
-def test_factoring_is_batched_over_leading_dimensions():
+def test_factoring_a_batch_equals_factoring_single_chains():
     stack = torch.stack([columns(8, 4, seed) for seed in range(3)])
     for alone, U, T in zip(stack, *factor(stack), strict=True):
         assert torch.allclose(factor(alone).U, U)
@@ -98,7 +98,7 @@ def test_factoring_is_batched_over_leading_dimensions():
 
 
 @pytest.mark.parametrize("zero", [0, 1, 3])
-def test_a_zero_column_is_the_identity_and_stays_inert(zero):
+def test_a_zero_column_is_the_identity_and_has_no_gradient(zero):
     u = columns(8, 4)
     u[:, zero] = 0
     others = u[:, [i for i in range(4) if i != zero]]
@@ -127,13 +127,13 @@ def test_the_length_of_a_column_does_not_matter(scale):
 
 @pytest.mark.parametrize("r", [2, 8, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_chain_that_a_model_in_low_precision_applies_is_orthogonal(dtype, r):
+def test_the_chain_of_a_low_precision_model_is_orthogonal(dtype, r):
     H = dense(factor(columns(96, r).float(), dtype)).double()
     assert (H.mT @ H - torch.eye(96)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_follows_float32(dtype):
+def test_half_precision_is_close_to_float32(dtype):
     u = columns(32, 8).float()
     x = torch.randn(6, 32, generator=seeded())
     low = reflect(x.to(dtype), u)
@@ -141,7 +141,7 @@ def test_half_precision_follows_float32(dtype):
     assert (low.float() - reflect(x, u)).abs().max() < 0.05
 
 
-def test_autocasting_does_not_reach_the_factorization():
+def test_autocasting_does_not_change_the_factorization():
     u, x = columns(32, 8).float().requires_grad_(), torch.randn(6, 32, generator=seeded())
     expected = reflect(x, u)
     (expected_grad,) = torch.autograd.grad(expected.square().sum() + expected.sum(), u)
@@ -152,7 +152,7 @@ def test_autocasting_does_not_reach_the_factorization():
     assert torch.equal(grad, expected_grad)
 
 
-def test_an_even_start_is_the_identity_and_yet_has_a_gradient():
+def test_an_even_start_is_the_identity_with_a_gradient():
     u = paired_columns(16, 8, generator=seeded()).double().requires_grad_()
     x = torch.randn(4, 16, generator=seeded(), dtype=torch.float64)
     y = reflect(x, u)
@@ -168,7 +168,7 @@ def test_an_odd_start_is_one_reflection():
     assert torch.linalg.det(chain_matrix(u.double())).item() == pytest.approx(-1)
 
 
-def test_starts_are_reproducible_have_length_root_d_and_leave_the_global_generator_alone():
+def test_starts_are_reproducible_have_length_root_d_and_do_not_use_the_global_generator():
     state = torch.get_rng_state()
     first, second = (random_columns(64, 5, generator=seeded(3)) for _ in range(2))
     assert torch.equal(first, second)
@@ -176,7 +176,7 @@ def test_starts_are_reproducible_have_length_root_d_and_leave_the_global_generat
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_starts_and_powers_do_not_depend_on_torch_s_defaults():
+def test_starts_and_powers_are_independent_of_torch_s_defaults():
     expected = random_columns(9, 4, generator=seeded())
     half = blend([expected], [0.5])
     torch.set_default_dtype(torch.bfloat16)
@@ -188,7 +188,7 @@ def test_starts_and_powers_do_not_depend_on_torch_s_defaults():
         torch.set_default_dtype(torch.float32)
 
 
-def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
+def test_one_adam_step_rotates_a_column_by_about_the_learning_rate_in_radians():
     for d, r in [(64, 2), (1024, 8)]:
         u = torch.nn.Parameter(paired_columns(d, r, generator=seeded()))
         before = unit_columns(u.detach().clone())
@@ -199,7 +199,7 @@ def test_one_adam_step_turns_a_column_by_about_its_learning_rate_in_radians():
         assert torch.allclose(turned, torch.full((r,), 1e-2), rtol=0.15)
 
 
-def test_the_factors_with_an_orthonormal_basis_are_the_update():
+def test_the_product_of_the_orthonormal_factors_is_the_update():
     U = torch.randn(9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     U[:, 2] = 0
     W = torch.randn(5, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -208,7 +208,7 @@ def test_the_factors_with_an_orthonormal_basis_are_the_update():
     assert torch.allclose(B @ A, W @ chain_matrix(U) - W, rtol=0, atol=1e-13)
 
 
-def test_the_gradient_is_the_same_from_the_output_as_from_the_input():
+def test_gradients_from_the_output_equal_those_from_the_input():
     u, x = columns(9, 5).requires_grad_(), torch.randn(2, 7, 9, generator=seeded(), dtype=torch.float64)
     x.requires_grad_()
     upstream = torch.randn(2, 7, 9, generator=seeded(1), dtype=torch.float64)
@@ -220,7 +220,7 @@ def test_the_gradient_is_the_same_from_the_output_as_from_the_input():
 
 
 def kept_by_autograd(run) -> int:
-    """How many bytes the graph of what `run` returns keeps, each storage once."""
+    """Return the bytes that the graph of the result of `run` keeps, counting every storage once."""
     storages: dict[int, int] = {}
     seen, nodes = set(), [run().grad_fn]
     while nodes:
@@ -228,7 +228,7 @@ def kept_by_autograd(run) -> int:
         if node is None or node in seen:
             continue
         seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
+        nodes += [previous for previous, _ in node.next_functions]
         saved = getattr(node, "saved_tensors", ()) or ()
         saved = [*saved, *(getattr(node, name) for name in dir(node) if name.startswith("_saved_"))]
         for tensor in saved:
@@ -237,7 +237,7 @@ def kept_by_autograd(run) -> int:
     return sum(storages.values())
 
 
-def test_a_product_is_not_kept_besides_its_factors():
+def test_autograd_keeps_no_product_beside_its_factors():
     a, b = (torch.randn(64, 32, generator=seeded(seed)).requires_grad_() for seed in range(2))
     u = paired_columns(32, 2, generator=seeded()).requires_grad_()
     alone = kept_by_autograd(lambda: a * b)
@@ -248,14 +248,14 @@ def test_a_product_is_not_kept_besides_its_factors():
 
 
 def normalized(seed: int, affine: bool, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with means and deviations of their own, and what a layer normalization makes of them."""
+    """Return rows of different means and deviations, and their layer normalization."""
     a = torch.randn(2, 64, 32, generator=seeded(seed)) * torch.rand(64, 1, generator=seeded(seed + 1)) + 0.3
     weight, bias = torch.randn(2, 32, generator=seeded(seed + 2)).to(dtype) if affine else (None, None)
     a = a.to(dtype).requires_grad_()
     return a, torch.nn.functional.layer_norm(a, (32,), weight, bias)
 
 
-def test_what_a_layer_normalization_makes_is_not_kept_besides_what_it_is_made_of():
+def test_autograd_keeps_no_layer_normalization_beside_its_input():
     u = paired_columns(32, 2, generator=seeded()).requires_grad_()
     alone = kept_by_autograd(lambda: normalized(0, True, torch.float32)[1])
     kept = kept_by_autograd(lambda: reflect(normalized(0, True, torch.float32)[1], u))
@@ -267,7 +267,7 @@ def test_what_a_layer_normalization_makes_is_not_kept_besides_what_it_is_made_of
 
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize(("dtype", "accuracy"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_normalized_rows_give_the_gradient_of_their_value(dtype, accuracy, affine):
+def test_normalized_rows_have_the_gradient_of_their_values(dtype, accuracy, affine):
     u = columns(32, 4).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
     a, x = normalized(0, affine, dtype)
     upstream = torch.randn(x.shape, generator=seeded(9)).to(dtype)
@@ -277,7 +277,7 @@ def test_normalized_rows_give_the_gradient_of_their_value(dtype, accuracy, affin
     assert (mine - expected).norm() < accuracy * expected.norm()
 
 
-def test_a_large_mean_of_normalized_rows_costs_no_accuracy():
+def test_gradients_are_accurate_for_normalized_rows_with_a_large_mean():
     u = columns(32, 4).float().requires_grad_()
     a = (torch.randn(4, 64, 32, generator=seeded()) + 30).bfloat16().requires_grad_()
     x = torch.nn.functional.layer_norm(a, (32,))
@@ -288,8 +288,8 @@ def test_a_large_mean_of_normalized_rows_costs_no_accuracy():
 
 
 @pytest.mark.parametrize("make", [lambda a: torch.nn.functional.layer_norm(a, (32,)), lambda a: a.sigmoid() * a.tanh()])
-def test_a_cast_between_changes_nothing(make):
-    """As autocasting puts one there on CUDA."""
+def test_gradients_are_accurate_through_a_cast(make):
+    """Autocasting on CUDA inserts such a cast."""
     u = columns(32, 4).float().requires_grad_()
     a = torch.randn(2, 64, 32, generator=seeded()).requires_grad_()
     x = make(a)
@@ -300,7 +300,7 @@ def test_a_cast_between_changes_nothing(make):
 
 
 @pytest.mark.parametrize("scale", [3.0, torch.tensor(3.0), torch.full((1, 6), 3.0)])
-def test_products_of_every_kind_give_the_gradient_of_their_value(scale):
+def test_products_of_every_kind_have_the_gradient_of_their_values(scale):
     u, x = columns(6, 4).float().requires_grad_(), torch.randn(5, 6, generator=seeded()).requires_grad_()
     y = x * scale
     (expected,) = torch.autograd.grad(reflect(y.detach(), u).sin().sum(), u)
@@ -310,7 +310,7 @@ def test_products_of_every_kind_give_the_gradient_of_their_value(scale):
     assert torch.allclose(torch.autograd.grad(reflect(z, u).sin().sum(), u)[0], expected)
 
 
-def test_a_product_behind_packed_tensors_is_kept_like_anything_else():
+def test_products_under_saved_tensor_hooks_have_the_same_gradients():
     from torch.utils.checkpoint import checkpoint
 
     u, x = columns(6, 4).float().requires_grad_(), torch.randn(5, 6, generator=seeded()).requires_grad_()
