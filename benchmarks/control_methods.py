@@ -1,15 +1,15 @@
-"""Following edges by HRA, LoRA and ControlNet, as well as each learns it: `python benchmarks/control_methods.py`.
+"""Control by edges with HRA, LoRA and ControlNet: `python benchmarks/control_methods.py`.
 
-    --steps 300                            of training; the default run has 2000
-    --num_pairs 200                        held-out pairs to measure on
+    --steps 300                            training steps; the default run has 2000
+    --num_pairs 200                        held-out pairs for the metrics
     --lora_rate 2e-3 --controlnet_rate 5e-4
     --methods HRA LoRA                     some rows only
     --output_dir outputs/control_methods
-    --smoke                                everything at a size that means nothing, to see that it runs
+    --smoke                                a test of the script at a tiny size, without meaningful numbers
 
-Same base, pairs, batches, noises, condition encoder, steps and seeds for all; rates are AdamW's, on one schedule.
-LoRA is in HRA's layers, with the rank at which it has about as many parameters; ControlNet is diffusers', which has an
-encoder of the same kind in it. Each run leaves a file when it is done, so a second call goes on.
+All methods share the base, pairs, batches, noise, condition encoder, steps and seeds; learning rates are AdamW's, on
+one schedule. LoRA adapts HRA's layers, with the rank of about equal parameters; ControlNet is diffusers', with an
+encoder of the same kind. Each finished run leaves a file, so a second call resumes.
 """
 
 import argparse
@@ -23,45 +23,47 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.optimization import get_scheduler
 from measure import describe_machine, print_table, seconds, trained
-from methods import equal_rank, kept
+from methods import cached, equal_rank
 from peft import LoraConfig
 from PIL import Image
 from torch import nn
 
 from hra_diffusion.control import Control, adding, to_conditions
-from hra_diffusion.evaluation.control_trial import trial_of
-from hra_diffusion.metrics.instruments import load_instruments
+from hra_diffusion.evaluation import read_trial
+from hra_diffusion.metrics import load_metric_models
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.controlnet import HELD_OUT, ControlNet
-from hra_diffusion.training.families import Condition
+from hra_diffusion.training.families import Conditioning
+from hra_diffusion.training.families.controlled_denoiser import CONDITION, CONDITION_KEPT, ControlledDenoiser
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
-from hra_diffusion.training.objective.controlled_denoiser import CONDITIONS, KEPT, ControlledDenoiser
 from hra_diffusion.training.objective.losses import DenoisingLoss
 from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.prepare import prepare_run
+from hra_diffusion.training.run import Run
 
 ROWS = ("canny F1, within 0 px", "canny F1, within 1 px", "object and background, mIoU")
 
 
 class Hra:
-    """The project's own run, as it is."""
+    """HRA: the run of this project."""
 
-    def __init__(self, run: ControlNet, options: argparse.Namespace) -> None:
-        self.run, self.pipe, self.trainer = run, run.pipe, run.recording.trainer
-        self.parameters = (trained(run.pipe.unet), trained(run.encoder))
+    def __init__(self, run: Run, options: argparse.Namespace) -> None:
+        self.run, self.pipe, self.trainer = run, run.pipe, run.start().trainer
+        self.parameters = (trained(run.pipe.unet), trained(run.task.encoder))
 
     @property
     def control(self) -> Control:
-        self.pipe.unet.set_adapters([])  # it rests but for conditions
-        return self.run.control
+        self.pipe.unet.set_adapters([])  # inactive without a condition
+        return self.run.task.control
 
 
 class Lora:
-    """PEFT's LoRA in the same layers, beside the same encoder."""
+    """LoRA of PEFT in the same layers, with the same encoder."""
 
-    def __init__(self, run: ControlNet, options: argparse.Namespace) -> None:
-        self.pipe, self.encoder, batch_at = run.pipe, run.encoder, run.recording.trainer.batch_at
+    def __init__(self, run: Run, options: argparse.Namespace) -> None:
+        self.pipe, self.encoder, batch_at = run.pipe, run.task.encoder, run.start().trainer.batch_at
         targets = self.pipe.unet.peft_config["default"].target_modules
         self.pipe.unet = self.pipe.unet.unload().requires_grad_(False)
         rank = equal_rank(self.pipe.unet, targets, run.config.adapter.rank)
@@ -79,7 +81,7 @@ class Lora:
 
     @contextmanager
     def guiding(self, pipe: Any, conditions: Sequence[Image.Image], *, annotated: bool) -> Generator[None]:
-        """Have a condition guide what is drawn, as the project's own does: guidance strengthens it."""
+        """Guide the pipeline like `Control.guiding`: classifier-free guidance strengthens the condition."""
         with torch.no_grad():
             features = self.encoder(to_conditions(conditions))
         pipe.unet.enable_adapters()
@@ -89,40 +91,40 @@ class Lora:
 
 
 class Controlnet(nn.Module):
-    """diffusers' ControlNet, drawn with in diffusers' pipeline."""
+    """ControlNet of diffusers, in its pipeline."""
 
-    def __init__(self, run: ControlNet, options: argparse.Namespace) -> None:
+    def __init__(self, run: Run, options: argparse.Namespace) -> None:
         super().__init__()
-        self.base, batch_at = run.pipe, run.recording.trainer.batch_at
+        self.base, batch_at = run.pipe, run.start().trainer.batch_at
         self.base.unet = self.base.unet.unload().requires_grad_(False)
         torch.manual_seed(0)
-        self.beside = ControlNetModel.from_unet(self.base.unet)
-        encoder = trained(self.beside.controlnet_cond_embedding)
-        self.parameters = (trained(self.beside) - encoder, encoder)
+        self.controlnet = ControlNetModel.from_unet(self.base.unet)
+        encoder = trained(self.controlnet.controlnet_cond_embedding)
+        self.parameters = (trained(self.controlnet) - encoder, encoder)
         self.family, self.conditions = run.family, None
-        self.drawing = StableDiffusionControlNetPipeline(
-            **self.base.components, controlnet=self.beside, requires_safety_checker=False
+        self.controlnet_pipe = StableDiffusionControlNetPipeline(
+            **self.base.components, controlnet=self.controlnet, requires_safety_checker=False
         )
-        self.trainer = _trainer(run, self, {options.controlnet_rate: self.beside}, batch_at)
-        self.pipe = self.draw
+        self.trainer = _trainer(run, self, {options.controlnet_rate: self.controlnet}, batch_at)
+        self.pipe = self.generate
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Condition) -> torch.Tensor:
-        prompt, given = condition["prompt"], condition[CONDITIONS] / 255
-        told = {"encoder_hidden_states": prompt, "controlnet_cond": given, "return_dict": False}
-        down, middle = self.beside(noisy, timesteps, **told)
-        kept = condition[KEPT].view(-1, 1, 1, 1)
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, condition: Conditioning) -> torch.Tensor:
+        prompt, image = condition["prompt"], condition[CONDITION] / 255
+        inputs = {"encoder_hidden_states": prompt, "controlnet_cond": image, "return_dict": False}
+        down, middle = self.controlnet(noisy, timesteps, **inputs)
+        kept = condition[CONDITION_KEPT].view(-1, 1, 1, 1)
         return self.base.unet(
             noisy,
             timesteps,
             prompt,
-            down_block_additional_residuals=[each * kept for each in down],
+            down_block_additional_residuals=[residual * kept for residual in down],
             mid_block_additional_residual=middle * kept,
         ).sample
 
-    def draw(self, prompts: list[str], **options: Any) -> Any:
+    def generate(self, prompts: list[str], **options: Any) -> Any:
         if self.conditions is None:
             return self.base(prompts, **options)
-        return self.drawing(prompts, image=self.conditions, **options)
+        return self.controlnet_pipe(prompts, image=self.conditions, **options)
 
     @property
     def control(self) -> "Controlnet":
@@ -139,9 +141,9 @@ METHODS: Mapping[str, Callable[..., Any]] = {"HRA": Hra, "LoRA": Lora, "ControlN
 
 
 def _trainer(
-    run: ControlNet, denoiser: nn.Module, rates: Mapping[float, nn.Module], batch_at: Callable[[int], Any]
+    run: Run, denoiser: nn.Module, rates: Mapping[float, nn.Module], batch_at: Callable[[int], Any]
 ) -> Trainer:
-    """The trainer of the run, for something else that trains, at AdamW's rates."""
+    """Return a trainer like the run's, for another denoiser with AdamW's learning rates."""
     groups = [
         {
             "params": [p for p in part.parameters() if p.requires_grad],
@@ -154,7 +156,7 @@ def _trainer(
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     loss = DenoisingLoss(denoiser, noise_process(run.pipe.scheduler), run.config.objective)
     schedule = get_scheduler(
-        run.config.optimizer.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=run.total_steps
+        run.config.optimizer.lr_scheduler, optimizer, num_warmup_steps=0, num_training_steps=run.plan.total_steps
     )
     return Trainer(
         accelerator=run.accelerator,
@@ -168,26 +170,27 @@ def _trainer(
 
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
-    """Teach the base to follow edges by a method, and measure whether it does."""
+    """Train the base for control by edges with a method, and measure the agreement."""
     values = {"max_train_steps": options.steps, "output_dir": options.output_dir / "runs" / name}
     values |= {"max_train_samples": 8, "num_inference_steps": 2} if options.smoke else {}
-    run = ControlNet(with_values(embedded_defaults(ControlNetConfig, "embedded_control.toml"), values))
-    learner = METHODS[name](run, options)
-    taken = seconds(lambda: [None for _ in learner.trainer.steps(options.steps)])
-    learner.trainer.loss.eval()
+    run = prepare_run(ControlNet(with_values(embedded_defaults(ControlNetConfig, "embedded_control.toml"), values)))
+    method = METHODS[name](run, options)
+    duration = seconds(lambda: [None for _ in method.trainer.steps(options.steps)])
+    method.trainer.loss.eval()
     folder = run.config.pairs.train_data_dir / HELD_OUT
-    trial = trial_of(folder, run.annotator, run.config, run.resolution, num_pairs=options.num_pairs, batch_size=8)
-    for _ in trial.draw(learner.pipe, learner.control):
+    task, pairs = run.task, options.num_pairs
+    trial = read_trial(folder, task.annotator, run.config, task.resolution, num_pairs=pairs, batch_size=8)
+    for _ in trial.generate(method.pipe, method.control):
         pass
-    rows = trial.measure(run.annotator, load_instruments(str(EMBEDDED_BASE)))
+    rows = trial.measure(task.annotator, load_metric_models(str(EMBEDDED_BASE)))
     (accuracy,) = [row for row in rows if row.startswith("object accuracy")]
-    adapter, encoder = learner.parameters
+    adapter, encoder = method.parameters
     return {
         "adapter": float(adapter),
         "encoder": float(encoder),
         **{f"{row} {mode}": rows[row][mode].value for row in ROWS for mode in ("controlled", "shuffled", "base")},
         **{f"accuracy {mode}": rows[accuracy][mode].value for mode in ("controlled", "base")},
-        "seconds": taken,
+        "seconds": duration,
     }
 
 
@@ -205,7 +208,7 @@ def main() -> None:
         options.steps, options.num_pairs = 1, 2
     print(describe_machine())
     results = {
-        name: kept(options.output_dir / f"{name}.json", partial(measure, name, options)) for name in options.methods
+        name: cached(options.output_dir / f"{name}.json", partial(measure, name, options)) for name in options.methods
     }
     lines = [
         [name, *(f"{result.pop(part):,.0f}" for part in ("adapter", "encoder")), *result.values()]

@@ -88,8 +88,9 @@ def train(flags: Sequence[str], *, bare: bool) -> None:
     from hra_diffusion.cli.train import parse_config
     from hra_diffusion.pipelines import load_pipeline
     from hra_diffusion.training.dreambooth import DreamBooth
+    from hra_diffusion.training.prepare import prepare_run
 
-    run = DreamBooth(parse_config(flags))
+    run = prepare_run(DreamBooth(parse_config(flags)))
     steps = run.steps()
     next(steps)
     to_first = time.time() - began
@@ -106,7 +107,7 @@ def train(flags: Sequence[str], *, bare: bool) -> None:
 
 def passes(unet: Any, run: Any) -> Callable[[], None]:
     """A forward and backward pass of a UNet over a batch of a run."""
-    batch = run.recording.trainer.batch_at(0).inputs
+    batch = run.start().trainer.batch_at(0).inputs
     noisy, prompt = batch["latents"].to(unet.dtype).requires_grad_(), batch["prompt"].to(unet.dtype)
 
     def once() -> None:

@@ -31,9 +31,14 @@ from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.metrics.generation import Generations, Plan, make_evaluation_plan
-from hra_diffusion.metrics.models import MetricModels, load_metric_models
-from hra_diffusion.metrics.subject import evaluate
+from hra_diffusion.metrics import (
+    EvaluationPlan,
+    Generations,
+    MetricModels,
+    load_metric_models,
+    make_evaluation_plan,
+    measure_subject,
+)
 from hra_diffusion.pipelines import adapted_components, disable_hra
 from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimizerConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
@@ -144,7 +149,7 @@ def instruments() -> MetricModels:
     return load_metric_models(str(EMBEDDED_BASE))
 
 
-def plan_for(run: Run, options: argparse.Namespace) -> Plan:
+def plan_for(run: Run, options: argparse.Namespace) -> EvaluationPlan:
     (subject,) = run.task.subjects
     return make_evaluation_plan(
         subject.prompt,
@@ -172,7 +177,7 @@ class Base:
         run = prepared_run(subject, options)
         generations = Generations(plan=plan_for(run, options))
         with disable_hra(run.pipe):
-            for _ in generations.draw_as("base", run.pipe):
+            for _ in generations.generate_mode("base", run.pipe):
                 pass
         return generations.images["base"]
 
@@ -203,13 +208,13 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
     for component in components.values():
         component.eval()
     generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
-    for _ in generations.draw_as("adapter", run.pipe):
+    for _ in generations.generate_mode("adapter", run.pipe):
         pass
     held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
-    report = evaluate(generations, held_out, instruments())
+    report = measure_subject(generations, held_out, instruments())
     return {
         "parameters": float(trained(loss)),
-        "gap closed": report.value("way from base to real"),
+        "gap closed": report.value("gap closed"),
         "backgrounds": report.value("background accuracy"),
         "backgrounds of the base": report.value("background accuracy", "base"),
         "class drift": report.value("drift, class"),

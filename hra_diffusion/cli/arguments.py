@@ -1,7 +1,13 @@
-"""Command-line arguments → dataclasses with tyro: flat flags, written --a_b or --a-b, unknown ones refused by name."""
+"""Command-line arguments → settings with tyro. Flags are flat, written --a_b or --a-b; unknown ones are refused."""
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+import ast
+import inspect
+import textwrap
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -10,20 +16,72 @@ from hra_diffusion.text import nearest
 from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config.file import flag_types
 
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-__all__ = ["flag_value", "parse", "parse_settings"]
+Settings = TypeVar("Settings")
+
+CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags override it."
 
 
-def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, flags: Sequence[str]) -> Result:
-    """Call ``build`` with what the arguments say; its parameters, flattened, are the flags.
+def parse_settings(kind: type[Settings], arguments: Sequence[str], *, prog: str) -> Settings:
+    """Make a dataclass of the arguments: its fields are the flags, its docstring is the help.
 
     Raises:
-        ConfigError: an argument is unknown; the nearest of ``flags`` is suggested.
+        ConfigError: an argument is unknown (the nearest flag is suggested), or a number is out of its range.
         SystemExit: help was asked for (0), or a value cannot be read or a required one is missing (2).
     """
+    settings = _parse(kind, arguments, prog, flag_types(kind))
+    for name, value in vars(settings).items():
+        if isinstance(value, int | float):
+            check_value(name, value)
+    return settings
+
+
+def parse_flags(
+    kind: "type[DataclassInstance]", arguments: Sequence[str], *, prog: str, description: str, usual: Sequence[str]
+) -> dict[str, Any]:
+    """Parse the flags of a training config, and ``--config``; returns the given ones alone, by name.
+
+    Args:
+        kind: the config, made of groups: their docstrings and those of their fields are the help.
+        arguments: the command line.
+        prog: the command's name, for the help.
+        description: what the command does, for the help.
+        usual: flags to list first in the help, before the groups.
+
+    Raises:
+        ConfigError, SystemExit: as in :func:`parse_settings`.
+    """
+    default = kind()
+    config_flag = tyro.conf.arg(help=CONFIG_HELP, help_behavior_hint="", metavar="PATH")
+    types: dict[str, Any] = {"config": Annotated[Path | None, config_flag]}
+    sections: dict[str, list[str]] = {"usual": ["config", *usual]}
+    titles: dict[str, str | None] = {}
+    for group in fields(default):
+        settings = getattr(default, group.name)
+        hints, texts = get_type_hints(type(settings)), _field_docstrings(type(settings))
+        for name, value in vars(settings).items():
+            flag = tyro.conf.arg(
+                help=texts[name], help_behavior_hint=_default_hint(value), metavar=_metavar(hints[name])
+            )
+            types[name] = Annotated[hints[name], flag]
+        sections[group.name] = [name for name in vars(settings) if name not in usual]
+        titles[group.name] = inspect.getdoc(type(settings))
+    flags = _typed_dict(
+        description,
+        {
+            section: _typed_dict(titles.get(section), {name: types[name] for name in names}, total=False)
+            for section, names in sections.items()
+        },
+    )
+    given = _parse(flags, arguments, prog, types)
+    return {name: value for section in given.values() for name, value in section.items()}
+
+
+def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
     result, unknown = tyro.cli(
-        build,
+        kind,
         prog=prog,
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -31,35 +89,44 @@ def parse(build: Callable[..., Result], arguments: Sequence[str], *, prog: str, 
         return_unknown_args=True,
     )
     for argument in unknown:
-        raise ConfigError(_refusal(argument, flags))
+        if not argument.startswith("--"):
+            raise ConfigError(
+                f"Unexpected argument {argument!r}: values follow their flag; switches take none (--name, --no_name)."
+            )
+        name = argument.partition("=")[0]
+        raise ConfigError(f"Unknown flag {name}{nearest(name.replace('-', '_').strip('_'), known)}")
     return result
 
 
-def parse_settings(kind: type[Result], arguments: Sequence[str], *, prog: str) -> Result:
-    """Make a dataclass of the arguments: its fields are the flags, its docstring is the help.
-
-    Raises:
-        ConfigError, SystemExit: as in :func:`parse`; or a number is out of its range.
-    """
-    settings = parse(kind, arguments, prog=prog, flags=list(flag_types(kind)))
-    for name, value in vars(settings).items():
-        if isinstance(value, int | float):
-            check_value(name, value)
-    return settings
+def _typed_dict(docstring: str | None, keys: dict[str, Any], *, total: bool = True) -> Any:
+    """Make a TypedDict: tyro leaves out the keys of flags that are not given where ``total`` is False."""
+    made: Any = TypedDict("options", keys, total=total)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    made.__doc__ = docstring
+    return made
 
 
-def flag_value(arguments: Sequence[str], name: str) -> str | None:
-    """Find the last value given for a flag, before the arguments are parsed as a whole."""
-    value = None
-    for index, argument in enumerate(arguments):
-        flag, equals, attached = argument.partition("=")
-        if flag.replace("-", "_") == f"__{name}":
-            value = attached if equals else next(iter(arguments[index + 1 :]), None)
-    return value
+def _field_docstrings(kind: type) -> dict[str, str]:
+    """Return the docstrings below the fields of a dataclass and its bases, by field."""
+    docstrings: dict[str, str] = {}
+    for base in kind.__mro__[:-1]:
+        (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(definition, ast.ClassDef)
+        for field, below in zip(definition.body, definition.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                name, text = ast.unparse(field.target), ast.literal_eval(below.value)
+                docstrings.setdefault(name, " ".join(text.split()))
+    return docstrings
 
 
-def _refusal(argument: str, flags: Sequence[str]) -> str:
-    if not argument.startswith("--"):
-        return f"Unexpected argument {argument!r}: values follow their flag; switches take none (--name, --no_name)."
-    name = argument.partition("=")[0]
-    return f"Unknown flag {name}{nearest(name.replace('-', '_').strip('_'), flags)}"
+def _default_hint(value: Any) -> str:
+    if value is None or value == ():
+        return ""
+    if isinstance(value, tuple):
+        value = " ".join(map(str, value))
+    return f"(default: {value})" if not isinstance(value, bool) else f"(default: {'yes' if value else 'no'})"
+
+
+def _metavar(kind: Any) -> str | None:
+    """Return the name of an optional value's type, without None; None where tyro's own word is right."""
+    kinds = [other for other in get_args(kind) if other is not NoneType]
+    return kinds[0].__name__.upper() if NoneType in get_args(kind) and isinstance(kinds[0], type) else None

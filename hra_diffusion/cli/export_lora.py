@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     written = export_lora(
         config.adapter,
         config.output,
-        config.layout,
         base=base and find_model(base),
+        layout=config.layout,
         strength=config.strength,
         dtype=config.dtype,
         license=config.license,

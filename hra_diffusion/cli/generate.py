@@ -116,7 +116,7 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     if not (config.control and config.image):
         return nullcontext()
     from hra_diffusion.control import load_hra_control
-    from hra_diffusion.control.conditions import read_condition, read_image_for
+    from hra_diffusion.control.conditions import read_condition, read_control_image
     from hra_diffusion.formats.images import parse_color
 
     control = load_hra_control(pipe, config.control)
@@ -125,7 +125,7 @@ def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
     annotator, annotated = control.annotator, config.annotated
     return control.guiding(
         pipe,
-        read_condition(config.image, annotator) if annotated else read_image_for(config.image, annotator, background),
+        read_condition(config.image, annotator) if annotated else read_control_image(config.image, annotator, background),
         strength=config.control_strength,
         start=config.control_start,
         end=config.control_end,

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
 
-    fit = fit_lora(config.lora, config.output, find_model(config.pretrained_model_name_or_path))
+    fit = fit_lora(config.lora, config.output, base=find_model(config.pretrained_model_name_or_path))
     print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; of single layers, at most:")
     for layer, lost in list(fit.layers.items())[:_SHOWN]:
         print(f"  {lost:6.1%}  {layer}")

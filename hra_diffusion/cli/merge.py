@@ -22,8 +22,8 @@ class MergeConfig:
     """The folder to write, which must not exist or be empty."""
     adapters: tuple[str, ...]
     """Adapters with their strengths, FOLDER:STRENGTH; 1 where none is given."""
-    combine: Literal["lie", "product"] = "lie"
-    """The adapters' mean, which has no order, or one after the other."""
+    combine: Literal["mean", "product", "lie"] = "mean"
+    """The adapters' mean, which has no order, or one after the other; "lie" was the mean's name in version 0.1."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp32"
     """Precision of the files."""
 
@@ -35,9 +35,11 @@ def main(arguments: Sequence[str]) -> None:
     if len(strengths) != len(config.adapters):
         raise ConfigError("--adapters names an adapter twice: give it once, with the sum of its strengths.")
 
-    from hra_diffusion.pipelines import DTYPES, merge_hra  # imports torch and diffusers: not for --help
+    from hra_diffusion.pipelines import merge_hra  # imports torch and diffusers: not for --help
 
-    print(merge_hra(find_model(config.model), config.output, strengths, config.combine, DTYPES[config.dtype]))
+    combine = "mean" if config.combine == "lie" else config.combine
+    base = find_model(config.model)
+    print(merge_hra(strengths, config.output, base=base, combine=combine, dtype=config.dtype))
 
 
 def adapter_and_strength(text: str) -> tuple[str, float]:

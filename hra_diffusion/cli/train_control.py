@@ -1,74 +1,53 @@
-"""``hra-diffusion train-control``: ControlNet-style training. train_controlnet_hra.py is the same."""
+"""``hra-diffusion train-control``: ControlNet-style training. train_controlnet_hra.py is the same command."""
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
-import tyro
+from hra_diffusion.cli.arguments import parse_flags
+from hra_diffusion.cli.training import dry_run, train, warn_of_unused_flags
+from hra_diffusion.training.config import ControlNetConfig
+from hra_diffusion.training.config.defaults import complete_settings
 
-from hra_diffusion.cli.arguments import parse
-from hra_diffusion.cli.progress import CONFIG_HELP, announce, defaults, finish, follow, warn_of_unused_flags
-from hra_diffusion.training.config import (
-    AdapterConfig,
-    ControlConfig,
-    ControlNetConfig,
-    ControlValidationConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    PairsConfig,
-    RunConfig,
+DESCRIPTION = """Teach a diffusion model a condition such as edges (ControlNet-style training with HRA).
+
+Without arguments, the embedded base learns Canny edges."""
+
+USUAL_FLAGS = (
+    "pretrained_model_name_or_path",
+    "train_data_dir",
+    "annotator",
+    "validation_image",
+    "validation_prompt",
+    "output_dir",
+    "max_train_steps",
+    "resolution",
+    "learning_rate",
+    "rank",
 )
-from hra_diffusion.training.config.file import flag_types
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, save the control and draw before_after.png; or say only what would be trained."""
+    """Train, save the control and generate before_after.png; or describe the run with --dry_run."""
     config = parse_config(arguments)
-    warn_of_unused_flags(config, arguments)
     from hra_diffusion.training.controlnet import ControlNet  # imports torch and diffusers: not for --help
+    from hra_diffusion.training.prepare import prepare_run
 
-    run = ControlNet(config)
-    announce(run)
+    run = prepare_run(ControlNet(config))
     if config.run.dry_run:
+        dry_run(run)
         return
-    follow(run)
-    finish(run)
-    print(f"{run.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
+    train(run)
+    print(f"{run.plan.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 
 def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
-    """Read settings from the command line: flags over the file of --config over the defaults.
+    """Read the settings from the command line: flags override the file of --config, which overrides the defaults.
 
     Raises:
-        ConfigError: a flag or key is unknown, or a value out of its range.
+        ConfigError: a flag or key is unknown, or a value is out of its range.
     """
-    default = defaults(arguments, ControlNetConfig, "embedded_control.toml")
-
-    def build(
-        config: Annotated[Path | None, tyro.conf.arg(help=CONFIG_HELP)] = None,
-        model: ModelConfig = default.model,
-        pairs: PairsConfig = default.pairs,
-        control: ControlConfig = default.control,
-        adapter: AdapterConfig = default.adapter,
-        objective: ObjectiveConfig = default.objective,
-        optimizer: OptimizerConfig = default.optimizer,
-        run: RunConfig = default.run,
-        validation: ControlValidationConfig = default.validation,
-    ) -> ControlNetConfig:
-        """Teach a diffusion model to follow a condition (ControlNet-style training with HRA).
-
-        Without arguments: the embedded base learns to follow Canny edges.
-        """
-        return ControlNetConfig(
-            model=model,
-            pairs=pairs,
-            control=control,
-            adapter=adapter,
-            objective=objective,
-            optimizer=optimizer,
-            run=run,
-            validation=validation,
-        )
-
-    return parse(build, arguments, prog="hra-diffusion train-control", flags=["config", *flag_types(ControlNetConfig)])
+    flags = parse_flags(
+        ControlNetConfig, arguments, prog="hra-diffusion train-control", description=DESCRIPTION, usual=USUAL_FLAGS
+    )
+    config = complete_settings(ControlNetConfig, flags, "embedded_control.toml")
+    warn_of_unused_flags(config, flags)
+    return config

@@ -19,6 +19,8 @@ from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.defaults import embedded_defaults
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.prepare import prepare_run
+from hra_diffusion.training.run import Run
 
 SUBJECTS = ("tiger", "teapot")
 _SMALL = {
@@ -47,10 +49,10 @@ def main() -> None:
 
 def make(name: str, config: DreamBoothConfig, library: Library) -> None:
     """Train an adapter and put it, with its image and card, into a library in place of what was there."""
-    run = DreamBooth(config)
-    for _ in tqdm(run.draw_class_images(), f"{name}: class images"):
+    run = prepare_run(DreamBooth(config))
+    for _ in tqdm(run.generate_class_images(), f"{name}: class images"):
         pass
-    for _ in tqdm(run.steps(), f"{name}: steps", run.total_steps):
+    for _ in tqdm(run.steps(), f"{name}: steps", run.plan.total_steps):
         pass
     run.save()
     thumbnail = run.folder / "thumbnail.png"
@@ -73,11 +75,11 @@ def make(name: str, config: DreamBoothConfig, library: Library) -> None:
     write_file(entry.folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8"))
 
 
-def _portrait(run: DreamBooth) -> Any:
-    preview, side = run.config.preview, run.resolution
+def _portrait(run: Run) -> Any:
+    preview, side = run.config.preview, run.task.resolution
     return generate_image(
         run.pipe,
-        run.subjects[0].prompt,
+        run.task.subjects[0].prompt,
         0,
         height=side,
         width=side,

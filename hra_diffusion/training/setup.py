@@ -1,4 +1,4 @@
-"""What every run does before its loop: find the device, put adapters in, connect model, optimizer and batches."""
+"""The parts of every run: devices, adapters, and the trainer that connects model, optimizer and batches."""
 
 import logging
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_scheduler
+from torch import nn
 
 from hra_diffusion.adapter.config import HRAConfig
-from hra_diffusion.adapter.model import HRAModel
-from hra_diffusion.adapter.targets import check_each_target
-from hra_diffusion.control.encoder import ConditionEncoder
-from hra_diffusion.control.loading import ENCODER
+from hra_diffusion.adapter.targets import check_target_names
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models
-from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig, TrainingConfig
+from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
 from hra_diffusion.training.data.batches import Batches, Source
 from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
 from hra_diffusion.training.devices.quantization import quantize
@@ -25,11 +25,11 @@ from hra_diffusion.training.families import Family
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
-from hra_diffusion.training.objective.controlled_denoiser import ControlledDenoiser
 from hra_diffusion.training.objective.losses import DenoisingLoss
 from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import stream
+from hra_diffusion.training.task import Plan, Task
 
 logger = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16
 
 
 def make_accelerator(run: RunConfig) -> Accelerator:
-    """Accelerate's view of the devices.
+    """Return accelerate's view of the devices.
 
     Raises:
-        ConfigError: this device cannot compute in the wanted precision.
+        ConfigError: the device does not support the precision.
     """
     try:
         accelerator = Accelerator(
@@ -55,10 +55,10 @@ def make_accelerator(run: RunConfig) -> Accelerator:
 
 
 def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig) -> None:
-    """Put fresh adapters into the pipeline's components that train, and freeze everything else.
+    """Add new adapters to the trained components of the pipeline, and freeze everything else.
 
     Raises:
-        TargetError: one of the target modules matches nothing.
+        TargetError: a target module matches no layer.
     """
     pipe = family.pipe
     targets = {family.denoiser_name: adapter.target_modules}
@@ -72,15 +72,15 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         config = HRAConfig(
             r=adapter.rank,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
-            exclude_modules=family.unreached(name),
+            exclude_modules=family.unused_modules(name),
             base_model_name_or_path=model.pretrained_model_name_or_path,
             revision=model.revision,
         )
-        check_each_target(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
+        check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.torch_compile:
-        # A checkpointed block is compiled for each shape alone, lest it be computed again by the graph of all shapes.
+        # With dynamic shapes a checkpointed block would be recomputed by another graph.
         family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)
     if run.gradient_checkpointing:
         family.model.enable_gradient_checkpointing()
@@ -89,71 +89,61 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             text_encoder.train()  # transformers checkpoints in training mode only
 
 
-def trained_parts(pipe: Any) -> dict[str, torch.nn.Module]:
-    """Return the components of a pipeline that something trains in, by name."""
+def trained_components(pipe: Pipeline) -> dict[str, nn.Module]:
+    """Return the components of a pipeline that have trained parameters, by name."""
     return {
         name: part for name, part in models(pipe).items() if any(weight.requires_grad for weight in part.parameters())
     }
 
 
-def make_trainer(
-    sources: list[Source],
-    family: Family,
-    accelerator: Accelerator,
-    config: TrainingConfig,
-    steps: int,
-    encoder: ConditionEncoder | None = None,
-    encoder_lr: float = 0.0,
-) -> Trainer:
-    """Connect the adapters that are in the pipeline with optimizer, schedule and some sources of images.
-
-    An encoder of conditions trains along, at a rate of its own.
-    """
-    objective, schedule, run = config.objective, config.optimizer, config.run
-    components, adapted = trained_parts(family.pipe), adapted_components(family.pipe)
-    rates = _learning_rates(components, schedule) | {ENCODER: encoder_lr}
-    optimizer = build_optimizer(components, rates, schedule, {ENCODER: encoder} if encoder else None)
-    if schedule.lr_warmup_steps > steps:
-        logger.warning(
-            "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its height.",
-            schedule.lr_warmup_steps,
-            steps,
-        )
-    name = schedule.lr_scheduler
-    if name == "constant" and schedule.lr_warmup_steps and schedule.optimizer != "schedule_free":
-        name = "constant_with_warmup"  # diffusers' constant knows no warm-up; schedule-free has one of its own
-    lr_scheduler = get_scheduler(name, optimizer, num_warmup_steps=schedule.lr_warmup_steps, num_training_steps=steps)
-    process = noise_process(family.pipe.scheduler, objective.flow_shift)
-    denoiser: torch.nn.Module = family.denoiser(config.adapter.text_encoder_trains)
-    if encoder:
-        denoiser = ControlledDenoiser(denoiser, family.pipe, encoder)
-    loss = DenoisingLoss(denoiser, process, objective, list(adapted.values()))
+def build_trainer(task: Task, sources: list[Source], family: Family, accelerator: Accelerator, plan: Plan) -> Trainer:
+    """Connect denoiser, optimizer, learning rate schedule and batches."""
+    settings, run = plan.config.optimizer, plan.config.run
+    extra = task.extra_modules
+    components = trained_components(family.pipe)
+    rates = _learning_rates(components, settings) | {name: module.learning_rate for name, module in extra.items()}
+    optimizer = build_optimizer(components, rates, settings, {name: module.module for name, module in extra.items()})
+    lr_scheduler = _lr_scheduler(optimizer, settings, plan.total_steps)
+    process = noise_process(family.pipe.scheduler, plan.config.objective.flow_shift)
+    adapted = list(adapted_components(family.pipe).values())
+    loss: nn.Module = DenoisingLoss(task.denoiser(family), process, plan.config.objective, adapted)
     set_up_sharding(accelerator, loss, family.model._no_split_modules or ())
-    set_up_deepspeed(accelerator, optimizer, run.train_batch_size, schedule.max_grad_norm)
+    set_up_deepspeed(accelerator, optimizer, run.train_batch_size, settings.max_grad_norm)
     weights = trained_weights(loss)
-    loss, prepared_optimizer = accelerator.prepare(loss, optimizer)
+    loss, optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
         sources=sources,
-        sampling=Sampling(process, objective),
+        sampling=Sampling(process, plan.config.objective),
         batch_size=run.train_batch_size,
         seed=run.seed,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
-    trainer = Trainer(
+    return Trainer(
         accelerator=accelerator,
         loss=loss,
         weights=weights,
-        optimizer=prepared_optimizer,
+        optimizer=optimizer,
         lr_scheduler=lr_scheduler,
         batch_at=batches.__getitem__,
-        max_grad_norm=schedule.max_grad_norm,
+        max_grad_norm=settings.max_grad_norm,
+        ema=EMA(weights, settings.ema_decay) if settings.use_ema else None,
     )
-    if schedule.use_ema:
-        trainer.average = EMA(trainer.weights, schedule.ema_decay)
-    return trainer
 
 
-def _learning_rates(components: Mapping[str, object], optimizer: OptimizerConfig) -> dict[str, float]:
-    text_encoders = optimizer.text_encoder_lr or optimizer.learning_rate
-    return {name: text_encoders if name.startswith("text_encoder") else optimizer.learning_rate for name in components}
+def _lr_scheduler(optimizer: Any, settings: OptimizerConfig, steps: int) -> Any:
+    if settings.lr_warmup_steps > steps:
+        logger.warning(
+            "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its maximum.",
+            settings.lr_warmup_steps,
+            steps,
+        )
+    name = settings.lr_scheduler
+    if name == "constant" and settings.lr_warmup_steps and settings.optimizer != "schedule_free":
+        name = "constant_with_warmup"  # diffusers' constant ignores a warm-up; schedule_free has its own
+    return get_scheduler(name, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=steps)
+
+
+def _learning_rates(components: Mapping[str, object], settings: OptimizerConfig) -> dict[str, float]:
+    text_encoders = settings.text_encoder_lr or settings.learning_rate
+    return {name: text_encoders if name.startswith("text_encoder") else settings.learning_rate for name in components}

@@ -1,9 +1,9 @@
-"""Runs that are killed at a given moment: a program, since only a process that has not trained itself can be forked.
+"""A program that kills runs at given moments; only a process without training of its own can be forked.
 
-Orders come as lines of JSON: ``[config file, event, delay]``. Each is run in a process of its own, which counts what it
-does to files of its output folder, and its steps, as events. ``delay`` seconds after the given event it is killed with
-SIGKILL; without a delay it kills itself, at that very event. The answer is a line: the number of events, and whether it
-was killed.
+Orders are lines of JSON: ``[config file, event, delay]``. Each run has a separate process, which counts its file
+operations in the output folder and its steps as events. It is killed with SIGKILL ``delay`` seconds after the given
+event; without a delay it kills itself at this event. The answer is a line of JSON: the number of events, and whether
+the run was killed.
 """
 
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.prepare import prepare_run
 
 FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
@@ -24,7 +25,7 @@ def train(config: DreamBoothConfig, events: int, last: int | None) -> None:
     folder = str(config.run.output_dir)
     count = 0
 
-    def happened() -> None:
+    def count_event() -> None:
         nonlocal count
         count += 1
         os.write(events, b".")
@@ -33,17 +34,17 @@ def train(config: DreamBoothConfig, events: int, last: int | None) -> None:
 
     def watch(event: str, arguments: tuple) -> None:
         if event in FILE_EVENTS and str(arguments[0]).startswith(folder):
-            happened()
+            count_event()
 
-    run = DreamBooth(config)
+    run = prepare_run(DreamBooth(config))
     sys.addaudithook(watch)
     for _ in run.steps():
-        happened()
+        count_event()
     run.save()
 
 
 def killed(config: DreamBoothConfig, event: int | None, delay: float) -> tuple[int, bool]:
-    """Run in a process of its own; returns the number of events, and whether it was killed."""
+    """Run in a separate process; returns the number of events, and whether the run was killed."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,9 +1,9 @@
-"""A training run on CPUs as FSDP or DeepSpeed launches it on GPUs, for accelerate offers neither here: a program.
+"""A program that trains on CPUs with FSDP or DeepSpeed, which accelerate offers on GPUs only.
 
     torchrun … tests/training/pretended_launch.py fsdp --config …
 
-Accelerate is told afterwards that it is set up for them, as `accelerate launch` with configs/accelerate/fsdp.yaml or
-deepspeed.yaml tells it on GPUs; what it does then is its own.
+It changes accelerate's state as `accelerate launch` with configs/accelerate/fsdp.yaml or deepspeed.yaml does on GPUs;
+everything else is accelerate's code.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Files: whole or not there, and what was there before stays until the new one is complete."""
+"""Files are complete or absent; a new file replaces an old one only when it is complete."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def adapted(seed: int) -> HRAModel:
 
 
 class Unsaveable:
-    """A component whose disk is full when its turn comes."""
+    """A component that fails to save, as on a full disk."""
 
     def save_pretrained(self, folder):
         folder.mkdir(parents=True)
@@ -36,16 +36,16 @@ class Unsaveable:
 
 def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
     path = tmp_path / "results" / "a.txt"
-    write_file(path, lambda place: place.write_text("old"))
+    write_file(path, lambda new: new.write_text("old"))
 
-    def fail(place: Path) -> None:
-        place.write_text("new, but only ha")
+    def fail(new: Path) -> None:
+        new.write_text("new, but only ha")
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         write_file(path, fail)
     assert everything_in(tmp_path) == {"results": None, "results/a.txt": b"old"}
-    write_file(path, lambda place: place.write_text("new"))
+    write_file(path, lambda new: new.write_text("new"))
     assert everything_in(tmp_path) == {"results": None, "results/a.txt": b"new"}
 
 
@@ -63,19 +63,19 @@ def test_an_adapter_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     assert after["run/adapter/unet/adapter_model.safetensors"] != before["run/adapter/unet/adapter_model.safetensors"]
 
 
-def test_a_place_that_cannot_be_written_is_refused_by_name(tmp_path):
+def test_a_path_that_cannot_be_written_is_refused_by_name(tmp_path):
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(OutputError, match=r"output folder .*file.* cannot be written.*--output_dir"):
-            check_writable(place)
+            check_writable(path)
 
 
-def test_the_check_leaves_no_trace(tmp_path):
+def test_checking_a_path_writes_nothing(tmp_path):
     check_writable(tmp_path / "a" / "b")
     assert everything_in(tmp_path) == {}
 
 
-def test_each_log_line_is_complete_as_soon_as_it_is_written(tmp_path):
+def test_log_lines_are_flushed_at_once(tmp_path):
     record = StepRecord(step=1, loss=0.5, losses={"a": 0.5}, gradient_norm=1.0, learning_rates={"unet": 0.1})
     with Log(tmp_path / "log.jsonl") as log:
         for count in (1, 2):
@@ -84,8 +84,8 @@ def test_each_log_line_is_complete_as_soon_as_it_is_written(tmp_path):
             assert [json.loads(line)["loss"] for line in lines] == [0.5] * count
 
 
-def test_numbers_that_are_not_finite_leave_the_log_json(tmp_path):
-    """As gradients do in the first steps of half precision."""
+def test_the_log_is_valid_json_with_infinite_numbers(tmp_path):
+    """As the gradients of the first steps in half precision are."""
     record = StepRecord(
         step=1, loss=0.5, losses={"a": float("nan")}, gradient_norm=float("inf"), learning_rates={"unet": 0.1}
     )

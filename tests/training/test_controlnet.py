@@ -1,4 +1,4 @@
-"""A control run on a tiny model: pairs are checked first, it learns, repeats and resumes to the bit, and guides."""
+"""Control runs on a tiny model: checks of the pairs, training, resuming, and generation with the control."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ WEIGHTS = (
 
 @pytest.fixture
 def scenes(tmp_path):
-    """A folder of five images, each of a box somewhere, with captions."""
+    """A folder of five captioned images of boxes."""
     folder = tmp_path / "scenes"
     folder.mkdir()
     for at in range(5):
@@ -77,7 +77,7 @@ def bytes_of(folder):
     return [(folder / name).read_bytes() for name in WEIGHTS]
 
 
-def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(control_config, tiny_sd, scenes, tmp_path):
+def test_a_run_trains_encoder_and_adapter_and_its_folder_is_a_control(control_config, tiny_sd, scenes, tmp_path):
     run = prepare_run(ControlNet(control_config))
     before = {name: weight.clone() for name, weight in run.task.encoder.state_dict().items()}
     records = list(run.steps())
@@ -97,7 +97,7 @@ def test_a_run_learns_encoder_and_adapter_and_its_folder_guides_a_pipeline(contr
 
 
 @pytest.mark.slow
-def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never_stopped(control_config, tmp_path):
+def test_equal_settings_give_equal_files_whether_or_not_a_run_is_resumed(control_config, tmp_path):
     train(with_values(control_config, {"use_ema": True}))
     again = with_values(control_config, {"use_ema": True, "output_dir": tmp_path / "again"})
     steps = prepare_run(ControlNet(again)).steps()
@@ -113,21 +113,21 @@ def test_equal_settings_give_equal_files_and_a_resumed_run_is_the_one_that_never
     assert saved.control == control_config.control
 
 
-def test_the_base_stays_and_the_first_prediction_is_its_own(control_config):
+def test_the_first_prediction_equals_the_base_models(control_config):
     run = prepare_run(ControlNet(control_config))
     trainer = run.build_trainer(Cache(None))
     batch = trainer.batch_at(0)
     controlled = trainer.accelerator.unwrap_model(trainer.loss)
     with torch.no_grad():
         losses, _ = controlled(**batch.inputs)
-        told = {k: v for k, v in batch.inputs.items() if k not in ("control", "control_kept")}
+        others = {k: v for k, v in batch.inputs.items() if k not in ("control", "control_kept")}
         controlled.denoiser = controlled.denoiser.denoiser
         with run.pipe.unet.disable_adapter():
-            of_base, _ = controlled(**told)
-    assert torch.allclose(losses, of_base, atol=1e-5)
+            base_losses, _ = controlled(**others)
+    assert torch.allclose(losses, base_losses, atol=1e-5)
 
 
-def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_config):
+def test_prompts_and_conditions_are_dropped_in_the_given_proportions(control_config):
     trainer = prepare_run(ControlNet(control_config)).build_trainer(Cache(None))
     batches = [trainer.batch_at(index).inputs for index in range(120)]
     kept = torch.cat([batch["control_kept"] for batch in batches])
@@ -142,7 +142,7 @@ def test_each_step_leaves_out_prompts_and_conditions_as_often_as_asked(control_c
         assert abs(share.float().mean().item() - wanted) < 0.1
 
 
-def test_one_geometry_holds_for_both_and_colors_vary_on_the_image_alone(scenes):
+def test_image_and_condition_share_crops_and_flips_but_not_color_jitter(scenes):
     config = PairsConfig(random_flip=True, color_jitter=0.5)
     (scenes / "conditioning_images").mkdir()
     for path in scenes.glob("*.png"):
@@ -159,23 +159,23 @@ def test_one_geometry_holds_for_both_and_colors_vary_on_the_image_alone(scenes):
     )
 
 
-def test_a_table_names_images_conditions_and_captions(scenes, caplog):
+def test_metadata_names_images_conditions_and_captions(scenes, caplog):
     (scenes / "maps").mkdir()
     (scenes / "LICENSE").touch()
     shutil.copy(scenes / "1.png", scenes / "maps" / "a.png")
     (scenes / "metadata.jsonl").write_text(
-        json.dumps({"image": "1.png", "conditioning_image": "maps/a.png", "text": "told"}) + "\n"
+        json.dumps({"image": "1.png", "conditioning_image": "maps/a.png", "text": "a box"}) + "\n"
     )
     (pair,) = read_pairs(scenes, PairsConfig())
-    assert (pair.example.caption, pair.condition) == ("told", scenes / "maps" / "a.png")
+    assert (pair.example.caption, pair.condition) == ("a box", scenes / "maps" / "a.png")
     assert "metadata.jsonl does not name 0.png, 2.png" in caplog.text
     assert "LICENSE" not in caplog.text
     (scenes / "metadata.jsonl").write_text('{"image": "1.png"}\n')
     (pair,) = read_pairs(scenes, PairsConfig())
-    assert pair.example.caption == (scenes / "1.txt").read_text()  # where the table has none
+    assert pair.example.caption == (scenes / "1.txt").read_text()  # without a caption in metadata.jsonl
 
 
-def test_what_goes_with_nothing_is_named(scenes, caplog):
+def test_unmatched_files_and_flags_are_named(scenes, caplog):
     read_pairs(scenes, PairsConfig(caption_column="prompt"))
     assert f"--caption_column has no effect, because {scenes} has no metadata.jsonl" in caplog.text
     folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
@@ -187,7 +187,7 @@ def test_what_goes_with_nothing_is_named(scenes, caplog):
         read_pairs(scenes, PairsConfig())
 
 
-def test_a_condition_that_is_none_is_named_before_the_start(control_config, scenes):
+def test_an_invalid_condition_is_refused_before_the_start(control_config, scenes):
     folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
     for path in folder.glob("*.png"):
         Image.open(path).convert("L").save(path)
@@ -197,7 +197,7 @@ def test_a_condition_that_is_none_is_named_before_the_start(control_config, scen
         prepare_run(ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False})))
 
 
-def test_images_of_one_name_are_two(control_config, scenes):
+def test_images_of_the_same_name_in_two_folders_are_distinct(control_config, scenes):
     rows = []
     for name in ("a", "b"):
         (scenes / name).mkdir()
@@ -207,7 +207,7 @@ def test_images_of_one_name_are_two(control_config, scenes):
     assert len(prepare_run(ControlNet(control_config)).plan.fingerprint["pictures"]) == 2
 
 
-def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
+def test_evaluation_reads_metadata_as_training_does(control_config, scenes):
     (scenes / "masks").mkdir()
     Image.open(scenes / "1.png").convert("L").save(scenes / "masks" / "1.png")
     rows = '\ufeff{"image": "1.png", "text": "a box", "object": "box"}\n\n'
@@ -216,7 +216,7 @@ def test_a_trial_reads_the_table_as_training_does(control_config, scenes):
     assert (trial.objects, len(trial.masks)) == (["box"], 1)
 
 
-def test_datasets_become_folders(tmp_path, scenes):
+def test_datasets_are_imported_into_folders(tmp_path, scenes):
     datasets = pytest.importorskip("datasets")
     images = [Image.open(scenes / f"{at}.png") for at in range(3)]
     columns = {"photo": images, "edges": images, "text": ["a", "b", "c"]}
@@ -247,7 +247,7 @@ def test_datasets_become_folders(tmp_path, scenes):
     assert [pair.example.caption for pair in pairs] == ["a!", "b!"]
 
 
-def test_tar_files_that_have_changed_are_read_anew(tmp_path, scenes):
+def test_changed_tar_files_are_imported_again(tmp_path, scenes):
     pytest.importorskip("datasets")
     config = PairsConfig(dataset_name=str(tmp_path / "scenes.tar"), image_column="png", caption_column="txt")
     for captions in (["a", "b"], ["a", "changed"]):
@@ -260,14 +260,14 @@ def test_tar_files_that_have_changed_are_read_anew(tmp_path, scenes):
         assert [pair.example.caption for pair in pairs] == captions
 
 
-def test_the_text_encoder_stays_out_of_a_control(control_config):
-    """Prompts are read before the range and the strength of a control are known."""
+def test_training_a_text_encoder_is_refused_for_a_control(control_config):
+    """Prompts are encoded before a control's range and strength are known."""
     for flag in ("train_text_encoder", "train_text_encoder_ti"):
         with pytest.raises(ConfigError, match="prompts keep their meaning: leave out"):
             prepare_run(ControlNet(with_values(control_config, {flag: True})))
 
 
-def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(control_config, scenes, tmp_path):
+def test_transparent_images_have_the_background_color_of_the_run_everywhere(control_config, scenes, tmp_path):
     disc = Image.new("RGBA", (32, 32))
     ImageDraw.Draw(disc).ellipse((8, 8, 24, 24), fill="red")
     disc.save(scenes / "0.png")
@@ -275,16 +275,21 @@ def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(c
     run = prepare_run(ControlNet(with_values(control_config, blue)))
     list(run.steps())
     run.save()
-    trained = make_crop_conditions(run.task.pairs[0], (32, 32), run.task.annotator, run.config.pairs, 0)[0].permute(1, 2, 0)
+    trained = make_crop_conditions(run.task.pairs[0], (32, 32), run.task.annotator, run.config.pairs, 0)[0].permute(
+        1, 2, 0
+    )
     assert trained[0, 0, 2] > 150 > trained[0, 0, 1]
     trial = read_trial(scenes, run.task.annotator, run.config, 32, num_pairs=1, batch_size=1)
-    for condition, real in ((run.validation.conditions[0], run.validation.real[0]), (trial.conditions[0], trial.real[0])):
+    for condition, real in (
+        (run.validation.conditions[0], run.validation.real[0]),
+        (trial.conditions[0], trial.real[0]),
+    ):
         assert np.array_equal(condition, trained)
         assert real.getpixel((0, 0)) == (0, 0, 255)
     flags = ["--control", str(run.folder), "--prompt", "box 0", "--image", str(scenes / "0.png")]
-    shown = next(image for _, _, image in run.generate_validation())
+    expected = next(image for _, _, image in run.generate_validation())
     assert main(["generate", *flags, "--output_dir", str(tmp_path)]) == 0
-    assert Image.open(tmp_path / "box-0-0.png").tobytes() == shown.tobytes()
+    assert Image.open(tmp_path / "box-0-0.png").tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize(
@@ -320,7 +325,7 @@ def test_transparent_images_lie_on_the_run_s_background_wherever_they_are_read(c
         (None, {"resolution": 30}, ConfigError, "steps of 4 pixels"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_written(
+def test_invalid_input_is_refused_before_anything_is_written(
     control_config, scenes, tmp_path, spoil, changes, error, complaint
 ):
     if spoil:
@@ -330,8 +335,8 @@ def test_what_is_wrong_is_said_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_config, scenes, tmp_path, capsys):
-    """Conditions given by hand, drawn on the way and in before_after.png, and later from a checkpoint."""
+def test_generate_reproduces_the_validation_images_of_given_conditions(control_config, scenes, tmp_path, capsys):
+    """Conditions given as files: images during training, in before_after.png, and from a checkpoint."""
     one, other = (tmp_path / f"{name}.png" for name in ("one", "other"))
     for at, path in enumerate((one, other)):
         make_annotator("canny")(Image.open(scenes / f"{at}.png").resize((32, 32))).save(path)
@@ -340,24 +345,24 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
     config = with_values(control_config, given)
     assert parse_control_config(flags).validation.given == config.validation.given == [("box", one), ("box", other)]
     run = prepare_run(ControlNet(config))
-    assert (run.validation.prompts, run.validation.num_images) == (["box"] * 4, 8)
+    assert (run.validation.prompts, run.validation.num_comparison_images) == (["box"] * 4, 8)
     for record in run.steps():
         if record.step == 2:
-            shown = list(run.generate_validation())
+            images = list(run.generate_validation())
     run.save()
-    assert [seed for _, seed, _ in shown] == [0, 1, 2, 3]
+    assert [seed for _, seed, _ in images] == [0, 1, 2, 3]
     assert list(run.generate_before_after())[-1] == 8
     assert read_toml(run.folder / "config.toml", ControlNetConfig()).validation == config.validation
     assert main(["inspect", str(run.folder)]) == 0
     assert f"validation_image = {one} {other}" in capsys.readouterr().out
-    common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "drawn"), "--annotated"]
+    common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "generated"), "--annotated"]
     for path, seed in ((one, 1), (other, 2)):
         where = ["--control", str(run.folder / "checkpoint-2"), "--image", str(path), "--seed", str(seed)]
         assert main([*common, *where]) == 0
-        assert Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes() == shown[seed][2].tobytes()
-        shown_with = Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes()
+        assert Image.open(tmp_path / "generated" / f"box-{seed}.png").tobytes() == images[seed][2].tobytes()
+        controlled = Image.open(tmp_path / "generated" / f"box-{seed}.png").tobytes()
         assert main([*common, *where, "--control_strength", "0"]) == 0
-        assert Image.open(tmp_path / "drawn" / f"box-{seed}.png").tobytes() != shown_with
+        assert Image.open(tmp_path / "generated" / f"box-{seed}.png").tobytes() != controlled
 
 
 @pytest.mark.parametrize(
@@ -370,19 +375,19 @@ def test_what_generate_draws_with_a_condition_is_what_the_run_has_shown(control_
         (["--adapter", "nix", "--control_strength", "0.5"], "--control_strength is of a control, and there is none"),
     ],
 )
-def test_generate_says_what_a_control_needs(capsys, tmp_path, monkeypatch, flags, complaint):
+def test_generate_names_the_flags_missing_for_a_control(capsys, tmp_path, monkeypatch, flags, complaint):
     monkeypatch.chdir(tmp_path)
     assert main(["generate", "--prompt", "box", *flags]) == 2
     assert complaint in capsys.readouterr().err
 
 
-def test_an_adapter_without_a_condition_is_no_control(capsys, trained, scenes):
+def test_an_adapter_without_an_encoder_is_refused_as_a_control(capsys, trained, scenes):
     flags = ["--control", str(trained), "--image", str(scenes / "1.png"), "--prompt", "box"]
     assert main(["generate", *flags]) == 2
     assert "holds an adapter and no control" in capsys.readouterr().err
 
 
-def test_generate_draws_with_a_control_beside_an_adapter(control_config, tiny_sd, scenes, tmp_path):
+def test_generate_uses_a_control_beside_an_adapter(control_config, tiny_sd, scenes, tmp_path):
     run = prepare_run(ControlNet(with_values(control_config, {"max_train_steps": 1})))
     list(run.steps())
     run.save()
@@ -405,7 +410,7 @@ def test_given_conditions_and_prompts_go_together(prompts, images):
         with_values(ControlNetConfig(), {"validation_prompt": prompts, "validation_image": images})
 
 
-def test_shares_of_what_is_left_out_are_shares_of_one():
+def test_dropout_proportions_add_up_to_at_most_one():
     with pytest.raises(ConfigError, match=r"add up to 1\.2"):
         with_values(ControlNetConfig(), {"proportion_empty_prompts": 0.6, "proportion_empty_both": 0.55})
 
@@ -429,7 +434,7 @@ def test_the_command_trains_and_a_dry_run_writes_nothing(control_config, tiny_sd
     assert "FID is not measured: FID needs torch-fidelity" in table
     assert main(["evaluate-control", str(tmp_path / "run"), "--pairs_dir", str(scenes), "--num_pairs", "1"]) == 0
     modes = json.loads((tmp_path / "run" / "metrics.json").read_text())["measures"]["canny F1, within 0 px"]
-    assert set(modes) == {"controlled", "base", "real"}  # there is no other's condition
+    assert set(modes) == {"controlled", "base", "real"}  # a single pair cannot be shuffled
     assert main(["generate", "--adapter", str(tmp_path / "run"), "--prompt", "box"]) == 2
     assert "holds a control: generate with --control and --image" in capsys.readouterr().err
     assert main(["inspect", str(tmp_path / "run")]) == 0

@@ -1,6 +1,7 @@
-"""A run as a whole, on a tiny model: it learns, it repeats to the bit, and it changes nothing but the adapter."""
+"""Whole runs on a tiny model: they train, repeat bit for bit, and change nothing but the adapter."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def test_a_run_learns_its_images(config):
     assert end < 0.97 * start
 
 
-def test_equal_settings_give_equal_files_to_the_bit(config, tmp_path):
+def test_equal_settings_give_equal_files_bit_for_bit(config, tmp_path):
     train(config)
     torch.manual_seed(123)
     train(with_values(config, {"output_dir": tmp_path / "again"}))
@@ -69,7 +70,7 @@ def test_the_saved_config_reproduces_the_run(config, tmp_path):
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "again")
 
 
-def test_looking_at_images_on_the_way_does_not_change_the_training(config, tmp_path):
+def test_generating_images_during_training_does_not_affect_it(config, tmp_path):
     train(config)
     run = prepare_run(DreamBooth(with_values(config, {"output_dir": tmp_path / "watched"})))
     list(run.generate_class_images())
@@ -79,7 +80,7 @@ def test_looking_at_images_on_the_way_does_not_change_the_training(config, tmp_p
     assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "watched")
 
 
-def test_checkpointing_changes_memory_not_results(config, tmp_path):
+def test_gradient_checkpointing_does_not_change_results(config, tmp_path):
     train(config)
     train(with_values(config, {"output_dir": tmp_path / "checkpointed", "gradient_checkpointing": True}))
     for name in WEIGHTS[:2]:
@@ -87,7 +88,7 @@ def test_checkpointing_changes_memory_not_results(config, tmp_path):
         assert all(torch.allclose(one[key], other[key], atol=1e-5) for key in one)
 
 
-def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
+def test_the_base_model_is_unchanged_and_a_run_starts_from_its_predictions(config):
     run = prepare_run(DreamBooth(config))
     before = {name: weight.clone() for name, weight in run.pipe.unet.named_parameters() if "hra_u" not in name}
     inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500]), run.family.encode_prompts(["a dog"], True))
@@ -109,7 +110,7 @@ def test_the_base_model_stays_as_it_was_and_the_start_is_the_base(config):
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
-def test_both_components_learn_and_are_saved_for_their_base(config, tmp_path):
+def test_both_components_train_and_are_saved(config, tmp_path):
     run = prepare_run(DreamBooth(config))
     start = {
         name: {k: v.clone() for k, v in part.state_dict().items()}
@@ -133,20 +134,26 @@ def test_in_half_precision_the_adapter_stays_in_float32(config, tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_epochs_count_passes_over_the_subjects_images(config, epochs):
-    run = prepare_run(DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3})))
+def test_an_epoch_is_one_pass_over_the_subjects_images(config, epochs):
+    run = prepare_run(
+        DreamBooth(with_values(config, {"max_train_steps": None, "num_train_epochs": epochs, "train_batch_size": 3}))
+    )
     assert run.plan.total_steps == -(-4 * epochs // 3)
 
 
-def test_the_portrait_has_a_row_a_prompt_and_leaves_out_what_has_no_class(config):
+def test_validation_has_one_row_per_prompt_without_class_prompts_of_no_class(config):
     prompts = ("{instance_prompt} in snow", "{class_prompt}", "a tree")
     changes = {"validation_prompts": prompts, "instance_prompt": "a sks dog", "with_prior_preservation": False}
     assert prepare_run(DreamBooth(with_values(config, changes))).validation.prompts == ["a sks dog in snow", "a tree"]
     changes |= {"class_prompt": "a dog"}
-    assert prepare_run(DreamBooth(with_values(config, changes))).validation.prompts == ["a sks dog in snow", "a dog", "a tree"]
+    assert prepare_run(DreamBooth(with_values(config, changes))).validation.prompts == [
+        "a sks dog in snow",
+        "a dog",
+        "a tree",
+    ]
 
 
-def test_a_subjects_own_file_holds_its_prompts(config, images):
+def test_subject_toml_sets_the_prompts(config, images):
     (images / "subject.toml").write_text(
         'instance_prompt = "a render of a sks cat"\nclass_prompt = "a render of a cat"'
     )
@@ -159,8 +166,10 @@ def test_a_subjects_own_file_holds_its_prompts(config, images):
     assert (resolved.data.instance_prompt, resolved.prior.class_prompt) == ("mine", "a render of a cat")
 
 
-def test_buckets_keep_shapes_and_the_class_follows(config):
-    run = prepare_run(DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True})))
+def test_buckets_keep_aspect_ratios_and_class_images_have_the_same_sizes(config):
+    run = prepare_run(
+        DreamBooth(with_values(config, {"aspect_ratio_buckets": True, "color_jitter": 0.1, "random_flip": True}))
+    )
     list(run.generate_class_images())
     assert run.task.sizes == [(32, 32), (40, 24), (24, 40), (28, 36)]
     assert "from 4 images of 32 px in 4 shapes" in run.summary
@@ -168,7 +177,7 @@ def test_buckets_keep_shapes_and_the_class_follows(config):
     assert [record.losses.keys() for record in records] == [{"instance", "class"}] * 4
 
 
-def test_a_masked_run_learns_other_things_and_repeats_to_the_bit(config, tmp_path):
+def test_a_mask_changes_the_result_which_repeats_bit_for_bit(config, tmp_path):
     train(config)
     mask = Image.new("L", (10, 10))
     mask.paste(255, (0, 0, 5, 10))
@@ -180,7 +189,7 @@ def test_a_masked_run_learns_other_things_and_repeats_to_the_bit(config, tmp_pat
     assert bytes_of(tmp_path / "masked") != bytes_of(tmp_path / "run")
 
 
-def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(config, images, tmp_path):
+def test_several_subjects_train_in_one_run_with_their_prompts_and_classes(config, images, tmp_path):
     both = tmp_path / "both"
     for name, count in (("cat", 4), ("10_sks dog", 2)):
         shutil.copytree(images, both / name)
@@ -197,8 +206,8 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         "dog",
         "a photo of a cat",
     ]
-    drawn = [len(list((tmp_path / "run" / "class_images" / name).iterdir())) for name in ("cat", "10_sks dog")]
-    assert drawn == [3, 3]
+    counts = [len(list((tmp_path / "run" / "class_images" / name).iterdir())) for name in ("cat", "10_sks dog")]
+    assert counts == [3, 3]
     assert "from 6 images" in run.summary
     saved = read_toml(tmp_path / "run" / "config.toml", DreamBoothConfig())
     train(with_values(saved, {"output_dir": tmp_path / "again"}))
@@ -224,7 +233,7 @@ def test_several_subjects_train_in_one_run_each_with_its_prompts_and_class(confi
         ({"output_dir": Path(__file__) / "run"}, OutputError, "--output_dir"),
     ],
 )
-def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes, error, complaint):
+def test_invalid_settings_are_refused_before_anything_is_written(config, tmp_path, changes, error, complaint):
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(error, match=complaint) as raised:
         prepare_run(DreamBooth(with_values(config, changes)))
@@ -232,7 +241,7 @@ def test_bad_input_is_named_before_anything_is_written(config, tmp_path, changes
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_what_a_run_writes_does_not_lie_among_its_images(config, images):
+def test_output_folders_among_the_training_images_are_refused(config, images):
     root = images.parent / "pets"
     root.mkdir()
     (root / "dog").symlink_to(images)
@@ -242,18 +251,21 @@ def test_what_a_run_writes_does_not_lie_among_its_images(config, images):
                 prepare_run(DreamBooth(with_values(config, changes)))
 
 
-def test_the_summary_counts_what_trains(config):
+def test_the_summary_counts_trained_parameters(config):
     run = prepare_run(DreamBooth(with_values(config, {"rank": 2})))
     # q, k, v, out of self-attention and of cross-attention to 32 channels, in one block down and two up; the same in
     # the middle, which is 32 wide; the text encoder's two layers.
     widths = 3 * (4 * 16 + 16 + 32 + 32 + 16) + 8 * 32 + 2 * 4 * 32
-    assert f"from 4 images of 32 px: {2 * widths:,} parameters in" in run.summary
+    counts = re.findall(r"([\d,]+) parameters in (\w+)", run.summary)
+    assert "from 4 images of 32 px: " in run.summary
+    assert {name for _, name in counts} == {"unet", "text_encoder"}
+    assert sum(int(count.replace(",", "")) for count, _ in counts) == 2 * widths
 
 
-def test_what_the_model_does_not_read_of_a_caption_is_named(config, caplog):
+def test_the_truncated_end_of_a_caption_is_named(config, caplog):
     long = "a sks dog " + "x" * 40
     prepare_run(DreamBooth(with_values(config, {"instance_prompt": long, "class_prompt": "a dog"})))
-    limit = 40 - 2 - len("asksdog")  # of the tiny model, which spells
+    limit = 40 - 2 - len("asksdog")  # the tiny model has one token per letter
     assert f'is too long for the model, which ignores "{"x" * (40 - limit)}"' in caplog.text
 
 
@@ -268,7 +280,7 @@ def test_an_odd_rank_is_warned_about(config):
         prepare_run(DreamBooth(with_values(config, {"rank": 3})))
 
 
-def test_a_run_that_stops_early_leaves_no_half_written_file(config, tmp_path):
+def test_a_stopped_run_leaves_only_complete_files(config, tmp_path):
     run = prepare_run(DreamBooth(config))
     list(run.generate_class_images())
     steps = run.steps()
@@ -286,17 +298,17 @@ def test_large_photographs_train(config, tmp_path):
     assert (tmp_path / "run" / "before_after.png").exists()
 
 
-def test_deepspeed_cuts_nothing_into_pieces(config, monkeypatch):
+def test_deepspeed_shards_nothing(config, monkeypatch):
     accelerator, optimizer = make_accelerator(config.run), torch.optim.SGD([torch.ones(1)])
-    set_up_deepspeed(accelerator, optimizer, 2, 0.5)  # on one device, there is nothing to be done
+    set_up_deepspeed(accelerator, optimizer, 2, 0.5)  # nothing to do on one device
     plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}})
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     monkeypatch.setattr(Accelerator, "deepspeed_plugin", plugin)
     set_up_deepspeed(accelerator, optimizer, 2, 0.5)
-    told = plugin.deepspeed_config
-    assert (told["zero_optimization"], told["train_batch_size"]) == ({"stage": 0}, 2)
-    assert not told["bf16"]["enabled"]
-    told["zero_optimization"] = {"stage": 3}
+    settings = plugin.deepspeed_config
+    assert (settings["zero_optimization"], settings["train_batch_size"]) == ({"stage": 0}, 2)
+    assert not settings["bf16"]["enabled"]
+    settings["zero_optimization"] = {"stage": 3}
     with pytest.raises(ConfigError, match=r"ZeRO stage 3.*configs/accelerate/fsdp\.yaml"):
         set_up_deepspeed(accelerator, optimizer, 2, 0.5)
 
@@ -317,7 +329,7 @@ def test_the_first_version_of_fsdp_is_refused_by_name(config, monkeypatch, net):
         ("deepspeed", DistributedType.DEEPSPEED),
     ],
 )
-def test_the_launch_configs_are_accelerates(name, kind):
+def test_accelerate_reads_the_launch_configs(name, kind):
     launch = load_config_from_file(str(PROJECT / "configs" / "accelerate" / f"{name}.yaml"))
     assert launch.distributed_type == kind
     assert not launch.use_cpu
@@ -325,7 +337,7 @@ def test_the_launch_configs_are_accelerates(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "deepspeed", "xl"])
-def test_two_processes_give_the_adapter_of_one(config, tiny_sdxl, tmp_path, kind):
+def test_two_processes_train_the_same_adapter_as_one(config, tiny_sdxl, tmp_path, kind):
     plain = kind in ("ddp", "xl")
     program = ["train_dreambooth_hra.py"] if plain else ["tests/training/pretended_launch.py", kind]
     config = with_values(config, {"orthogonality_weight": 0.001, "noise_offset": 0.1, "max_grad_norm": 0.1})
@@ -340,7 +352,7 @@ def test_two_processes_give_the_adapter_of_one(config, tiny_sdxl, tmp_path, kind
         try:
             assert processes.wait(timeout=500) == 0
         finally:
-            processes.terminate()  # the launcher ends its processes, too
+            processes.terminate()  # the launcher also ends its processes
     for path in sorted((tmp_path / "run" / "adapter").glob("*/*.safetensors")):
         name = path.relative_to(tmp_path / "run")
         one, two = (load_file(tmp_path / folder / name) for folder in ("run", "two"))

@@ -1,4 +1,4 @@
-"""EMA: an average on the sphere that training never notices, and that is what is saved and shown."""
+"""EMA: an average on the sphere, without effect on training, to save and generate with."""
 
 import math
 from pathlib import Path
@@ -28,7 +28,7 @@ def columns(seed: int, d: int = 16, r: int = 4) -> torch.Tensor:
     return u
 
 
-def test_it_is_the_weighted_mean_brought_back_to_the_sphere():
+def test_the_average_is_the_weighted_mean_retracted_to_the_sphere():
     u, v = columns(0), columns(1)
     average = EMA({COLUMNS: u, OTHER: u}, decay=0.1)
     average.update({COLUMNS: v, OTHER: v}, step=1)
@@ -37,7 +37,7 @@ def test_it_is_the_weighted_mean_brought_back_to_the_sphere():
     assert torch.allclose(average.weights[COLUMNS], mean * math.sqrt(16) / mean.norm(dim=0))
 
 
-def test_it_begins_quickly_and_becomes_slow():
+def test_the_decay_warms_up():
     average = EMA({OTHER: torch.zeros(1)}, decay=0.9)
     average.update({OTHER: torch.ones(1)}, step=1)
     assert average.weights[OTHER].item() == pytest.approx(1 - 2 / 11)
@@ -45,7 +45,7 @@ def test_it_begins_quickly_and_becomes_slow():
     assert average.weights[OTHER].item() == pytest.approx(0.9 * (1 - 2 / 11))
 
 
-def test_near_columns_give_the_rotation_halfway():
+def test_the_average_of_near_columns_is_the_rotation_halfway():
     u = columns(0, r=1)
     direction = columns(1, r=1)
     direction -= u * (u * direction).sum() / u.square().sum()
@@ -56,7 +56,7 @@ def test_near_columns_give_the_rotation_halfway():
     assert torch.allclose(chain_matrix(average.weights[COLUMNS]), chain_matrix(u), atol=1e-12)
 
 
-def test_missing_reflections_stay_missing():
+def test_zero_columns_stay_zero():
     average = EMA({COLUMNS: torch.zeros(8, 2)}, decay=0.5)
     average.update({COLUMNS: torch.zeros(8, 2)}, step=5)
     assert not average.weights[COLUMNS].any()
@@ -80,25 +80,23 @@ def config(config):
     return with_values(config, {**values, "use_ema": True, "ema_decay": 0.5, "checkpointing_steps": 2})
 
 
-def test_training_does_not_notice_it_and_what_is_saved_is_the_average(config, tmp_path):
+def test_ema_does_not_affect_training_and_is_saved(config, tmp_path):
     without = train(config, tmp_path / "without", use_ema=False)
     average = train(config, tmp_path / "average")
     assert (average.folder / "log.jsonl").read_bytes() == (without.folder / "log.jsonl").read_bytes()
     saved = [load_file(run.folder / "adapter" / WEIGHTS) for run in (without, average)]
     assert not any(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
     expected = torch.cat([weight.flatten() for weight in average.start().trainer.ema.weights.values()])
-    found = torch.cat([saved[1][f"base_model.model.{name}"].flatten() for name in names_of(average)])
-    assert torch.equal(found, expected)
+    actual = torch.cat([saved[1][f"base_model.model.{name}"].flatten() for name in saved_names(average)])
+    assert torch.equal(actual, expected)
 
 
-def names_of(run: Run) -> list[str]:
-    """Names in the file of what trains in the UNet."""
-    return [
-        name.partition("unet.model.")[2].replace("hra_u_default", "hra_u") for name in run.start().trainer.weights
-    ]
+def saved_names(run: Run) -> list[str]:
+    """Return the names of the UNet's trained weights in an adapter file."""
+    return [name.partition("unet.model.")[2].replace("hra_u_default", "hra_u") for name in run.start().trainer.weights]
 
 
-def test_with_it_too_a_run_goes_on_to_the_bit(config, tmp_path):
+def test_a_resumed_run_with_ema_equals_an_uninterrupted_one_bit_for_bit(config, tmp_path):
     whole = train(config, tmp_path / "whole").folder
     train(config, tmp_path / "stopped", stop_after=3)
     stopped = train(config, tmp_path / "stopped", resume_from_checkpoint="latest").folder
@@ -106,7 +104,7 @@ def test_with_it_too_a_run_goes_on_to_the_bit(config, tmp_path):
         assert (stopped / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_what_is_drawn_on_the_way_is_the_average_that_the_checkpoint_holds(config, tmp_path):
+def test_validation_images_are_generated_with_the_ema_of_the_checkpoint(config, tmp_path):
     run = train(config, tmp_path / "run", stop_after=2)
     before = {name: weight.detach().clone() for name, weight in run.start().trainer.weights.items()}
     prompt, seed, image = next(iter(list(run.generate_validation())))

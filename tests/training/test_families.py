@@ -1,4 +1,4 @@
-"""Stable Diffusion as training sees it: its noise, its targets and its conditions are the model's own."""
+"""Model families: noise, targets and conditioning equal those of the model's pipeline."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ def family(tiny_sd):
 
 @pytest.fixture(scope="module", params=["tiny_sd", "tiny_sdxl", "tiny_sd3"])
 def any_family(request):
-    """Each family in turn."""
+    """One model of each family."""
     return load_from(request.getfixturevalue(request.param))
 
 
@@ -51,44 +51,44 @@ def test_the_denoiser_is_called_as_the_pipeline_calls_it(any_family):
     ((args, kwargs, theirs),) = calls
     noisy = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-    condition = any_family.condition(["a photo of a sks dog"], False)
-    condition["sizes"] = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
+    conditioning = any_family.encode_prompts(["a photo of a sks dog"], False)
+    conditioning["sizes"] = torch.tensor([[32.0, 32, 0, 0, 32, 32]])
     with torch.no_grad():
-        ours = any_family.denoiser(False)(noisy, timestep.expand(1), condition)
+        ours = any_family.denoiser(False)(noisy, timestep.expand(1), conditioning)
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_prompts_that_are_too_long_are_cut_as_the_pipeline_does(family):
+def test_long_prompts_are_truncated_as_in_the_pipeline(family):
     prompts = ["a photo of a sks dog", "a dog" * 40]
     theirs, _ = family.pipe.encode_prompt(prompts, "cpu", 1, False)
     assert torch.allclose(family.encode_prompts(prompts, text_encoder_trains=False)["prompt"], theirs, atol=1e-6)
 
 
-def test_training_text_encoders_give_the_prediction_of_resting_ones(any_family):
+def test_predictions_are_the_same_with_trained_and_frozen_text_encoders(any_family):
     prompts = ["a sks dog", "a dog", "a sks dog"]
     noisy, timesteps = torch.randn(3, 4, 8, 8), torch.tensor([1, 500, 999])
     sizes = {"sizes": torch.tensor([32.0, 32, 0, 0, 32, 32]).expand(3, 6)}
     with torch.no_grad():
-        rests, trains = (
-            any_family.denoiser(trains)(noisy, timesteps, any_family.condition(prompts, trains) | sizes)
-            for trains in (False, True)
+        frozen, trained = (
+            any_family.denoiser(trained)(noisy, timesteps, any_family.encode_prompts(prompts, trained) | sizes)
+            for trained in (False, True)
         )
-    assert torch.allclose(rests, trains, atol=1e-5)
+    assert torch.allclose(frozen, trained, atol=1e-5)
 
 
-def test_sdxl_is_told_what_became_of_a_image(tiny_sdxl):
+def test_sdxls_prediction_depends_on_image_sizes_and_crops(tiny_sdxl):
     denoiser = load_from(tiny_sdxl).denoiser(True)
     noisy, timesteps = torch.randn(1, 4, 8, 8), torch.tensor([500])
-    condition = denoiser.family.encode_prompts(["a dog"], True)
+    conditioning = denoiser.family.encode_prompts(["a dog"], True)
     with torch.no_grad():
         whole, cut = (
-            denoiser(noisy, timesteps, condition | {"sizes": torch.tensor([[512.0, 512, 0, left, 32, 32]])})
+            denoiser(noisy, timesteps, conditioning | {"sizes": torch.tensor([[512.0, 512, 0, left, 32, 32]])})
             for left in (0, 16)
         )
     assert not torch.allclose(whole, cut)
 
 
-def test_sd3_does_without_t5(tiny_sd3, tmp_path):
+def test_sd3_works_without_t5(tiny_sd3, tmp_path):
     copy = shutil.copytree(tiny_sd3, tmp_path / "model")
     index = json.loads((copy / "model_index.json").read_text())
     (copy / "model_index.json").write_text(
@@ -97,10 +97,13 @@ def test_sd3_does_without_t5(tiny_sd3, tmp_path):
     family = load_from(copy)
     assert family.pipe.text_encoder_3 is None
     theirs, *_ = family.pipe.encode_prompt("a dog", None, None, do_classifier_free_guidance=False)
-    assert theirs.shape[1] - family.pipe.tokenizer.model_max_length == family.encode_prompts(["a dog"], True)["t5"].shape[1]
+    assert (
+        theirs.shape[1] - family.pipe.tokenizer.model_max_length
+        == family.encode_prompts(["a dog"], True)["t5"].shape[1]
+    )
 
 
-def test_another_autoencoder_takes_the_models_own_place(tiny_sd, make_model, tmp_path):
+def test_another_autoencoder_replaces_the_models(tiny_sd, make_model, tmp_path):
     other = make_model(tmp_path / "other", tiny_autoencoder=True) / "vae"
     model = ModelConfig(pretrained_model_name_or_path=str(tiny_sd), pretrained_vae_model_name_or_path=str(other))
     assert type(load(model).pipe.vae) is AutoencoderTiny
@@ -109,7 +112,7 @@ def test_another_autoencoder_takes_the_models_own_place(tiny_sd, make_model, tmp
 
 
 @pytest.mark.parametrize("kind", ["DDIMScheduler", "PNDMScheduler"])
-def test_noise_can_go_all_the_way_where_the_model_does_not_predict_noise(tiny_sd, tiny_sd3, tmp_path, kind):
+def test_zero_terminal_snr_is_set_for_v_prediction_and_refused_for_other_types(tiny_sd, tiny_sd3, tmp_path, kind):
     copy = with_scheduler(tiny_sd, tmp_path / "model", prediction_type="v_prediction")
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("DDIMScheduler", kind))
@@ -126,7 +129,7 @@ def test_noise_can_go_all_the_way_where_the_model_does_not_predict_noise(tiny_sd
             load(ModelConfig(pretrained_model_name_or_path=str(model), rescale_betas_zero_snr=True))
 
 
-def test_images_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_sdxl):
+def test_the_autoencoder_computes_in_float32_in_half_precision_too(tiny_sdxl):
     family = load_from(tiny_sdxl, dtype=torch.bfloat16)
     pipe = family.pipe
     assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.text_encoder_2.dtype} == {torch.bfloat16}
@@ -136,11 +139,11 @@ def test_images_are_encoded_and_decoded_in_float32_whatever_the_rest_is_in(tiny_
     assert image.dtype == torch.float32
 
 
-def test_the_models_own_size_is_known(family):
+def test_the_default_size_is_read_from_the_model(family):
     assert (default_size(family.pipe), size_multiple(family.pipe)) == (32, 4)
 
 
-def test_a_model_that_does_not_say_its_size_asks_for_it(tiny_sd):
+def test_a_model_without_a_sample_size_needs_a_resolution(tiny_sd):
     pipe = load_from(tiny_sd).pipe
     pipe.unet.register_to_config(sample_size=None)
     family = type(load_from(tiny_sd))(pipe)
@@ -149,7 +152,7 @@ def test_a_model_that_does_not_say_its_size_asks_for_it(tiny_sd):
         checked_resolution(None, family.pipe)
 
 
-def test_latents_are_the_autoencoders_scaled_for_the_denoiser(family):
+def test_latents_are_the_autoencoders_times_the_scaling_factor(family):
     views = [torch.rand(3, 32, 32) * 2 - 1 for _ in range(2)]
     (latent,) = encode(family.pipe.vae, [views])
     with torch.no_grad():
@@ -160,7 +163,7 @@ def test_latents_are_the_autoencoders_scaled_for_the_denoiser(family):
         assert torch.allclose(latent.sample(view, noise), expected, atol=1e-6)
 
 
-def test_latents_are_moved_where_the_autoencoder_says_so(tiny_sd3):
+def test_latents_are_shifted_by_the_shift_factor(tiny_sd3):
     vae = load_from(tiny_sd3).pipe.vae
     view = torch.rand(3, 32, 32) * 2 - 1
     (latent,) = encode(vae, [[view]])
@@ -169,7 +172,7 @@ def test_latents_are_moved_where_the_autoencoder_says_so(tiny_sd3):
     assert torch.allclose(latent.mean, (theirs.mean - 0.06) * vae.config.scaling_factor, atol=1e-6)
 
 
-def test_a_tiny_autoencoder_gives_latents_without_deviation(make_model, tmp_path):
+def test_a_tiny_autoencoder_gives_latents_without_noise(make_model, tmp_path):
     vae = load_from(make_model(tmp_path / "model", tiny_autoencoder=True)).pipe.vae
     view = torch.rand(3, 32, 32) * 2 - 1
     (latent,) = encode(vae, [[view]])
@@ -177,13 +180,13 @@ def test_a_tiny_autoencoder_gives_latents_without_deviation(make_model, tmp_path
         assert torch.allclose(latent.sample(0, torch.randn(4, 8, 8)), vae.encode(view[None]).latents[0], atol=1e-6)
 
 
-def test_what_is_no_model_is_refused_with_what_a_model_folder_holds(tmp_path):
+def test_a_missing_model_is_refused_with_a_description_of_model_folders(tmp_path):
     for name in (str(tmp_path), str(tmp_path / "nix"), "nobody/nothing", "no such name"):
         with pytest.raises(ModelError, match=r"is no model folder.*model_index\.json beside unet"):
             load_from(name)
 
 
-def test_a_family_that_cannot_be_trained_is_named(tiny_sd, tmp_path):
+def test_an_unsupported_family_is_refused_by_name(tiny_sd, tmp_path):
     copy = shutil.copytree(tiny_sd, tmp_path / "model")
     index = copy / "model_index.json"
     index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))

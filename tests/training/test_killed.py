@@ -1,4 +1,4 @@
-"""A run killed with SIGKILL, at whatever moment, goes on to the result of the run that nobody killed."""
+"""A run killed with SIGKILL at any moment resumes to the result of an uninterrupted run."""
 
 import json
 import os
@@ -16,7 +16,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def order(tmp_path_factory):
-    """Order a run from killable_runs.py: see there."""
+    """Return a function that orders a run from killable_runs.py."""
     program = [sys.executable, str(PROJECT / "tests" / "training" / "killable_runs.py")]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -34,13 +34,13 @@ def order(tmp_path_factory):
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but its settings, which name the folder."""
+    """Return the files of a run, without config.toml, which names the folder."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != "config.toml")
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("moments", [3, pytest.param(40, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_a_run_that_is_killed_goes_on_to_the_bit(config, tmp_path, order, moments):
+def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_bit_for_bit(config, tmp_path, order, moments):
     values = {
         "with_prior_preservation": False,
         "train_text_encoder": False,
@@ -60,11 +60,11 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(config, tmp_path, order, moment
     for moment in range(moments):
         folder = tmp_path / f"killed-{moment}"
         killed = with_values(config, {"output_dir": folder})
-        # Strata, so that few moments are spread over the run, too.
+        # Strata spread few moments over the whole run.
         event = 1 + int((moment + rng.random()) / moments * (events - 2))
         kills += order(killed, event, rng.uniform(0, 0.03) if moment % 2 else 0.0)[1]
         inside_a_save += any(folder.glob(".*-new-checkpoint-*"))
         assert order(killed)[1] is False
         assert results(folder) == whole, f"killed at event {event} of {events}"
-    assert kills >= 0.6 * moments  # some of the last events are followed by the end of the run
+    assert kills >= 0.6 * moments  # after some of the last events the run ends before it is killed
     assert inside_a_save >= moments // 10

@@ -1,4 +1,4 @@
-"""How much an example counts, and what is drawn for it: each against a formula written anew."""
+"""Weights, timesteps and noise of training examples, compared with independent formulas."""
 
 import math
 
@@ -25,12 +25,12 @@ def process_of(kind, **options):
 
 
 def clean_error(process, timestep, latents, noise, wrong):
-    """Squared error of the clean latent that a prediction, wrong by `wrong`, amounts to: solved for numerically."""
+    """Return the squared error of the clean latent for an error `wrong` of the prediction, solved numerically."""
     t = torch.tensor([timestep])
     target = process.target(latents, noise, t)
     if process.prediction == "sample":
         return wrong.square().mean()
-    # Both are linear in the clean latent along with the noise that explains the noisy latent: x_t = a x₀ + b ε.
+    # Both are linear in the clean latent and its noise, given the noisy latent: x_t = a x₀ + b ε.
     zero = torch.zeros_like(latents)
     one = torch.ones_like(latents)
     a, b = process.add_noise(one, zero, t), process.add_noise(zero, one, t)
@@ -45,7 +45,7 @@ def clean_error(process, timestep, latents, noise, wrong):
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample", "flow"])
 @pytest.mark.parametrize("timestep", [20, 300, 700, 990])
-def test_weights_are_those_of_the_clean_latents_error(kind, timestep):
+def test_weights_are_those_of_the_error_of_the_clean_latent(kind, timestep):
     process = process_of(kind)
     latents, noise, wrong = torch.randn(3, 1, 2, 4, 4, dtype=torch.float64)
     snr = process.snr(torch.tensor([timestep])).item()
@@ -58,7 +58,7 @@ def test_weights_are_those_of_the_clean_latents_error(kind, timestep):
     assert debiased == pytest.approx(math.sqrt(snr) * error, rel=1e-3)
 
 
-def test_weights_are_the_papers_for_models_that_predict_noise_or_v():
+def test_weights_equal_the_papers_for_epsilon_and_v_prediction():
     timesteps = torch.arange(0, 1000, 37)
     snr = process_of("epsilon").snr(timesteps)
     epsilon, v = (
@@ -78,17 +78,17 @@ def test_weights_are_finite_from_no_noise_to_noise_alone(objective):
     assert snr_weights(process_of("flow"), torch.tensor([0.0, 1000.0]), objective).isfinite().all()
 
 
-def test_two_ways_of_weighing_are_one_too_many():
+def test_min_snr_and_debiased_estimation_exclude_one_another():
     with pytest.raises(ConfigError, match="choose one"):
         with_values(DreamBoothConfig(), {"snr_gamma": 5.0, "debiased_estimation_loss": True})
 
 
-def draw(**settings):
+def sampler(**settings):
     return Sampling(process_of("epsilon"), ObjectiveConfig(**settings)), torch.Generator().manual_seed(0)
 
 
-def test_an_offset_is_noise_of_whole_channels():
-    sampling, rng = draw(noise_offset=0.3)
+def test_offset_noise_is_constant_in_a_channel():
+    sampling, rng = sampler(noise_offset=0.3)
     noise = torch.zeros(4000, 2, 3, 3)
     offset = sampling.noise_inputs(noise, rng)["noise"]
     assert torch.equal(offset, offset[..., :1, :1].expand_as(offset))
@@ -96,22 +96,22 @@ def test_an_offset_is_noise_of_whole_channels():
     assert offset[:, 0, 0, 0].dot(offset[:, 1, 0, 0]).item() / 4000 == pytest.approx(0, abs=0.01)
 
 
-def test_a_perturbation_is_in_what_is_seen_and_not_in_what_is_predicted():
-    sampling, rng = draw(input_perturbation=0.1)
+def test_input_perturbation_changes_the_input_and_not_the_target():
+    sampling, rng = sampler(input_perturbation=0.1)
     noise = torch.randn(50, 4, 8, 8)
     noises = sampling.noise_inputs(noise, rng)
     assert torch.equal(noises["noise"], noise)
     assert (noises["added_noise"] - noise).std().item() == pytest.approx(0.1, rel=0.02)
     latents, timesteps = torch.randn(50, 4, 8, 8), torch.full((50,), 500)
-    seen = []
-    loss = DenoisingLoss(lambda noisy, *_: seen.append(noisy) or noise, sampling.process)
+    inputs = []
+    loss = DenoisingLoss(lambda noisy, *_: inputs.append(noisy) or noise, sampling.process)
     losses, _ = loss(latents, timesteps=timesteps, **noises)
     assert losses.abs().max() == 0
-    assert torch.equal(seen[0], sampling.process.add_noise(latents, noises["added_noise"], timesteps))
+    assert torch.equal(inputs[0], sampling.process.add_noise(latents, noises["added_noise"], timesteps))
 
 
-def test_nothing_but_the_timestep_is_drawn_unless_asked_for():
-    sampling, rng = draw()
+def test_no_extra_random_numbers_are_sampled_by_default():
+    sampling, rng = sampler()
     noise = torch.randn(2, 4, 3, 3)
     before = rng.get_state()
     assert sampling.noise_inputs(noise, rng) == {"noise": noise}
@@ -119,7 +119,7 @@ def test_nothing_but_the_timestep_is_drawn_unless_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("density", "settings", "cumulated"),
+    ("density", "settings", "cumulative"),
     [
         ("uniform", {}, lambda p: p),
         (
@@ -130,21 +130,21 @@ def test_nothing_but_the_timestep_is_drawn_unless_asked_for():
         ("mode", {"mode_scale": 0.0}, lambda p: p),
     ],
 )
-def test_positions_have_the_density_they_should(density, settings, cumulated):
-    drawn = sample_positions(density, 40_000, ObjectiveConfig(**settings), torch.Generator().manual_seed(0))
+def test_positions_have_the_density_of_their_name(density, settings, cumulative):
+    sampled = sample_positions(density, 40_000, ObjectiveConfig(**settings), torch.Generator().manual_seed(0))
     for p in (0.1, 0.3, 0.5, 0.8):
-        assert (drawn < p).float().mean().item() == pytest.approx(cumulated(p), abs=0.01)
+        assert (sampled < p).float().mean().item() == pytest.approx(cumulative(p), abs=0.01)
 
 
 def test_mode_sampling_prefers_the_middle():
-    drawn = sample_positions("mode", 40_000, ObjectiveConfig(), torch.Generator().manual_seed(0))
-    middle = ((drawn > 0.25) & (drawn < 0.75)).float().mean().item()
+    sampled = sample_positions("mode", 40_000, ObjectiveConfig(), torch.Generator().manual_seed(0))
+    middle = ((sampled > 0.25) & (sampled < 0.75)).float().mean().item()
     assert middle > 0.6
-    assert drawn.min() >= 0
-    assert drawn.max() <= 1
+    assert sampled.min() >= 0
+    assert sampled.max() <= 1
 
 
-def test_flow_models_are_trained_more_at_the_middle_unless_told_otherwise():
+def test_flow_models_sample_middle_timesteps_more_often_by_default():
     flow = process_of("flow")
     shares = []
     for objective in (ObjectiveConfig(), ObjectiveConfig(timestep_sampling="uniform")):
@@ -154,7 +154,7 @@ def test_flow_models_are_trained_more_at_the_middle_unless_told_otherwise():
     assert shares[1] == pytest.approx(0.5, abs=0.02)
 
 
-def test_the_penalty_is_the_papers_and_zero_for_orthogonal_columns():
+def test_the_penalty_equals_the_papers_and_is_zero_for_orthogonal_columns():
     model = HRAModel(torch.nn.Sequential(torch.nn.Linear(12, 5)), HRAConfig(r=4, target_modules=["0"]))
     columns = random_columns(12, 4, generator=torch.Generator().manual_seed(0))
     (hra_u,) = model.adapter_state_dict()[1].values()
@@ -170,7 +170,7 @@ def test_the_penalty_is_the_papers_and_zero_for_orthogonal_columns():
     assert loss(**inputs)[1].item() == pytest.approx(0, abs=1e-7)
 
 
-def test_a_run_follows_its_objective_and_logs_the_penalty(config, tiny_sd_v):
+def test_a_run_applies_its_objective_and_logs_the_penalty(config, tiny_sd_v):
     settings = {
         "pretrained_model_name_or_path": str(tiny_sd_v),
         "rescale_betas_zero_snr": True,

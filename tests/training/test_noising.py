@@ -1,4 +1,4 @@
-"""Noise as the model's scheduler has it: from what should be predicted, the clean latent can be had back."""
+"""Noise processes equal those of the model's scheduler, and the clean latent follows from the target."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from hra_diffusion.training.objective.noising import noise_process
         ("sample", lambda x, target, a, s: target),
     ],
 )
-def test_the_target_of_diffusion_gives_the_clean_latent_back(kind, clean):
+def test_the_clean_latent_follows_from_the_target_of_diffusion(kind, clean):
     scheduler = EulerDiscreteScheduler(prediction_type=kind)
     process = noise_process(scheduler)
     latents, noise = torch.randn(2, 3, 4, 8, 8).double()
@@ -35,7 +35,7 @@ def test_the_target_of_diffusion_gives_the_clean_latent_back(kind, clean):
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-def test_flow_goes_straight_from_data_to_noise_as_its_scheduler_does(shift):
+def test_flow_noises_along_straight_lines_as_its_scheduler_does(shift):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     process = noise_process(scheduler)
     timesteps = process.timesteps(torch.tensor([0.1, 0.5, 0.9]))
@@ -44,13 +44,13 @@ def test_flow_goes_straight_from_data_to_noise_as_its_scheduler_does(shift):
     latents, noise = torch.randn(2, 3, 4, 8, 8)
     noisy, target = process.add_noise(latents, noise, timesteps), process.target(latents, noise, timesteps)
     assert torch.allclose(noisy - sigma.view(-1, 1, 1, 1) * target, latents, atol=1e-5)
-    theirs = scheduler.timesteps[[0, 499, 899]]  # the scheduler's own table, which is shifted, too
+    theirs = scheduler.timesteps[[0, 499, 899]]  # the scheduler's table, with the shift
     assert torch.allclose(process.timesteps(torch.tensor([1.0, 0.501, 0.101])), theirs, atol=1e-2)
     assert torch.allclose(process.add_noise(latents, noise, theirs), scheduler.scale_noise(latents, theirs, noise))
     assert torch.allclose(process.snr(timesteps), ((1 - sigma) / sigma).square())
 
 
-def test_flow_is_told_by_the_prediction_type_of_other_schedulers_too():
+def test_flow_is_recognized_by_the_prediction_type_of_other_schedulers():
     scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=2.0)
     process = noise_process(scheduler)
     assert process.prediction == "flow"
@@ -66,7 +66,7 @@ def test_zero_terminal_snr_reaches_pure_noise():
     assert process.snr(last).item() == pytest.approx(0, abs=1e-9)
 
 
-def test_timesteps_reach_from_the_first_to_the_last():
+def test_timesteps_range_from_the_first_to_the_last():
     process = noise_process(DDPMScheduler())
     assert process.timesteps(torch.tensor([0.0, 0.5, 0.9999999, 1.0])).tolist() == [0, 500, 999, 999]
 
@@ -76,6 +76,6 @@ def test_an_unknown_prediction_type_is_refused():
         noise_process(DDPMScheduler(prediction_type="velocity"))
 
 
-def test_a_shift_is_of_flows_alone():
+def test_a_shift_is_refused_without_flow_matching():
     with pytest.raises(ConfigError, match="--flow_shift is for flow-matching models, and this model predicts epsilon"):
         noise_process(DDPMScheduler(), 3.0)

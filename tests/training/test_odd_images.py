@@ -1,7 +1,7 @@
-"""Odd image files, made here byte by byte where no library writes them: decoded to the pixel, or refused by name.
+"""Odd image files, written byte by byte if no library writes them: decoded exactly, or refused by name.
 
-What is expected follows from how a file was made, rounded to 8 bits; for lossy formats it is what the bare library
-decodes. Where 16 bits come with alpha, their upper halves are what is composed, as libpng's png_set_strip_16 has it.
+Expected pixels are those that the file was written from, rounded to 8 bits; for lossy formats, those that the library
+alone decodes. Files with 16 bits and alpha are composed from the upper 8 bits, as in libpng's png_set_strip_16.
 """
 
 import struct
@@ -49,7 +49,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def packed(values, bits: int) -> bytes:
-    """Rows of samples of some bits each, padded to whole bytes, each after its filter byte."""
+    """Return rows of samples with ``bits`` bits, padded to whole bytes, each row after its filter byte."""
     rows = np.asarray(values).reshape(len(values), -1)
     if bits == 16:
         return b"".join(b"\0" + row.astype(">u2").tobytes() for row in rows)
@@ -61,7 +61,7 @@ def png(samples, bits: int, color_type: int, *chunks: bytes, interlaced: bool = 
     head = struct.pack(">IIBBBBB", *np.shape(samples)[1::-1], bits, color_type, 0, 0, interlaced)
     steps = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
     passes = [samples[y::dy, x::dx] for y, x, dy, dx in steps] if interlaced else [samples]
-    data = zlib.compress(b"".join(packed(one, bits) for one in passes))
+    data = zlib.compress(b"".join(packed(rows, bits) for rows in passes))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + b"".join(chunks) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -132,15 +132,15 @@ def icc(space: bytes, connection: bytes, **tags: bytes) -> bytes:
     for name, tag in tags.items():
         directory += name.encode() + struct.pack(">II", start + len(data), len(tag))
         data += tag + bytes(-len(tag) % 4)
-    made = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
-    head = (b"", 0x02400000, b"prtr", space, connection, made, b"acsp", b"", 0, b"", b"", 0, 0)
+    created = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+    head = (b"", 0x02400000, b"prtr", space, connection, created, b"acsp", b"", 0, b"", b"", 0, 0)
     head = struct.pack(">I4sI4s4s4s12s4s4sI4s4sQI", start + len(data), *head) + s15(*D50) + bytes(48)
     return head + directory + data
 
 
 DARK_GRAY = icc(b"GRAY", b"XYZ ", kTRC=b"curv" + bytes(4) + struct.pack(">IH", 1, 461))  # gamma 461 / 256
 
-CORNERS = np.array(list(product((0, 255), repeat=4)), np.uint8)  # of CMYK; what each looks like:
+CORNERS = np.array(list(product((0, 255), repeat=4)), np.uint8)  # of CMYK; LAB holds their colors
 LAB = np.stack([RNG.integers(40, 220, 16), *RNG.integers(108, 148, (2, 16))], 1).astype(np.uint8)
 LAB[0], LAB[-1] = (255, 128, 128), (0, 128, 128)  # paper is white, all inks at once are black
 STRAIGHT = bytes(range(256))
@@ -158,13 +158,13 @@ INKS = icc(
 
 
 def encoded(linear):
-    """sRGB's transfer curve (IEC 61966-2-1), to 0 … 255."""
+    """Apply sRGB's transfer curve (IEC 61966-2-1), to 0 … 255."""
     linear = np.clip(linear, 0, 1)
     return 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def lab_to_srgb(lab):
-    """From CIELAB, with 8 bits as in ICC profiles, through XYZ at D50 (Lindbloom's adapted matrix)."""
+    """Convert CIELAB, with 8 bits as in ICC profiles, through XYZ at D50 (Lindbloom's adapted matrix)."""
     light, a, b = np.moveaxis(lab.astype(float), -1, 0)
     y = (light * 100 / 255 + 16) / 116
     f = np.stack([y + (a - 128) / 500, y, y - (b - 128) / 200], -1)
@@ -227,7 +227,7 @@ def tiff(
     data: bytes | None = None,
     tags: dict[int, int] | None = None,
 ) -> bytes:
-    """One uncompressed strip; ``tags`` are added."""
+    """Return a TIFF of one uncompressed strip, with additional ``tags``."""
     height, width, channels = samples.shape
     data = samples.astype(f"{order}{samples.dtype.str[1:]}").tobytes() if data is None else data
     fields = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 0, 277: channels, 278: height}
@@ -323,7 +323,7 @@ def by_pillow(pixels, kind: str, mode: str | None = None, **options) -> bytes:
 
 
 def bare(data: bytes):
-    """What Pillow alone decodes."""
+    """Decode with Pillow alone."""
     return np.asarray(Image.open(BytesIO(data)).convert("RGB"))
 
 
@@ -355,7 +355,7 @@ def jpegs():
 
 def modern():
     frames = {"save_all": True, "append_images": [Image.new("RGB", (WIDTH, HEIGHT))], "duration": 100}
-    alpha = np.dstack([RGB, np.maximum(ALPHA, 1)])  # lossless WebP forgets the colors of what is not seen
+    alpha = np.dstack([RGB, np.maximum(ALPHA, 1)])  # lossless WebP drops the colors of fully transparent pixels
     yield "lossless.webp", by_pillow(RGB, "WEBP", lossless=True), RGB
     yield "alpha.webp", by_pillow(alpha, "WEBP", lossless=True), over(RGB, alpha[..., 3])
     yield "moving.webp", by_pillow(RGB, "WEBP", lossless=True, **frames), RGB
@@ -401,7 +401,7 @@ def heics():
     yield "half.heic", file.getvalue()[: len(file.getvalue()) // 2], REFUSED
 
 
-def strangers():
+def other_files():
     archive = BytesIO()
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.png", png(RGB, 8, 2))
@@ -417,15 +417,15 @@ def strangers():
         yield f"a.{kind}", by_pillow(RGB, kind), REFUSED
 
 
-FILES = [file for make in (pngs, profiles, tiffs, bmps, jpegs, modern, gifs, heics, strangers) for file in make()]
+FILES = [file for files in (pngs, profiles, tiffs, bmps, jpegs, modern, gifs, heics, other_files) for file in files()]
 
 
-def test_there_are_many():
+def test_there_are_at_least_sixty_files():
     assert len(FILES) >= 60
 
 
 @pytest.mark.parametrize(("name", "data", "expected"), FILES, ids=[name for name, *_ in FILES])
-def test_an_odd_file_is_decoded_to_the_pixel_or_refused_by_name(tmp_path, name, data, expected):
+def test_an_odd_file_is_decoded_exactly_or_refused_by_name(tmp_path, name, data, expected):
     (tmp_path / name).write_bytes(data)
     if expected is REFUSED:
         with pytest.raises(ImageError, match=f"{name} (is|has) .*: (remove|scale|save|pip)"):
@@ -437,7 +437,7 @@ def test_an_odd_file_is_decoded_to_the_pixel_or_refused_by_name(tmp_path, name, 
     assert np.abs(np.asarray(image) - np.rint(expected)).max() <= 1
 
 
-def test_a_folder_of_them_gives_all_that_are_good_and_one_warning_that_names_the_others(tmp_path, caplog):
+def test_a_folder_gives_all_readable_images_and_one_warning_with_the_names_of_the_others(tmp_path, caplog):
     for name, data, _ in FILES:
         (tmp_path / name).write_bytes(data)
     photos = check_images(image_files(tmp_path), tmp_path)
@@ -449,7 +449,7 @@ def test_a_folder_of_them_gives_all_that_are_good_and_one_warning_that_names_the
 
 
 @pytest.mark.parametrize(("name", "data", "expected"), FILES, ids=[name for name, *_ in FILES])
-def test_no_damage_to_a_file_ends_in_another_error(tmp_path, name, data, expected):
+def test_a_damaged_file_raises_no_other_error_than_image_error(tmp_path, name, data, expected):
     rng = np.random.default_rng(len(data))
     for _ in range(6):
         damaged = bytearray(data[: rng.integers(0, len(data) + 1)] if rng.random() < 0.5 else data)
@@ -460,7 +460,7 @@ def test_no_damage_to_a_file_ends_in_another_error(tmp_path, name, data, expecte
             assert read_image(tmp_path / name).mode == "RGB"
 
 
-def test_without_pillow_heif_the_extra_is_named(tmp_path, monkeypatch):
+def test_without_pillow_heif_the_message_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.heic").write_bytes(b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99))
     with pytest.raises(ImageError, match=r"a\.heic is a HEIC file.*pip install 'hra-diffusion\[heic\]'"):

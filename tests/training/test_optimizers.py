@@ -1,4 +1,4 @@
-"""The optimizer for reflections: its learning rate is an angle, the same at every rank and width."""
+"""Optimizers for reflections: the learning rate is an angle, the same at every rank and width."""
 
 import math
 import sys
@@ -15,6 +15,7 @@ from hra_diffusion.training.config import DreamBoothConfig, OptimizerConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.loop.optimizers import build_optimizer, retract
+from hra_diffusion.training.prepare import prepare_run
 
 IN_8_BITS = pytest.param(
     "adamw_8bit", marks=pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
@@ -42,7 +43,7 @@ def step(model: HRAModel, optimizer: torch.optim.Optimizer, seed: int) -> None:
 @pytest.mark.parametrize("width", [16, 64, 320, 1280])
 @pytest.mark.parametrize("rank", [2, 8, 32])
 @pytest.mark.parametrize("name", ["adamw", IN_8_BITS, "schedule_free", "lion", "adafactor"])
-def test_the_first_step_moves_the_rotation_by_the_learning_rate(width, rank, name):
+def test_the_first_step_changes_the_rotation_by_the_learning_rate(width, rank, name):
     if rank > width:
         pytest.skip("more columns than dimensions")
     model = adapted(width, rank)
@@ -66,7 +67,7 @@ def test_the_length_of_the_columns_does_not_matter(length):
     assert torch.allclose(*results, atol=1e-3)
 
 
-def test_columns_keep_their_length_however_long_training_goes_on():
+def test_columns_keep_their_length_during_training():
     model = adapted(32, 4)
     optimizer = build_optimizer({"unet": model}, {"unet": 0.5}, OptimizerConfig())
     for seed in range(30):
@@ -81,7 +82,7 @@ def test_retraction_does_not_change_the_rotation():
     assert torch.allclose(chain_matrix(u), before, atol=1e-12)
 
 
-def test_a_zero_column_stays_a_missing_reflection():
+def test_retraction_keeps_zero_columns_zero():
     u = torch.randn(8, 2)
     u[:, 1] = 0
     retract([u])
@@ -89,7 +90,7 @@ def test_a_zero_column_stays_a_missing_reflection():
     assert u.isfinite().all()
 
 
-def test_components_have_learning_rates_of_their_own():
+def test_components_have_separate_learning_rates():
     models = {"unet": adapted(16, 4), "text_encoder": adapted(16, 4)}
     optimizer = build_optimizer(models, {"unet": 0.1, "text_encoder": 0.01}, OptimizerConfig())
     rates = {group["component"]: group["lr"] / group["lr_per_radian"] for group in optimizer.param_groups}
@@ -98,8 +99,8 @@ def test_components_have_learning_rates_of_their_own():
 
 
 @pytest.mark.parametrize("name", ["adamw", IN_8_BITS, "schedule_free", "prodigy", "lion", "adafactor"])
-def test_weights_that_are_no_reflections_move_from_zero_by_their_rate(name):
-    """The condition encoder's last convolution starts at zero."""
+def test_weights_other_than_reflections_move_from_zero_by_their_rate(name):
+    """As those of the condition encoder's last convolution do."""
     model, ordinary = adapted(16, 4), nn.Linear(16, 16, bias=False)
     nn.init.zeros_(ordinary.weight)
     config, rates = OptimizerConfig(optimizer=name), {"unet": 0.02, "condition_encoder": 0.01}
@@ -118,7 +119,7 @@ OTHERS = [IN_8_BITS, "schedule_free", "prodigy", "lion", "adafactor"]
 
 @pytest.mark.parametrize("name", ["adamw", *OTHERS])
 def test_every_optimizer_learns_without_changing_the_columns_lengths(name):
-    """The task: turn by the reflections of another adapter, whose weight is the same."""
+    """The target: the reflections of another adapter on the same weight."""
     model, teacher = adapted(16, 4), adapted(16, 4)
     with torch.no_grad():
         columns(teacher).copy_(torch.randn(16, 4, generator=torch.Generator().manual_seed(1)))
@@ -139,20 +140,20 @@ def test_every_optimizer_learns_without_changing_the_columns_lengths(name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_run_with_another_optimizer_goes_on_to_the_bit(config, tmp_path, name):
+def test_a_resumed_run_equals_an_uninterrupted_one_with_every_optimizer(config, tmp_path, name):
     config = with_values(config, {"optimizer": name, "with_prior_preservation": False, "checkpointing_steps": 2})
     weights = []
     for settings in ({}, {"resume_from_checkpoint": "checkpoint-2"}):
-        run = DreamBooth(with_values(config, settings))
+        run = prepare_run(DreamBooth(with_values(config, settings)))
         records = list(run.steps())
         assert all(math.isfinite(record.learning_rates["unet"]) for record in records)
-        weights.append({name: weight.detach().clone() for name, weight in run.recording.trainer.weights.items()})
+        weights.append({name: weight.detach().clone() for name, weight in run.start().trainer.weights.items()})
     assert [record.step for record in records] == [3, 4]
     assert all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
 
 
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
-def test_adamw_in_8_bits_keeps_its_state_in_bytes_and_goes_where_adamw_goes():
+def test_adamw_in_8_bits_stores_bytes_and_steps_like_adamw():
     ends, start = [], columns(adapted(128, 32)).detach()
     for name in ("adamw", "adamw_8bit"):
         model = adapted(128, 32)
@@ -164,15 +165,15 @@ def test_adamw_in_8_bits_keeps_its_state_in_bytes_and_goes_where_adamw_goes():
     assert torch.cosine_similarity(*ends, dim=0) > 0.98
 
 
-def test_prodigy_logs_the_rate_it_has_in_radians(config):
+def test_prodigys_estimated_rate_is_logged_in_radians(config):
     config = with_values(config, {"optimizer": "prodigy", "with_prior_preservation": False, "max_train_steps": 1})
-    (record,) = DreamBooth(config).steps()
-    assert record.learning_rates["unet"] == pytest.approx(1e-4 * 4 * math.sqrt(8), rel=0.1)  # what it begins with
+    (record,) = prepare_run(DreamBooth(config)).steps()
+    assert record.learning_rates["unet"] == pytest.approx(1e-4 * 4 * math.sqrt(8), rel=0.1)  # its initial estimate
 
 
-def test_what_does_not_go_together_is_refused():
+def test_incompatible_settings_are_refused():
     for settings, complaint in (
-        ({"optimizer": "schedule_free", "lr_scheduler": "cosine"}, "does without"),
+        ({"optimizer": "schedule_free", "lr_scheduler": "cosine"}, "schedule_free has no schedule"),
         ({"optimizer": "prodigy", "text_encoder_lr": 0.1}, "one rate for all"),
     ):
         with pytest.raises(ConfigError, match=complaint):

@@ -1,4 +1,4 @@
-"""SDXL and SD 3 from images to images: trained, saved, loaded into their pipeline, drawn."""
+"""SDXL and SD 3: adapters trained, saved, loaded into a pipeline and used to generate."""
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.prepare import prepare_run
 
 PROMPT = "a photo of a <sks> dog on the beach"
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
@@ -19,14 +20,14 @@ OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2}
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("model", ["tiny_sdxl", "tiny_sd3"])
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, precision, images, tmp_path):
-    words, model = model == "tiny_sdxl", request.getfixturevalue(model)
+def test_a_trained_adapter_generates_the_same_image_wherever_it_is_loaded(request, model, precision, images, tmp_path):
+    tokens, model = model == "tiny_sdxl", request.getfixturevalue(model)
     values = {
         "pretrained_model_name_or_path": str(model),
         "instance_data_dir": images,
         "output_dir": tmp_path / "run",
         "train_text_encoder": True,
-        "train_text_encoder_ti": words,
+        "train_text_encoder_ti": tokens,
         "instance_prompt": PROMPT,
         "class_prompt": "a photo of a dog",
         "with_prior_preservation": True,
@@ -39,13 +40,13 @@ def test_a_trained_adapter_draws_the_same_wherever_it_is_loaded(request, model, 
         "gradient_checkpointing": precision == "bf16",
         "mixed_precision": precision,
     }
-    run = DreamBooth(with_values(DreamBoothConfig(), values))
+    run = prepare_run(DreamBooth(with_values(DreamBoothConfig(), values)))
     base = generate_image(run.pipe, PROMPT, 3, **OPTIONS)
-    list(run.draw_class_images())
+    list(run.generate_class_images())
     assert all(np.isfinite(record.loss) for record in run.steps())
     folder = run.save()
     denoiser = "unet" if model.name == "tiny-sdxl" else "transformer"
-    parts = {"text_encoder", "text_encoder_2", denoiser} | ({"tokens"} if words else set())
+    parts = {"text_encoder", "text_encoder_2", denoiser} | ({"tokens"} if tokens else set())
     assert {path.name for path in folder.iterdir()} == parts
     adapted = generate_image(run.pipe, PROMPT, 3, guidance_scale=3.0, **OPTIONS)
     assert np.abs(np.asarray(adapted).astype(int) - np.asarray(base)).max() > 2

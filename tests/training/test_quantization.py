@@ -1,4 +1,4 @@
-"""A quantized base trains nearly the adapter that the whole one trains, and the adapter loads into the whole one."""
+"""A quantized base trains nearly the same adapter, which loads into the unquantized base."""
 
 import sys
 
@@ -11,17 +11,18 @@ from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipel
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.devices.quantization import quantize
 from hra_diffusion.training.dreambooth import DreamBooth
+from hra_diffusion.training.prepare import prepare_run
 
 
 def trained(config, **settings):
-    """A run of four steps, and how far each adapted layer's columns went."""
-    run = DreamBooth(with_values(config, {"with_prior_preservation": False, **settings}))
-    start = {name: w.detach().clone() for name, w in run.recording.trainer.weights.items()}
+    """Return a run of four steps, its losses and the changes of its columns."""
+    run = prepare_run(DreamBooth(with_values(config, {"with_prior_preservation": False, **settings})))
+    start = {name: w.detach().clone() for name, w in run.start().trainer.weights.items()}
     losses = [record.loss for record in run.steps()]
-    return run, losses, {name: w.detach() - start[name] for name, w in run.recording.trainer.weights.items()}
+    return run, losses, {name: w.detach() - start[name] for name, w in run.start().trainer.weights.items()}
 
 
-def test_weights_are_rounded_to_a_255th_of_their_rows_range():
+def test_int8_rounds_weights_to_127_levels_of_their_rows_maximum():
     pytest.importorskip("torchao")
     model = nn.Sequential(nn.Linear(64, 48))
     weight = model[0].weight.detach().clone()
@@ -32,7 +33,7 @@ def test_weights_are_rounded_to_a_255th_of_their_rows_range():
     assert ((rounded - weight).abs() <= 0.52 * step).all()
 
 
-def test_nf4_rounds_each_weight_to_one_of_sixteen_of_its_64s_largest():
+def test_nf4_rounds_weights_to_16_levels_per_block_of_64():
     bitsandbytes = pytest.importorskip("bitsandbytes")
     model = nn.Sequential(nn.Linear(64, 48))
     weight = model[0].weight.detach().clone()
@@ -44,15 +45,15 @@ def test_nf4_rounds_each_weight_to_one_of_sixteen_of_its_64s_largest():
 
 
 @pytest.mark.parametrize(("kind", "package", "close"), [("int8", "torchao", 0.02), ("nf4", "bitsandbytes", 0.1)])
-def test_a_quantized_base_learns_what_the_whole_one_does(config, tmp_path, kind, package, close):
+def test_a_quantized_base_trains_nearly_the_same_adapter(config, tmp_path, kind, package, close):
     pytest.importorskip(package)
     _, whole_losses, whole = trained(config)
     run, losses, moved = trained(config, quantization=kind, output_dir=tmp_path / "quantized")
     assert losses == pytest.approx(whole_losses, rel=close)
-    alike = torch.cosine_similarity(
-        *(torch.cat([w.flatten() for w in each.values()]) for each in (whole, moved)), dim=0
+    similarity = torch.cosine_similarity(
+        *(torch.cat([w.flatten() for w in columns.values()]) for columns in (whole, moved)), dim=0
     )
-    assert alike > 0.8
+    assert similarity > 0.8
     pipe = load_pipeline(config.model.pretrained_model_name_or_path)
     load_hra_weights(pipe, run.save())
     assert generate_image(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Checkpoints: a run that stops and goes on is the run that never stopped, and nothing else is taken for it."""
+"""Checkpoints: a resumed run equals an uninterrupted one, and other runs' checkpoints are refused."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from hra_diffusion.training.prepare import prepare_run
 
 @pytest.fixture
 def config(config):
-    """Five steps of two small batches, with a learning rate that changes at every step."""
+    """Five steps of two small batches, with a schedule that changes the learning rate at every step."""
     values = {
         "with_prior_preservation": False,
         "train_text_encoder": False,
@@ -38,7 +38,7 @@ def config(config):
 
 
 def train(config: DreamBoothConfig, stop_after: int | None = None, **changes) -> Path:
-    """Run to the end, or save after some step and stop; returns the run's folder."""
+    """Run to the end, or save after a step and stop; returns the run's folder."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
     run = prepare_run(DreamBooth(with_values(config, changes)))
@@ -62,7 +62,7 @@ def names(folder: Path) -> list[str]:
     ("stop_after", "changes"),
     [(1, {}), (2, {}), (3, {"train_text_encoder_ti": True, "instance_prompt": "a <sks> dog", "use_ema": True})],
 )
-def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp_path, stop_after, changes):
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, tmp_path, stop_after, changes):
     whole = train(config, **changes)
     stopped = train(config, stop_after, output_dir=tmp_path / "stopped", **changes)
     torch.manual_seed(stop_after)
@@ -76,7 +76,7 @@ def test_a_run_that_goes_on_is_to_the_bit_the_run_that_never_stopped(config, tmp
 
 
 @pytest.mark.parametrize("optimizer", ["schedule_free", "prodigy", "lion", "adafactor"])
-def test_every_optimizer_goes_on_to_the_bit(config, tmp_path, optimizer):
+def test_a_run_resumes_bit_for_bit_with_every_optimizer(config, tmp_path, optimizer):
     changes = {"optimizer": optimizer, "max_train_steps": 4, "lr_scheduler": "constant", "lr_warmup_steps": 0}
     whole = train(config, **changes)
     stopped = train(config, 1, output_dir=tmp_path / "stopped", **changes)
@@ -93,7 +93,7 @@ def test_the_number_of_steps_may_grow(config, tmp_path):
     assert contents(longer / "checkpoint-5") == contents(whole / "checkpoint-5")
 
 
-def test_a_longer_run_goes_on_at_the_rates_of_its_own_schedule_and_says_so(config, tmp_path, caplog):
+def test_a_resumed_longer_run_uses_its_own_schedule_and_warns(config, tmp_path, caplog):
     stopped = train(config, max_train_steps=3, output_dir=tmp_path / "stopped")
     with caplog.at_level(logging.WARNING):
         train(config, output_dir=stopped, resume_from_checkpoint="latest")
@@ -102,7 +102,7 @@ def test_a_longer_run_goes_on_at_the_rates_of_its_own_schedule_and_says_so(confi
     assert [record.learning_rates for record in longer[3:]] == [record.learning_rates for record in whole[3:]]
 
 
-def test_a_run_that_was_done_is_saved_again_as_it_was(config):
+def test_resuming_a_finished_run_saves_the_same_files(config):
     folder = train(config, checkpointing_steps=5)
     before = contents(folder)
     (folder / "adapter" / "unet" / "adapter_model.safetensors").unlink()
@@ -113,12 +113,15 @@ def test_a_run_that_was_done_is_saved_again_as_it_was(config):
 def test_a_checkpoint_may_be_named_by_path_by_name_or_by_its_run(config, tmp_path):
     folder = train(config, max_train_steps=4)
     for wanted, name in ((folder / "checkpoint-2", "checkpoint-2"), ("checkpoint-2",) * 2, (folder, "checkpoint-4")):
-        assert prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": str(wanted)}))).plan.checkpoint == folder / name
+        assert (
+            prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": str(wanted)}))).plan.checkpoint
+            == folder / name
+        )
     with pytest.raises(AdapterFileError, match="no checkpoint checkpoint-3"):
         prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "checkpoint-3"})))
 
 
-def test_latest_starts_anew_where_there_is_none_and_says_so(config, caplog):
+def test_latest_without_a_checkpoint_starts_a_new_run_and_warns(config, caplog):
     with caplog.at_level(logging.WARNING):
         folder = train(config, resume_from_checkpoint="latest", max_train_steps=1)
     assert "no checkpoint" in caplog.text
@@ -130,7 +133,7 @@ def test_the_newest_checkpoints_are_kept(config):
     assert names(train(config, checkpointing_steps=1, checkpoints_total_limit=2)) == ["checkpoint-4", "checkpoint-5"]
 
 
-def test_the_checkpoint_just_saved_is_kept_though_later_ones_are_there(config):
+def test_the_checkpoint_just_saved_is_kept_beside_later_ones(config):
     folder = train(config, checkpointing_steps=1)
     train(config, 2, resume_from_checkpoint="checkpoint-1", checkpoints_total_limit=2)
     assert names(folder) == ["checkpoint-2", "checkpoint-5"]
@@ -161,13 +164,13 @@ def test_another_runs_checkpoints_are_announced_and_replaced(config, caplog):
         ({"max_train_steps": 1}, "is of step 2, and --max_train_steps is 1: set it to 2 or more"),
     ],
 )
-def test_going_on_with_other_settings_is_refused_by_name(config, changes, complaint):
+def test_resuming_with_other_settings_is_refused_by_name(config, changes, complaint):
     train(config, max_train_steps=2)
     with pytest.raises(ConfigError, match=complaint):
         prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest", **changes})))
 
 
-def test_going_on_with_other_images_or_another_model_is_refused(config, images, make_model, tmp_path):
+def test_resuming_with_other_images_or_another_model_is_refused(config, images, make_model, tmp_path):
     train(config, max_train_steps=2)
     resuming = with_values(config, {"resume_from_checkpoint": "latest"})
     Image.new("RGB", (40, 40), "red").save(images / "0.png")
@@ -179,43 +182,48 @@ def test_going_on_with_other_images_or_another_model_is_refused(config, images, 
         prepare_run(DreamBooth(with_values(resuming, {"pretrained_model_name_or_path": other})))
 
 
-def test_going_on_with_another_class_is_refused(config, images, tmp_path):
-    own = tmp_path / "own"
-    own.mkdir()
-    Image.new("RGB", (40, 40), "blue").save(own / "own.png")
-    prior = {"with_prior_preservation": True, "num_class_images": 1, "class_data_dir": own, "class_prompt": None}
+def test_resuming_with_another_class_is_refused(config, images, tmp_path):
+    user_images = tmp_path / "own"
+    user_images.mkdir()
+    Image.new("RGB", (40, 40), "blue").save(user_images / "own.png")
+    prior = {
+        "with_prior_preservation": True,
+        "num_class_images": 1,
+        "class_data_dir": user_images,
+        "class_prompt": None,
+    }
     (tmp_path / "pets").mkdir()
     pets = {**prior, "instance_data_dir": tmp_path / "pets", "instance_prompt": None}
     for name in ("dog", "cat"):
         shutil.copytree(images, tmp_path / "pets" / name)
-        (own / name).mkdir()
-        shutil.copy(own / "own.png", own / name)
+        (user_images / name).mkdir()
+        shutil.copy(user_images / "own.png", user_images / name)
     train(config, max_train_steps=2, **pets)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", **pets})
     prepare_run(DreamBooth(resuming))
-    (own / "dog" / "own.txt").write_text("a blue dog")
+    (user_images / "dog" / "own.txt").write_text("a blue dog")
     with pytest.raises(ConfigError, match=r"other images or captions: class a photo of a dog own\.png"):
         prepare_run(DreamBooth(resuming))
-    (own / "dog" / "own.txt").unlink()
-    told = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
-    (tmp_path / "pets" / "dog" / "subject.toml").write_text(told)
+    (user_images / "dog" / "own.txt").unlink()
+    prompts = 'instance_prompt = "a photo of a sks dog"\nclass_prompt = "an animal on the moon"'
+    (tmp_path / "pets" / "dog" / "subject.toml").write_text(prompts)
     with pytest.raises(
         ConfigError, match=r"other images or captions: class a photo of a dog, .*class an animal on the"
     ):
         prepare_run(DreamBooth(resuming))
 
 
-def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
+def test_a_new_run_removes_the_images_and_measurements_of_the_previous_one(config):
     folder = train(config, max_train_steps=2)
-    seen = ["metrics.json", "metrics.md", "metrics.png", "before_after.png"]
-    for name in (*seen, "validation/step-2/a.png", "validation/mine.png"):
+    results = ["metrics.json", "metrics.md", "metrics.png", "before_after.png"]
+    for name in (*results, "validation/step-2/a.png", "validation/mine.png"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     run = prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})))
     next(run.steps())
     assert (folder / "metrics.json").exists()
     run.save()
-    assert not any((folder / name).exists() for name in seen)  # they were of the adapter before
+    assert not any((folder / name).exists() for name in results)  # of the previous adapter
     assert (folder / "validation" / "step-2").exists()
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
@@ -223,7 +231,7 @@ def test_a_new_run_takes_away_what_was_seen_of_the_one_before(config):
     assert [path.name for path in (folder / "validation").iterdir()] == ["mine.png"]
 
 
-def test_what_no_run_has_left_stays(config):
+def test_files_of_no_previous_run_are_kept(config):
     mine = config.run.output_dir / "metrics.png", config.run.output_dir / "validation" / "step-1" / "mine.png"
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -252,7 +260,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(config, name):
         list(prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"}))).steps())
 
 
-def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
+def test_a_checkpoint_with_an_incomplete_fingerprint_is_damaged(config):
     path = train(config, max_train_steps=2) / "checkpoint-2" / "training_state.json"
     rest = json.loads(path.read_text())
     del rest["identity"]["pictures"]
@@ -261,11 +269,11 @@ def test_a_checkpoint_that_does_not_say_its_run_is_damaged(config):
         prepare_run(DreamBooth(with_values(config, {"resume_from_checkpoint": "latest"})))
 
 
-def test_every_free_setting_is_one():
+def test_every_free_setting_exists():
     assert (flag_types(DreamBoothConfig) | flag_types(ControlNetConfig)).keys() >= FREE | FREE_WITHOUT_PRIOR
 
 
-def test_how_class_images_are_drawn_matters_where_there_are_some(config):
+def test_settings_of_class_images_are_free_without_prior_preservation_only(config):
     train(config, max_train_steps=1)
     resuming = with_values(config, {"resume_from_checkpoint": "latest", "num_inference_steps": 3})
     assert prepare_run(DreamBooth(resuming)).plan.checkpoint
@@ -273,7 +281,7 @@ def test_how_class_images_are_drawn_matters_where_there_are_some(config):
         prepare_run(DreamBooth(with_values(resuming, {"with_prior_preservation": True})))
 
 
-def test_what_looks_like_a_checkpoint_and_is_none_stays_and_is_not_taken_for_one(config, tmp_path):
+def test_a_foreign_checkpoint_folder_is_ignored_and_kept(config, tmp_path):
     foreign = tmp_path / "run" / "checkpoint-900"
     foreign.mkdir(parents=True)
     (foreign / "optimizer.bin").write_bytes(b"another trainer's")

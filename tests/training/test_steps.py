@@ -1,4 +1,4 @@
-"""The loop: a generator that does what a plain loop of backward and step would do, and nothing while nobody looks."""
+"""The training loop: a generator with the steps of a plain loop, taken one at a time on request."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from hra_diffusion.training.loop.steps import train
 
 @pytest.fixture
 def make_accelerator():
-    """Make Accelerators, whose state accelerate shares in a process, as if each were the first."""
+    """Return a function that makes an Accelerator without the state shared in this process."""
 
     def make(**options):
         AcceleratorState._reset_state(True)
@@ -25,7 +25,7 @@ def make_accelerator():
 
 
 class Distance(nn.Module):
-    """Squared distance of each example to one trainable point."""
+    """The squared distance of examples to a trainable point."""
 
     def __init__(self):
         super().__init__()
@@ -48,7 +48,7 @@ def start(accelerator, steps, batch_at=batch_at, max_grad_norm=1.0, model=None):
     return model, train(accelerator, model, prepared, scheduler, batch_at, steps=steps, max_grad_norm=max_grad_norm)
 
 
-def test_it_does_what_a_plain_loop_does(make_accelerator):
+def test_the_steps_equal_those_of_a_plain_loop(make_accelerator):
     model, records = start(make_accelerator(), steps=5)
     records = list(records)
     plain = Distance()
@@ -69,7 +69,7 @@ def test_it_does_what_a_plain_loop_does(make_accelerator):
     assert torch.allclose(model.point, plain.point, atol=1e-5)
 
 
-def test_accumulated_batches_are_one_large_batch(make_accelerator):
+def test_accumulated_batches_equal_one_large_batch(make_accelerator):
     def large(index: int) -> Batch:
         halves = [batch_at(2 * index), batch_at(2 * index + 1)]
         x = [half.inputs["x"][rows] for rows in (slice(0, 4), slice(4, 6)) for half in halves]
@@ -84,10 +84,10 @@ def test_accumulated_batches_are_one_large_batch(make_accelerator):
     assert [record.step for record in accumulated] == [1, 2, 3, 4]
 
 
-def test_nothing_happens_beyond_the_records_that_are_taken(make_accelerator):
-    asked = []
-    _, records = start(make_accelerator(), steps=100, batch_at=lambda index: asked.append(index) or batch_at(index))
-    assert asked == []
+def test_no_step_is_taken_before_its_record_is_requested(make_accelerator):
+    requested = []
+    _, records = start(make_accelerator(), steps=100, batch_at=lambda index: requested.append(index) or batch_at(index))
+    assert requested == []
     next(records), next(records)
     records.close()
-    assert asked == [0, 1]
+    assert requested == [0, 1]

@@ -1,4 +1,4 @@
-"""Where numbers go: TensorBoard by default where it is installed, what was asked for, or nowhere."""
+"""Trackers: TensorBoard by default if it is installed, the requested one, or none."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ def test_a_tracker_that_is_not_installed_is_refused_by_name(monkeypatch):
     assert choose_tracker(None) is None
 
 
-def test_a_folder_of_a_trackers_files_is_no_tracker(tmp_path, monkeypatch):
+def test_a_folder_named_like_a_tracker_is_not_taken_for_the_package(tmp_path, monkeypatch):
     if is_wandb_available():
         pytest.skip("wandb is installed")
     (tmp_path / "wandb").mkdir()
@@ -49,7 +49,7 @@ def test_a_folder_of_a_trackers_files_is_no_tracker(tmp_path, monkeypatch):
         choose_tracker("wandb")
 
 
-def test_nowhere_is_a_tracker_too(config, tmp_path):
+def test_the_tracker_none_writes_nothing(config, tmp_path):
     with open_tracker(None, tmp_path, config, 0) as tracker:
         tracker.log(record(1))
         tracker.log_images({"a dog": [Image.new("RGB", (8, 8))]}, 1)
@@ -60,7 +60,7 @@ def test_nowhere_is_a_tracker_too(config, tmp_path):
 def test_tensorboard_has_the_numbers_and_images_of_each_step_once(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after step 3, and gone on from step 2
+    for done, steps in ((0, (1, 2, 3)), (2, (3, 4))):  # killed after step 3, resumed from step 2
         with open_tracker("tensorboard", tmp_path, config, done) as tracker:
             for step in steps:
                 tracker.log(record(step))
@@ -74,7 +74,7 @@ def test_tensorboard_has_the_numbers_and_images_of_each_step_once(config, tmp_pa
 
 
 def records_of(log: bytes):
-    """The records of wandb's file, which after seven bytes is a log as LevelDB writes them, in blocks of 32 KB."""
+    """Yield the records of wandb's file: seven bytes, then a log in LevelDB's format, in blocks of 32 KB."""
     record, at = b"", 7
     while at + 7 <= len(log):
         if (left := 32768 - at % 32768) < 7:
@@ -83,14 +83,14 @@ def records_of(log: bytes):
         _, size, kind = struct.unpack_from("<IHB", log, at)
         record += log[at + 7 : at + 7 + size]
         at += 7 + size
-        if kind in (1, 4):  # a whole record, or the last piece of one
+        if kind in (1, 4):  # a whole record, or its last fragment
             yield record
             record = b""
 
 
 def test_wandb_has_the_numbers_and_images_of_each_step(config, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
-    PartialState()  # as a run has it, for accelerate to log by
+    PartialState()  # accelerate's logging needs it, as in a run
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -101,7 +101,7 @@ def test_wandb_has_the_numbers_and_images_of_each_step(config, tmp_path, monkeyp
         tracker.log_images({"a dog": [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]}, 2)
         tracker.log(record(3))
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    entries = [Record.FromString(each) for each in records_of(path.read_bytes())]
+    entries = [Record.FromString(data) for data in records_of(path.read_bytes())]
     rows = [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in entry.history.item}
         for entry in entries
@@ -113,7 +113,7 @@ def test_wandb_has_the_numbers_and_images_of_each_step(config, tmp_path, monkeyp
 
 
 def test_trackio_has_the_numbers_of_each_step(config, tmp_path, monkeypatch):
-    """Read by another process: trackio decides at its import where it keeps them."""
+    """In another process, since trackio chooses its folder when it is imported."""
     pytest.importorskip("trackio")
     code = """
 import sys

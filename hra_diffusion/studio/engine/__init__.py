@@ -1,1 +1,1 @@
-"""What the studio does, without any page: generation, training jobs, library, uploads, metadata."""
+"""The studio's engine: generation, training jobs, library, uploads and metadata, independent of the page."""

@@ -30,7 +30,7 @@ class ControlValidation:
     """Conditions, generated and real images."""
 
     @property
-    def num_images(self) -> int:
+    def num_comparison_images(self) -> int:
         """Number of generated images in the comparison."""
         return 2 * len(self.prompts)
 

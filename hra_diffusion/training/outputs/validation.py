@@ -23,7 +23,7 @@ class Validation(Protocol):
     """Images to judge an adapter by."""
 
     @property
-    def num_images(self) -> int:
+    def num_comparison_images(self) -> int:
         """Number of generated images in the comparison."""
         ...
 
@@ -55,7 +55,7 @@ class SubjectValidation:
     """The generated images."""
 
     @property
-    def num_images(self) -> int:
+    def num_comparison_images(self) -> int:
         """See :class:`Validation`."""
         return 2 * len(self.prompts) * len(self.seeds)
 

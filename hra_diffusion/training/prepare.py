@@ -1,0 +1,52 @@
+"""Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
+
+from hra_diffusion.training.families import load
+from hra_diffusion.training.loop.optimizers import check_optimizer
+from hra_diffusion.training.objective.noising import noise_process
+from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
+from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
+from hra_diffusion.training.outputs.trackers import choose_tracker
+from hra_diffusion.training.run import Run
+from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator
+from hra_diffusion.training.task import Plan, Task
+
+
+def prepare_run(task: Task) -> Run:
+    """Check the settings, read the inputs, load the model and add the adapter; writes nothing.
+
+    (A control's ``--dataset_name`` is imported into a folder.)
+
+    Raises:
+        HRAError: the settings, the inputs, the model, the output folder or the checkpoint cannot be used.
+    """
+    accelerator = make_accelerator(task.config.run)
+    task.read_inputs(accelerator)
+    family = load(task.config.model, PRECISIONS[task.config.run.mixed_precision])
+    family.pipe.to(accelerator.device)
+    task.plan(family, accelerator.num_processes)
+    config = task.config
+    add_adapters(family, config.adapter, config.model, config.run)
+    task.add_modules(family)
+    choose_tracker(config.run.report_to)
+    noise_process(family.pipe.scheduler, config.objective.flow_shift)
+    check_optimizer(config.optimizer)
+    run_fingerprint = fingerprint(config, task.digests(), family.pipe, accelerator.num_processes)
+    assert config.run.output_dir and config.run.max_train_steps
+    resume = config.run.resume_from_checkpoint
+    checkpoint = find_checkpoint(resume, config.run.output_dir) if resume else None
+    if checkpoint:
+        check_fingerprint(checkpoint, run_fingerprint, config.run.max_train_steps)
+    run = Run(
+        plan=Plan(
+            config=config,
+            fingerprint=run_fingerprint,
+            checkpoint=checkpoint,
+            initial_global_step=read_progress(checkpoint)[0] if checkpoint else 0,
+        ),
+        task=task,
+        family=family,
+        accelerator=accelerator,
+        validation=task.validation(),
+    )
+    run.check_disk_space()
+    return run
