@@ -71,7 +71,7 @@ def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
         studio.library.add(folder, name)
     studio.library.add(control_folder, "edges")
     yield studio
-    studio.model.close()
+    studio.worker.close()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.events import Drawn, Progress
-from hra_diffusion.studio.engine.exporting import as_lora
+from hra_diffusion.studio.engine.events import Generated, Progress
+from hra_diffusion.studio.engine.exporting import write_lora
 from hra_diffusion.studio.engine.jobs import Status
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
@@ -16,28 +16,28 @@ from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, Trai
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(params=["tiny_sd", "tiny_sd_v", "tiny_xl"])
+@pytest.fixture(params=["tiny_sd", "tiny_sd_v", "tiny_sdxl"])
 def studio(request, tmp_path):
     """A studio on a base of each family."""
     session = Session(StudioConfig(base=str(request.getfixturevalue(request.param)), folder=tmp_path / "studio"))
     yield session
-    session.model.close()
+    session.worker.close()
 
 
 def test_every_family_is_drawn_with_taught_and_exported(studio, subject):
     request = GenerateRequest(prompt="a cat", steps=2, width=32, height=32)
 
     def drawn(request: GenerateRequest) -> bytes:
-        events = list(studio.model.draw(request, threading.Event()))
+        events = list(studio.worker.stream(request, threading.Event()))
         assert [event.step for event in events if isinstance(event, Progress)] == [1, 2]
-        (image,) = (event.image for event in events if isinstance(event, Drawn))
+        (image,) = (event.image for event in events if isinstance(event, Generated))
         return image.tobytes()
 
-    effort = Preset(steps=2, rank=2, class_images=0, looks=1, preview_steps=2)
+    effort = Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=2)
     images = tuple(TrainingImage(file=path) for path in subject[:2])
-    studio.teach(TrainingJob(name="our cat", sittings=images, subject="cat", effort=effort))
+    studio.train(TrainingJob(name="our cat", images=images, subject="cat", preset=effort))
     end = time.monotonic() + 240
-    while (run := studio.look("our cat")).status is Status.RUNNING and time.monotonic() < end:
+    while (run := studio.job("our cat")).status is Status.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
     assert run.status is Status.FINISHED, run.error
 
@@ -45,4 +45,4 @@ def test_every_family_is_drawn_with_taught_and_exported(studio, subject):
     assert set(entry.components) >= {"unet", "text_encoder"}
     with_it = GenerateRequest(**vars(request) | {"adapters": (AdapterUse(name="our cat", strength=1.5),)})
     assert drawn(with_it) != drawn(request)
-    assert as_lora(studio.model, entry, studio.cache, "diffusers", 1.0, "fp32").stat().st_size > 0
+    assert write_lora(studio.worker, entry, studio.cache, "diffusers", 1.0, "fp32").stat().st_size > 0

@@ -12,8 +12,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.studio.engine.conditions import annotated, of_drawing
-from hra_diffusion.studio.engine.exporting import bring_in
+from hra_diffusion.studio.engine.conditions import make_condition, sketch_condition
+from hra_diffusion.studio.engine.exporting import import_adapter
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.metadata import read_request
 
@@ -109,7 +109,7 @@ def test_what_cannot_be_followed_is_refused_by_what_is_wrong(client, image, sess
     try:
         for changes, why in (
             ({"adapters": [EDGES]}, "draw or choose one"),
-            ({"adapters": ["edges", "edges 2"], "control_image": image}, "one acts at a time"),
+            ({"adapters": ["edges", "edges 2"], "control_image": image}, "only one can be active"),
             ({"adapters": [EDGES], "control_image": image, "annotator": "x-ray"}, "x-ray"),
             ({"adapters": [EDGES], "control_image": image, "control_start": 0.7, "control_end": 0.6}, "less than"),
             ({"adapters": [EDGES], "control_image": tmp_path / "bomb.png"}, "million"),
@@ -129,7 +129,7 @@ def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_fo
     try:
         told = {each["name"]: each["annotator"] for each in client.predict(api_name="/adapters")}
         assert (told["outlines"], told["amber"]) == ("canny", None)
-        assert "<dt>Follows</dt><dd>canny</dd>" in client.predict("outlines", api_name="/adapter")
+        assert "<dt>Annotator</dt><dd>canny</dd>" in client.predict("outlines", api_name="/adapter")
         assert session.library.entry("outlines").annotator_settings == {"blur": 1.4, "low": 50, "high": 100}
     finally:
         client.predict("outlines", api_name="/delete")
@@ -162,7 +162,7 @@ def test_a_control_with_hostile_settings_is_refused_before_it_is_in_the_library(
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
     file = shutil.make_archive(str(tmp_path / "hostile"), "zip", tmp_path, "hostile")
     with pytest.raises(HRAError):
-        bring_in(session.model, session.library, [Path(file)], "hostile")
+        import_adapter(session.worker, session.library, [Path(file)], "hostile")
     assert not (session.library.folder / "hostile").exists()
 
 
@@ -191,15 +191,15 @@ def test_an_annotator_that_needs_a_model_is_not_run(control_folder, tmp_path):
     for said in ('"annotator": "depth", "annotator_settings": {"model": "/etc"}', '"annotator": "pose"'):
         config.write_text("{" + said + "}")
         with pytest.raises(ConfigError, match="annotated already"):
-            annotated(Image.new("RGB", (8, 8)), Library(tmp_path / "library").entry("deep"), "own", (8, 8))
+            make_condition(Image.new("RGB", (8, 8)), Library(tmp_path / "library").entry("deep"), "own", (8, 8))
 
 
 def test_a_image_without_transparency_has_no_object(control_folder, tmp_path):
     shutil.copytree(control_folder, tmp_path / "edges")
     with pytest.raises(ImageError, match="without transparency"):
-        annotated(Image.new("RGB", (8, 8)), Library(tmp_path).entry("edges"), "segmentation", (8, 8))
+        make_condition(Image.new("RGB", (8, 8)), Library(tmp_path).entry("edges"), "segmentation", (8, 8))
 
 
 def test_a_drawing_for_edges_becomes_light_on_dark(session):
     drawing = Image.new("RGB", (4, 4), "white")
-    assert of_drawing(drawing, [session.library.entry("edges")]).getpixel((0, 0)) == (0, 0, 0)
+    assert sketch_condition(drawing, [session.library.entry("edges")]).getpixel((0, 0)) == (0, 0, 0)

@@ -45,11 +45,11 @@ def test_where_nothing_can_listen_or_be_kept_is_refused_in_a_sentence(tmp_path, 
 
 @pytest.mark.slow
 def test_a_public_address_without_a_password_is_warned_of(caplog):
-    from hra_diffusion.studio.page import warn_of_open_doors
+    from hra_diffusion.studio.page import warn_if_public
 
-    warn_of_open_doors(StudioConfig(share=True, auth="user:word"))
+    warn_if_public(StudioConfig(share=True, auth="user:word"))
     assert caplog.text == ""
-    warn_of_open_doors(StudioConfig(share=True))
+    warn_if_public(StudioConfig(share=True))
     assert "Add --auth USER:PASSWORD" in caplog.text
 
 
@@ -120,7 +120,7 @@ def test_escape_ends_a_drawing(tab, session):
     tab.locator(".preview").wait_for()
     tab.keyboard.press("Escape")
     tab.get_by_text("Stopped.").wait_for()
-    assert session.model.busy == 0
+    assert session.worker.pending == 0
 
 
 @pytest.mark.slow
@@ -133,10 +133,10 @@ def test_a_closed_tab_ends_its_drawing(tab, session):
         box.press("Tab")
     tab.locator("#generate").click()
     tab.locator(".preview").wait_for()
-    assert session.model.busy == 1
+    assert session.worker.pending == 1
     tab.close()
     end = time.monotonic() + 30
-    while session.model.busy and time.monotonic() < end:
+    while session.worker.pending and time.monotonic() < end:
         time.sleep(0.05)
-    assert session.model.busy == 0
+    assert session.worker.pending == 0
     assert len(set(session.images.rglob("*.png")) - before) < 16

@@ -1,4 +1,4 @@
-"""Runs are what lies in their folders; lessons and names are checked before anything is written."""
+"""TrainingJobs are what lies in their folders; lessons and names are checked before anything is written."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, ConfigError, ImageError
-from hra_diffusion.studio.engine.costs import Costs
-from hra_diffusion.studio.engine.jobs import Runs, Status
+from hra_diffusion.studio.engine.estimates import Estimates
+from hra_diffusion.studio.engine.jobs import TrainingJobs, Status
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.training_job import CROPS, Preset, TrainingImage, TrainingJob, cropped
 from hra_diffusion.training.config import DreamBoothConfig
@@ -35,7 +35,7 @@ def photo(tmp_path) -> Path:
 
 def lesson(photo: Path, **changes) -> TrainingJob:
     return TrainingJob(
-        **{"name": "dog", "sittings": (TrainingImage(file=photo),), "subject": "dog", "effort": Preset(steps=4)}
+        **{"name": "dog", "images": (TrainingImage(file=photo),), "subject": "dog", "preset": Preset(steps=4)}
         | changes
     )
 
@@ -59,13 +59,13 @@ def test_a_run_stands_as_its_folder_says(tmp_path, photo, steps, said, adapter, 
     (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(steps)))
     if adapter:
         (folder / "adapter").mkdir()
-    (run,) = Runs(tmp_path / "runs").all()
-    assert (run.status, run.done, run.total) == (status, steps, 4)
+    (run,) = TrainingJobs(tmp_path / "runs").all()
+    assert (run.status, run.step, run.total_steps) == (status, steps, 4)
     assert (run.error is not None) == (status is Status.FAILED)
 
 
-class Waiting(Runs):
-    """Runs whose processes do nothing, for a while."""
+class Waiting(TrainingJobs):
+    """TrainingJobs whose processes do nothing, for a while."""
 
     def _launch(self, folder: Path, *flags: str) -> None:
         time.sleep(0.2)
@@ -118,11 +118,11 @@ def test_a_finished_run_does_not_begin_again(tmp_path, photo):
     (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(4)))
     (folder / "adapter").mkdir()
     with pytest.raises(ConfigError, match="finished"):
-        Runs(tmp_path / "runs").resume("dog")
+        TrainingJobs(tmp_path / "runs").resume("dog")
 
 
 def test_a_lesson_is_images_captions_and_settings(tmp_path, photo):
-    told = lesson(photo, sittings=(TrainingImage(file=photo, caption="a sks dog asleep", crop="0, 0, 20, 30"),))
+    told = lesson(photo, images=(TrainingImage(file=photo, caption="a sks dog asleep", crop="0, 0, 20, 30"),))
     told.write(tmp_path / "run", told.settings("base", DreamBoothConfig(), tmp_path / "run"))
     with Image.open(tmp_path / "run" / "images" / "000.png") as image:
         assert image.size == (20, 30)
@@ -142,14 +142,14 @@ def test_a_crop_that_cannot_be_is_refused_by_the_image_s_name(photo, crop):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"name": "../x"}, {"name": ""}, {"subject": " "}, {"token": ""}, {"sittings": ()}, {"token": "a\nb"}]
+    "changes", [{"name": "../x"}, {"name": ""}, {"subject": " "}, {"token": ""}, {"images": ()}, {"token": "a\nb"}]
 )
 def test_a_lesson_that_cannot_be_is_refused(photo, changes):
     with pytest.raises(ConfigError):
         lesson(photo, **changes)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"rank": 3}, {"looks": 99}, {"class_images": -1}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"rank": 3}, {"validations": 99}, {"class_images": -1}])
 def test_an_effort_out_of_range_is_refused(changes):
     with pytest.raises(ConfigError):
         Preset(**{"steps": 10} | changes)
@@ -179,10 +179,10 @@ def test_a_damaged_adapter_is_passed_over_with_one_warning(tmp_path, caplog, con
 
 
 def test_what_was_measured_once_says_what_every_effort_costs(tmp_path):
-    costs = Costs(tmp_path / "costs.json")
+    costs = Estimates(tmp_path / "costs.json")
     assert costs.of("base") is None
     costs.keep("base", {"time": "0.50 s a step, 0:01:40 in all, and 12 s before", "memory": "1.25 GB at most in two"})
     costs.keep("other", {"time": "unknown"})
-    cost = Costs(tmp_path / "costs.json").of("base")
+    cost = Estimates(tmp_path / "costs.json").of("base")
     assert cost is not None and costs.of("other") is None
     assert (cost.seconds(Preset(steps=200)), cost.memory) == (112.0, 1.25)

@@ -10,9 +10,9 @@ import pytest
 from hra_diffusion.errors import ModelError
 from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.events import Reading
+from hra_diffusion.studio.engine.events import Loading
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.model_worker import Model
+from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import Uploads
@@ -57,11 +57,11 @@ def test_a_bad_base_is_refused_at_once_by_what_is_wrong_with_it(copy, tmp_path):
 
 def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logged(copy, tmp_path, caplog):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    model = Model(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
+    model = ModelWorker(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
     model.warm_up()
     for _ in range(2):
         events = model.draw(GenerateRequest(width=32, height=32), threading.Event())
-        assert next(events) == Reading()
+        assert next(events) == Loading()
         with pytest.raises(ModelError, match="cannot be loaded"):
             next(events)
     model.close()
@@ -71,7 +71,7 @@ def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logge
 def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
     session = Session(StudioConfig(folder=tmp_path))
     assert session.embedded
-    assert session.model.base.name == "emoji-sd"
+    assert session.worker.base.name == "emoji-sd"
     assert session.default_request.width == 128
     assert {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"} == {"teapot", "tiger"}
 

@@ -44,7 +44,7 @@ def test_a_png_gives_every_setting_back(request):
 
 @given(REQUESTS)
 def test_json_gives_a_request_back(request):
-    assert GenerateRequest.of(json.loads(json.dumps(request.to_json()))) == request
+    assert GenerateRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
 def test_the_parameters_are_those_of_a1111():
@@ -121,7 +121,7 @@ def test_what_is_no_png_is_refused(tmp_path):
 )
 def test_what_cannot_be_drawn_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=NAMED.get(name, name)):
-        GenerateRequest.of({name: value})
+        GenerateRequest.from_json({name: value})
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_what_cannot_be_drawn_is_refused_by_name(name, value):
 )
 def test_settings_that_together_cannot_be_drawn_are_refused(values, why):
     with pytest.raises(ConfigError, match=why):
-        GenerateRequest.of(values)
+        GenerateRequest.from_json(values)
 
 
 def test_what_a_image_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_path):
@@ -160,12 +160,12 @@ def test_what_a_image_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_pa
 
 def test_a_grid_is_the_request_with_two_settings_changed():
     request = GenerateRequest(prompt="a cat", adapters=(AdapterUse(name="tiger", strength=0.7),), seed=3)
-    grid = Grid.of(request, Axis.read("strength", "0, 1"), Axis.read("prompt", "{prompt} at night\na dog"))
+    grid = Grid.from_request(request, Axis.parse("strength", "0, 1"), Axis.parse("prompt", "{prompt} at night\na dog"))
     assert [[(cell.adapters[0].strength, cell.prompt) for cell in row] for row in grid.rows] == [
         [(0.0, "a cat at night"), (1.0, "a cat at night")],
         [(0.0, "a dog"), (1.0, "a dog")],
     ]
-    plain = Grid.of(request, Axis.read("strength", "0.5"), Axis.read("adapter", "none, lion"))
+    plain = Grid.from_request(request, Axis.parse("strength", "0.5"), Axis.parse("adapter", "none, lion"))
     assert [row[0].adapters for row in plain.rows] == [(), (AdapterUse(name="lion", strength=0.5),)]
 
 
@@ -181,4 +181,4 @@ def test_a_grid_is_the_request_with_two_settings_changed():
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_is_drawn(x, y, why):
     with pytest.raises(ConfigError, match=why):
-        Grid.of(GenerateRequest(adapters=(AdapterUse(name="a"),)), Axis.read(*x), Axis.read(*y))
+        Grid.from_request(GenerateRequest(adapters=(AdapterUse(name="a"),)), Axis.parse(*x), Axis.parse(*y))

@@ -10,14 +10,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.lora.names import Place, diffusers_name
+from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 
 Layout = Literal["kohya", "diffusers", "peft"]
-LAYOUTS: Final[tuple[str, ...]] = get_args(Layout)
+LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 
-def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[Place, str]) -> dict[str, Tensor]:
+def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[ModuleKey, str]) -> dict[str, Tensor]:
     """Name an adapter's updates, of one rank, as kohya does.
 
     Raises:

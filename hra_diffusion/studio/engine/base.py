@@ -1,4 +1,4 @@
-"""What a base model's JSON files say of it: enough for the page to open before the weights are read."""
+"""The facts of a base model from its JSON files: the page opens before the weights are loaded."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,47 +17,50 @@ _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor")
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A base model that can be drawn with."""
+    """A base model."""
 
     source: str
-    """Its folder, its file, or its name on the hub."""
+    """Folder, single file, or name on the hub."""
     name: str
-    """As it may be shown and published."""
+    """Name for display and publication, without folders."""
     size: int
-    """Side of the images that it was made for, in pixels."""
+    """Native side of its images, in pixels."""
     multiple: int
-    """Sides are multiples of this."""
+    """Size multiple of its images, in pixels."""
     schedulers: tuple[str, ...]
-    """Names of the samplers that it can be drawn with, its own first."""
+    """Names of the available schedulers, the model's default first."""
 
 
 def read_base(source: str) -> Base:
-    """Look at a model: a folder in diffusers' layout, a name on the hub, or a single file.
+    """Read the facts of a model from its JSON files.
+
+    Args:
+        source: a folder in diffusers' layout, a name on the hub, or a single file.
 
     Raises:
-        ModelError: it is none, it is incomplete, or the studio cannot draw with such a model.
+        ModelError: the source is no model, is incomplete, or has an architecture that the studio does not support.
     """
-    layout = pipelines.model_config(source) if Path(source).is_file() else source
+    config = pipelines.model_config(source) if Path(source).is_file() else source
     try:
-        return _read(source, layout)
+        return _read(source, config)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"The model {source!r} cannot be used: its JSON files do not say {error}.") from error
+        raise ModelError(f"The model {source!r} cannot be used: its JSON files are incomplete ({error}).") from error
 
 
-def _read(source: str, layout: str) -> Base:
-    index = _json(source, layout, _INDEX)
+def _read(source: str, config: str) -> Base:
+    index = _json(source, config, _INDEX)
     parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}
     denoiser = "unet" if "unet" in parts else "transformer"
     if not {denoiser, "vae", "scheduler"} <= parts.keys():
         raise ModelError(
-            f"{source!r} is a {index.get('_class_name')}: the studio draws with Stable Diffusion 1, 2 and XL, whose "
+            f"{source!r} is a {index.get('_class_name')}: the studio supports Stable Diffusion 1, 2 and XL, whose "
             "folders hold a unet, a vae and a scheduler."
         )
     if Path(source).is_dir():
         _check_weights(Path(source), [name for name in parts if not name.startswith(_NO_WEIGHTS)])
-    unet = _json(source, layout, f"{denoiser}/config.json")
-    vae = _json(source, layout, "vae/config.json")
-    scheduler = _json(source, layout, "scheduler/scheduler_config.json")
+    unet = _json(source, config, f"{denoiser}/config.json")
+    vae = _json(source, config, "vae/config.json")
+    scheduler = _json(source, config, "scheduler/scheduler_config.json")
     multiple = 2 ** (len(vae["block_out_channels"]) - 1)
     return Base(
         source=source,
@@ -68,9 +71,9 @@ def _read(source: str, layout: str) -> Base:
     )
 
 
-def _json(source: str, layout: str, name: str) -> dict[str, Any]:
+def _json(source: str, config: str, name: str) -> dict[str, Any]:
     try:
-        return read_json(local_folder(layout, None, [name]) / name)
+        return read_json(local_folder(config, None, [name]) / name)
     except AdapterFileError as error:
         raise ModelError(
             f"The model {source!r} cannot be used: {error} Give a folder in diffusers' layout, with {_INDEX} beside "

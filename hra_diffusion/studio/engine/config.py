@@ -1,4 +1,4 @@
-"""What ``app.py`` can be told."""
+"""Command-line options of ``app.py``."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,29 +8,29 @@ from hra_diffusion.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class StudioConfig:
-    """Open the studio: teach, compare and use subjects in a browser."""
+    """Open the studio: train adapters, compare them and generate images in a browser."""
 
     base: str = "assets/emoji-sd"
     """The base model: a folder in diffusers' layout or a name on the hub, of Stable Diffusion 1, 2 or XL."""
     folder: Path = Path("outputs/studio")
-    """Where the studio keeps its images, adapters and runs; it writes nowhere else."""
+    """Folder of the studio's images, adapters and training jobs; it writes nowhere else."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0 lets other machines in."""
+    """Address to listen at; 0.0.0.0 admits other machines."""
     port: int | None = None
     """Port to listen at; the first free one from 7860 on by default."""
     auth: str | None = None
-    """USER:PASSWORD that the page and the API ask for."""
+    """USER:PASSWORD required by the page and the API."""
     share: bool = False
-    """Open a public address through gradio's servers; set --auth, too."""
+    """Open a public address through gradio's servers; set --auth as well."""
     open: bool = False
     """Open the page in the browser."""
     mcp: bool = False
-    """Offer the API to language models as well (extra mcp)."""
+    """Offer the API to language models through MCP (extra mcp)."""
     max_waiting: int = 16
-    """How many requests may wait for the model; further ones are refused."""
+    """Largest number of requests in the queue; further ones are refused."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be."""
+        """Raise ConfigError for options out of range."""
         if self.auth is not None and not all(self.auth.partition(":")):
             raise ConfigError("--auth must be USER:PASSWORD, neither of them empty.")
         if self.port is not None and not 1 <= self.port <= 65_535:

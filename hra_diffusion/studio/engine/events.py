@@ -1,4 +1,4 @@
-"""What whoever asked for images is told while they are drawn."""
+"""Events of a request, from the queue to the finished images."""
 
 from dataclasses import dataclass
 
@@ -8,41 +8,41 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 
 
 @dataclass(frozen=True)
-class Reading:
-    """The model is being read, once, before it draws for the first time."""
+class Loading:
+    """The model is being loaded, once, before its first image."""
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Others are served first."""
+class Queued:
+    """Other requests come first."""
 
-    before: int
-    """How many."""
+    ahead: int
+    """Number of requests ahead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """A step is done."""
+    """A denoising step is done."""
 
     image: int
-    """Counted from 0."""
+    """Index of the image, from 0."""
     images: int
     step: int
-    """Counted from 1."""
+    """Number of the step, from 1."""
     steps: int
     seconds_left: float
-    """Of the whole request, if it goes on as it went."""
+    """Estimate for the whole request."""
     preview: bytes
     """A JPEG file."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """An image is done."""
+class Generated:
+    """An image is finished."""
 
     request: GenerateRequest
-    """For this image alone."""
+    """The request of this image alone."""
     image: Image.Image
 
 
-Event = Reading | Waiting | Progress | Drawn
+Event = Loading | Queued | Progress | Generated

@@ -1,4 +1,4 @@
-"""X/Y grids: one request, and two of its settings that take several values each."""
+"""X/Y grids: one request with several values for two of its settings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,34 +18,34 @@ MAX_VALUES, MAX_CELLS = 12, 64
 class Axis:
     """A setting and its values, as texts.
 
-    strength: of all adapters alike; adapter: one alone, or "none", at the first strength; seed; prompt, in which
-    {prompt} stands for the request's.
+    strength: of all adapters; adapter: a single one, or "none", at the first strength; seed; prompt: {prompt} stands
+    for the prompt of the request.
     """
 
     kind: str
     values: tuple[str, ...]
 
     @classmethod
-    def read(cls, kind: str, text: str) -> "Axis":
-        """Read values from a text: one a line, or with commas between them where they are no prompts.
+    def parse(cls, kind: str, text: str) -> "Axis":
+        """Parse values from a text: prompts one a line, others separated by commas or lines.
 
         Raises:
-            ConfigError: there is no such setting, or there are no values or too many.
+            ConfigError: the setting is unknown, or there are no values or too many.
         """
         if kind not in AXES:
             raise ConfigError(f"There is no axis {str(kind)[:80]!r}; known are: {', '.join(AXES)}.")
         parts = text.split("\n") if kind == "prompt" else text.replace("\n", ",").split(",")
         values = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
         if not 1 <= len(values) <= MAX_VALUES:
-            between = "one a line" if kind == "prompt" else "with commas between them"
-            raise ConfigError(f"Give 1 to {MAX_VALUES} values for {kind}, {between}; found {len(values)}.")
+            separator = "one a line" if kind == "prompt" else "separated by commas"
+            raise ConfigError(f"Give 1 to {MAX_VALUES} values for {kind}, {separator}; found {len(values)}.")
         return cls(kind=kind, values=values)
 
-    def applied(self, request: GenerateRequest, value: str) -> GenerateRequest:
+    def apply(self, request: GenerateRequest, value: str) -> GenerateRequest:
         """Return the request with this value.
 
         Raises:
-            ConfigError: it is none for this setting.
+            ConfigError: the value does not suit the setting.
         """
         if self.kind == "prompt":
             return replace(request, prompt=value.replace("{prompt}", request.prompt))
@@ -54,49 +54,49 @@ class Axis:
             uses = () if value == NO_ADAPTER else (AdapterUse(name=value, strength=strength),)
             return replace(request, adapters=uses)
         if self.kind == "seed":
-            return GenerateRequest.of(request.to_json() | {"seed": value})
+            return GenerateRequest.from_json(request.to_json() | {"seed": value})
         if not request.adapters:
-            raise ConfigError("There is no adapter whose strength could vary: choose one under Generate.")
+            raise ConfigError("A strength axis needs an adapter: choose one under Generate.")
         uses = [{"name": use.name, "strength": value} for use in request.adapters]
-        return GenerateRequest.of(request.to_json() | {"adapters": uses})
+        return GenerateRequest.from_json(request.to_json() | {"adapters": uses})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Cells of requests, row by row."""
+    """A table of requests, row by row."""
 
     x: Axis
     y: Axis
     rows: tuple[tuple[GenerateRequest, ...], ...]
 
     @classmethod
-    def of(cls, request: GenerateRequest, x: Axis, y: Axis) -> "Grid":
-        """Make every cell's request; so a value that cannot be is found before anything is drawn.
+    def from_request(cls, request: GenerateRequest, x: Axis, y: Axis) -> "Grid":
+        """Make the request of every cell; invalid values are refused before the first image.
 
         Raises:
-            ConfigError: both axes are the same, there are too many cells, or a value cannot be.
+            ConfigError: both axes are the same, there are too many cells, or a value is invalid.
         """
         if x.kind == y.kind:
             raise ConfigError(f"Both axes are {x.kind}: choose two different ones.")
         if len(x.values) * len(y.values) > MAX_CELLS:
             raise ConfigError(f"{len(x.values)} × {len(y.values)} are more than {MAX_CELLS} cells: give fewer values.")
-        first, second = sorted((x, y), key=lambda axis: axis.kind != "adapter")  # a strength is that of the adapter
+        first, second = sorted((x, y), key=lambda axis: axis.kind != "adapter")  # before its strength
         cells: dict[tuple[str, str], GenerateRequest] = {}
         for one in first.values:
             for other in second.values:
                 plain = first.kind == "adapter" and one == NO_ADAPTER and second.kind == "strength"
-                chosen = first.applied(replace(request, count=1), one)
-                place = (one, other) if first is x else (other, one)
-                cells[place] = chosen if plain else second.applied(chosen, other)
+                chosen = first.apply(replace(request, count=1), one)
+                cell = (one, other) if first is x else (other, one)
+                cells[cell] = chosen if plain else second.apply(chosen, other)
         rows = tuple(tuple(cells[column, row] for column in x.values) for row in y.values)
         return cls(x=x, y=y, rows=rows)
 
     def labels(self, axis: Axis) -> list[str]:
-        """What stands beside the rows or above the columns."""
+        """Return the labels of the columns or rows."""
         return [value if axis.kind in ("prompt", "adapter") else f"{axis.kind} {value}" for value in axis.values]
 
-    def sheet(self, images: Sequence[Image.Image]) -> Image.Image:
-        """Put the images, which come row by row, on a sheet with labels."""
+    def compose(self, images: Sequence[Image.Image]) -> Image.Image:
+        """Compose the images, given row by row, into one labeled image."""
         width = len(self.x.values)
         rows = [images[start : start + width] for start in range(0, len(images), width)]
         return contact_sheet(rows, self.labels(self.y), self.labels(self.x))

@@ -1,12 +1,12 @@
-"""Training runs: the command line in a process of its own, a folder each. All that is known of a run is on the disk.
+"""Training jobs: one folder and one ``hra-diffusion train`` process per job.
 
-So it does not matter who started it: a closed page, or a studio that is started again, finds it as it is.
+The folder holds the complete state of a job: a reopened page or a restarted studio finds every job again.
 
     runs/dog/
-    ├── images/, lesson.toml     what is taught
-    ├── process.json, output.txt   the process, and what it said
-    ├── stop.txt                   if it was asked to stop
-    └── …                          what ``hra-diffusion train`` leaves in its output folder
+    ├── images/, job.toml          images and settings
+    ├── process.json, output.txt   the process and its output
+    ├── stop.txt                   after a request to stop
+    └── …                          the output folder of ``hra-diffusion train``
 """
 
 import json
@@ -25,7 +25,7 @@ import psutil
 from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError
 from hra_diffusion.formats.files import read_json, write_file
 from hra_diffusion.studio.engine.library import check_name
-from hra_diffusion.studio.engine.training_job import SETTINGS, TrainingJob
+from hra_diffusion.studio.engine.training_job import TrainingJob, settings_file
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.loop.steps import StepRecord
@@ -33,14 +33,15 @@ from hra_diffusion.training.outputs.checkpoint import LOG
 from hra_diffusion.training.outputs.log import read_log
 
 PROCESS, OUTPUT, STOP = "process.json", "output.txt", "stop.txt"
-_TAIL = 4000
+_MAX_CHARACTERS = 4000
 _KILLED = (
-    "It ended without a word: it was killed, or the memory was not enough. Go on takes it from its last checkpoint."
+    "The process ended without an error message: it was killed, or the memory was exhausted. Resume continues from the "
+    "last checkpoint."
 )
 
 
 class Status(Enum):
-    """How a run stands."""
+    """The status of a job."""
 
     RUNNING = "running"
     FINISHED = "finished"
@@ -49,152 +50,154 @@ class Status(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A run as it is on the disk at this moment."""
+class Job:
+    """A snapshot of a job's folder."""
 
     name: str
     folder: Path
     status: Status
     phase: str
-    """What it does, in words."""
-    done: int
-    """Steps."""
-    total: int
+    """Description of the current activity."""
+    step: int
+    """Completed steps."""
+    total_steps: int
     seconds_left: float | None
-    """Of the steps, where that can be told."""
+    """Estimate for the remaining steps, where one is possible."""
     error: str | None
-    """Why it failed."""
+    """The error of a failed job."""
 
     @property
     def resumable(self) -> bool:
-        """Whether it can go on: from its last checkpoint, or from the start if it has none yet."""
+        """Whether the job can resume, from its last checkpoint or from the start."""
         return self.status in (Status.STOPPED, Status.FAILED)
 
     def records(self) -> list[StepRecord]:
-        """Its steps so far."""
+        """Return the log records of the completed steps."""
         return _records(self.folder)
 
-    def samples(self) -> list[tuple[int, Path]]:
-        """Images on the way, each with its step, the newest first."""
-        found = [
+    def validation_images(self) -> list[tuple[int, Path]]:
+        """Return the validation images with their steps, the newest first."""
+        images = [
             (int(path.parent.name.removeprefix("step-")), path) for path in self.folder.glob("validation/step-*/*.png")
         ]
-        return sorted(((step, path) for step, path in found if not path.name.startswith(".")), reverse=True)
+        return sorted(((step, path) for step, path in images if not path.name.startswith(".")), reverse=True)
 
-    def measured(self) -> str | None:
-        """The table of numbers at the end; whoever reads it here need not know where the studio's folder is."""
+    def metrics_table(self) -> str | None:
+        """Return the final metrics as a Markdown table, without the path of the studio's folder."""
         path = self.folder / "metrics.md"
         return path.read_text(encoding="utf-8").replace(f"{self.folder.parent}/", "") if path.is_file() else None
 
 
-class Runs:
-    """The runs in a folder; one at a time."""
+class TrainingJobs:
+    """The jobs of a folder; at most one is running."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._starting = threading.Lock()
 
-    def all(self) -> list[Run]:
-        """All runs, the one that was started last first."""
-        places = [path.parent for path in self.folder.glob(f"*/{PROCESS}") if not path.parent.name.startswith(".")]
-        return [self.get(place.name) for place in sorted(places, key=_started, reverse=True)]
+    def all(self) -> list[Job]:
+        """Return all jobs, the most recently started first."""
+        folders = [path.parent for path in self.folder.glob(f"*/{PROCESS}") if not path.parent.name.startswith(".")]
+        return [self.get(folder.name) for folder in sorted(folders, key=_start_time, reverse=True)]
 
-    def get(self, name: str) -> Run:
-        """Look at a run.
+    def get(self, name: str) -> Job:
+        """Return a job by name.
 
         Raises:
-            ConfigError: there is none of this name.
+            ConfigError: the name is unknown.
         """
         folder = self.folder / check_name(name)
         if not (folder / PROCESS).is_file():
-            raise ConfigError(f"There is no run named {name!r}.")
-        config = read_toml(folder / SETTINGS, DreamBoothConfig())
-        records, total = _records(folder), config.run.max_train_steps or 0
-        done = records[-1].step if records else 0
-        status, error = self._status(folder, done, total)
-        return Run(
+            raise ConfigError(f"There is no training job named {name!r}.")
+        config = read_toml(settings_file(folder), DreamBoothConfig())
+        records, total_steps = _records(folder), config.run.max_train_steps or 0
+        step = records[-1].step if records else 0
+        status, error = self._status(folder, step, total_steps)
+        return Job(
             name=name,
             folder=folder,
             status=status,
-            phase=_phase(folder, config, status, done, total),
-            done=done,
-            total=total,
-            seconds_left=_seconds_left(folder, done, total) if status is Status.RUNNING else None,
+            phase=_phase(folder, config, status, step, total_steps),
+            step=step,
+            total_steps=total_steps,
+            seconds_left=_seconds_left(folder, step, total_steps) if status is Status.RUNNING else None,
             error=error,
         )
 
-    def running(self) -> Run | None:
-        """The run that is going on, if any."""
-        return next((run for run in self.all() if run.status is Status.RUNNING), None)
+    def running(self) -> Job | None:
+        """Return the running job, or None."""
+        return next((job for job in self.all() if job.status is Status.RUNNING), None)
 
-    def start(self, lesson: TrainingJob, base: str, default: DreamBoothConfig) -> Run:
-        """Start a lesson.
+    def start(self, job: TrainingJob, base: str, default: DreamBoothConfig) -> Job:
+        """Start a job.
 
         Raises:
-            BusyError: another run is going on.
-            ConfigError: the name is taken, or a setting cannot be.
-            ImageError: an image cannot be used.
+            BusyError: another job is running.
+            ConfigError: the name is taken, or a setting is invalid.
+            ImageError: an image cannot be read or cropped.
         """
-        folder = self.folder.absolute() / check_name(lesson.name)
+        folder = self.folder.absolute() / check_name(job.name)
         with self._starting:
-            self._check_idle()
+            self._check_none_running()
             if folder.exists():
-                raise ConfigError(f"There is a run named {lesson.name!r} already: choose another name.")
-            lesson.write(folder, lesson.settings(base, default, folder))
+                raise ConfigError(f"There is a training job named {job.name!r} already: choose another name.")
+            job.write(folder, job.config(base, default, folder))
             self._launch(folder)
         return self.get(folder.name)
 
-    def resume(self, name: str) -> Run:
-        """Let a run go on that was stopped, or failed; from the start if it has no checkpoint yet.
+    def resume(self, name: str) -> Job:
+        """Resume a stopped or failed job, from its last checkpoint or from the start.
 
         Raises:
-            BusyError: another run, or this one, is going on.
-            ConfigError: there is no such run, or it is finished.
+            BusyError: this or another job is running.
+            ConfigError: the name is unknown, or the job is finished.
         """
         with self._starting:
-            self._check_idle()
-            run = self.get(name)
-            if not run.resumable:
-                raise ConfigError(f"{name!r} is finished: to teach more, begin another lesson.")
-            self._launch(run.folder.absolute(), "--resume_from_checkpoint", "latest")
+            self._check_none_running()
+            job = self.get(name)
+            if not job.resumable:
+                raise ConfigError(f"The training job {name!r} is finished: start a new one to train longer.")
+            self._launch(job.folder.absolute(), "--resume_from_checkpoint", "latest")
         return self.get(name)
 
     def stop(self, name: str) -> None:
-        """Ask a run to stop after this step; it leaves a checkpoint.
+        """Stop a job after the current step, with a checkpoint.
 
         Raises:
-            ConfigError: there is no such run.
+            ConfigError: the name is unknown.
         """
         folder = self.get(name).folder
         if process := _process(folder):
             (folder / STOP).touch()
             process.terminate()
 
-    def estimate(self, lesson: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
-        """Measure in two steps, taken back, what a lesson would cost.
+    def dry_run(self, job: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
+        """Measure the time and memory of a job in two training steps.
 
         Args:
-            lesson: what would be taught.
+            job: the job.
             base: the model.
-            default: settings that fit it.
-            folder: where images are put for that; to be removed afterwards.
+            default: the base's default settings.
+            folder: a temporary folder for the images; the caller removes it.
 
         Returns:
-            Lines of ``--dry_run`` by their label: time, memory, disk, …
+            Lines of ``--dry_run`` by label: time, memory, disk, …
 
         Raises:
-            ConfigError: it would not run; the message says why.
+            ConfigError: the job cannot run, for the reason in the message.
         """
-        lesson.write(folder, lesson.settings(base, default, folder))
+        job.write(folder, job.config(base, default, folder))
         done = subprocess.run(_command(folder, "--dry_run"), capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ConfigError(_error(done.stderr) or "The lesson cannot be measured.")
+            raise ConfigError(_error(done.stderr) or "The dry run failed without an error message.")
         return {line[:10].strip(): line[10:].strip() for line in done.stdout.splitlines()}
 
-    def _check_idle(self) -> None:
-        if going := self.running():
-            raise BusyError(f"{going.name!r} is being taught ({going.phase}): stop it, or wait until it is done.")
+    def _check_none_running(self) -> None:
+        if running := self.running():
+            raise BusyError(
+                f"The training job {running.name!r} is running ({running.phase}): stop it, or wait for its end."
+            )
 
     def _launch(self, folder: Path, *flags: str) -> None:
         (folder / STOP).unlink(missing_ok=True)
@@ -203,72 +206,74 @@ class Runs:
                 _command(folder, *flags), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
         self._children[folder.name] = child
-        about = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "started": time.time()}
-        write_file(folder / PROCESS, lambda path: path.write_text(json.dumps(about), encoding="utf-8"))
+        process = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "started": time.time()}
+        write_file(folder / PROCESS, lambda path: path.write_text(json.dumps(process), encoding="utf-8"))
 
-    def _status(self, folder: Path, done: int, total: int) -> tuple[Status, str | None]:
+    def _status(self, folder: Path, step: int, total_steps: int) -> tuple[Status, str | None]:
         if child := self._children.get(folder.name):
-            child.poll()  # or it stays behind as a zombie
+            child.poll()  # reaps a zombie process
         if _process(folder):
             return Status.RUNNING, None
-        if done >= total and (folder / "adapter").is_dir():
+        if step >= total_steps and (folder / "adapter").is_dir():
             return Status.FINISHED, None
-        said = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace") if (folder / OUTPUT).is_file() else ""
-        if error := _error(said):
+        file = folder / OUTPUT
+        output = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+        if error := _error(output):
             return Status.FAILED, error
-        stopped = (folder / STOP).exists() or "Stopped after step" in said
+        stopped = (folder / STOP).exists() or "Stopped after step" in output
         return (Status.STOPPED, None) if stopped else (Status.FAILED, _KILLED)
 
 
 def _command(folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "hra_diffusion.cli.main", "train", "--config", str(folder / SETTINGS), *flags]
+    return [sys.executable, "-m", "hra_diffusion.cli.main", "train", "--config", str(settings_file(folder)), *flags]
 
 
 def _process(folder: Path) -> psutil.Process | None:
-    """Return a run's process while it lives: its id alone might be another's by now."""
+    """Return the process of a running job; the time of creation excludes a reused process id."""
     try:
-        about = read_json(folder / PROCESS)
-        process = psutil.Process(int(about["pid"]))
-        same = abs(process.create_time() - float(about["created"])) < 1
+        recorded = read_json(folder / PROCESS)
+        process = psutil.Process(int(recorded["pid"]))
+        same = abs(process.create_time() - float(recorded["created"])) < 1
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except (psutil.Error, AdapterFileError, KeyError, TypeError, ValueError):
         return None
 
 
-def _started(folder: Path) -> float:
+def _start_time(folder: Path) -> float:
     return os.path.getmtime(folder / PROCESS)
 
 
-def _error(said: str) -> str | None:
-    """Return the error that a command ended with: its last line says so."""
-    last = next(reversed(said.strip().splitlines()), "")
-    found = re.fullmatch(r"[\w.]*Error: (.+)", last)
-    return found[1][:_TAIL] if found else None
+def _error(output: str) -> str | None:
+    """Return the error on the last line of a command's output, or None."""
+    last = next(reversed(output.strip().splitlines()), "")
+    error = re.fullmatch(r"[\w.]*Error: (.+)", last)
+    return error[1][:_MAX_CHARACTERS] if error else None
 
 
 def _records(folder: Path) -> list[StepRecord]:
     try:
         return read_log(folder / LOG)
-    except (OSError, ValueError):  # not begun yet, or the last line is being written
+    except (OSError, ValueError):  # no log yet, or an incomplete last line
         return []
 
 
-def _phase(folder: Path, config: DreamBoothConfig, status: Status, done: int, total: int) -> str:
+def _phase(folder: Path, config: DreamBoothConfig, status: Status, step: int, total_steps: int) -> str:
     if status is not Status.RUNNING:
         return status.value
-    drawn = len(list((folder / "class_images").glob("[!.]*.png")))
-    if done == 0 and config.prior.with_prior_preservation and drawn < config.prior.num_class_images:
-        return f"drawing the class: {drawn} of {config.prior.num_class_images} images" if drawn else "reading the model"
-    if done == 0:
-        return "getting ready"
-    if done < total:
-        return f"step {done} of {total}"
-    return "measuring what was learned" if (folder / "before_after.png").exists() else "drawing before and after"
+    finished = len(list((folder / "class_images").glob("[!.]*.png")))
+    total = config.prior.num_class_images
+    if step == 0 and config.prior.with_prior_preservation and finished < total:
+        return f"generating class images: {finished} of {total}" if finished else "loading the model"
+    if step == 0:
+        return "preparing the training"
+    if step < total_steps:
+        return f"step {step} of {total_steps}"
+    return "evaluating the adapter" if (folder / "before_after.png").exists() else "generating before and after images"
 
 
-def _seconds_left(folder: Path, done: int, total: int) -> float | None:
-    """Tell it from the time since the log began."""
-    if not done:
+def _seconds_left(folder: Path, step: int, total_steps: int) -> float | None:
+    """Estimate the remaining time from the age of the log, in seconds."""
+    if not step:
         return None
     started = os.path.getmtime(folder / "config.toml")
-    return max(0.0, (os.path.getmtime(folder / LOG) - started) / done * (total - done))
+    return max(0.0, (os.path.getmtime(folder / LOG) - started) / step * (total_steps - step))

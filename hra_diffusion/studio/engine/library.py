@@ -1,6 +1,6 @@
-"""The adapters of the studio: folders that `load_hra_weights` takes, each with what is worth knowing of it.
+"""The adapter library: folders for `load_hra_weights`, with the facts of each adapter.
 
-Those that come with the project can be used and not changed; the studio's own are renamed, deleted and added to.
+Adapters of the project are read-only; those of the studio can be added, renamed and deleted.
 """
 
 import logging
@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 THUMBNAILS = ("thumbnail.png", "before_after.png")
-KEPT = ("config.toml", "metrics.md", "metrics.json", *THUMBNAILS)
-"""What a run, or an archive, may have beside the adapter."""
+EXTRA_FILES = ("config.toml", "metrics.md", "metrics.json", *THUMBNAILS)
+"""Files beside the adapter, from a run or an archive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,41 +43,41 @@ class Entry:
     components: tuple[str, ...]
     rank: int
     base: str | None
-    """Name of the base model, as it may be published."""
+    """Public name of the base model, without folders."""
     trigger: str | None
-    """The instance prompt of the run that made it."""
+    """Trigger words: the instance prompt of its training run."""
     annotator: str | None
-    """What it follows, where it is a control."""
+    """Name of a control's annotator; None where the adapter is no control."""
     annotator_settings: Mapping[str, Any]
     thumbnail: Path | None
     built_in: bool
-    """Whether it came with the project."""
+    """Whether it comes with the project."""
 
     @property
     def stamp(self) -> int:
-        """Changes when the adapter's files do."""
+        """Return the time of the last change to the adapter's files, in nanoseconds."""
         return max((path.stat().st_mtime_ns for path in self.folder.rglob("*.safetensors")), default=0)
 
 
 class Library:
-    """The adapters in some folders; later ones hide those of the same name in earlier ones."""
+    """The adapters of the studio's folder and the project's; the studio's hide the project's of the same name."""
 
     def __init__(self, folder: Path, built_in: Path | None = None) -> None:
         self.folder = folder
         self.built_in = built_in
-        self._told: set[Path] = set()
+        self._warned: set[Path] = set()
 
     def entries(self) -> list[Entry]:
-        """All adapters, by name; folders that hold none, or a damaged one, are passed over with a warning."""
-        found = {entry.name: entry for entry in self._entries(self.built_in, built_in=True)}
-        found |= {entry.name: entry for entry in self._entries(self.folder, built_in=False)}
-        return [found[name] for name in sorted(found, key=str.casefold)]
+        """Return all adapters, sorted by name; folders without a valid adapter are skipped with a warning."""
+        entries = {entry.name: entry for entry in self._entries(self.built_in, built_in=True)}
+        entries |= {entry.name: entry for entry in self._entries(self.folder, built_in=False)}
+        return [entries[name] for name in sorted(entries, key=str.casefold)]
 
     def entry(self, name: str) -> Entry:
-        """Find an adapter.
+        """Return an adapter by name.
 
         Raises:
-            ConfigError: there is none of this name.
+            ConfigError: the name is unknown.
         """
         entries = {entry.name: entry for entry in self.entries()}
         if not isinstance(name, str) or name not in entries:
@@ -86,106 +86,107 @@ class Library:
         return entries[name]
 
     def rename(self, name: str, new_name: str) -> str:
-        """Rename an adapter of the studio's own; returns the new name.
+        """Rename an adapter of the studio and return the new name.
 
         Raises:
-            ConfigError: it is not there or not the studio's own, or the new name is taken or cannot be used.
+            ConfigError: the adapter is unknown or the project's, or the new name is taken or invalid.
         """
-        folder = self._own(name).folder
-        folder.rename(self.free_place(new_name))
+        folder = self._editable(name).folder
+        folder.rename(self.new_entry_folder(new_name))
         sync(self.folder)
         return new_name.strip()
 
     def delete(self, name: str) -> None:
-        """Delete an adapter of the studio's own.
+        """Delete an adapter of the studio.
 
         Raises:
-            ConfigError: it is not there, or not the studio's own.
+            ConfigError: the adapter is unknown, or the project's.
         """
-        remove_folder(self._own(name).folder)
+        remove_folder(self._editable(name).folder)
 
-    def free_place(self, name: str) -> Path:
+    def new_entry_folder(self, name: str) -> Path:
         """Return the folder for a new adapter.
 
         Raises:
-            ConfigError: the name is taken, or cannot be a folder's.
+            ConfigError: the name is taken or invalid.
         """
         name = check_name(name)
         if name.casefold() in {entry.name.casefold() for entry in self.entries()} or (self.folder / name).exists():
-            raise ConfigError(f"There is something named {name!r} in the library already: choose another name.")
+            raise ConfigError(f"The library has an adapter named {name!r} already: choose another name.")
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / name
 
     def free_name(self, wanted: str) -> str:
-        """Return the name, with a number behind it where it is taken."""
+        """Return the name, with a number appended where it is taken."""
         taken = {entry.name.casefold() for entry in self.entries()}
         names: Iterator[str] = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name.casefold() not in taken)
 
     def add(self, source: Path, name: str, thumbnail: Path | None = None) -> Entry:
-        """Copy an adapter, once all of it has been read and found whole, with what its run left beside it.
+        """Check an adapter completely, then copy it with the extra files of its run.
 
         Args:
             source: the adapter's folder, or the output folder of the run that made it.
-            name: what it is to be called.
+            name: its name in the library.
             thumbnail: an image of it.
 
         Raises:
-            AdapterFileError: there is none, or it is damaged.
-            ConfigError: the name is taken or cannot be used.
-            OutputError: it cannot be written; nothing is.
+            AdapterFileError: the folder holds no adapter, or a damaged one.
+            ConfigError: the name is taken or invalid.
+            OutputError: the copy cannot be written; the library is unchanged.
         """
-        place = self.free_place(name)
+        target = self.new_entry_folder(name)
         read_components(source)
         encoder = find_encoder(source)
         if encoder:
             read_tensors(encoder / ENCODER_FILES[1])
-        with replacing(place) as new:
+        with replacing(target) as new:
             for component, part in component_folders(source).items():
                 shutil.copytree(part, new / component, ignore=shutil.ignore_patterns("[!a]*"))
                 if (tokens := part.parent / TOKENS).is_dir():
                     shutil.copytree(tokens, new / TOKENS, dirs_exist_ok=True)
-            for name in ENCODER_FILES if encoder else ():
+            if encoder:
                 (new / ENCODER).mkdir(exist_ok=True)
-                shutil.copyfile(encoder / name, new / ENCODER / name)
-            for kept in KEPT:
-                if (source / kept).is_file():
-                    shutil.copyfile(source / kept, new / kept)
+                for file in ENCODER_FILES:
+                    shutil.copyfile(encoder / file, new / ENCODER / file)
+            for extra in EXTRA_FILES:
+                if (source / extra).is_file():
+                    shutil.copyfile(source / extra, new / extra)
             if thumbnail:
                 shutil.copyfile(thumbnail, new / THUMBNAILS[0])
             read_entry(new, built_in=False)
-        return self.entry(place.name)
+        return self.entry(target.name)
 
     def set_thumbnail(self, name: str, image: Path) -> None:
-        """Show an adapter of the studio's own by this image.
+        """Set the thumbnail of an adapter of the studio.
 
         Raises:
-            ConfigError: it is not there, or not the studio's own.
+            ConfigError: the adapter is unknown, or the project's.
         """
-        write_file(self._own(name).folder / THUMBNAILS[0], lambda path: shutil.copyfile(image, path))
+        write_file(self._editable(name).folder / THUMBNAILS[0], lambda path: shutil.copyfile(image, path))
 
-    def _own(self, name: str) -> Entry:
+    def _editable(self, name: str) -> Entry:
         entry = self.entry(name)
         if entry.built_in:
             raise ConfigError(f"{name!r} comes with the project: it can be used and exported, but not changed.")
         return entry
 
     def _entries(self, folder: Path | None, *, built_in: bool) -> Iterator[Entry]:
-        for place in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
-            if place.is_dir() and not place.name.startswith("."):
+        for path in sorted(folder.iterdir()) if folder and folder.is_dir() else ():
+            if path.is_dir() and not path.name.startswith("."):
                 try:
-                    yield read_entry(place, built_in)
-                except HRAError as error:  # what is not listed cannot be chosen
-                    if place not in self._told:
-                        logger.warning("%s is passed over: %s", place.name, error)
-                    self._told.add(place)
+                    yield read_entry(path, built_in)
+                except HRAError as error:  # an adapter outside the list cannot be chosen
+                    if path not in self._warned:
+                        logger.warning("%s is skipped: %s", path.name, error)
+                    self._warned.add(path)
 
 
 def check_name(name: str) -> str:
-    """Return a name without spaces around it.
+    """Return a name without surrounding spaces.
 
     Raises:
-        ConfigError: it could not be a folder's on every system.
+        ConfigError: the name is invalid for a folder on some operating system.
     """
     name = name.strip() if isinstance(name, str) else ""  # an API may send anything
     if not _NAME.fullmatch(name) or name.split(".")[0].upper() in ("CON", "PRN", "AUX", "NUL"):
@@ -197,29 +198,29 @@ def check_name(name: str) -> str:
 
 
 def read_entry(folder: Path, built_in: bool) -> Entry:
-    """Read what is worth knowing of an adapter.
+    """Read the facts of an adapter.
 
     Raises:
-        AdapterFileError: there is none, or it says of itself what no adapter does.
+        AdapterFileError: the folder holds no adapter, or one with invalid settings.
     """
     try:
         return _entry(folder, built_in)
     except HRAError:
         raise
-    except Exception as error:  # such as a list for a name, or TOML that is nested too deeply
-        raise AdapterFileError(f"The adapter says of itself what none does: {str(error)[:200]}.") from error
+    except Exception as error:  # for example a list in place of a name, or deeply nested TOML
+        raise AdapterFileError(f"The adapter's settings are invalid: {str(error)[:200]}.") from error
 
 
 def _entry(folder: Path, built_in: bool) -> Entry:
     parts, base = component_folders(folder), base_model(folder)
-    ranks = [read_json(part / CONFIG_FILE).get("r") for part in parts.values()]
-    if not all(isinstance(rank, int) for rank in ranks):
-        raise AdapterFileError("The adapter does not say its rank.")
+    ranks = [rank for part in parts.values() if isinstance(rank := read_json(part / CONFIG_FILE).get("r"), int)]
+    if len(ranks) < len(parts):
+        raise AdapterFileError("The adapter's settings have no rank.")
     encoder = find_encoder(folder)
-    said = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
-    settings, trigger = said.get("annotator_settings") or {}, run_settings(folder).get("instance_prompt")
+    config = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
+    settings, trigger = config.get("annotator_settings") or {}, run_settings(folder).get("instance_prompt")
     if not isinstance(settings, dict) or not isinstance(trigger, str | None):
-        raise AdapterFileError("The adapter has settings of its annotator, or a prompt, that are none.")
+        raise AdapterFileError("The adapter's annotator settings or its prompt are invalid.")
     return Entry(
         name=folder.name,
         folder=folder,
@@ -227,7 +228,7 @@ def _entry(folder: Path, built_in: bool) -> Entry:
         rank=max(ranks),
         base=public_name(base) if base else None,
         trigger=trigger,
-        annotator=str(said.get("annotator", "given")) if encoder else None,
+        annotator=str(config.get("annotator", "given")) if encoder else None,
         annotator_settings=settings,
         thumbnail=next((folder / name for name in THUMBNAILS if (folder / name).is_file()), None),
         built_in=built_in,

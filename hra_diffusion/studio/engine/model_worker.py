@@ -1,9 +1,7 @@
-"""The base model, which draws for everybody, one request after the other on a thread of its own.
+"""The queue of the base model: one thread serves one request at a time, so that requests never mix adapters.
 
-So requests never mix adapters: whatever else happens, the model has those of one request at a time. Who asks gets an
-iterator of events, and stops by closing it or by setting its flag; drawing then ends within the step.
-
-Its weights are read when they are first needed; whoever asks in the meantime waits for them as for any other request.
+A request yields an iterator of events. Closing the iterator or setting the stop flag ends it within a step.
+The weights are loaded on first use; requests wait in the queue meanwhile.
 """
 
 import logging
@@ -15,9 +13,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import BusyError, ConfigError, HRAError
+from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.base import Base
-from hra_diffusion.studio.engine.conditions import control_among
-from hra_diffusion.studio.engine.events import Event, Reading, Waiting
+from hra_diffusion.studio.engine.conditions import find_control
+from hra_diffusion.studio.engine.events import Event, Loading, Queued
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.schedulers import check_scheduler
@@ -29,69 +28,69 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-_GLANCE = 0.2
-"""Seconds between two looks at the flag while others are served."""
+_POLL_SECONDS = 0.2
+"""Interval for checking the stop flag of a queued request."""
 
 
-class Model:
-    """A base, what draws with it, and the thread that alone touches that.
+class ModelWorker:
+    """A base model and the thread of its generator.
 
     Args:
-        base: what is known of the model.
-        library: where adapters come from.
-        uploads: where images to start from are.
-        max_waiting: how many requests may wait; further ones are refused.
+        base: the facts of the model.
+        library: the available adapters.
+        uploads: initial images and conditions.
+        max_waiting: largest number of requests in the queue; further ones are refused.
     """
 
     def __init__(self, base: Base, library: Library, uploads: Uploads, *, max_waiting: int = 16) -> None:
         self.base = base
         self.library, self.uploads, self.max_waiting = library, uploads, max_waiting
-        self._painter: Generator | None = None
-        self._reading = threading.Lock()
+        self._generator: Generator | None = None
+        self._loading = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._admission = threading.Lock()
-        self._inside = 0
+        self._pending = 0
 
     @property
-    def busy(self) -> int:
-        """How many requests are being served or wait."""
-        return self._inside
+    def pending(self) -> int:
+        """Return the number of requests, running and queued."""
+        return self._pending
 
     @property
-    def painter(self) -> "Generator":
-        """What draws; the weights are read when it is first asked for.
+    def generator(self) -> "Generator":
+        """Return the generator, which the first call creates by loading the weights.
 
         Raises:
-            ModelError: they cannot be; the next time, it is tried again.
+            ModelError: the weights cannot be loaded; the next call tries again.
         """
-        with self._reading:
-            if self._painter is None:
+        with self._loading:
+            if self._generator is None:
                 from accelerate import PartialState
 
                 from hra_diffusion.studio.engine.generator import Generator  # imports diffusers, which takes seconds
 
                 device = PartialState().device or "cpu"
-                self._painter = Generator(self.base.source, self.library, self.uploads, device)
-            return self._painter
+                self._generator = Generator(self.base.source, self.library, self.uploads, device)
+            return self._generator
 
     def warm_up(self) -> None:
-        """Begin to read the weights, so that the first request finds them there; if that fails, it is logged."""
+        """Start to load the weights in the background; errors are logged."""
 
-        def read() -> None:
+        def load() -> None:
             try:
-                self.painter  # noqa: B018
+                self.generator  # noqa: B018
             except HRAError as error:
                 logger.error("%s", error)
 
-        self._thread.submit(read)
+        self._thread.submit(load)
 
-    def draw(self, request: GenerateRequest, stop: threading.Event) -> Iterator[Event]:
-        """Draw, and tell how it goes on; ends early, without an error, when ``stop`` is set.
+    def stream(self, request: GenerateRequest, stop: threading.Event) -> Iterator[Event]:
+        """Generate images and yield the events of the request; end early, without an error, on ``stop``.
 
         Raises:
-            BusyError: too many requests wait.
-            ModelError: the model cannot be read.
-            HRAError: it cannot be drawn.
+            BusyError: the queue is full.
+            ModelError: the model cannot be loaded.
+            HRAError: the request cannot be generated.
         """
         self._check(request)
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
@@ -99,22 +98,22 @@ class Model:
         def work() -> None:
             try:
                 if not stop.is_set():
-                    self.painter.draw(request, stop, events.put)
+                    self.generator(request, stop, events.put)
             except BaseException as error:
                 events.put(error)
             finally:
                 events.put(None)
 
-        before = self._inside
-        turn = self._submit(work)
+        ahead = self._pending
+        future = self._submit(work)
         try:
-            if self._painter is None:
-                yield Reading()
-            elif before:
-                yield Waiting(before)
-            while not (stop.is_set() and turn.cancel()):
+            if self._generator is None:
+                yield Loading()
+            elif ahead:
+                yield Queued(ahead)
+            while not (stop.is_set() and future.cancel()):
                 with suppress(queue.Empty):
-                    if (event := events.get(timeout=_GLANCE)) is None:
+                    if (event := events.get(timeout=_POLL_SECONDS)) is None:
                         return
                     if isinstance(event, BaseException):
                         raise event
@@ -122,41 +121,42 @@ class Model:
         finally:
             stop.set()
 
-    def run(self, work: Callable[[Any], Result]) -> Result:
-        """Do something with the pipeline, all to itself and without adapters in it.
+    def run(self, work: Callable[[Pipeline], Result]) -> Result:
+        """Call a function with the pipeline, without adapters and without concurrent requests.
 
         Raises:
-            BusyError: too many requests wait.
-            ModelError: the model cannot be read.
+            BusyError: the queue is full.
+            ModelError: the model cannot be loaded.
         """
-        return self._submit(lambda: work(self.painter.alone())).result()
+        return self._submit(lambda: work(self.generator.base_pipeline())).result()
 
     def close(self) -> None:
-        """End the thread, once it has done what it does."""
+        """End the thread after the current request."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, work: Callable[[], Result]) -> "Future[Result]":
         with self._admission:
-            if self._inside > self.max_waiting:
-                raise BusyError(f"The studio is busy: {self._inside} requests wait already. Try again in a moment.")
-            self._inside += 1
+            if self._pending > self.max_waiting:
+                raise BusyError(f"The studio is busy: {self._pending} requests wait already. Try again in a moment.")
+            self._pending += 1
         future = self._thread.submit(work)
-        future.add_done_callback(self._left)
+        future.add_done_callback(self._finish)
         return future
 
-    def _left(self, _: "Future[Any]") -> None:
+    def _finish(self, _: "Future[Any]") -> None:
         with self._admission:
-            self._inside -= 1
+            self._pending -= 1
 
     def _check(self, request: GenerateRequest) -> None:
         check_scheduler(request.scheduler, self.base.schedulers)
         step = self.base.multiple
         for side in (request.width, request.height):
             if side % step:
-                raise ConfigError(f"This model draws in steps of {step} pixels: take {max(step, side // step * step)}.")
+                size = max(step, side // step * step)
+                raise ConfigError(f"The sides of this model's images are multiples of {step} pixels: give {size}.")
         if request.image:
             self.uploads.path(request.image)
-        control = control_among([self.library.entry(use.name) for use in request.adapters])
+        control = find_control([self.library.entry(use.name) for use in request.adapters])
         if control and not request.condition:
             raise ConfigError(f"{control.name!r} follows an image: draw or choose one under “Follow an image”.")
         if request.condition:

@@ -1,31 +1,32 @@
-"""Latents → a small image at next to no cost: the affine map of channels to colors that fits the autoencoder best.
+"""Latents → a small preview at almost no cost: the best affine map of channels to the autoencoder's colors.
 
-It is found by least squares on patches of color that the autoencoder encodes once, so it is there for every model.
+Least squares on encoded patches of color give the map of any model.
 """
 
 import io
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 _PATCHES, _SIDE = 6, 128
-_SHOWN = 320
+_MAX_SIDE = 320
 
 
 class Preview:
-    """Shows latents (1, C, h, w) of an autoencoder that encodes images in [−1, 1]."""
+    """Previews of latents (1, C, h, w); the autoencoder encodes images in [−1, 1]."""
 
-    def __init__(self, vae: nn.Module) -> None:
+    def __init__(self, vae: Any) -> None:
         self.to_colors = _fit(vae)
 
     def __call__(self, latents: Tensor) -> bytes:
-        """Return a JPEG file."""
+        """Return the preview as a JPEG file."""
         channels = latents[0].float().cpu().flatten(1).T
         colors = torch.cat([channels, torch.ones(len(channels), 1)], 1) @ self.to_colors
         height, width = latents.shape[-2:]
         pixels = (colors.clamp(-1, 1) * 127.5 + 127.5).round().to(torch.uint8).reshape(height, width, 3)
-        scale = _SHOWN / max(height, width)
+        scale = _MAX_SIDE / max(height, width)
         image = Image.fromarray(pixels.numpy()).resize((round(width * scale), round(height * scale)))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=80)
@@ -33,7 +34,7 @@ class Preview:
 
 
 @torch.no_grad()
-def _fit(vae: nn.Module) -> Tensor:
+def _fit(vae: Any) -> Tensor:
     """Return the map (C + 1, 3) of scaled latents, and one, to colors in [−1, 1]."""
     device, dtype = next(vae.parameters()).device, next(vae.parameters()).dtype
     coarse = torch.rand(_PATCHES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -44,5 +45,5 @@ def _fit(vae: nn.Module) -> Tensor:
     latents = latents.float().cpu()
     colors = nn.functional.interpolate(images, latents.shape[-2:], mode="area")
     channels = latents.permute(0, 2, 3, 1).flatten(0, 2)
-    known = torch.cat([channels, torch.ones(len(channels), 1)], 1)
-    return torch.linalg.lstsq(known, colors.permute(0, 2, 3, 1).flatten(0, 2), driver="gelsd").solution
+    inputs = torch.cat([channels, torch.ones(len(channels), 1)], 1)
+    return torch.linalg.lstsq(inputs, colors.permute(0, 2, 3, 1).flatten(0, 2), driver="gelsd").solution

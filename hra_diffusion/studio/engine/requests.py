@@ -1,6 +1,6 @@
-"""What the studio can be asked to draw: one typed request, checked when it is made, whoever it comes from.
+"""The request for images: one typed and checked object, shared by the page, the API and the metadata of images.
 
-The page, the API and the metadata of images say the same, as JSON: an image's request, sent again, is the image.
+Its JSON is complete: the request stored in an image generates the same image again.
 """
 
 import math
@@ -10,15 +10,18 @@ from typing import Any, Literal, get_args
 
 from hra_diffusion.errors import ConfigError
 
-Combine = Literal["lie", "product"]
-OWN_SCHEDULER = "the model's own"
+Combine = Literal["mean", "product"]
+MODEL_SCHEDULER = "the model's own"
 
 MAX_PROMPT = 100_000
-"""Characters; models read some 77 tokens of them."""
+"""Limit in characters; a text encoder reads some 77 tokens."""
 MAX_ADAPTERS = 8
 MAX_STRENGTH = 1.5
 MAX_SEED = 2**53 - 1
 """The largest integer that JSON and browsers keep exactly."""
+
+_VERSION_0_1 = {"combine": {"lie": "mean"}}
+"""Values of version 0.1, by setting, with their values of today."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 150),
@@ -35,45 +38,45 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterUse:
-    """An adapter by its name, and its place on the geodesic from the base, 0, to itself, 1, and beyond."""
+    """An adapter by name, with its position on the geodesic from the base, 0, to the adapter, 1, and beyond."""
 
     name: str
     strength: float = 1.0
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a strength out of its range."""
+        """Raise ConfigError for a strength out of range."""
         if not 0 <= self.strength <= MAX_STRENGTH:
             raise ConfigError(f"The strength of {self.name!r} is {self.strength}: give 0 to {MAX_STRENGTH}.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """Some images: the first with `seed`, the next with seed + 1, …; each is what it would be alone."""
+    """The settings of one or more images: the first has `seed`, the next seed + 1, …; a batch changes no image."""
 
     prompt: str = ""
     negative_prompt: str = ""
     adapters: tuple[AdapterUse, ...] = ()
-    combine: Combine = "lie"
+    combine: Combine = "mean"
     steps: int = 25
     guidance_scale: float = 7.5
     width: int = 512
     height: int = 512
-    scheduler: str = OWN_SCHEDULER
+    scheduler: str = MODEL_SCHEDULER
     seed: int = 0
     count: int = 1
     image: str | None = None
-    """Digest of an image to start from, among the studio's uploads."""
+    """Digest of the initial image (image to image), among the studio's uploads."""
     image_strength: float = 0.6
-    """How far it is taken back to noise, from hardly to wholly."""
+    """Denoising strength of image to image, up to 1 for pure noise."""
     condition: str | None = None
-    """Digest of what the control among the adapters follows, likewise."""
+    """Digest of the condition of the control among the adapters, among the uploads."""
     control_start: float = 0.0
-    """Where in the denoising range the control begins to act, from 0, noise, …"""
+    """Start of the control within the denoising range: 0 is noise, 1 the finished image."""
     control_end: float = 1.0
-    """… to 1, the finished image."""
+    """End of the control within the denoising range."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for what cannot be drawn."""
+        """Raise ConfigError for settings out of range or in contradiction."""
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:
@@ -99,48 +102,49 @@ class GenerateRequest:
                 raise ConfigError(f"The {name.replace('_', ' ')} is longer than {MAX_PROMPT:,} characters: shorten it.")
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "GenerateRequest":
-        """Make a request of loose values, such as JSON's; keys it does not know, and None, are passed over.
+    def from_json(cls, values: Mapping[str, Any]) -> "GenerateRequest":
+        """Make a request of JSON values; unknown keys and None are ignored.
 
         Raises:
-            ConfigError: a value is of another kind, or out of its range.
+            ConfigError: a value has the wrong type, or is out of range.
         """
-        given = {each.name: values[each.name] for each in fields(cls) if values.get(each.name) is not None}
-        if "adapters" in given:
-            given["adapters"] = adapter_uses(given["adapters"])
-        for name, value in given.items():
+        settings = {field.name: values[field.name] for field in fields(cls) if values.get(field.name) is not None}
+        if "adapters" in settings:
+            settings["adapters"] = parse_adapter_uses(settings["adapters"])
+        for name, value in settings.items():
             if name != "adapters":
                 default = getattr(_DEFAULT, name)
-                given[name] = _converted(name, value, str if default is None else type(default))
-        return cls(**given)
+                value = _converted(name, value, str if default is None else type(default))
+                settings[name] = _VERSION_0_1.get(name, {}).get(value, value)
+        return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON has it."""
+        """Return the request as JSON values."""
         return asdict(self) | {"adapters": [asdict(use) for use in self.adapters]}
 
     def single(self, index: int) -> "GenerateRequest":
-        """The request that one of the images would have alone."""
+        """Return the request of one image, by its index."""
         return replace(self, seed=self.seed + index, count=1)
 
     def without_adapters(self) -> "GenerateRequest":
-        """The same of the plain base model."""
+        """Return the request for the base model alone."""
         return replace(self, adapters=(), condition=None)
 
 
-def adapter_uses(value: Any) -> tuple[AdapterUse, ...]:
-    """Read a list of names, or of {"name": …, "strength": …}.
+def parse_adapter_uses(value: Any) -> tuple[AdapterUse, ...]:
+    """Parse a list of names, or of {"name": …, "strength": …}.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the value is anything else.
     """
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise ConfigError('adapters must be a list such as [{"name": "tiger", "strength": 0.8}].')
     uses: list[AdapterUse] = []
-    for each in value:
-        said = {"name": each} if isinstance(each, str) else each
-        if not isinstance(said, Mapping) or not isinstance(said.get("name"), str):
-            raise ConfigError(f'An adapter must be a name or {{"name": …, "strength": …}}; found {str(each)[:80]}.')
-        uses.append(AdapterUse(name=said["name"], strength=_converted("strength", said.get("strength", 1.0), float)))
+    for item in value:
+        use = {"name": item} if isinstance(item, str) else item
+        if not isinstance(use, Mapping) or not isinstance(use.get("name"), str):
+            raise ConfigError(f'An adapter must be a name or {{"name": …, "strength": …}}; found {str(item)[:80]}.')
+        uses.append(AdapterUse(name=use["name"], strength=_converted("strength", use.get("strength", 1.0), float)))
     return tuple(uses)
 
 
@@ -148,7 +152,7 @@ _DEFAULT = GenerateRequest()
 
 
 def _converted(name: str, value: Any, kind: type) -> Any:
-    """Return a value as text, as a finite number or as a whole one; raises ConfigError."""
+    """Convert a value to a text, a finite number or a whole number; raise ConfigError otherwise."""
     if kind is str:
         if isinstance(value, str):
             return value.replace("\0", "").encode("utf-8", "replace").decode()  # lone surrogates fit into no file

@@ -1,12 +1,12 @@
-"""The studio's state, without any page: a model, a library, runs and images, all in one folder.
+"""The studio's state, independent of the page: a model, a library, training jobs and images, in one folder.
 
 outputs/studio/
-├── images/    what was drawn, by day, each PNG with its request in it
+├── images/      generated images by day, with their requests as metadata
 ├── adapters/    the library
-├── runs/        lessons
-├── uploads/     images to start from, and conditions
-├── costs.json   what teaching costs here, once it was measured
-└── cache/       what browsers up- and download, removed after a day, or when the studio opens then
+├── runs/        training jobs
+├── uploads/     initial images and conditions
+├── costs.json   estimates of training time and memory
+└── cache/       uploads and downloads of browsers, removed after a day
 """
 
 import shutil
@@ -26,29 +26,30 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.files import write_file, writing
 from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.conditions import annotated, control_among
+from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.costs import Costs
-from hra_diffusion.studio.engine.events import Drawn, Progress, Reading, Waiting
+from hra_diffusion.studio.engine.estimates import Estimates
+from hra_diffusion.studio.engine.events import Generated, Loading, Progress, Queued
 from hra_diffusion.studio.engine.exporting import new_folder
 from hra_diffusion.studio.engine.grid import Grid
-from hra_diffusion.studio.engine.jobs import Run, Runs, Status
+from hra_diffusion.studio.engine.jobs import Job, Status, TrainingJobs
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import png_info, restored
-from hra_diffusion.studio.engine.model_worker import Model
+from hra_diffusion.studio.engine.metadata import png_info, restore_request
+from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults, find_model
 
-ADOPTED = "adopted.txt"
+IMPORTED = "adopted.txt"
+"""Marks a job whose adapter is in the library; holds its name there."""
 DAY = 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
-    """An image is done, and its file there."""
+class SavedImage:
+    """An image is finished and saved."""
 
     request: GenerateRequest
     image: Image.Image
@@ -56,13 +57,13 @@ class Saved:
 
 
 class Session:
-    """Everything that a page, a script or a test does with the studio.
+    """The studio's operations, for the page, scripts and tests.
 
     Args:
         config: base, folder and limits.
 
     Raises:
-        ModelError: there is no such base, or it is incomplete.
+        ModelError: the base is missing or incomplete.
         OutputError: the folder cannot be written.
     """
 
@@ -72,153 +73,155 @@ class Session:
         self.images, self.cache = self.folder / "images", self.folder / "cache"
         self.library = Library(self.folder / "adapters", PROJECT / "assets" / "adapters")
         self.uploads = Uploads(self.folder / "uploads")
-        self.runs = Runs(self.folder / "runs")
-        self.costs = Costs(self.folder / "costs.json")
-        for folder in (self.images, self.cache, self.library.folder, self.uploads.folder, self.runs.folder):
+        self.jobs = TrainingJobs(self.folder / "runs")
+        self.estimates = Estimates(self.folder / "costs.json")
+        for folder in (self.images, self.cache, self.library.folder, self.uploads.folder, self.jobs.folder):
             with writing(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
-        _remove_old(self.cache)
+        _remove_old_files(self.cache)
         base = find_model(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
-        self.model = Model(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
+        self.worker = ModelWorker(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
         self.training_defaults = (
             embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
         )
-        self._flags: dict[str, set[threading.Event]] = defaultdict(set)
-        self._guard = threading.Lock()
+        self._stop_flags: dict[str, set[threading.Event]] = defaultdict(set)
+        self._lock = threading.Lock()
 
     @property
     def default_request(self) -> GenerateRequest:
-        """What the page begins with."""
-        size = self.model.base.size
+        """The page's first request."""
+        size = self.worker.base.size
         if not self.embedded:
             return GenerateRequest(prompt="a photo of a dog on the beach", width=size, height=size)
         return GenerateRequest(prompt="a 3d render of a cat on the beach", width=size, height=size, guidance_scale=4.0)
 
-    def draw(self, request: GenerateRequest, client: str) -> Iterator[Reading | Waiting | Progress | Saved]:
-        """Draw images, each in a file when it is told of; `stop` with the same client ends it.
+    def generate(self, request: GenerateRequest, client: str) -> Iterator[Loading | Queued | Progress | SavedImage]:
+        """Generate and save images, yielding events; `stop` with the same client ends the request.
 
         Raises:
-            HRAError: it cannot be drawn, or too many requests wait.
+            HRAError: the request cannot be generated, or the queue is full.
         """
-        with self.stoppable(client) as stop:
-            for event in self.model.draw(request, stop):
-                if isinstance(event, Drawn):
+        with self._stop_flag(client) as stop:
+            for event in self.worker.stream(request, stop):
+                if isinstance(event, Generated):
                     path = _image_path(self.images, event.request)
-                    info = png_info(event.request, self.model.base.name)
+                    info = png_info(event.request, self.worker.base.name)
                     write_file(path, partial(_save, event.image, info))
-                    yield Saved(request=event.request, image=event.image, path=path)
+                    yield SavedImage(request=event.request, image=event.image, path=path)
                 else:
                     yield event
 
-    def draw_grid(self, grid: Grid, client: str) -> Iterator[Reading | Waiting | Progress | Saved]:
-        """Draw the cells of a grid, row by row; errors as in `draw`."""
-        with self.stoppable(client) as stop:
+    def generate_grid(self, grid: Grid, client: str) -> Iterator[Loading | Queued | Progress | SavedImage]:
+        """Generate the cells of a grid, row by row; errors as in `generate`."""
+        with self._stop_flag(client) as stop:
             for request in (cell for row in grid.rows for cell in row):
                 if stop.is_set():
                     return
-                yield from self.draw(request, client)
+                yield from self.generate(request, client)
 
-    def save_sheet(self, sheet: Image.Image, request: GenerateRequest) -> Path:
-        """Save a sheet, with the request that its cells vary, among the downloads."""
+    def save_grid(self, image: Image.Image, request: GenerateRequest) -> Path:
+        """Save the image of a grid as a download, with the grid's request as metadata."""
         path = new_folder(self.cache) / "grid.png"
-        write_file(path, partial(_save, sheet, png_info(request, self.model.base.name)))
+        write_file(path, partial(_save, image, png_info(request, self.worker.base.name)))
         return path
 
     def restore(self, png: Path) -> tuple[GenerateRequest, list[str]]:
-        """Read how an image was drawn, as far as it can be drawn here: see `metadata.restored`."""
-        return restored(png, self.model.base, self.library, self.default_request)
+        """Read the request of a PNG for this model and library: see `metadata.restore_request`."""
+        return restore_request(png, self.worker.base, self.library, self.default_request)
 
-    def following(self, request: GenerateRequest, image: Path, annotator: str) -> GenerateRequest:
-        """Return a request with what its control is to follow.
+    def with_condition(self, request: GenerateRequest, image: Path, annotator: str) -> GenerateRequest:
+        """Return a request with the condition of its control.
 
         Args:
-            request: which adapters, a control among them, and which size.
-            image: an upload.
+            request: a request with a control among its adapters.
+            image: the uploaded control image.
             annotator: a key of `conditions.ANNOTATORS`.
 
         Raises:
-            ImageError: the image cannot be used.
-            ConfigError: there is no control; or no such annotator, or it cannot work here.
+            ImageError: the image is unreadable, or does not suit the annotator.
+            ConfigError: the request has no control, or the annotator is unknown or needs a model.
         """
-        control = control_among([self.library.entry(use.name) for use in request.adapters])
+        control = find_control([self.library.entry(use.name) for use in request.adapters])
         if control is None:
-            raise ConfigError("Nothing follows the image: choose a control, a card that says so, or remove the image.")
-        read = read_upload(image, transparent=True)
-        condition = annotated(read, control, annotator, (request.width, request.height))
-        return replace(request, condition=self.uploads.keep(condition))
+            raise ConfigError(
+                "There is no control for the image: choose a control among the adapters, or remove the image."
+            )
+        upload = read_upload(image, alpha=True)
+        condition = make_condition(upload, control, annotator, (request.width, request.height))
+        return replace(request, condition=self.uploads.save(condition))
 
     def stop(self, client: str) -> None:
-        """End what a client is having drawn, within a step."""
-        with self._guard:
-            for flag in self._flags.get(client, ()):
+        """Stop the requests of a client, within a step."""
+        with self._lock:
+            for flag in self._stop_flags.get(client, ()):
                 flag.set()
 
     @contextmanager
-    def stoppable(self, client: str) -> Iterator[threading.Event]:
-        """A flag that `stop` sets."""
+    def _stop_flag(self, client: str) -> Iterator[threading.Event]:
+        """Yield a flag for `stop`."""
         flag = threading.Event()
-        with self._guard:
-            self._flags[client].add(flag)
+        with self._lock:
+            self._stop_flags[client].add(flag)
         try:
             yield flag
         finally:
-            with self._guard:
-                self._flags[client].discard(flag)
-                if not self._flags[client]:
-                    del self._flags[client]
+            with self._lock:
+                self._stop_flags[client].discard(flag)
+                if not self._stop_flags[client]:
+                    del self._stop_flags[client]
 
-    def teach(self, lesson: TrainingJob) -> Run:
-        """Start a lesson; errors as in `Runs.start`."""
-        self.library.free_place(lesson.name)
-        return self.runs.start(lesson, self.model.base.source, self.training_defaults)
+    def train(self, job: TrainingJob) -> Job:
+        """Start a training job; errors as in `TrainingJobs.start`."""
+        self.library.new_entry_folder(job.name)  # refuses the name of an adapter
+        return self.jobs.start(job, self.worker.base.source, self.training_defaults)
 
-    def estimate(self, lesson: TrainingJob) -> dict[str, str]:
-        """Measure what a lesson would cost, and keep it for the presets; errors as in `Runs.estimate`."""
+    def estimate(self, job: TrainingJob) -> dict[str, str]:
+        """Measure a job's time and memory, and save the estimate; errors as in `TrainingJobs.dry_run`."""
         folder = new_folder(self.cache)
         try:
-            told = self.runs.estimate(lesson, self.model.base.source, self.training_defaults, folder)
-            self.costs.keep(self.model.base.source, told)
-            return told
+            report = self.jobs.dry_run(job, self.worker.base.source, self.training_defaults, folder)
+            self.estimates.save(self.worker.base.source, report)
+            return report
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def look(self, name: str) -> Run:
-        """Look at a run; what it taught is in the library from when it has ended.
+    def job(self, name: str) -> Job:
+        """Return a training job; the adapter of a finished one is added to the library.
 
         Raises:
-            ConfigError: there is no such run.
+            ConfigError: the name is unknown.
         """
-        run = self.runs.get(name)
-        if run.status is Status.FINISHED:
-            self.adopt(run)
-        return run
+        job = self.jobs.get(name)
+        if job.status is Status.FINISHED:
+            self._import_adapter(job)
+        return job
 
-    def adopt_finished(self) -> None:
-        """Bring what runs have taught while nobody looked into the library."""
-        for run in self.runs.all():
-            if run.status is Status.FINISHED:
-                self.adopt(run)
+    def import_finished_jobs(self) -> None:
+        """Add the adapters of all finished jobs to the library."""
+        for job in self.jobs.all():
+            if job.status is Status.FINISHED:
+                self._import_adapter(job)
 
-    def adopt(self, run: Run) -> None:
-        """Add what a run taught to the library, once."""
-        with self._guard:
-            mark = run.folder / ADOPTED
+    def _import_adapter(self, job: Job) -> None:
+        """Add the adapter of a finished job to the library, once."""
+        with self._lock:
+            mark = job.folder / IMPORTED
             if mark.exists():
                 return
-            samples = [path for _, path in run.samples()]
+            images = [path for _, path in job.validation_images()]
             try:
-                entry = self.library.add(run.folder, self.library.free_name(run.name), next(iter(samples[-1:]), None))
+                entry = self.library.add(job.folder, self.library.free_name(job.name), next(iter(images[-1:]), None))
             except HRAError:
-                return  # the run says itself what is wrong with it
+                return  # the job reports its error
             write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
 
 
-def _remove_old(cache: Path) -> None:
-    """Remove what nobody fetches any more: gradio forgets what it has served when it is ended from outside."""
-    for path in sorted(cache.rglob("*"), reverse=True):  # what is in a folder before the folder
-        with suppress(OSError):  # a folder that is not empty
+def _remove_old_files(cache: Path) -> None:
+    """Remove files older than a day: gradio leaves them behind when its process is killed."""
+    for path in sorted(cache.rglob("*"), reverse=True):  # files before their folder
+        with suppress(OSError):  # a folder with files
             if path.is_dir():
                 path.rmdir()
             elif time.time() - path.lstat().st_ctime > DAY:
@@ -230,7 +233,7 @@ def _save(image: Image.Image, info: Any, path: Path) -> None:
 
 
 def _image_path(folder: Path, request: GenerateRequest) -> Path:
-    """Name a new image's file by day, time and seed."""
+    """Return a new image's path by day, time and seed."""
     now = time.time_ns()
     day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
     return folder / day / f"{clock}-{now % 10**9:09d}-seed{request.seed}.png"

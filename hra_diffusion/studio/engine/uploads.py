@@ -1,4 +1,4 @@
-"""Images from outside: their bytes and pixels are counted, then they are decoded, before anything uses them."""
+"""Uploaded images: bytes and pixels are limited before an image is decoded."""
 
 import hashlib
 from pathlib import Path
@@ -15,22 +15,22 @@ MAX_FILES = 200
 _DIGEST = 32
 
 
-def read_upload(path: Path, *, transparent: bool = False) -> Image.Image:
-    """Decode an uploaded image, upright and in RGB; RGBA where it has transparency and that was asked for.
+def read_upload(path: Path, *, alpha: bool = False) -> Image.Image:
+    """Decode an uploaded image, upright and in RGB; with ``alpha``, a transparent image in RGBA.
 
     Raises:
-        ImageError: it is not there, too large or no image; the message has the file's name, not its folder.
+        ImageError: the file is missing, too large or no image; the message has its name without the folder.
     """
     try:
         size = path.stat().st_size
     except (OSError, ValueError):
-        raise ImageError(f"{path.name[:80]!r} is no file that was uploaded: choose an image.") from None
+        raise ImageError(f"{path.name[:80]!r} is no uploaded file: choose an image.") from None
     if size > MAX_BYTES:
-        raise ImageError(f"{path.name} has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: save it smaller.")
+        raise ImageError(f"{path.name} has {size / 1e6:.1f} MB, more than {MAX_BYTES / 1e6:.0f}: save a smaller file.")
     try:
         with Image.open(path) as header:
             width, height = header.size
-    except Exception:  # not Pillow's to say why: read_layers names the reason
+    except Exception:  # read_layers below names the reason
         width, height = 0, 0
     if width * height > MAX_PIXELS:
         raise ImageError(
@@ -40,20 +40,20 @@ def read_upload(path: Path, *, transparent: bool = False) -> Image.Image:
         layers = read_layers(path)
     except ImageError as error:
         raise ImageError(str(error).replace(str(path), path.name)) from None
-    if not (transparent and layers.alpha):
+    if not (alpha and layers.alpha):
         return layers.over(WHITE)
     layers.colors.putalpha(layers.alpha)
     return layers.colors
 
 
 class Uploads:
-    """Images that were drawn from or followed, kept by what they look like, so that a request can name them."""
+    """Initial images and conditions, stored by the digest of their pixels for use in requests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def keep(self, image: Image.Image) -> str:
-        """Keep an image; returns its digest."""
+    def save(self, image: Image.Image) -> str:
+        """Save an image and return its digest."""
         digest = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=_DIGEST // 2).hexdigest()
         path = self.folder / f"{digest}.png"
         if not path.exists():
@@ -61,18 +61,18 @@ class Uploads:
         return digest
 
     def path(self, digest: str) -> Path:
-        """Find an image that was kept.
+        """Return the file of a saved image.
 
         Raises:
-            ImageError: there is none; a digest is no path.
+            ImageError: no image has this digest, or it is malformed.
         """
-        known = len(digest) == _DIGEST and set(digest) <= set("0123456789abcdef")
+        valid = len(digest) == _DIGEST and set(digest) <= set("0123456789abcdef")
         path = self.folder / f"{digest}.png"
-        if not known or not path.is_file():
-            raise ImageError("The image to start from, or to follow, is not here any more: choose it again.")
+        if not valid or not path.is_file():
+            raise ImageError("The initial image or the control image is not in the studio any more: choose it again.")
         return path
 
-    def read(self, digest: str) -> Image.Image:
-        """Read an image that was kept; errors as in `path`."""
+    def open(self, digest: str) -> Image.Image:
+        """Decode a saved image; errors as in `path`."""
         with Image.open(self.path(digest)) as image:
             return image.copy()
