@@ -1,4 +1,4 @@
-"""Every command and snippet of the README and the guides is run, in order, in a folder laid out like the checkout."""
+"""Run every command and snippet of the README and the guides, in order, in a copy of the checkout."""
 
 import re
 import shlex
@@ -9,42 +9,43 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+LINKED_PAGES = [*sorted(PROJECT.glob("*.md")), *PAGES[1:], PROJECT / "tests" / "README.md"]
 INSTALL = re.compile(r"^python3 -m venv \.venv && (?:\.venv/bin/pip install [^&]+ && )+")
-# Enough to see that a command works; benchmarks/default_run.py takes the whole way.
+# Enough to check that a command works; benchmarks/default_run.py makes the full run.
 SHORT = {
     "train_dreambooth_hra.py": ["--num_class_images", "2"],
     "train_controlnet_hra.py": ["--max_train_samples", "8", "--num_validation_images", "1"],
 }
-PRINTED = {"benchmarks/core.py": ("### unet-smoke", "### decoder-smoke", "### growth", "### operations")}
+EXPECTED_OUTPUT = {"benchmarks/core.py": ("### unet-smoke", "### decoder-smoke", "### growth", "### operations")}
 SHORT_RUN = ["--max_train_steps", "2", "--num_inference_steps", "2"]
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
-    """Language and text of the page's code blocks that can be run."""
+    """Return language and text of a page's Bash and Python blocks."""
     return re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def commands(language: str, block: str) -> list[list[str]]:
-    """The block's commands as arguments of Python, without what installs, and short."""
+    """Return a block's commands as arguments of Python, shortened, without installations."""
     if language == "python":
         return [["-c", block]]
     words = [shlex.split(INSTALL.sub("", line)) for line in block.strip().splitlines()]
-    found = [[*_program(Path(program).name), *rest, *_shortened(rest)] for program, *rest in words]
-    return [command for command in found if Path(command[0]).name != "pytest"]  # that is what runs here
+    programs = [[*_program(Path(program).name), *rest, *_short_flags(rest)] for program, *rest in words]
+    return [command for command in programs if Path(command[0]).name != "pytest"]  # pytest would run this test again
 
 
-def _shortened(arguments: list[str]) -> list[str]:
+def _short_flags(arguments: list[str]) -> list[str]:
     return next(([*flags, *SHORT_RUN] for script, flags in SHORT.items() if script in arguments), [])
 
 
 def _program(name: str) -> list[str]:
-    """Nothing for Python itself; else the script that was installed beside it."""
+    """Return no argument for Python itself, else the script installed beside Python."""
     return [] if name == "python" else [str(Path(sys.executable).with_name(name))]
 
 
 @pytest.fixture
 def checkout(tmp_path, tiny_sd) -> Path:
-    """A folder like the checkout, with photos, and a tiny model that goes by the name of a famous one."""
+    """Return a folder like the checkout, with photos, and a tiny model under the name of Stable Diffusion 1.5."""
     scripts = ("train_dreambooth_hra.py", "train_controlnet_hra.py", "app.py")
     for name in (*scripts, "assets", "benchmarks", "configs", "examples"):
         (tmp_path / name).symlink_to(PROJECT / name)
@@ -61,19 +62,19 @@ def checkout(tmp_path, tiny_sd) -> Path:
 def test_every_command_and_snippet_runs(page, checkout, python):
     for block in blocks(page):
         for command in commands(*block):
-            done = python(*command, cwd=checkout)
-            assert done.returncode == 0, f"{shlex.join(command)}\n{done.stderr}"
-            for title in PRINTED.get(command[0], ()):
-                assert title in done.stdout
-                assert "nan" not in done.stdout
+            process = python(*command, cwd=checkout)
+            assert process.returncode == 0, f"{shlex.join(command)}\n{process.stderr}"
+            for title in EXPECTED_OUTPUT.get(command[0], ()):
+                assert title in process.stdout
+                assert "nan" not in process.stdout
 
 
-def test_the_gate_runs_the_readme_s_test_command():
+def test_ci_runs_the_test_command_of_the_readme():
     (command,) = [line for _, block in blocks(PAGES[0]) for line in block.splitlines() if line.endswith("pytest")]
     assert command in (PROJECT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_relative_links_have_targets(page):
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

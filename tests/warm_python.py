@@ -1,7 +1,7 @@
-"""A Python that has imported the project already, which takes most of a short program's time: it runs others in forks.
+"""A Python with the project imported: it runs programs in forks, without the time for imports.
 
-Orders come as lines of JSON: a folder, the arguments of ``python``, and two files for what is printed. Each is run in a
-process of its own, with a namespace of its own; the answer is a line with its exit code.
+A request is a line of JSON: a folder, the arguments of ``python``, and two files for the program's output and errors.
+Every request runs in a separate process with a separate namespace; the response is a line with the exit code.
 """
 
 import json
@@ -14,10 +14,10 @@ import hra_diffusion.training.controlnet
 import hra_diffusion.training.dreambooth  # noqa: F401
 
 
-def become(folder: str, arguments: list[str], *printed: str) -> None:
-    """Do what ``python <arguments>`` does in a folder."""
+def run_program(folder: str, arguments: list[str], *outputs: str) -> None:
+    """Run ``python <arguments>`` in a folder, in this process."""
     os.chdir(folder)
-    for stream, path in enumerate((os.devnull, *printed)):
+    for stream, path in enumerate((os.devnull, *outputs)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), stream)
     first, *rest = arguments
     if first == "-c":
@@ -35,6 +35,6 @@ if __name__ == "__main__":
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
-            become(*json.loads(line))
+            run_program(*json.loads(line))
             break
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
