@@ -3,10 +3,10 @@
     python benchmarks/dreambooth.py --script path/to/train_dreambooth_lora.py
 
 The script is examples/dreambooth/train_dreambooth_lora.py of the installed diffusers' release; it needs peft and
-torchvision. Both sides teach the same layers of the same base the same images, with the same steps, batch and rank,
-and draw no previews; each run is a process of its own, from its start to its saved adapter. Without --script, only
-what concerns this project: images a second beside the bare UNet, frozen and adapted, the time to the first step, and
-that of --help.
+torchvision. Both sides train the same layers of the same base on the same images, with the same steps, batch and rank,
+and without validation images; each run is a separate process, from its start to its saved adapter. Without --script,
+only this project is measured: images per second relative to the bare UNet, frozen and adapted, the time to the first
+step, and the time of --help.
 """
 
 import argparse
@@ -43,47 +43,47 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--mixed_precision", default="no", choices=("no", "fp16", "bf16"))
-    if sys.argv[1:2] in (["whole"], ["bare"]):  # a process of this script's own
+    if sys.argv[1:2] in (["whole"], ["bare"]):  # this script, in a separate process
         sys.exit(as_command(partial(train, bare=sys.argv[1] == "bare"), sys.argv[2:]))
     arguments = parser.parse_args()
     print(describe_machine())
     with tempfile.TemporaryDirectory() as folder:
         images = Path(folder) / "images"
         images.mkdir()
-        for path in arguments.images.glob("*.png"):  # the other script takes a folder of images and no more
+        for path in arguments.images.glob("*.png"):  # the other script accepts folders with images only
             shutil.copy(path, images)
         arguments.images = images
         if arguments.script:
             compare(arguments, Path(folder))
-        alone(arguments, Path(folder))
+        measure_project(arguments, Path(folder))
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    """Whole runs of both sides."""
+    """Measure whole runs of both sides."""
     rows = []
     for title, more in (("UNet", []), ("UNet and text encoder", ["--train_text_encoder"])):
         peer_flags = ["--instance_prompt", PROMPT, "--learning_rate", "1e-4", "--lr_warmup_steps", "0"]
         peer = [arguments.python, str(arguments.script), *common(arguments, folder / "peer"), *peer_flags, *more]
-        own = [*own_command(arguments, folder / "own", "whole"), *more]
-        (peer_time, peer_memory), (own_time, own_memory) = whole(peer), whole(own)
-        rows.append([title, peer_time, own_time / peer_time, peer_memory, own_memory / peer_memory])
+        hra = [*project_command(arguments, folder / "hra", "whole"), *more]
+        (peer_time, peer_memory), (hra_time, hra_memory) = measure_process(peer), measure_process(hra)
+        rows.append([title, peer_time, hra_time / peer_time, peer_memory, hra_memory / peer_memory])
     columns = ["trains", "diffusers, s", "this project ×", "diffusers, GB", "this project ×"]
     print_table(f"{arguments.steps} steps of {arguments.batch} images, rank {arguments.rank}", columns, rows)
 
 
-def alone(arguments: argparse.Namespace, folder: Path) -> None:
-    """What concerns this project alone."""
-    command = [*own_command(arguments, folder / "alone", "bare"), "--max_train_steps", str(ROUNDS + 2)]
-    began = os.environ | {"BEGAN": str(time.time())}
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=began).stdout.split()
-    help_time, _ = whole([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
+def measure_project(arguments: argparse.Namespace, folder: Path) -> None:
+    """Measure this project's speed, time to the first step and time of --help."""
+    command = [*project_command(arguments, folder / "alone", "bare"), "--max_train_steps", str(ROUNDS + 2)]
+    environment = os.environ | {"BEGAN": str(time.time())}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.split()
+    help_time, _ = measure_process([sys.executable, str(PROJECT / "train_dreambooth_hra.py"), "--help"])
     titles = ("start to first step, s", "images/s × the frozen UNet's, bare", "images/s × the adapted UNet's, bare")
-    rows = [[title, float(number)] for title, number in zip(titles, told[-3:], strict=True)]
+    rows = [[title, float(number)] for title, number in zip(titles, output[-3:], strict=True)]
     print_table("This project", ["", ""], [*rows, ["--help, s", help_time]])
 
 
 def train(flags: Sequence[str], *, bare: bool) -> None:
-    """Take a run's steps; with ``bare``, print the time to the first, and bare passes' over a step's."""
+    """Train; with ``bare``, print the time to the first step, and the times of bare passes over that of a step."""
     began = float(os.environ["BEGAN"])
     from hra_diffusion.cli.train import parse_config
     from hra_diffusion.pipelines import load_pipeline
@@ -106,7 +106,7 @@ def train(flags: Sequence[str], *, bare: bool) -> None:
 
 
 def passes(unet: Any, run: Any) -> Callable[[], None]:
-    """A forward and backward pass of a UNet over a batch of a run."""
+    """Return a function that does a forward and backward pass of a UNet over a batch of a run."""
     batch = run.start().trainer.batch_at(0).inputs
     noisy, prompt = batch["latents"].to(unet.dtype).requires_grad_(), batch["prompt"].to(unet.dtype)
 
@@ -119,7 +119,7 @@ def passes(unet: Any, run: Any) -> Callable[[], None]:
 
 
 def common(arguments: argparse.Namespace, output: Path) -> list[str]:
-    """Flags that mean the same on both sides."""
+    """Return the flags that both sides have."""
     values = {
         "pretrained_model_name_or_path": arguments.model,
         "instance_data_dir": arguments.images,
@@ -134,21 +134,21 @@ def common(arguments: argparse.Namespace, output: Path) -> list[str]:
     return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
-def own_command(arguments: argparse.Namespace, output: Path, what: str) -> list[str]:
+def project_command(arguments: argparse.Namespace, output: Path, what: str) -> list[str]:
     switches = ["--no_with_prior_preservation", "--report_to", "none", "--instance_prompt", PROMPT]
-    the_scripts = ["--target_modules", *UNET_ATTENTION, "--text_encoder_target_modules", *CLIP_TEXT_ATTENTION]
-    return [sys.executable, __file__, what, *common(arguments, output), *switches, *the_scripts]
+    same_layers = ["--target_modules", *UNET_ATTENTION, "--text_encoder_target_modules", *CLIP_TEXT_ATTENTION]
+    return [sys.executable, __file__, what, *common(arguments, output), *switches, *same_layers]
 
 
-def whole(command: list[str]) -> tuple[float, float]:
-    """Seconds and peak gigabytes of a process."""
+def measure_process(command: list[str]) -> tuple[float, float]:
+    """Return the seconds and peak gigabytes of a process."""
     began = time.time()
-    with tempfile.TemporaryFile("w+") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=os.environ | {"BEGAN": str(began)})
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=os.environ | {"BEGAN": str(began)})
         _, status, usage = os.wait4(process.pid, 0)
         if status:
-            said.seek(0)
-            sys.exit(f"{' '.join(command)} failed:\n{said.read()[-3000:]}")
+            output.seek(0)
+            sys.exit(f"{' '.join(command)} failed:\n{output.read()[-3000:]}")
     return time.time() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 

@@ -193,7 +193,7 @@ def test_an_invalid_condition_is_refused_before_the_start(control_config, scenes
         Image.open(path).convert("L").save(path)
     prepare_run(ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False})))
     shutil.copy(scenes / "3.png", folder)
-    with pytest.raises(ImageError, match=r"conditioning_images/3\.png: An image with colors is no map of depth"):
+    with pytest.raises(ImageError, match=r"conditioning_images/3\.png: An image with colors is no depth map"):
         prepare_run(ControlNet(with_values(control_config, {"annotator": "depth", "random_flip": False})))
 
 
@@ -234,7 +234,7 @@ def test_datasets_are_imported_into_folders(tmp_path, scenes):
     pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
     assert [pair.example.caption for pair in pairs] == ["a", "b"]
     assert all(pair.condition for pair in pairs)
-    with pytest.raises(ConfigError, match="columns photo, edges, text: say with --image_column"):
+    with pytest.raises(ConfigError, match="columns photo, edges, text: name those of .* with --image_column"):
         import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "cache")
     plain = with_values(config, {"conditioning_image_column": "none"})
     assert not any(pair.condition for pair in read_pairs(import_dataset(plain, tmp_path / "cache"), plain))
@@ -308,12 +308,12 @@ def test_transparent_images_have_the_background_color_of_the_run_everywhere(cont
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "nix.png", "text": "a"}\n'),
             {},
             ImageError,
-            "not there: .*nix",
+            "do not exist: .*nix",
         ),
         (None, {"annotator": "cany"}, ConfigError, "no annotator 'cany'"),
         (None, {"annotator": "given"}, ImageError, "holds no conditions"),
         (None, {"annotator": "depth", "annotator_model": "nix"}, HRAError, "'nix' cannot be loaded"),
-        (None, {"annotator": "depth"}, ImageError, "with colors is no map of depth"),
+        (None, {"annotator": "depth"}, ImageError, "with colors is no depth map"),
         (None, {"annotator_settings": ("low",)}, ConfigError, "write name=value"),
         (None, {"train_data_dir": None}, ConfigError, "--train_data_dir"),
         (
@@ -372,7 +372,7 @@ def test_generate_reproduces_the_validation_images_of_given_conditions(control_c
         (["--control", "nix"], "give --control and --image together"),
         (["--adapter", "nix", "--image", "nix.png"], "give --control and --image together"),
         (["--control", "nix", "--image", "nix.png"], "There is no folder nix: name a control's"),
-        (["--adapter", "nix", "--control_strength", "0.5"], "--control_strength is of a control, and there is none"),
+        (["--adapter", "nix", "--control_strength", "0.5"], "--control_strength needs a control"),
     ],
 )
 def test_generate_names_the_flags_missing_for_a_control(capsys, tmp_path, monkeypatch, flags, complaint):

@@ -221,7 +221,7 @@ def test_several_subjects_train_in_one_run_with_their_prompts_and_classes(config
         ({"class_data_dir": Path(__file__) / "class"}, OutputError, "--class_data_dir"),
         ({"pretrained_model_name_or_path": "nix"}, ModelError, "no model folder"),
         ({"target_modules": ("to_z",)}, TargetError, "to_z"),
-        ({"target_modules": ("all-linear", "to_q")}, TargetError, "all-linear stands for all targets"),
+        ({"target_modules": ("all-linear", "to_q")}, TargetError, "all-linear includes all targets: give it alone"),
         ({"validation_prompts": ("{instance_prompt}, {foo}",)}, ConfigError, r"\{foo\} is unknown"),
         ({"flow_shift": 3.0}, ConfigError, "--flow_shift is for flow-matching models"),
         ({"target_modules": ("to_q", "to_z")}, TargetError, "target_modules 'to_z' match no module"),

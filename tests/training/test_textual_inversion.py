@@ -6,7 +6,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from hra_diffusion.cli.inspect import InspectConfig, report
+from hra_diffusion.cli.inspect import InspectConfig, describe_adapter
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.pipelines import (
     generate_image,
@@ -137,7 +137,7 @@ def test_two_adapters_with_the_same_token_are_refused_and_hotswap_replaces_token
 
 def test_inspect_lists_the_tokens(run):
     run.save()
-    assert "new words of text_encoder: <sks> (2 vectors)" in list(report(InspectConfig(adapter=run.folder)))
+    assert "tokens of text_encoder: <sks> (2 vectors)" in list(describe_adapter(InspectConfig(adapter=run.folder)))
 
 
 def test_a_prompt_without_brackets_or_a_family_without_textual_inversion_is_refused(config, tiny_sd3):
