@@ -1,10 +1,10 @@
-"""A control's cost against diffusers' ControlNet and PEFT's LoRA, in one run: `python benchmarks/control.py`.
+"""Cost of a control, of diffusers' ControlNet and of PEFT's LoRA: `python benchmarks/control.py`.
 
-    --pixels 256 --batch 1 --rank 8 --rounds 3      of the step on Stable Diffusion 1.5's architecture, random weights
-    --smoke                                          everything at a size that means nothing, to see that it runs
+    --pixels 256 --batch 1 --rank 8 --rounds 3      a step of Stable Diffusion 1.5's architecture, random weights
+    --smoke                                          a test of the script at a tiny size
 
-A *step* is a forward pass, a backward pass and AdamW's, as in the training scripts: the UNet in bfloat16, what trains
-in float32 under autocast. The condition encoder is the same for all, and reads in each step.
+A *step* is a forward pass, a backward pass and a step of AdamW, as in the training scripts: the UNet in bfloat16, the
+trained weights in float32 under autocast. All have the same condition encoder, which runs in each step.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from hra_diffusion.training.config.control import CONTROL_TARGETS
 
 OURS, LORA, CONTROLNET = "hra_diffusion", "PEFT LoRA", "diffusers ControlNet"
 LIMITS = {"step": 0.5, "memory": 0.6}
-"""What the project holds itself to, as a share of ControlNet's."""
+"""Limits of this project, as a share of ControlNet's cost."""
 
 SMOKE = {
     "sample_size": 8,
@@ -39,7 +39,7 @@ SMOKE = {
 
 
 class Contender(nn.Module):
-    """A frozen UNet and what is trained beside or in it."""
+    """A frozen UNet with trained modules."""
 
     def __init__(self, kind: str, rank: int, size: dict[str, Any]) -> None:
         super().__init__()
@@ -52,24 +52,24 @@ class Contender(nn.Module):
         if kind == LORA:
             self.unet.add_adapter(LoraConfig(r=rank, target_modules=list(CONTROL_TARGETS)))
         if kind == CONTROLNET:
-            self.beside: nn.Module = ControlNetModel.from_unet(self.unet)
-            self.encoder: nn.Module = self.beside.controlnet_cond_embedding
+            self.controlnet: nn.Module = ControlNetModel.from_unet(self.unet)
+            self.encoder: nn.Module = self.controlnet.controlnet_cond_embedding
         else:
-            self.beside = self.encoder = ConditionEncoder(out_channels=self.unet.conv_in.out_channels)
+            self.encoder = ConditionEncoder(out_channels=self.unet.conv_in.out_channels)
         weights = [weight for weight in self.parameters() if weight.requires_grad]
         for weight in weights:
             weight.data = weight.data.float()
         self.optimizer = torch.optim.AdamW(weights, lr=1e-5)
 
     def counts(self) -> tuple[int, int]:
-        """Numbers that train: in the encoder, and elsewhere."""
+        """Return the numbers of trained parameters: in the encoder, and elsewhere."""
         encoder = trained(self.encoder)
         return encoder, trained(self) - encoder
 
     def forward(self, latents: torch.Tensor, prompt: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         time = torch.tensor([500], device=latents.device)
         if self.kind == CONTROLNET:
-            down, middle = self.beside(
+            down, middle = self.controlnet(
                 latents, time, encoder_hidden_states=prompt, controlnet_cond=condition, return_dict=False
             )
             return self.unet(
@@ -80,16 +80,16 @@ class Contender(nn.Module):
 
 
 def inputs(pixels: int, batch: int) -> tuple[torch.Tensor, ...]:
-    """Latents, prompt and condition of a batch."""
+    """Return latents, prompt and condition of a batch."""
     side = pixels // 8
-    given = torch.randn(batch, 4, side, side), torch.randn(batch, 77, 768), torch.rand(batch, 3, pixels, pixels)
-    return tuple(each.bfloat16() for each in given)
+    tensors = torch.randn(batch, 4, side, side), torch.randn(batch, 77, 768), torch.rand(batch, 3, pixels, pixels)
+    return tuple(tensor.bfloat16() for tensor in tensors)
 
 
-def step(model: Contender, given: tuple[torch.Tensor, ...]) -> None:
-    """Take a step of training."""
+def step(model: Contender, batch: tuple[torch.Tensor, ...]) -> None:
+    """Take a training step."""
     with torch.autocast("cpu", torch.bfloat16):
-        loss = model(*given).float().square().mean()
+        loss = model(*batch).float().square().mean()
     loss.backward()
     model.optimizer.step()
     model.optimizer.zero_grad()
@@ -105,9 +105,9 @@ def main() -> None:
     size = SMOKE if options.smoke else {}
     pixels = 64 if options.smoke else options.pixels
     if options.peak_of:
-        model, given = Contender(options.peak_of, options.rank, size), inputs(pixels, options.batch)
+        model, batch = Contender(options.peak_of, options.rank, size), inputs(pixels, options.batch)
         for _ in range(2):
-            step(model, given)
+            step(model, batch)
         print(process_peak())
         return
     print(describe_machine())
@@ -116,9 +116,9 @@ def main() -> None:
     kinds = (OURS, LORA, CONTROLNET)
     peaks = {kind: peak_gigabytes([*arguments, "--peak-of", kind]) for kind in kinds}
     models = {kind: Contender(kind, options.rank, size) for kind in kinds}
-    given = inputs(pixels, options.batch)
+    batch = inputs(pixels, options.batch)
     actions: dict[str, Callable[[], float]] = {
-        kind: partial(seconds, partial(step, model, given)) for kind, model in models.items()
+        kind: partial(seconds, partial(step, model, batch)) for kind, model in models.items()
     }
     times = interleaved(actions, options.rounds)
     rows = []

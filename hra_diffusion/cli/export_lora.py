@@ -1,4 +1,4 @@
-"""``hra-diffusion export-lora``: an adapter as the exact LoRA for other tools."""
+"""``hra-diffusion export-lora``: write an adapter as an exact LoRA for other tools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,34 +13,34 @@ from hra_diffusion.training.config.defaults import find_model
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
-    """Write an adapter as the LoRA that makes the same change to every weight."""
+    """Write an adapter as a LoRA with the same change of every weight."""
 
     adapter: tyro.conf.Positional[str]
-    """The adapter's folder, the output folder of the run that made it, or a repository on the hub."""
+    """The adapter's folder, the output folder of its training run, or a repository on the hub."""
     output: tyro.conf.Positional[Path]
-    """The .safetensors file to write; a folder for the layout peft."""
+    """The .safetensors file to write, or a folder for the layout peft."""
     layout: Literal["kohya", "diffusers", "peft"] = "kohya"
-    """Whose names to use; A1111 and ComfyUI read kohya's."""
+    """Layout of the LoRA: the names of its tensors. A1111 and ComfyUI read kohya."""
     strength: float = 1.0
-    """How far along the geodesic: 0 is the base model, 1 the adapter."""
+    """Strength of the adapter: 0 is the base model, 1 the trained adapter."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Precision of the file."""
     pretrained_model_name_or_path: str | None = None
-    """The base model; the one the adapter was trained on by default."""
+    """Base model: folder or hub name. By default the adapter's base model."""
     license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
-    """License to state in the metadata."""
+    """License for the metadata."""
     thumbnail: Path | None = None
-    """Image for the metadata; the run's before_after.png by default."""
+    """Image for the metadata. By default the run's before_after.png."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the file and print its path."""
+    """Write the LoRA and print its path."""
     config = parse_settings(ExportConfig, arguments, prog="hra-diffusion export-lora")
 
     from hra_diffusion.pipelines import base_model, export_lora  # imports torch and diffusers: not for --help
 
     base = config.pretrained_model_name_or_path or base_model(config.adapter)
-    written = export_lora(
+    path = export_lora(
         config.adapter,
         config.output,
         base=base and find_model(base),
@@ -50,4 +50,4 @@ def main(arguments: Sequence[str]) -> None:
         license=config.license,
         thumbnail=config.thumbnail,
     )
-    print(written)
+    print(path)

@@ -1,10 +1,10 @@
-"""``hra-diffusion generate``: images from prompts with an adapter, a control or both, as the pipeline draws them."""
+"""``hra-diffusion generate``: generate images with an adapter, a control or both."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
@@ -12,75 +12,78 @@ from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, Tr
 from hra_diffusion.training.config.defaults import find_model
 from hra_diffusion.training.config.file import read_run
 
+if TYPE_CHECKING:
+    from hra_diffusion.pipelines import Pipeline
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig:
-    """Draw images with an adapter, a control or both.
+    """Generate images with an adapter, a control or both.
 
-    Settings that are left out are those of the run that made the adapter, or else the control.
+    Missing settings are taken from the training run of the adapter, or else of the control.
     """
 
     adapter: Path | None = None
-    """The adapter's folder, or the output folder of the run that made it."""
+    """The adapter's folder, or the output folder of its training run."""
     control: Path | None = None
-    """Folder of a control, or the output folder of its run: images follow image."""
+    """Control (ControlNet): its folder, or the output folder of its training run. It needs --image."""
     image: Path | None = None
-    """What the control follows: an image, which its annotator reads."""
+    """Image for the control; the control's annotator (preprocessor) makes the condition."""
     annotated: bool = False
-    """The image is a condition already."""
+    """Use the image as a finished condition, without the annotator (preprocessor)."""
     control_strength: float = 1.0
-    """Of the control; 0 is none."""
+    """Strength of the control; 0 is no control."""
     control_start: float = 0.0
-    """Where in the denoising range it begins to act, from 0, noise, …"""
+    """Start of the control in the denoising process: 0 is noise, 1 the finished image."""
     control_end: float = 1.0
-    """… to 1, the finished image."""
+    """End of the control in the denoising process: 0 is noise, 1 the finished image."""
     prompt: str
-    """What to draw."""
+    """Prompt of the images."""
     negative_prompt: str | None = None
-    """What to keep away from."""
+    """Negative prompt: content to avoid."""
     pretrained_model_name_or_path: str | None = None
-    """The base model, a single .safetensors file too; the one that was trained on by default."""
+    """Base model: folder, hub name or a single .safetensors file. By default the adapter's base model."""
     seed: int = 0
-    """Decides the image; further ones take seed + 1, …"""
+    """Random seed of the first image; further images have seed + 1, …"""
     num_images: int = 1
-    """How many images."""
+    """Number of images."""
     num_inference_steps: int | None = None
-    """Denoising steps; the training run's previews' by default."""
+    """Denoising steps. By default those of the training run's validation."""
     guidance_scale: float | None = None
-    """Strength of classifier-free guidance; the training run's previews' by default."""
+    """Guidance (CFG) scale. By default that of the training run's validation."""
     height: int | None = None
-    """In pixels; the training resolution by default."""
+    """Height of the images in pixels. By default the training resolution."""
     width: int | None = None
-    """In pixels; the training resolution by default."""
+    """Width of the images in pixels. By default the training resolution."""
     output_dir: Path = Path()
-    """Folder for the images, which are named after prompt and seed."""
+    """Folder for the images; their names are the prompt and the seed."""
 
 
-_OF_CONTROL = ("annotated", "control_strength", "control_start", "control_end")
-_DRAWING = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
+_CONTROL_FLAGS = ("annotated", "control_strength", "control_start", "control_end")
+_PIPELINE_FLAGS = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Draw the images and print their paths."""
+    """Generate the images and print their paths."""
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
     if config.adapter is None and config.control is None:
-        raise ConfigError("There is nothing to draw with: name a folder with --adapter or --control.")
+        raise ConfigError("There is no adapter and no control: name a folder with --adapter or --control.")
     if (config.control is None) != (config.image is None):
-        raise ConfigError("A control follows an image: give --control and --image together, or neither.")
+        raise ConfigError("A control needs an image: give --control and --image together, or neither.")
     if config.control and not config.control.is_dir():
         raise ConfigError(f"There is no folder {config.control}: name a control's, or its run's, with --control.")
-    ignored = [name for name in _OF_CONTROL if getattr(config, name) != getattr(GenerateConfig, name)]
-    if ignored and not config.control:
-        raise ConfigError(f"--{ignored[0]} is of a control, and there is none: add --control and --image.")
-    for path in generate(config):
+    unused = [name for name in _CONTROL_FLAGS if getattr(config, name) != getattr(GenerateConfig, name)]
+    if unused and not config.control:
+        raise ConfigError(f"--{unused[0]} needs a control: add --control and --image.")
+    for path in generate_images(config):
         print(path)
 
 
-def generate(config: GenerateConfig) -> list[Path]:
-    """Draw and save the images of a command; returns their paths.
+def generate_images(config: GenerateConfig) -> list[Path]:
+    """Generate and save the images; return their paths.
 
     Raises:
-        HRAError: the adapter, the control, the image or the model cannot be used, or the output folder not be written.
+        HRAError: the adapter, the control, the image or the model is unusable, or the output folder is not writable.
     """
     from accelerate import PartialState  # these import torch and diffusers: not for --help
 
@@ -94,8 +97,8 @@ def generate(config: GenerateConfig) -> list[Path]:
     assert source
     model = config.pretrained_model_name_or_path or base_model(source)
     if not model:
-        raise ModelError(f"{source} does not say its base: add --pretrained_model_name_or_path.")
-    run, side = _run(config)
+        raise ModelError(f"{source} does not name its base model: add --pretrained_model_name_or_path.")
+    run, side = _training_run(config)
     pipe = load_pipeline(find_model(model), **run.model.loading).to(PartialState().device)
     if config.adapter:
         load_hra_weights(pipe, config.adapter)
@@ -111,30 +114,32 @@ def generate(config: GenerateConfig) -> list[Path]:
     return paths
 
 
-def _guiding(config: GenerateConfig, pipe: Any) -> AbstractContextManager[None]:
-    """Let the control act within a ``with`` block, if there is one."""
+def _guiding(config: GenerateConfig, pipe: "Pipeline") -> AbstractContextManager[None]:
+    """Return a context in which the control guides the pipeline, if there is a control."""
     if not (config.control and config.image):
         return nullcontext()
-    from hra_diffusion.control import load_hra_control
-    from hra_diffusion.control.conditions import read_condition, read_control_image
+    from hra_diffusion.control import load_hra_control, read_condition, read_control_image
     from hra_diffusion.formats.images import parse_color
 
     control = load_hra_control(pipe, config.control)
     run = read_run(config.control, ControlNetConfig())
     background = parse_color(run.pairs.background_color)
-    annotator, annotated = control.annotator, config.annotated
+    if config.annotated:
+        image = read_condition(config.image, control.annotator)
+    else:
+        image = read_control_image(config.image, control.annotator, background)
     return control.guiding(
         pipe,
-        read_condition(config.image, annotator) if annotated else read_control_image(config.image, annotator, background),
+        image,
         strength=config.control_strength,
         start=config.control_start,
         end=config.control_end,
-        annotated=annotated,
+        annotated=config.annotated,
     )
 
 
-def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
-    """Return the settings of the run that made the adapter, or else the control, and the side of its images."""
+def _training_run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
+    """Return the settings of the training run and its resolution: the adapter's, or else the control's."""
     if config.adapter:
         run = read_run(config.adapter, DreamBoothConfig())
         return run, run.data.resolution
@@ -144,6 +149,6 @@ def _run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
 
 
 def _options(config: GenerateConfig, run: TrainingConfig, side: int | None) -> dict[str, Any]:
-    """Collect what the pipeline is told: the command's settings over those of the training run."""
-    told = {name: getattr(config, name) for name in _DRAWING}
-    return run.validation.options(side) | {name: value for name, value in told.items() if value is not None}
+    """Return the pipeline's options: the command's settings over those of the training run."""
+    flags = {name: getattr(config, name) for name in _PIPELINE_FLAGS}
+    return run.validation.options(side) | {name: value for name, value in flags.items() if value is not None}

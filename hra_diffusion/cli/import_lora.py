@@ -1,4 +1,4 @@
-"""``hra-diffusion import-lora``: the adapter nearest to a LoRA, and how much of it was lost."""
+"""``hra-diffusion import-lora``: fit an adapter to a LoRA, and print the loss."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,28 +9,28 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.training.config.defaults import find_model
 
-_SHOWN = 5
+_LISTED_LAYERS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Write the adapter whose weights are nearest to those of a LoRA, and say how much was lost."""
+    """Write the adapter nearest to a LoRA, and print the lost share of its update."""
 
     lora: tyro.conf.Positional[Path]
-    """The LoRA: a .safetensors file in kohya's or diffusers' layout."""
+    """The LoRA: a .safetensors file in the layout kohya or diffusers."""
     output: tyro.conf.Positional[Path]
-    """The adapter's folder."""
+    """The adapter's folder to write."""
     pretrained_model_name_or_path: str
-    """The base model it was made for."""
+    """Base model of the LoRA: folder or hub name."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write the adapter and print what was lost."""
+    """Write the adapter and print the lost share of the update."""
     config = parse_settings(ImportConfig, arguments, prog="hra-diffusion import-lora")
 
     from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
 
     fit = fit_lora(config.lora, config.output, base=find_model(config.pretrained_model_name_or_path))
-    print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; of single layers, at most:")
-    for layer, lost in list(fit.layers.items())[:_SHOWN]:
+    print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; largest losses of layers:")
+    for layer, lost in list(fit.layers.items())[:_LISTED_LAYERS]:
         print(f"  {lost:6.1%}  {layer}")

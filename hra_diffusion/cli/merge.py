@@ -1,4 +1,4 @@
-"""``hra-diffusion merge``: a whole model with adapters in its weights."""
+"""``hra-diffusion merge``: write a whole model with merged adapters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from hra_diffusion.training.config.defaults import find_model
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig:
-    """Write a whole model, with adapters multiplied into its weights."""
+    """Write a whole model with adapters merged into its weights."""
 
     model: tyro.conf.Positional[str]
-    """The base model: a folder in diffusers' layout, a name on the hub, or a single .safetensors file."""
+    """Base model: a folder in diffusers' layout, a hub name, or a single .safetensors file."""
     output: tyro.conf.Positional[Path]
-    """The folder to write, which must not exist or be empty."""
+    """The folder to write; it must be new or empty."""
     adapters: tuple[str, ...]
-    """Adapters with their strengths, FOLDER:STRENGTH; 1 where none is given."""
+    """Adapters with their strengths, FOLDER:STRENGTH. The default strength is 1."""
     combine: Literal["mean", "product", "lie"] = "mean"
-    """The adapters' mean, which has no order, or one after the other; "lie" was the mean's name in version 0.1."""
+    """Combination of several adapters: their mean, without an order, or their product. "lie" is the mean's old name."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp32"
     """Precision of the files."""
 
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def adapter_and_strength(text: str) -> tuple[str, float]:
-    """Take FOLDER:STRENGTH apart; a folder may have a colon in its name.
+    """Parse FOLDER:STRENGTH; a folder may have a colon in its name.
 
     Raises:
-        ConfigError: the strength is no number.
+        ConfigError: the strength is not a number.
     """
     folder, colon, strength = text.rpartition(":")
     if not colon or Path(text).exists():
@@ -57,5 +57,5 @@ def adapter_and_strength(text: str) -> tuple[str, float]:
         if not Path(folder).is_dir():
             return text, 1.0
         raise ConfigError(
-            f"--adapters has {text!r}, but {strength!r} is no number: write FOLDER:STRENGTH, such as {folder}:0.8."
+            f"--adapters has {text!r}, but {strength!r} is not a number: write FOLDER:STRENGTH, such as {folder}:0.8."
         ) from None

@@ -1,4 +1,4 @@
-"""``hra-diffusion push``: an adapter goes to the Hugging Face hub."""
+"""``hra-diffusion push``: publish an adapter on the Hugging Face hub."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,33 +12,33 @@ from hra_diffusion.cli.arguments import parse_settings
 
 @dataclass(frozen=True, kw_only=True)
 class PushConfig:
-    """Publish an adapter on the Hugging Face hub, in one commit, with a page that says what it is."""
+    """Publish an adapter on the Hugging Face hub in one commit, with a model card."""
 
     adapter: tyro.conf.Positional[Path]
-    """The adapter's folder, or the output folder of the run that made it."""
+    """The adapter's folder, or the output folder of its training run."""
     repo_id: tyro.conf.Positional[str]
-    """NAME or USER/NAME; the repository is made if need be."""
+    """Repository: NAME or USER/NAME. It is created if it does not exist."""
     subfolder: str | None = None
-    """Where to in the repository."""
+    """Folder in the repository. By default its root."""
     revision: str | None = None
-    """The branch; the main one by default."""
+    """Branch of the repository. By default its main branch."""
     private: bool = False
-    """Make a new repository private."""
+    """Create a new repository as private."""
     license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
-    """An identifier that the hub knows, such as mit."""
+    """License for the model card: an identifier of the hub, such as mit."""
     images: tuple[tuple[Path, str], ...] = ()
-    """What was drawn with the adapter: FILE PROMPT FILE PROMPT …"""
+    """Generated images for the model card, with their prompts: FILE PROMPT FILE PROMPT …"""
     commit_message: str = "Upload an HRA adapter"
-    """What the history says."""
+    """Message of the commit."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Publish and print the commit's address."""
+    """Publish an adapter and print the commit's URL."""
     config = parse_settings(PushConfig, arguments, prog="hra-diffusion push")
 
     from hra_diffusion.pipelines import push_hra_weights  # imports torch and diffusers: not for --help
 
-    address = push_hra_weights(
+    url = push_hra_weights(
         config.adapter,
         config.repo_id,
         subfolder=config.subfolder,
@@ -48,4 +48,4 @@ def main(arguments: Sequence[str]) -> None:
         license=config.license,
         images=dict(config.images),
     )
-    print(address)
+    print(url)

@@ -13,12 +13,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.conditions import fit
 from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
@@ -60,7 +61,7 @@ class Control:
         end: float = 1.0,
         unconditional: bool = False,
         annotated: bool = False,
-        combine: Literal["mean", "product"] = "mean",
+        combine: Combine = "mean",
     ) -> Iterator[None]:
         """Let a condition guide a pipeline within a ``with`` block.
 
@@ -69,8 +70,8 @@ class Control:
             image: one image, or an image for each prompt; the annotator makes the conditions. Images are scaled to
                 cover the generated size and cropped to the center.
             strength: of the condition, and of the adapter along its geodesic; 0 is the pipeline without control.
-            start: first point of the denoising process with control, from 0, noise, …
-            end: last point, to 1, the finished image.
+            start: start of the control in the denoising process: 0 is noise, 1 the finished image.
+            end: end of the control, likewise.
             unconditional: whether the condition guides the unconditional prediction of classifier-free guidance, too,
                 as with ControlNets. Otherwise guidance strengthens the condition like the prompt.
             annotated: whether the images are conditions already.
@@ -116,7 +117,7 @@ def adding(unet: Any, features: Tensor) -> Iterator[None]:
 class _Switch:
     """The activation of a control's adapter beside the other active adapters."""
 
-    def __init__(self, unet: HRAModel, name: str, strength: float, combine: Literal["mean", "product"]) -> None:
+    def __init__(self, unet: HRAModel, name: str, strength: float, combine: Combine) -> None:
         self._unet, self._name, self._strength, self._combine = unet, name, strength, combine
         self._others = [other for other in unet.active_adapters if other != name]
         self._strengths = unet.strengths
@@ -128,7 +129,7 @@ class _Switch:
         self.on = on
         names = [*self._others, self._name] if on and self._strength else self._others
         strengths = [self._strength if name == self._name else self._strengths[name] for name in names]
-        combine = self._combine if len(names) > 1 else "product"
+        combine: Combine = self._combine if len(names) > 1 else "product"
         self._unet.set_adapters(names, strengths, combine)
 
 

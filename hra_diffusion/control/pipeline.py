@@ -1,10 +1,11 @@
 """Stable Diffusion with a control, as a diffusers pipeline."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from diffusers import StableDiffusionPipeline
 
+from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.control.guiding import Control, Images
 from hra_diffusion.control.loading import load_hra_control, save_hra_control
 from hra_diffusion.errors import ConfigError
@@ -68,7 +69,7 @@ class StableDiffusionHRAControlPipeline(StableDiffusionPipeline):
         control_start: float = 0.0,
         control_end: float = 1.0,
         control_unconditional: bool = False,
-        control_combine: Literal["mean", "product"] = "mean",
+        control_combine: Combine = "mean",
         annotated: bool = False,
         **options: Any,
     ) -> Any:

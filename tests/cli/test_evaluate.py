@@ -1,4 +1,4 @@
-"""``hra-diffusion evaluate``: from a run's folder alone to a table; bad input in one sentence."""
+"""``hra-diffusion evaluate``: a table from a run's folder alone; errors in one sentence."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
-from hra_diffusion.formats.run_folder import of_adapter
+from hra_diffusion.formats.run_folder import result_file
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
@@ -27,8 +27,8 @@ def emoji_run(tiny_sd, tiny_judge, trained, tmp_path_factory):
     config = read_toml(trained / "config.toml", DreamBoothConfig())
     shutil.copytree(config.data.instance_data_dir, folder / "dog")
     shutil.copytree(config.data.instance_data_dir, folder / "dog" / "held_out")
-    told = {"pretrained_model_name_or_path": str(folder / "emoji-sd"), "instance_data_dir": folder / "dog"}
-    (folder / "run" / "config.toml").write_text(to_toml(with_values(config, told)))
+    settings = {"pretrained_model_name_or_path": str(folder / "emoji-sd"), "instance_data_dir": folder / "dog"}
+    (folder / "run" / "config.toml").write_text(to_toml(with_values(config, settings)))
     return folder / "run"
 
 
@@ -37,22 +37,22 @@ FAST = ("--num_contexts", "2", "--num_images", "2")
 
 
 def refusal(capsys, *arguments) -> str:
-    """What a command that must be refused says last, after the bars of what it loaded."""
+    """Return the last line of a refused command, after the progress bars."""
     assert main(["evaluate", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    *_, said = captured.err.splitlines()
-    assert said.startswith("Error: ")
-    return said
+    *_, message = captured.err.splitlines()
+    assert message.startswith("Error: ")
+    return message
 
 
-def test_a_run_s_folder_is_enough(emoji_run, capsys):
+def test_a_run_s_folder_is_sufficient(emoji_run, capsys):
     assert main(["evaluate", str(emoji_run), *FAST]) == 0
     table = capsys.readouterr().out
     assert table.strip() == (emoji_run / "metrics.md").read_text().strip()
     for row in (
         "subject fidelity, CLIP-I (emoji-clip)",
-        "way from base to real",
+        "gap closed",
         "background accuracy",
         "drift, class",
     ):
@@ -60,51 +60,51 @@ def test_a_run_s_folder_is_enough(emoji_run, capsys):
     record = json.loads((emoji_run / "metrics.json").read_text())
     assert record["reference_dir"].endswith("held_out")
     assert record["plan"]["instance_prompt"] == "a photo of a sks dog"
-    assert record["plan"]["num_inference_steps"] == 2  # the run's previews'
+    assert record["plan"]["num_inference_steps"] == 2  # as in the run's validation
     with Image.open(emoji_run / "metrics.png") as sheet:
         assert sheet.size > (100, 100)
 
 
-def test_an_adapter_s_folder_finds_its_run_and_results_go_where_they_are_wanted(emoji_run, tmp_path):
+def test_an_adapter_s_folder_finds_its_run_and_output_dir_receives_the_results(emoji_run, tmp_path):
     for number, where in enumerate((emoji_run, emoji_run / "adapter")):
         assert main(["evaluate", str(where), *FAST, "--output_dir", str(tmp_path / str(number))]) == 0
     first, second = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in "01")
     assert first["measures"] == second["measures"]
 
 
-def test_the_numbers_of_a_checkpoint_are_not_those_of_its_run(emoji_run, tmp_path):
+def test_a_checkpoint_s_results_are_separate_from_its_run_s(emoji_run, tmp_path):
     run = shutil.copytree(emoji_run, tmp_path / "run")
     (run / "metrics.json").unlink(missing_ok=True)
     checkpoint = next(run.glob("checkpoint-*"))
     assert main(["evaluate", str(checkpoint), *FAST]) == 0
     assert (checkpoint / "metrics.json").is_file()
-    assert of_adapter(checkpoint, "metrics.json")
-    assert not of_adapter(run, "metrics.json")
+    assert result_file(checkpoint, "metrics.json")
+    assert not result_file(run, "metrics.json")
     assert main(["evaluate", str(run / "adapter"), *FAST]) == 0
-    assert of_adapter(run, "metrics.json") == of_adapter(run / "adapter", "metrics.json") == run / "metrics.json"
+    assert result_file(run, "metrics.json") == result_file(run / "adapter", "metrics.json") == run / "metrics.json"
 
 
-def test_an_adapter_without_its_run_is_measured_by_what_the_flags_say(emoji_run, clip_folder, tmp_path):
+def test_an_adapter_without_its_run_is_measured_with_the_flags(emoji_run, clip_folder, tmp_path):
     shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
-    told = ["--instance_prompt", "a sks dog", "--reference_dir", str(emoji_run.parent / "dog")]
+    required = ["--instance_prompt", "a sks dog", "--reference_dir", str(emoji_run.parent / "dog")]
     flags = [*FAST, "--clip", str(clip_folder), "--num_inference_steps", "1"]
-    assert main(["evaluate", str(tmp_path / "bare"), *told, *flags]) == 0
+    assert main(["evaluate", str(tmp_path / "bare"), *required, *flags]) == 0
     record = json.loads((tmp_path / "bare" / "metrics.json").read_text())
     assert record["plan"]["class_prompt"] is None
     assert not any("class" in measure["name"] for measure in record["measures"])
 
 
-def test_images_that_were_trained_on_are_named_as_such(emoji_run, tmp_path):
+def test_training_images_as_references_give_a_note(emoji_run, tmp_path):
     shutil.copytree(emoji_run, tmp_path / "run")
     shutil.copytree(emoji_run.parent / "dog", tmp_path / "dog", ignore=shutil.ignore_patterns("held_out"))
     config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
     text = to_toml(with_values(config, {"instance_data_dir": tmp_path / "dog"}))
     (tmp_path / "run" / "config.toml").write_text(text)
     assert main(["evaluate", str(tmp_path / "run"), *FAST]) == 0
-    assert "are those that were trained on" in (tmp_path / "run" / "metrics.md").read_text()
+    assert "The real images are the training images" in (tmp_path / "run" / "metrics.md").read_text()
 
 
-def test_a_run_that_has_just_ended_is_measured_with_its_own_pipeline(emoji_run, tiny_sd):
+def test_evaluate_run_uses_the_run_s_pipeline(emoji_run, tiny_sd):
     pipe = load_pipeline(str(tiny_sd))
     load_hra_weights(pipe, emoji_run)
     table = evaluate_run(emoji_run, pipe)
@@ -112,7 +112,7 @@ def test_a_run_that_has_just_ended_is_measured_with_its_own_pipeline(emoji_run, 
     assert len(json.loads((emoji_run / "metrics.json").read_text())["plan"]["seeds"]) == 1
 
 
-def test_a_run_that_cannot_be_measured_ends_well_and_says_why(trained, adapted_pipe):
+def test_evaluate_run_returns_the_reason_when_nothing_can_be_measured(trained, adapted_pipe):
     assert evaluate_run(trained, adapted_pipe).startswith("Not measured: 'openai/clip-vit-large-patch14' cannot")
     assert not (trained / "metrics.json").exists()
 
@@ -124,7 +124,7 @@ def adapted_pipe(tiny_sd, trained):
     return pipe
 
 
-def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
+def test_errors_are_one_sentence(emoji_run, tmp_path, capsys):
     assert "no adapter in nix" in refusal(capsys, "nix")
     assert "--num_images is 0" in refusal(capsys, emoji_run, "--num_images", 0)
     assert "--resolution is 30, but" in refusal(capsys, emoji_run, "--resolution", 30)
@@ -133,7 +133,7 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     assert "'nix' cannot be loaded" in refusal(capsys, emoji_run, "--clip", "nix")
     assert "cannot be written" in refusal(capsys, emoji_run, "--output_dir", emoji_run / "config.toml" / "x")
     shutil.copytree(emoji_run / "adapter", tmp_path / "bare" / "adapter")
-    assert "came without its run's config.toml: add --instance_prompt" in refusal(capsys, tmp_path / "bare")
+    assert "has no config.toml of its training run: add --instance_prompt" in refusal(capsys, tmp_path / "bare")
     shutil.copytree(emoji_run, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink(missing_ok=True)
     base = ("--pretrained_model_name_or_path", tmp_path / "emoji-sd")
@@ -145,14 +145,14 @@ def test_bad_input_is_refused_in_one_sentence(emoji_run, tmp_path, capsys):
     config = read_toml(emoji_run / "config.toml", DreamBoothConfig())
     several = with_values(config, {"instance_data_dir": tmp_path / "pets", "instance_prompt": "a sks dog"})
     (tmp_path / "run" / "config.toml").write_text(to_toml(several))
-    assert "knows several subjects, of which one is measured: add --reference_dir" in refusal(capsys, tmp_path / "run")
+    assert "has several subjects, and one is measured: add --reference_dir" in refusal(capsys, tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_help_lists_the_settings_without_loading_torch():
     code = "import sys; from hra_diffusion.cli.main import main\ntry: main(['evaluate', '--help'])\nexcept SystemExit: "
     code += "pass\nprint(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True).stdout
-    assert shown.rstrip().endswith("[]")
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=True).stdout
+    assert text.rstrip().endswith("[]")
     for flag in ("--clip", "--dino", "--reference_dir", "--num_contexts", "--seed"):
-        assert flag in shown
+        assert flag in text

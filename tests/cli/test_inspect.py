@@ -1,4 +1,4 @@
-"""inspect: what an adapter holds, in numbers that the adapter's own tensors give."""
+"""inspect: the contents of an adapter, in numbers of its tensors."""
 
 import math
 
@@ -7,13 +7,13 @@ import torch
 from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
-from hra_diffusion.cli.inspect import InspectConfig, report
+from hra_diffusion.cli.inspect import InspectConfig, describe_adapter
 from hra_diffusion.cli.main import main
 from hra_diffusion.formats.contents import read_components
 
 
 def save(folder, angle: float) -> None:
-    """An adapter of one layer, which turns one plane by an angle."""
+    """Save an adapter with one layer, which rotates one plane by an angle."""
     model = HRAModel(nn.Sequential(nn.Linear(6, 5)), HRAConfig(r=2, target_modules=["0"]))
     half = angle / 2
     columns = torch.zeros(6, 2)
@@ -24,7 +24,7 @@ def save(folder, angle: float) -> None:
 
 
 @pytest.mark.parametrize("degrees", [0, 30, 90, 170])
-def test_the_angle_is_that_of_the_rotation(tmp_path, degrees):
+def test_the_angle_is_the_rotation_angle(tmp_path, degrees):
     save(tmp_path / "unet", math.radians(degrees))
     (component,) = read_components(tmp_path)
     (layer,) = component.layers
@@ -33,20 +33,20 @@ def test_the_angle_is_that_of_the_rotation(tmp_path, degrees):
     assert layer.angle == pytest.approx(degrees, abs=1e-3)
 
 
-def test_a_run_is_said_with_the_settings_that_were_told(trained, tiny_sd, capsys):
+def test_inspect_prints_a_run_with_its_settings(trained, tiny_sd, capsys):
     assert main(["inspect", str(trained)]) == 0
-    shown = capsys.readouterr().out
-    assert f"base model  {tiny_sd}" in shown
-    assert "unet: rank 8, 32 layers, 5,888 parameters" in shown
-    assert "text_encoder: rank 8, 8 layers, 2,048 parameters" in shown
-    assert "  max_train_steps = 6\n" in shown
-    assert "rank = 8" not in shown
-    assert shown.count("°  ") == 40
+    output = capsys.readouterr().out
+    assert f"base model  {tiny_sd}" in output
+    assert "unet: rank 8, 32 layers, 5,888 parameters" in output
+    assert "text_encoder: rank 8, 8 layers, 2,048 parameters" in output
+    assert "  max_train_steps = 6\n" in output
+    assert "rank = 8" not in output
+    assert output.count("°  ") == 40
 
 
 @pytest.mark.parametrize("part", ["adapter", "adapter/unet", "checkpoint-6"])
-def test_adapters_components_and_checkpoints_can_be_looked_at(trained, part):
-    lines = list(report(InspectConfig(adapter=trained / part, layers=False)))
+def test_adapters_components_and_checkpoints_can_be_inspected(trained, part):
+    lines = list(describe_adapter(InspectConfig(adapter=trained / part, layers=False)))
     assert any(line.startswith("unet: rank 8") for line in lines)
     assert not any("to_q" in line for line in lines if line.startswith("  "))
 

@@ -20,7 +20,7 @@ from hra_diffusion import (
     save_hra_control,
     set_hra_adapters,
 )
-from hra_diffusion.control import adding, make_encoder, make_annotator
+from hra_diffusion.control import adding, make_annotator, make_encoder
 from hra_diffusion.errors import AdapterFileError, ConfigError
 
 PROMPT = "a sks dog"
