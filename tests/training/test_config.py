@@ -1,5 +1,6 @@
 """Settings: checked by their constructor, and equal after writing and reading TOML."""
 
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hra_diffusion.cli.train import parse_config
 from hra_diffusion.cli.train_control import parse_config as parse_control_config
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import AdapterConfig, ControlNetConfig, DreamBoothConfig, RunConfig
+from hra_diffusion.training.config.defaults import make_config
 from hra_diffusion.training.config.dependencies import unused_flags
 from hra_diffusion.training.config.file import flag_types, flat_values, read_toml, to_toml, with_values
 
@@ -57,6 +59,12 @@ def test_tables_of_version_0_1_are_read_under_their_earlier_names(tmp_path, tabl
     path = tmp_path / "config.toml"
     path.write_text(f"[{table}]\n{key} = {value}\n")
     assert read_toml(path, DEFAULT) == with_values(DEFAULT, {key: value})
+
+
+def test_values_of_version_0_1_are_read_under_their_earlier_names(tmp_path):
+    path = tmp_path / "config.toml"
+    path.write_text('[prior]\nprior_target = "picture"\n')
+    assert read_toml(path, with_values(DEFAULT, {"prior_target": "base"})).prior.prior_target == "image"
 
 
 @pytest.mark.parametrize(
@@ -185,3 +193,21 @@ def test_a_flag_without_effect_beside_another_setting_is_reported(name, other):
     assert not list(unused_flags(flat_values(DEFAULT), [name]))
     (sentence,) = unused_flags(flat_values(with_values(DEFAULT, other)), [name])
     assert sentence.startswith(f"--{name} has no effect without ")
+
+
+def test_settings_in_python_are_those_of_the_command_line():
+    flags = ["--rank", "4", "--instance_data_dir", "photos", "--target_modules", "a", "b"]
+    made = make_config(DreamBoothConfig, rank=4, instance_data_dir="photos", target_modules=["a", "b"])
+    assert made == parse_config(flags)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"ranc": 4}, "Unknown setting 'ranc': did you mean 'rank'?"),
+        ({"rank": "4"}, "rank = '4': write a whole number"),
+    ],
+)
+def test_settings_in_python_are_checked_by_name_and_type(settings, complaint):
+    with pytest.raises(ConfigError, match=re.escape(complaint)):
+        make_config(DreamBoothConfig, **settings)
