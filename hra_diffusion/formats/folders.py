@@ -17,7 +17,7 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
-from hra_diffusion.formats.run_folder import of_run, tomllib
+from hra_diffusion.formats.run_folder import run_file, tomllib
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
@@ -103,7 +103,7 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: the file is damaged.
     """
-    path = of_run(folder, "config.toml")
+    path = run_file(folder, "config.toml")
     if path is None:
         return {}
     try:

@@ -1,35 +1,59 @@
 """Adapters on the Hugging Face hub."""
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.text import nearest
 
 
 def local_folder(source: str | Path, subfolder: str | None, files: Iterable[str], **hub: Any) -> Path:
-    """Return where an adapter is on this machine: a folder here, or the hub's, fetched into the cache.
+    """Return an adapter's folder on this machine: a local one, or the hub's, downloaded into the cache.
 
     Args:
         source: a folder, or the id of a repository on the hub.
-        subfolder: where in it to look.
-        files: the names or patterns of what to fetch of it.
-        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
+        subfolder: the adapter's folder within it.
+        files: names or patterns of the files to download.
+        hub: arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, …
 
     Raises:
-        AdapterFileError: it looks like a repository of the hub, which does not have it or cannot be asked.
-        TypeError: the hub takes no argument of some name.
+        AdapterFileError: the source is a repository id, but the hub has no such repository or cannot be reached.
+        TypeError: the hub has no argument of some name.
     """
-    if unknown := sorted(hub.keys() - inspect.signature(snapshot_download).parameters.keys()):
-        raise TypeError(f"There is no argument named {', '.join(unknown)}, here or for the hub.")
-    within = Path(source) / (subfolder or "")
-    if within.exists() or not isinstance(source, str) or source.count("/") != 1:
-        return within
+    check_arguments(local_folder, hub)
+    folder = Path(source) / (subfolder or "")
+    if folder.exists() or not isinstance(source, str) or source.count("/") != 1:
+        return folder
     patterns = [f"{subfolder}/{name}" if subfolder else name for name in files]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub)) / (subfolder or "")
     except (OSError, ValueError) as error:
         raise AdapterFileError(f"{source!r} is no folder here, and the hub cannot be asked for it: {error}") from error
+
+
+def check_arguments(
+    function: Callable[..., object], given: Mapping[str, object], target: Callable[..., object] = snapshot_download
+) -> None:
+    """Refuse keyword arguments that a function passes on, unless the target takes them.
+
+    Args:
+        function: the function that collects them, whose own names are known, too.
+        given: the collected arguments.
+        target: the function that gets them.
+
+    Raises:
+        TypeError: an argument is unknown; the message has the nearest name of both functions.
+    """
+    known = _parameter_names(target)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"There is no argument named {name!r}{nearest(name, known | _parameter_names(function))}")
+
+
+def _parameter_names(function: Callable[..., object]) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD}

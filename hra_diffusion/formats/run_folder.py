@@ -18,8 +18,8 @@ __all__ = [
     "SHEET",
     "TABLE",
     "is_run",
-    "of_adapter",
-    "of_run",
+    "result_file",
+    "run_file",
     "results_folder",
     "tomllib",
 ]
@@ -29,7 +29,7 @@ RESULTS = (SHEET, METRICS, TABLE, FIGURE)
 """What is seen and measured of an adapter, in its folder or beside a run's ``adapter``."""
 
 
-def of_run(folder: str | Path, name: str) -> Path | None:
+def run_file(folder: str | Path, name: str) -> Path | None:
     """Find a file of the run that made an adapter, a checkpoint's too, in its folder or the one above."""
     folder = Path(folder)
     return next((path for path in (folder / name, folder.absolute().parent / name) if path.is_file()), None)
@@ -47,7 +47,7 @@ def results_folder(folder: str | Path) -> Path:
     return folder.parent if is_final else folder
 
 
-def of_adapter(folder: str | Path, name: str) -> Path | None:
+def result_file(folder: str | Path, name: str) -> Path | None:
     """Find a result about an adapter; a checkpoint's are not those of its run."""
     path = results_folder(folder) / name
     return path if path.is_file() else None

@@ -1,36 +1,37 @@
-"""From a LoRA to the HRA adapter that comes nearest to it, and how near that is."""
+"""Import of a LoRA: the nearest HRA adapter, and its distance from the LoRA."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter import HRAConfig, HRAModel
+from hra_diffusion.adapter import HRAConfig
 from hra_diffusion.adapter.layers import wrap
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import holds_adapter
-from hra_diffusion.formats.lora import Factors, Place, read_lora
+from hra_diffusion.formats.lora import Factors, ModuleKey, read_lora
 from hra_diffusion.formats.peft import adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
+from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.components import models, offloading_suspended
 from hra_diffusion.pipelines.models import load_pipeline
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How near an adapter comes to a LoRA.
+    """The distance between an adapter and a LoRA.
 
     Attributes:
         rank: the adapter's number of reflections a layer.
-        lost: ‖W H − W − ΔW‖ / ‖ΔW‖ over all layers together: 0 where the LoRA is a rotation, 1 where nothing is kept.
-        layers: the same for each layer, the worst first.
+        lost: ‖W H − W − ΔW‖ / ‖ΔW‖ over all layers together: 0 for a LoRA that is a rotation, 1 if nothing is kept.
+        layers: the same for every layer, the largest first.
     """
 
     rank: int
@@ -38,16 +39,31 @@ class Fit:
     layers: Mapping[str, float]
 
 
-def fit_lora(file: str | Path, folder: str | Path, base: Any) -> Fit:
-    """Write the HRA adapter whose weights W H are nearest to those of a LoRA, W + ΔW.
+@dataclass(frozen=True, kw_only=True)
+class _LayerFit:
+    """The nearest chain of one layer.
+
+    Attributes:
+        columns: of the chain (d, r).
+        residual: ‖W H − W − ΔW‖.
+        norm: ‖ΔW‖.
+    """
+
+    columns: Tensor
+    residual: float
+    norm: float
+
+
+def fit_lora(lora: str | Path, output: str | Path, *, base: str | Path | Pipeline) -> Fit:
+    """Write the HRA adapter whose weights W H are nearest to a LoRA's, W + ΔW.
 
     A LoRA of rank r becomes an adapter of rank 2 r, which has as many numbers in a square layer. A LoRA also stretches
-    weights, which no rotation can follow: that part is lost, and reported. See docs/maths.md.
+    weights, which no rotation can do: that part is lost, and reported. See docs/maths.md.
 
     Args:
-        file: the LoRA, a safetensors file in kohya's or diffusers' layout.
-        folder: where to write the adapter.
-        base: the model it was made for, as a folder, a name on the hub, or a pipeline without adapters.
+        lora: a safetensors file in kohya's or diffusers' layout.
+        output: the adapter's folder.
+        base: the LoRA's base model, as a folder, a name on the hub, or a pipeline without adapters.
 
     Raises:
         AdapterFileError: the file is damaged, no LoRA, or for another model.
@@ -55,40 +71,38 @@ def fit_lora(file: str | Path, folder: str | Path, base: Any) -> Fit:
         ModelError: the base cannot be found.
         OutputError: the folder holds an adapter already, or cannot be written.
     """
-    file, folder = Path(file), Path(folder)
-    if holds_adapter(folder):
-        raise OutputError(f"{folder} holds an adapter already: choose another folder.")
+    lora, output = Path(lora), Path(output)
+    if holds_adapter(output):
+        raise OutputError(f"{output} holds an adapter already: choose another folder.")
     pipe = load_pipeline(str(base)) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):
         components = models(pipe)
-        factors = read_lora(file, [(name, module) for name, each in components.items() for module in _modules(each)])
-        chains, lost, size = _fit_layers(components, factors, file)
-        rank = max(columns.shape[1] for columns in chains.values())
+        modules = [(name, module) for name, model in components.items() for module in _adaptable_modules(model)]
+        fits = _fit_layers(components, read_lora(lora, modules), lora)
+        rank = max(fit.columns.shape[1] for fit in fits.values())
         rank += rank % 2
         contents: dict[Path, bytes] = {}
-        for name in dict.fromkeys(component for component, _ in chains):
-            own = {module: columns for (component, module), columns in chains.items() if component == name}
-            files = _adapter_files(components[name], own, rank, getattr(pipe, "name_or_path", None) or None)
-            contents |= {folder / name / part: data for part, data in files.items()}
+        for name in dict.fromkeys(component for component, _ in fits):
+            chains = {module: fit.columns for (component, module), fit in fits.items() if component == name}
+            files = _adapter_files(components[name], chains, rank, getattr(pipe, "name_or_path", None) or None)
+            contents |= {output / name / part: data for part, data in files.items()}
     write_together(contents)
-    layers = {f"{component}.{module}": lost[component, module] / size[component, module] for component, module in lost}
+    layers = {f"{component}.{module}": fit.residual / fit.norm for (component, module), fit in fits.items()}
     return Fit(
         rank=rank,
-        lost=math.hypot(*lost.values()) / math.hypot(*size.values()),
+        lost=math.hypot(*(fit.residual for fit in fits.values())) / math.hypot(*(fit.norm for fit in fits.values())),
         layers=dict(sorted(layers.items(), key=lambda item: -item[1])),
     )
 
 
 def _fit_layers(
-    components: Mapping[str, nn.Module], factors: Mapping[Place, Factors], file: Path
-) -> tuple[dict[Place, Tensor], dict[Place, float], dict[Place, float]]:
-    """Find the nearest chain of each layer, what it lacks, and how large the update is; without updates of nothing."""
-    chains: dict[Place, Tensor] = {}
-    lost: dict[Place, float] = {}
-    size: dict[Place, float] = {}
+    components: Mapping[str, nn.Module], factors: Mapping[ModuleKey, Factors], file: Path
+) -> dict[ModuleKey, _LayerFit]:
+    """Compute the nearest chain of every layer with an update other than zero."""
+    fits: dict[ModuleKey, _LayerFit] = {}
     for (component, module), update in factors.items():
         layer = wrap(module, components[component].get_submodule(module))
-        weight = layer.unfold_weight(layer.own_weight())
+        weight = layer.unfold_weight(layer.original_weight())
         if (len(update.B), update.A.shape[1]) != tuple(weight.shape):
             raise AdapterFileError(
                 f"{file} is for another model: its update of {component}.{module} is for a weight of "
@@ -97,11 +111,10 @@ def _fit_layers(
         norm = torch.linalg.matrix_norm(update.B @ update.A).item()
         if norm > 0:
             columns, residual = nearest_chain(weight, update.B, update.A)
-            chains[component, module] = columns
-            lost[component, module], size[component, module] = residual.item(), norm
-    if not chains:
+            fits[component, module] = _LayerFit(columns=columns, residual=residual.item(), norm=norm)
+    if not fits:
         raise AdapterFileError(f"{file} changes nothing: all its updates are zero.")
-    return chains, lost, size
+    return fits
 
 
 def _adapter_files(
@@ -119,5 +132,5 @@ def _adapter_files(
         adapted.unload()
 
 
-def _modules(model: nn.Module) -> list[str]:
-    return [name for name, each in model.named_modules() if is_linear(each) or isinstance(each, nn.Conv2d)]
+def _adaptable_modules(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if is_linear(module) or isinstance(module, nn.Conv2d)]

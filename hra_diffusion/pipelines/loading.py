@@ -1,4 +1,4 @@
-"""Adapters come into a pipeline, over one another, and out again: all of an adapter's components, or none."""
+"""Loading, swapping and unloading adapters of a pipeline: all components of an adapter, or none."""
 
 import re
 from contextlib import ExitStack
@@ -7,18 +7,20 @@ from typing import Any
 
 from torch import nn
 
-from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
-from hra_diffusion.formats.peft import fits, load_adapter, read_adapter, read_for
+from hra_diffusion.formats.hub import check_arguments
+from hra_diffusion.formats.peft import fits, read_adapter, read_for
 from hra_diffusion.formats.tokens import Tokens
+from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
-from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended
+from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended, uncompiled
+from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.tokens import remove_tokens, set_tokens
 
 
 def load_hra_weights(
-    pipe: Any,
+    pipe: Pipeline,
     folder: str | Path,
     adapter_name: str = "default",
     *,
@@ -27,90 +29,94 @@ def load_hra_weights(
     max_rank: int | None = None,
     **hub: Any,
 ) -> None:
-    """Load an adapter into the components of a pipeline it was made for, all of them or none; it acts, alone.
+    """Load an adapter into a pipeline and make it the only active one.
 
-    Tokens that were learned with it can then be written in prompts, until it is unloaded.
+    All components are loaded, or none. Learned tokens of the adapter can be used in prompts until it is unloaded.
 
     Args:
         pipe: a diffusers pipeline; its components are replaced by adapted ones.
-        folder: the adapter's folder, the output folder of the run that made it, or a repository on the hub.
-        adapter_name: what the adapter is to be called.
-        subfolder: where in `folder` the adapter is.
+        folder: the adapter's folder, the output folder of its run, or a repository on the hub.
+        adapter_name: a name for the adapter in the pipeline.
+        subfolder: the adapter's folder within `folder`.
         hotswap: write it over the adapter of that name, in place: nothing is injected and compiled again.
-        max_rank: make room for adapters of up to so many reflections, to be swapped in later.
-        hub: what `huggingface_hub.snapshot_download` takes: revision, token, cache_dir, …
+        max_rank: reserve memory for adapters of up to this number of reflections, to be swapped in later.
+        hub: arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, …
 
     Raises:
-        AdapterFileError: there is no adapter, or a damaged one, or one for another model; the pipeline is as before.
-        ConfigError: it is a control; or the name is taken or cannot be used, or (hotswap) not there, or the rank
-            exceeds `max_rank`; the pipeline is as before.
+        AdapterFileError: there is no adapter, or it is damaged or for another model; the pipeline is unchanged.
+        ConfigError: it is a control; or the name is taken or invalid, or (hotswap) unknown, or the rank exceeds
+            `max_rank`; the pipeline is unchanged.
     """
+    check_arguments(load_hra_weights, hub)
     if hotswap and max_rank is not None:
-        raise ConfigError("max_rank makes room when an adapter is loaded, not when one is swapped: leave it out.")
-    found = component_folders(folder, subfolder, **hub)
-    if encoder_beside(found):
-        raise ConfigError(f"{folder} is a control, which acts only with its encoder: use load_hra_control (--control).")
-    parts, tokens = _for_components(pipe, found, folder), tokens_beside(found)
+        raise ConfigError("max_rank is for loading an adapter, not for swapping one (hotswap): leave it out.")
+    parts = component_folders(folder, subfolder, **hub)
+    if encoder_beside(parts):
+        raise ConfigError(f"{folder} is a control, which needs its encoder: use load_hra_control (--control).")
+    matched, tokens = _matched_to_components(pipe, parts, folder), tokens_beside(parts)
     with offloading_suspended(pipe):
         if hotswap:
-            _swap(pipe, parts, tokens, adapter_name)
+            _swap(pipe, matched, tokens, adapter_name)
         else:
-            _add(pipe, parts, tokens, adapter_name, max_rank)
+            _add(pipe, matched, tokens, adapter_name, max_rank)
 
 
 def load_hra_weights_inactive(
-    pipe: Any, folder: str | Path, adapter_name: str, *, subfolder: str | None = None, **hub: Any
+    pipe: Pipeline, folder: str | Path, adapter_name: str, *, subfolder: str | None = None, **hub: Any
 ) -> None:
-    """Load an adapter, a control's too, that rests at first, while what acts goes on acting: see `load_hra_weights`."""
-    found = component_folders(folder, subfolder, **hub)
+    """Load an adapter, a control's too, without a change of the active ones: see `load_hra_weights`."""
+    parts = component_folders(folder, subfolder, **hub)
     with offloading_suspended(pipe):
-        _add(pipe, _for_components(pipe, found, folder), tokens_beside(found), adapter_name, resting=True)
+        matched = _matched_to_components(pipe, parts, folder)
+        _add(pipe, matched, tokens_beside(parts), adapter_name, is_active=False)
 
 
-def name_after(folder: str | Path) -> str:
-    """Return a name for an adapter that errors can speak of: its folder's, in characters that a name may have."""
+def name_from_folder(folder: str | Path) -> str:
+    """Return an adapter name made of a folder's name, for messages; other characters become spaces."""
     return re.sub("[^A-Za-z0-9_-]+", " ", Path(folder).name)
 
 
-def unload_hra_weights(pipe: Any, adapter_name: str | None = None) -> None:
-    """Take one adapter, or all, out of a pipeline; components without any are the same objects as before they came.
+def unload_hra_weights(pipe: Pipeline, adapter_name: str | None = None) -> None:
+    """Remove one adapter, or all, from a pipeline; components without any are the original objects again.
 
-    What is fused is unfused. If the adapter acted, the others that did go on; if it acted alone, the first of those
-    that are left acts.
+    Fused adapters are unfused. The other active adapters stay active; without any, the first remaining adapter is
+    activated.
 
     Raises:
-        ConfigError: there is no such adapter.
+        ConfigError: the adapter is unknown.
     """
     holders(pipe, *([] if adapter_name is None else [adapter_name]))
     with offloading_suspended(pipe):
         for name, component in adapted_components(pipe).items():
             _drop(pipe, name, list(component.peft_config) if adapter_name is None else [adapter_name])
         remove_tokens(pipe, adapter_name)
-        left = list_hra_adapters(pipe)
-        if left and not any(adapter.active for adapter in left.values()):
-            set_hra_adapters(pipe, next(iter(left)))
+        remaining = list_hra_adapters(pipe)
+        if remaining and not any(adapter.active for adapter in remaining.values()):
+            set_hra_adapters(pipe, next(iter(remaining)))
 
 
 def _add(
-    pipe: Any,
+    pipe: Pipeline,
     parts: dict[str, Path],
     tokens: Tokens,
     adapter_name: str,
     max_rank: int | None = None,
-    resting: bool = False,
+    is_active: bool = True,
 ) -> None:
     if adapter_name in list_hra_adapters(pipe):
         raise ConfigError(
             f"There is an HRA adapter named {adapter_name!r} already: choose another adapter_name, unload it, or swap "
             "this one for it with hotswap=True."
         )
-    restore = {name: component.restorer() for name, component in adapted_components(pipe).items()}
+    restorers = {name: component._restorer() for name, component in adapted_components(pipe).items()}
     with ExitStack() as undo:
-        for each in restore.values():
-            undo.callback(each)
+        for restore in restorers.values():
+            undo.callback(restore)
         for name, part in parts.items():
             adapted = adapted_components(pipe)
-            model = load_adapter(adapted.get(name, getattr(pipe, name)), part, adapter_name)
+            model = HRAModel.from_pretrained(
+                adapted[name] if name in adapted else getattr(pipe, name), part, adapter_name
+            )
             if name not in adapted:
                 model.register_forward_pre_hook(_refuse_scale, with_kwargs=True)
                 setattr(pipe, name, model)
@@ -119,19 +125,19 @@ def _add(
                 model.pad_adapter(max_rank, adapter_name)
         set_tokens(pipe, adapter_name, tokens)
         undo.callback(remove_tokens, pipe, adapter_name)
-        if not resting:
+        if is_active:
             set_hra_adapters(pipe, adapter_name)
-        for name in parts if resting else ():
-            restore[name]() if name in restore else adapted_components(pipe)[name].set_adapter(())
+        for name in () if is_active else parts:
+            restorers[name]() if name in restorers else adapted_components(pipe)[name].set_adapter(())
         undo.pop_all()
 
 
-def _swap(pipe: Any, parts: dict[str, Path], tokens: Tokens, adapter_name: str) -> None:
+def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, adapter_name: str) -> None:
     components = holders(pipe, adapter_name)
     if missing := sorted(parts.keys() - components.keys()):
         raise AdapterFileError(
-            f"The adapter cannot be swapped for {adapter_name!r}, which is not in {', '.join(missing)}: load it as an "
-            "adapter of its own."
+            f"The adapter cannot be swapped for {adapter_name!r}, which is not in {', '.join(missing)}: load it under "
+            "another name."
         )
     with ExitStack() as undo:
         for name, component in components.items():
@@ -143,8 +149,8 @@ def _swap(pipe: Any, parts: dict[str, Path], tokens: Tokens, adapter_name: str) 
         undo.pop_all()
 
 
-def _drop(pipe: Any, name: str, adapter_names: list[str]) -> None:
-    """Take adapters out of one component."""
+def _drop(pipe: Pipeline, name: str, adapter_names: list[str]) -> None:
+    """Remove adapters from one component."""
     component = adapted_components(pipe)[name]
     component.unmerge_adapter()
     for adapter_name in set(adapter_names) & component.peft_config.keys():
@@ -153,8 +159,8 @@ def _drop(pipe: Any, name: str, adapter_names: list[str]) -> None:
         setattr(pipe, name, component.unload())
 
 
-def _for_components(pipe: Any, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
-    """Check that the pipeline has what an adapter is for, and find out what that is where its folder does not say."""
+def _matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
+    """Check that the pipeline has an adapter's components; for files without a component, choose the one they fit."""
     present = models(pipe)
     if "" in parts:
         _, tensors = read_adapter(parts[""])
@@ -162,7 +168,7 @@ def _for_components(pipe: Any, parts: dict[str, Path], folder: str | Path) -> di
         if len(parts) != 1:
             raise AdapterFileError(
                 f"The adapter {folder} fits {', '.join(parts) or 'no component'} of the {type(pipe).__name__}: put its "
-                "files into a sub-folder named after the component it is for, such as unet."
+                "files into a sub-folder named after its component, such as unet."
             )
     for name in parts:
         if name not in present:
@@ -170,13 +176,14 @@ def _for_components(pipe: Any, parts: dict[str, Path], folder: str | Path) -> di
                 f"The adapter {folder} is for {', '.join(parts)}, but the {type(pipe).__name__} has no {name}: "
                 "load it into the kind of pipeline it was trained for."
             )
-        if hasattr(present[name], "_orig_mod") and not isinstance(present[name]._orig_mod, HRAModel):
+        model = uncompiled(present[name])
+        if model is not present[name] and not isinstance(model, HRAModel):
             raise AdapterFileError(f"The pipeline's {name} is compiled: load the adapter first, then compile it.")
     return parts
 
 
 def _refuse_scale(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse diffusers' scale of LoRAs where there are none, rather than ignore it: text encoders never hear of it."""
+    """Refuse diffusers' scale of LoRAs if there are no LoRAs, since text encoders would never get it."""
     if getattr(model, "_hf_peft_config_loaded", False):
         return
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):

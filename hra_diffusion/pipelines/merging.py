@@ -1,26 +1,30 @@
-"""A whole model with adapters multiplied into its weights, for whatever knows nothing of adapters."""
+"""Merging of adapters into the weights of a whole model, for tools without adapter support."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from hra_diffusion.adapter.mixture import Combine
+from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import replacing
+from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.pipelines.activation import set_hra_adapters
 from hra_diffusion.pipelines.components import adapted_components
-from hra_diffusion.pipelines.loading import load_hra_weights, name_after
+from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.tokens import fold_tokens
 
 
 def merge_hra(
-    base: str | Path,
+    adapters: Mapping[str, float] | Mapping[Path, float],
     output: str | Path,
-    adapters: Mapping[str, float],
-    combine: Literal["lie", "product"] = "lie",
-    dtype: torch.dtype = torch.float32,
+    *,
+    base: str | Path,
+    combine: Combine = "mean",
+    dtype: torch.dtype | str = torch.float32,
     **hub: Any,
 ) -> Path:
     """Write a model folder in diffusers' layout, with adapters merged into a base.
@@ -28,12 +32,12 @@ def merge_hra(
     Merging is done in float32, whatever the precision of the files.
 
     Args:
-        base: the base model's folder, its name on the hub, or a single file: see `load_pipeline`.
+        adapters: the strength of every adapter, by its folder or repository; a product has their order.
         output: the folder to write, which must not exist or be empty.
-        adapters: the strength of each adapter, by its folder or repository; a product has their order.
-        combine: "lie" for their mean exp(Σ sᵢ log Hᵢ), "product" for H_first ⋯ H_last, each with its strength.
-        dtype: precision of the files.
-        hub: what `huggingface_hub.snapshot_download` takes, for the adapters.
+        base: the base model's folder, its name on the hub, or a single file: see `load_pipeline`.
+        combine: "mean" for exp(Σ sᵢ log Hᵢ), "product" for H_first ⋯ H_last, with their strengths.
+        dtype: precision of the files: a torch dtype or its name ("fp16", "bf16", "fp32").
+        hub: arguments of `huggingface_hub.snapshot_download`, for the adapters.
 
     Returns:
         The folder.
@@ -41,11 +45,12 @@ def merge_hra(
     Raises:
         ModelError: the base cannot be loaded.
         AdapterFileError: an adapter cannot be read or does not fit.
-        ConfigError: the output is to be a single file, or a strength or mean cannot be had.
+        ConfigError: the output is a single file, or a strength or mean is impossible.
         MergeError: a merged weight would not be finite.
-        OutputError: the folder is there already, or cannot be written.
+        OutputError: the folder exists and is not empty, or cannot be written.
     """
-    output = Path(output)
+    check_arguments(merge_hra, hub)
+    output, dtype = Path(output), to_dtype(dtype)
     if output.suffix in (".safetensors", ".ckpt"):
         raise ConfigError(
             f"{output} would be a single file, for which diffusers has no writer: name a folder. Other tools read "
@@ -56,7 +61,7 @@ def merge_hra(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
     pipe = load_pipeline(str(base))
-    names = [f"{name_after(folder)} {at}" for at, folder in enumerate(adapters, 1)]
+    names = [f"{name_from_folder(folder)} {number}" for number, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)
     set_hra_adapters(pipe, names, list(adapters.values()), combine)

@@ -9,8 +9,8 @@ import torch
 class Pipeline(Protocol):
     """A diffusers pipeline with its components, of any model family.
 
-    Components are attributes, too (``pipe.unet``, ``pipe.scheduler``). Their names depend on the model family: a UNet or
-    a transformer denoises, and there are one to three text encoders. `components` lists them.
+    Components are attributes, too (``pipe.unet``, ``pipe.scheduler``), and `components` lists them. Their names depend
+    on the model family: the denoiser is a UNet or a transformer, and there are one to three text encoders.
     """
 
     @property

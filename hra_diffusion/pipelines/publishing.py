@@ -1,4 +1,4 @@
-"""Adapters go to the Hugging Face hub: files, page and images in one commit."""
+"""Publishing an adapter on the Hugging Face hub: files, model card and images in one commit."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ from hra_diffusion.formats.folders import (
 )
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
-from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, of_adapter
+from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, result_file
 from hra_diffusion.formats.tokens import token_files
 
 CARD = "README.md"
@@ -39,21 +39,21 @@ def push_hra_weights(
     license: str | None = None,
     images: Mapping[str | Path, str] | None = None,
 ) -> str:
-    """Publish an adapter on the hub, in one commit, with a page that says what it is.
+    """Publish an adapter on the hub with a model card, in one commit.
 
-    The page has the base model, the instance prompt, tags, license, images, and what the run's folder knows: its
-    settings, before_after.png, and the numbers of ``hra-diffusion evaluate``. A page that is there is left as it is.
+    The card has the base model, the instance prompt, tags, license, images, and the results of the run: its settings,
+    before_after.png, and the numbers of ``hra-diffusion evaluate``. An existing card is left unchanged.
 
     Args:
-        folder: the adapter's folder, or the output folder of the run that made it.
-        repo_id: "name" or "user/name"; it is made if need be.
-        subfolder: where to in the repository.
-        revision: the branch; the main one when left out.
-        private: whether a new repository is to be private.
-        token: of the hub; the one that was stored by ``hf auth login`` when left out.
-        commit_message: what the history says.
-        license: an identifier that the hub knows, such as "mit".
-        images: what was drawn with the adapter: prompts by the images' paths.
+        folder: the adapter's folder, or the output folder of its run.
+        repo_id: "name" or "user/name"; it is created if need be.
+        subfolder: the adapter's folder in the repository.
+        revision: the branch; the main one by default.
+        private: whether a new repository is private.
+        token: of the hub; the one stored by ``hf auth login`` by default.
+        commit_message: the message of the commit.
+        license: one of the hub's identifiers, such as "mit".
+        images: prompts of images generated with the adapter, by the images' paths.
 
     Returns:
         The commit's address.
@@ -61,33 +61,33 @@ def push_hra_weights(
     Raises:
         AdapterFileError: the folder holds no adapter, or a damaged one; nothing is sent.
         ImageError: an image cannot be read; nothing is sent.
-        OutputError: the hub does not take it, or cannot be reached.
+        OutputError: the hub refuses the adapter, or cannot be reached.
     """
     folder = Path(folder)
     parts = component_folders(folder)
     files = _adapter_files(parts)
     prompts = {Path(path): prompt for path, prompt in (images or {}).items()}
-    sheet = of_adapter(folder, SHEET)
+    sheet = result_file(folder, SHEET)
     files |= _read_images([*prompts, *([sheet] if sheet else [])])
     captions = {path.name: prompt for path, prompt in prompts.items()}
     if len(captions) != len(prompts) or captions.keys() & {SHEET, CARD}:
-        raise ImageError(f"Images must have names of their own; found {', '.join(path.name for path in prompts)}.")
-    within = f"{subfolder}/" if subfolder else ""
+        raise ImageError(f"Images must have different names; found {', '.join(path.name for path in prompts)}.")
+    prefix = f"{subfolder}/" if subfolder else ""
     api = HfApi(token=token)
     try:
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if not api.file_exists(repository, within + CARD, revision=revision):
+        if not api.file_exists(repository, prefix + CARD, revision=revision):
             files[CARD] = str(_card(folder, repository, parts, license, captions, sheet)).encode()
-        operations = [CommitOperationAdd(within + name, content) for name, content in files.items()]
+        operations = [CommitOperationAdd(prefix + name, content) for name, content in files.items()]
         return api.create_commit(repository, operations, commit_message=commit_message, revision=revision).commit_url
     except AdapterFileError:
         raise
-    except Exception as error:  # which HTTP library's errors come, depends on huggingface_hub's version
+    except Exception as error:  # the HTTP library, and so the error, depends on huggingface_hub's version
         raise OutputError(f"The adapter {folder} cannot be published as {repo_id!r}: {error}") from error
 
 
 def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
-    """Read and check an adapter's files, by their names in the repository; they name no folder of this machine."""
+    """Read and check an adapter's files, without paths of this machine; return them by name in the repository."""
     files: dict[str, bytes] = {}
     for component, part in parts.items():
         read_adapter(part)
@@ -98,8 +98,8 @@ def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
             settings["base_model_name_or_path"] = public_name(model)
         files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
     encoder = encoder_beside(parts)
-    of_encoder = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
-    return files | token_files(tokens_beside(parts)) | of_encoder
+    encoder_files = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
+    return files | token_files(tokens_beside(parts)) | encoder_files
 
 
 def _card(
@@ -110,20 +110,20 @@ def _card(
     images: Mapping[str, str],
     sheet: Path | None,
 ) -> ModelCard:
-    settings, made_for = run_settings(folder), base_model(folder)
-    metrics, table = of_adapter(folder, METRICS), of_adapter(folder, TABLE)
-    measured = read_json(metrics) if metrics else {}
+    settings, base = run_settings(folder), base_model(folder)
+    metrics, table = result_file(folder, METRICS), result_file(folder, TABLE)
+    evaluation = read_json(metrics) if metrics else {}
     return ModelCard(
         name=repository.split("/")[-1],
         repository=repository,
         components=list(parts),
         rank=max(read_adapter(part)[0].r for part in parts.values()),
-        base_model=made_for and public_name(made_for),
+        base_model=base and public_name(base),
         instance_prompt=settings.get("instance_prompt"),
         license=license,
         images=images,
         sheet=sheet and sheet.name,
-        metrics=_numbers(measured.get("measures", [])),
+        metrics=_numbers(evaluation.get("measures", [])),
         table=table and table.read_text(encoding="utf-8"),
         settings=settings,
         is_control=encoder_beside(parts) is not None,
@@ -131,10 +131,10 @@ def _card(
 
 
 def _numbers(measures: Any) -> dict[str, float]:
-    """Take the adapter's numbers from what ``evaluate``, or of a control ``evaluate-control``, has written."""
+    """Return the adapter's numbers in a metrics.json of ``evaluate``, or of ``evaluate-control`` for a control."""
     if isinstance(measures, dict):
         return {name: modes["controlled"]["value"] for name, modes in measures.items()}
-    return {each["name"]: each["value"] for each in measures if each["mode"] == "adapter"}
+    return {measure["name"]: measure["value"] for measure in measures if measure["mode"] == "adapter"}
 
 
 def _read_images(paths: Iterable[Path]) -> dict[str, bytes]:

@@ -1,7 +1,7 @@
-"""Learned tokens in a pipeline: words of its prompts whose embeddings came with an adapter (arXiv 2208.01618).
+"""Learned tokens in a pipeline: words of prompts with the embeddings of an adapter (arXiv 2208.01618).
 
-The original embeddings are never touched: a token's number is beyond theirs, and looked up in a table beside them. A
-token of several vectors is spelled `<sks> <sks>_1 …` before it is looked up, as diffusers' pipelines do by themselves.
+The original embeddings are never changed: a token's id is larger than theirs, and is looked up in a table beside them.
+diffusers' pipelines spell a token of several vectors as `<sks> <sks>_1 …` before the lookup.
 """
 
 from collections.abc import Mapping
@@ -13,39 +13,43 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from hra_diffusion.adapter import HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.tokens import Tokens
-from hra_diffusion.pipelines.components import models, tokenizer_name, tokenizer_of
+from hra_diffusion.model import HRAModel
+from hra_diffusion.pipelines.components import models, tokenizer_name, tokenizer_of, uncompiled
+from hra_diffusion.pipelines.protocol import Pipeline
 
 
 class TokenEmbedding(nn.Embedding):
-    """An embedding with more tokens than it was made with; saved, it is the original one.
+    """An embedding with additional tokens; its saved state is that of the original embedding.
 
     Attributes:
         hra_u_tokens: the vectors as columns (d, n), each divided by its ``scale``.
-        scale: of shape (n,). 1 when loaded; what trains has columns of length √d.
-        plain: the original embedding, whose weight is this one's, too.
+        scale: of shape (n,): 1 when loaded; for training, the columns have length √d.
+        plain: the original embedding, which shares its weight.
         plain_tokenizer: the tokenizer without the tokens.
-        tokens: how many vectors each token has, by token, by adapter.
+        tokens: number of vectors by token, by adapter.
     """
 
     hra_u_tokens: nn.Parameter
     scale: Tensor
+    plain: nn.Embedding
+    plain_tokenizer: Any
+    tokens: dict[str, dict[str, int]]
 
     def __init__(self, plain: nn.Embedding, plain_tokenizer: Any, tokens: Mapping[str, Mapping[str, Tensor]]) -> None:
         super().__init__(*plain.weight.shape, padding_idx=plain.padding_idx, _weight=plain.weight)
         self.weight = plain.weight
-        self.__dict__["plain"] = plain  # no sub-module: its weight is here already
+        self.__dict__["plain"] = plain  # no sub-module: its weight is registered already
         self.plain_tokenizer = plain_tokenizer
-        self.tokens = {name: {token: len(each) for token, each in of_one.items()} for name, of_one in tokens.items()}
-        vectors = torch.cat([each for of_one in tokens.values() for each in of_one.values()])
+        self.tokens = {name: {token: len(rows) for token, rows in table.items()} for name, table in tokens.items()}
+        vectors = torch.cat([vectors for table in tokens.values() for vectors in table.values()])
         columns = vectors.detach().to(plain.weight.device, torch.float32).T.contiguous()
         self.hra_u_tokens = nn.Parameter(columns, requires_grad=False)
         self.register_buffer("scale", columns.new_ones(columns.shape[1]), persistent=False)
 
     def vectors(self) -> Tensor:
-        """Return what stands for the tokens, of shape (n, d), in float32 unless the model was cast."""
+        """Return the vectors of the tokens, of shape (n, d), in float32 unless the model was cast."""
         return self.hra_u_tokens.T * self.scale[:, None]
 
     def forward(self, input: Tensor) -> Tensor:
@@ -55,68 +59,70 @@ class TokenEmbedding(nn.Embedding):
         learned = embedding((input - known).clamp(min=0), self.vectors()).to(ordinary.dtype)
         return torch.where((input < known).unsqueeze(-1), ordinary, learned)
 
-    def of_adapters(self) -> dict[str, dict[str, Tensor]]:
-        """Return the vectors of each token, by adapter."""
-        left = iter(self.vectors().detach().split([n for of_one in self.tokens.values() for n in of_one.values()]))
-        return {name: {token: next(left) for token in of_one} for name, of_one in self.tokens.items()}
+    def by_adapter(self) -> dict[str, dict[str, Tensor]]:
+        """Return the vectors of every token, by adapter."""
+        sizes = [count for counts in self.tokens.values() for count in counts.values()]
+        vectors = iter(self.vectors().detach().split(sizes))
+        return {name: {token: next(vectors) for token in counts} for name, counts in self.tokens.items()}
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination.pop(f"{prefix}hra_u_tokens")
 
 
-def token_embeddings(pipe: Any) -> dict[str, TokenEmbedding]:
-    """Return the embeddings of a pipeline's text encoders that know learned tokens, by the encoder's name."""
-    found = {name: _base(each).get_input_embeddings() for name, each in models(pipe).items() if _reads(name)}
-    return {name: each for name, each in found.items() if isinstance(each, TokenEmbedding)}
+def token_embeddings(pipe: Pipeline) -> dict[str, TokenEmbedding]:
+    """Return the embeddings with learned tokens of a pipeline, by the text encoder's name."""
+    encoders = {name: _base(model) for name, model in models(pipe).items() if name.startswith("text_encoder")}
+    embeddings = {name: model.get_input_embeddings() for name, model in encoders.items()}
+    return {name: embedding for name, embedding in embeddings.items() if isinstance(embedding, TokenEmbedding)}
 
 
-def tokens_of(pipe: Any, adapter_name: str) -> Tokens:
-    """Return the tokens that came into a pipeline with an adapter."""
-    all_of = {name: each.of_adapters() for name, each in token_embeddings(pipe).items()}
-    return {name: of_adapters[adapter_name] for name, of_adapters in all_of.items() if adapter_name in of_adapters}
+def tokens_of(pipe: Pipeline, adapter_name: str) -> Tokens:
+    """Return an adapter's learned tokens in a pipeline."""
+    tables = {name: extended.by_adapter() for name, extended in token_embeddings(pipe).items()}
+    return {name: adapters[adapter_name] for name, adapters in tables.items() if adapter_name in adapters}
 
 
-def set_tokens(pipe: Any, adapter_name: str, tokens: Tokens) -> None:
-    """Let an adapter's tokens be these, and no others; without any left, everything is the object it was at first.
+def set_tokens(pipe: Pipeline, adapter_name: str, tokens: Tokens) -> None:
+    """Replace an adapter's tokens in a pipeline; without any tokens, embedding and tokenizer are the original objects.
 
     Raises:
-        AdapterFileError: the pipeline cannot know such tokens; it is unchanged.
+        AdapterFileError: the pipeline cannot use such tokens; it is unchanged.
         ConfigError: another adapter has a token of that name; the pipeline is unchanged.
     """
     present = token_embeddings(pipe)
     wanted: dict[str, dict[str, Mapping[str, Tensor]]] = {
-        name: {adapter: each for adapter, each in extended.of_adapters().items() if adapter != adapter_name}
+        name: {adapter: table for adapter, table in extended.by_adapter().items() if adapter != adapter_name}
         for name, extended in present.items()
     }
-    for name, of_one in tokens.items():
-        _check(pipe, name, of_one, wanted.setdefault(name, {}))
-        wanted[name][adapter_name] = of_one
-    for name, of_adapters in wanted.items():
+    for name, table in tokens.items():
+        _check(pipe, name, table, wanted.setdefault(name, {}))
+        wanted[name][adapter_name] = table
+    for name, adapters in wanted.items():
         model, tokenizer = _base(getattr(pipe, name)), tokenizer_of(pipe, name)
         extended = present.get(name)
         embedding, plain = (
             (extended.plain, extended.plain_tokenizer) if extended else (model.get_input_embeddings(), tokenizer)
         )
-        if of_adapters:
-            embedding = TokenEmbedding(embedding, plain, of_adapters)
+        if adapters:
+            embedding = TokenEmbedding(embedding, plain, adapters)
             tokenizer = _extended(plain, embedding.tokens)
         else:
             tokenizer = plain
         model.set_input_embeddings(embedding)
         setattr(pipe, tokenizer_name(name), tokenizer)
-    _guard_numbers(pipe)
+    _guard_token_ids(pipe)
 
 
-def remove_tokens(pipe: Any, adapter_name: str | None = None) -> None:
-    """Take the tokens of one adapter, or of all, out of a pipeline."""
-    for name in {name for each in token_embeddings(pipe).values() for name in each.tokens}:
+def remove_tokens(pipe: Pipeline, adapter_name: str | None = None) -> None:
+    """Remove the tokens of one adapter, or of all, from a pipeline."""
+    for name in {name for extended in token_embeddings(pipe).values() for name in extended.tokens}:
         if adapter_name in (None, name):
             set_tokens(pipe, name, {})
 
 
-def fold_tokens(pipe: Any) -> None:
-    """Put the tokens into the embeddings themselves, as more rows of the same table, for whoever knows no tokens."""
+def fold_tokens(pipe: Pipeline) -> None:
+    """Append the tokens to the embeddings themselves, as more rows of the table, for tools without learned tokens."""
     for name, extended in token_embeddings(pipe).items():
         model = _base(getattr(pipe, name))
         tokenizer = tokenizer_of(pipe, name)
@@ -126,17 +132,17 @@ def fold_tokens(pipe: Any) -> None:
         with torch.no_grad():
             model.get_input_embeddings().weight[extended.num_embeddings :] = vectors
         del tokenizer.save_pretrained  # with the tokens
-    _guard_numbers(pipe)
+    _guard_token_ids(pipe)
 
 
-def _guard_numbers(pipe: Any) -> None:
-    """Refuse diffusers' textual inversion as long as there are tokens, whose numbers follow those of the embeddings."""
-    words = sorted({word for each in token_embeddings(pipe).values() for word in chain(*each.tokens.values())})
+def _guard_token_ids(pipe: Pipeline) -> None:
+    """Refuse diffusers' textual inversion while a pipeline has tokens: it would change their ids."""
+    words = sorted({word for extended in token_embeddings(pipe).values() for word in chain(*extended.tokens.values())})
 
     def refuse(*_: Any, **__: Any) -> None:
         raise ConfigError(
-            f"The pipeline knows {', '.join(words)} from HRA adapters, whose numbers come after those of textual "
-            "inversion: load or unload that before load_hra_weights, or after unload_hra_weights."
+            f"The pipeline has {', '.join(words)} from HRA adapters, whose token ids come after those of textual "
+            "inversion: load or unload textual inversion before load_hra_weights, or after unload_hra_weights."
         )
 
     for name in ("load_textual_inversion", "unload_textual_inversion"):
@@ -147,31 +153,31 @@ def _guard_numbers(pipe: Any) -> None:
 
 
 def _extended(plain: Any, tokens: Mapping[str, Mapping[str, int]]) -> Any:
-    """Return a copy of a tokenizer with some tokens; saved, it is the original."""
+    """Return a copy of a tokenizer with additional tokens; its saved files are those of the original."""
     tokenizer = deepcopy(plain)
-    for of_one in tokens.values():
-        for token, count in of_one.items():
+    for counts in tokens.values():
+        for token, count in counts.items():
             tokenizer.add_tokens([token, *(f"{token}_{number}" for number in range(1, count))])
     tokenizer.save_pretrained = plain.save_pretrained
     return tokenizer
 
 
-def _check(pipe: Any, name: str, of_one: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Refuse tokens that a text encoder of a pipeline cannot know."""
+def _check(pipe: Pipeline, name: str, table: Mapping[str, Tensor], others: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Refuse an adapter's tokens for a text encoder that cannot use them."""
     if getattr(pipe, name, None) is None or not hasattr(pipe, "maybe_convert_prompt"):
         raise AdapterFileError(
-            f"The adapter has learned tokens for {name}, which the {type(pipe).__name__} does not have, or has no "
-            "textual inversion for."
+            f"The adapter has learned tokens for {name}, but the {type(pipe).__name__} has no {name}, or no textual "
+            "inversion."
         )
     present = _base(getattr(pipe, name)).get_input_embeddings()
     known = getattr(present, "plain_tokenizer", tokenizer_of(pipe, name)).get_vocab()
     width = present.weight.shape[1]
-    for token, vectors in of_one.items():
-        holder = next((adapter for adapter, each in others.items() if token in each), None)
+    for token, vectors in table.items():
+        holder = next((adapter for adapter, tokens in others.items() if token in tokens), None)
         if holder is not None:
-            raise ConfigError(f"The adapter {holder!r} has a token {token} of its own: use one at a time.")
+            raise ConfigError(f"The adapter {holder!r} has a token {token}, too: load one of them at a time.")
         if token in known:
-            raise AdapterFileError(f"The token {token} is a word that the pipeline's {name} knows already.")
+            raise AdapterFileError(f"The token {token} is a known word of the pipeline's {name} already.")
         if vectors.shape[1] != width:
             raise AdapterFileError(
                 f"The token {token} is {vectors.shape[1]} wide, but the pipeline's {name} works with {width}: load "
@@ -180,10 +186,6 @@ def _check(pipe: Any, name: str, of_one: Mapping[str, Tensor], others: Mapping[s
 
 
 def _base(model: nn.Module) -> Any:
-    """Return a text encoder without what was wrapped around it."""
-    model = getattr(model, "_orig_mod", model)
+    """Return a text encoder without compilation and adapters."""
+    model = uncompiled(model)
     return model.model if isinstance(model, HRAModel) else model
-
-
-def _reads(name: str) -> bool:
-    return name.startswith("text_encoder")

@@ -46,11 +46,11 @@ def test_strengths_lead_from_the_base_to_the_adapter(adapted, image):
 
 def test_a_mean_has_no_order_and_a_product_has(adapted, image):
     images = {}
-    for combine in ("lie", "product"):
+    for combine in ("mean", "product"):
         for names, strengths in ((["a", "b"], [0.7, 0.4]), (["b", "a"], [0.4, 0.7])):
             set_hra_adapters(adapted, names, strengths, combine)
             images[combine, names[0]] = image(adapted)
-    assert close(images["lie", "a"], images["lie", "b"])
+    assert close(images["mean", "a"], images["mean", "b"])
     assert not close(images["product", "a"], images["product", "b"], 1e-4)
 
 
@@ -66,11 +66,11 @@ def test_the_list_says_what_acts_how(adapted, tiny_sd):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (("c",), "no HRA adapter named 'c'; known are: 'a', 'b'"),
+        (("c",), "no HRA adapter named 'c'; known are a, b"),
         ((["a", "b"], [1.0]), "found 2 names, 1 strengths"),
         ((["a", "a"], [1.0, 1.0]), "found 2 names"),
         (("a", float("nan")), "finite number"),
-        (("a", 1.0, "sum"), "'product' or 'lie'"),
+        (("a", 1.0, "sum"), "'mean' or 'product'"),
     ],
 )
 def test_what_cannot_be_had_is_refused_and_nothing_changes(adapted, image, arguments, complaint):

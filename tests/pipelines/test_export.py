@@ -31,11 +31,11 @@ def read(file):
 
 
 @pytest.fixture(params=["SD", "SD with convolutions", "SD 2", "SDXL", "SDXL with convolutions"])
-def case(request, tiny_sd, tiny_xl, adapters):
+def case(request, tiny_sd, tiny_sdxl, adapters):
     """A kind of pipeline, its folder and an adapter."""
     if "XL" in request.param:
         name = "xl_conv_adapter" if "conv" in request.param else "xl_adapter"
-        return StableDiffusionXLPipeline, tiny_xl, request.getfixturevalue(name)
+        return StableDiffusionXLPipeline, tiny_sdxl, request.getfixturevalue(name)
     if request.param == "SD 2":
         return StableDiffusionPipeline, *(request.getfixturevalue(name) for name in ("tiny_sd2", "sd2_adapter"))
     return StableDiffusionPipeline, tiny_sd, adapters / ("conv" if "conv" in request.param else "a")
@@ -50,7 +50,9 @@ def test_diffusers_draws_the_same_with_the_lora(case, layout, load, image, tmp_p
     for strength in STRENGTHS:
         set_hra_adapters(pipe, "default", strength)
         expected = image(pipe)
-        file = export_lora(adapter, tmp_path / "x.safetensors", layout, folder, strength, "fp32")
+        file = export_lora(
+            adapter, tmp_path / "x.safetensors", base=folder, layout=layout, strength=strength, dtype="fp32"
+        )
         other.load_lora_weights(file, use_safetensors=True)
         assert off(expected, base) > 5 * PIXEL
         assert off(image(other), expected) < PIXEL / 10
@@ -80,7 +82,7 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
                 tensors.pop(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha")
             )
             delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-            merged, own = layer.base_layer.weight, layer.own_weight()
+            merged, own = layer.base_layer.weight, layer.original_weight()
             assert off(own + delta.view_as(own), merged) < 1e-12
             assert down.shape[1:] == own.shape[1:]
     assert tensors == {}
@@ -89,7 +91,7 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
 def test_peft_loads_its_layout(adapters, load, tiny_sd, tmp_path):
     pipe = load(StableDiffusionPipeline, tiny_sd)
     inputs = (torch.ones(1, 4, 8, 8), torch.tensor([3]), torch.ones(1, 5, 32))
-    export_lora(adapters / "conv", tmp_path / "lora", "peft", pipe, dtype="fp32")
+    export_lora(adapters / "conv", tmp_path / "lora", base=pipe, layout="peft", dtype="fp32")
     theirs = PeftModel.from_pretrained(load(StableDiffusionPipeline, tiny_sd).unet, tmp_path / "lora" / "unet")
     load_hra_weights(pipe, adapters / "conv")
     with torch.no_grad():
@@ -111,8 +113,17 @@ def test_rounding_costs_no_more_than_the_rounding_of_the_update(adapters, pipe, 
     """Though the reflections of a weak adapter nearly cancel."""
     for strength in (1.0, 0.01):
         exact, rounded = (
-            products(export_lora(adapters / "b", tmp_path / f"{each}.safetensors", "diffusers", pipe, strength, each))
-            for each in ("fp32", dtype)
+            products(
+                export_lora(
+                    adapters / "b",
+                    tmp_path / f"{precision}.safetensors",
+                    base=pipe,
+                    layout="diffusers",
+                    strength=strength,
+                    dtype=precision,
+                )
+            )
+            for precision in ("fp32", dtype)
         )
         for name, delta in exact.items():
             assert (delta - rounded[name]).norm() < tolerance * delta.norm()
@@ -172,18 +183,18 @@ def test_a_thumbnail_can_be_chosen(adapters, pipe, tmp_path):
     ("arguments", "complaint"),
     [
         ({"layout": "civitai"}, "layout must be one of kohya, diffusers, peft"),
-        ({"file": "x.bin"}, "does not look like one"),
-        ({"file": "x.safetensors", "layout": "peft"}, "a folder, with a sub-folder a component"),
-        ({"dtype": "fp8"}, "dtype must be one of"),
+        ({"output": "x.bin"}, "does not look like one"),
+        ({"output": "x.safetensors", "layout": "peft"}, "a folder, with a sub-folder a component"),
+        ({"dtype": "fp8"}, "dtype 'fp8' is not supported: did you mean 'fp"),
         ({"strength": 0.0}, "changes nothing"),
         ({"strength": float("inf")}, "finite number"),
         ({"thumbnail": "none.png"}, "cannot be read as an image"),
     ],
 )
 def test_what_cannot_be_written_is_refused_and_nothing_is(adapters, pipe, tmp_path, arguments, complaint):
-    file = tmp_path / arguments.pop("file", "x.safetensors")
+    output = tmp_path / arguments.pop("output", "x.safetensors")
     with pytest.raises(ValueError, match=complaint):
-        export_lora(adapters / "b", file, base=pipe, **arguments)
+        export_lora(adapters / "b", output, base=pipe, **arguments)
     assert list(tmp_path.iterdir()) == []
     assert adapted_components(pipe) == {}
 
@@ -193,7 +204,7 @@ def test_a_place_that_cannot_be_written_and_an_adapter_without_a_base_are_named(
     with pytest.raises(OutputError, match="Cannot write"):
         export_lora(adapters / "b", tmp_path / "file" / "x.safetensors", base=pipe)
     make_adapter(pipe, tmp_path / "homeless", base=None, text_encoders=None)
-    with pytest.raises(ValueError, match="does not say its base"):
+    with pytest.raises(ValueError, match="does not name its base"):
         export_lora(tmp_path / "homeless", tmp_path / "x.safetensors")
 
 

@@ -22,16 +22,16 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("model", ["SD", "SDXL"])
 def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
-    layout, model, adapters, xl_adapter, tiny_sd, tiny_xl, load, image, tmp_path
+    layout, model, adapters, xl_adapter, tiny_sd, tiny_sdxl, load, image, tmp_path
 ):
     kind, folder, adapter = (
         (StableDiffusionPipeline, tiny_sd, adapters / "conv")
         if model == "SD"
-        else (StableDiffusionXLPipeline, tiny_xl, xl_adapter)
+        else (StableDiffusionXLPipeline, tiny_sdxl, xl_adapter)
     )
     pipe = load(kind, folder)
-    file = export_lora(adapter, tmp_path / "x.safetensors", layout, pipe, dtype="fp32")
-    fit = fit_lora(file, tmp_path / "back", pipe)
+    file = export_lora(adapter, tmp_path / "x.safetensors", base=pipe, layout=layout, dtype="fp32")
+    fit = fit_lora(file, tmp_path / "back", base=pipe)
     assert fit.rank == 8
     assert fit.lost < 1e-5
     assert max(fit.layers.values()) == next(iter(fit.layers.values())) < 1e-4
@@ -76,7 +76,7 @@ def test_what_a_random_lora_loses_is_measured_on_the_weights(adapters, pipe, tin
 
 def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path):
     def lost(file, folder):
-        return fit_lora(file, tmp_path / str(folder), pipe).layers
+        return fit_lora(file, tmp_path / str(folder), base=pipe).layers
 
     kohya = random_lora(
         export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe, dtype="fp32"), pipe, tmp_path
@@ -85,7 +85,7 @@ def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path)
     save_file({n: t / 2 if "alpha" in n else t for n, t in tensors.items()}, tmp_path / "half.safetensors")
     save_file({n: t / 2 if "lora_up" in n else t for n, t in tensors.items()}, tmp_path / "halved.safetensors")
     assert lost(tmp_path / "half.safetensors", 1) == pytest.approx(lost(tmp_path / "halved.safetensors", 2))
-    diffusers = export_lora(adapters / "b", tmp_path / "d.safetensors", "diffusers", pipe, dtype="fp32")
+    diffusers = export_lora(adapters / "b", tmp_path / "d.safetensors", base=pipe, layout="diffusers", dtype="fp32")
     header = json.dumps({"unet.r": 4, "unet.lora_alpha": 2})
     scaled = random_lora(diffusers, pipe, tmp_path, lora_adapter_metadata=header)
     tensors = load_file(scaled)
@@ -93,43 +93,43 @@ def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path)
     assert lost(scaled, 3) == pytest.approx(lost(tmp_path / "plain.safetensors", 4))
 
 
-def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapters, pipe, xl_adapter, tiny_xl, tmp_path):
-    xl = export_lora(xl_adapter, tmp_path / "xl.safetensors", base=tiny_xl)
+def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapters, pipe, xl_adapter, tiny_sdxl, tmp_path):
+    xl = export_lora(xl_adapter, tmp_path / "xl.safetensors", base=tiny_sdxl)
     with pytest.raises(AdapterFileError, match=r"there is no module for|is for another model"):
-        fit_lora(xl, tmp_path / "fit", pipe)
+        fit_lora(xl, tmp_path / "fit", base=pipe)
     file = export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe)
     tensors = load_file(file)
     name = next(name.removesuffix(".alpha") for name in tensors if "alpha" in name)
     save_file({**tensors, f"{name}.dora_scale": torch.ones(1)}, tmp_path / "dora.safetensors")
     with pytest.raises(AdapterFileError, match="dora_scale"):
-        fit_lora(tmp_path / "dora.safetensors", tmp_path / "fit", pipe)
+        fit_lora(tmp_path / "dora.safetensors", tmp_path / "fit", base=pipe)
     tensors[f"{name}.lora_down.weight"] = torch.ones(4, 3)
     save_file(tensors, tmp_path / "narrow.safetensors")
     with pytest.raises(AdapterFileError, match="is for another model: its update of"):
-        fit_lora(tmp_path / "narrow.safetensors", tmp_path / "fit", pipe)
+        fit_lora(tmp_path / "narrow.safetensors", tmp_path / "fit", base=pipe)
     for header in ("{", '{"unet.lora_alpha": 2}'):
         save_file(load_file(file), tmp_path / "header.safetensors", {"lora_adapter_metadata": header})
         with pytest.raises(AdapterFileError, match=r"has a damaged header: lora_adapter_metadata is"):
-            fit_lora(tmp_path / "header.safetensors", tmp_path / "fit", pipe)
+            fit_lora(tmp_path / "header.safetensors", tmp_path / "fit", base=pipe)
     (tmp_path / "pickle.safetensors").write_bytes(b"\x80\x04")
     with pytest.raises(AdapterFileError, match="no intact safetensors"):
-        fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", pipe)
+        fit_lora(tmp_path / "pickle.safetensors", tmp_path / "fit", base=pipe)
     with pytest.raises(AdapterFileError, match=r"is a folder: name the \.safetensors file"):
-        fit_lora(tmp_path, tmp_path / "fit", pipe)
+        fit_lora(tmp_path, tmp_path / "fit", base=pipe)
     assert not (tmp_path / "fit").exists()
     shutil.copytree(adapters / "a", tmp_path / "run" / "adapter")
     for taken in (adapters / "a", tmp_path / "run"):
         with pytest.raises(OutputError, match="holds an adapter already"):
-            fit_lora(file, taken, pipe)
+            fit_lora(file, taken, base=pipe)
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
 def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_either_names(
-    convolutions, request, xl_adapter, tiny_xl, load, tmp_path
+    convolutions, request, xl_adapter, tiny_sdxl, load, tmp_path
 ):
     """By those of the original code, as kohya writes them, and by diffusers', as some converters do."""
     adapter = request.getfixturevalue("xl_conv_adapter") if convolutions else xl_adapter
-    pipe = load(StableDiffusionXLPipeline, tiny_xl)
+    pipe = load(StableDiffusionXLPipeline, tiny_sdxl)
     file = export_lora(adapter, tmp_path / "original.safetensors", base=pipe, dtype="fp32")
     names = kohya_names(
         [("unet", name) for name, module in pipe.unet.named_modules() if hasattr(module, "weight")],
@@ -143,6 +143,6 @@ def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_either_names(
         tensors[f"{diffusers.get(module, module)}.{part}"] = tensor
     assert any("lora_unet_output_blocks_0_1_transformer_blocks_1_attn2_to_k" in name for name in load_file(file))
     save_file(tensors, tmp_path / "diffusers.safetensors")
-    fits = [fit_lora(tmp_path / f"{name}.safetensors", tmp_path / name, pipe) for name in ("original", "diffusers")]
+    fits = [fit_lora(tmp_path / f"{name}.safetensors", tmp_path / name, base=pipe) for name in ("original", "diffusers")]
     assert fits[0] == fits[1]
     assert fits[0].lost < 1e-5

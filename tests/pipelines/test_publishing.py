@@ -217,7 +217,7 @@ def test_a_control_is_published_with_its_encoder_and_loaded_back(hub, online, co
     assert 'control = load_hra_control(pipe, "tester/canny")\nwith control.guiding(pipe, Image.open("…")):' in page
     done = online(LOAD_CONTROL.format(base=str(tiny_sd)))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[0].startswith("tester/canny is a control, which acts only with its encoder")
+    assert done.stdout.splitlines()[0].startswith("tester/canny is a control, which needs its encoder")
     assert done.stdout.splitlines()[-1] == "canny"
 
 

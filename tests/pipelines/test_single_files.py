@@ -85,7 +85,7 @@ def test_adapters_are_merged_into_a_file_and_drawn_with_on_it(
     checkpoint, tiny_sd, adapters, pipe, load, image, tmp_path
 ):
     load_hra_weights(pipe, adapters / "conv")
-    merge_hra(checkpoint, tmp_path / "merged", {str(adapters / "conv"): 1.0})
+    merge_hra({adapters / "conv": 1.0}, tmp_path / "merged", base=checkpoint)
     merged = image(load(StableDiffusionPipeline, tmp_path / "merged"))
     assert torch.allclose(merged, image(pipe), rtol=0, atol=1e-4)
     flags = {"adapter": adapters / "conv", "prompt": "a dog", "num_inference_steps": 1, "height": 32, "width": 32}
@@ -100,7 +100,7 @@ def test_adapters_are_merged_into_a_file_and_drawn_with_on_it(
 
 
 def test_what_is_no_model_in_one_file_is_refused_by_what_is_wrong(alone, checkpoint, tmp_path):
-    with pytest.raises(ModelError, match="a folder named like it"):  # whose layout is on the hub, which is out of reach
+    with pytest.raises(ModelError, match="needs a folder beside it"):  # whose layout is on the hub, which is out of reach
         load_pipeline(str(alone))
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
     with pytest.raises(ModelError, match="pickled, which is never read"):

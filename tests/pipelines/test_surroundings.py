@@ -162,7 +162,7 @@ def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, image):
     both = image(pipe)
     assert not close(both, beneath, 1e-3)
     assert not close(both, whole, 1e-3)
-    with pytest.raises(MergeError, match="take what adapts it"):
+    with pytest.raises(MergeError, match="Remove the other adapter"):
         fuse_hra(pipe)
     assert close(image(pipe), both)
     pipe.unload_lora_weights()

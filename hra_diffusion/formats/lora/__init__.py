@@ -17,7 +17,7 @@ Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 
 """
 
 from hra_diffusion.formats.lora.metadata import describe
-from hra_diffusion.formats.lora.names import Place, diffusers_name, kohya_names
+from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
 from hra_diffusion.formats.lora.reading import Factors, read_lora
 from hra_diffusion.formats.lora.updates import Update, update_of, with_rank
 from hra_diffusion.formats.lora.writing import (
@@ -33,7 +33,7 @@ __all__ = [
     "LAYOUTS",
     "Factors",
     "Layout",
-    "Place",
+    "ModuleKey",
     "Update",
     "describe",
     "diffusers_name",

@@ -10,11 +10,11 @@ KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_e
 # The first text encoder of models that have two.
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
 
-Place = tuple[str, str]
+ModuleKey = tuple[str, str]
 """The component a module is in, and its name there."""
 
 
-def kohya_names(modules: Iterable[Place], *, two_text_encoders: bool) -> dict[Place, str]:
+def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dict[ModuleKey, str]:
     """Return kohya's names of a pipeline's modules, but for components that kohya has none for.
 
     Of SDXL, kohya trains the UNet of the original code, whose names all tools know; of others, diffusers'.
@@ -25,7 +25,7 @@ def kohya_names(modules: Iterable[Place], *, two_text_encoders: bool) -> dict[Pl
     """
     modules = list(modules)
     original = original_names(module for component, module in modules if component == "unet")
-    names: dict[Place, str] = {}
+    names: dict[ModuleKey, str] = {}
     for component, module in modules:
         if component in KOHYA_PREFIXES:
             first_of_two = two_text_encoders and component == "text_encoder"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_tensors
-from hra_diffusion.formats.lora.names import Place, diffusers_name, kohya_names
+from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
 from hra_diffusion.text import shorten
 
 
@@ -38,7 +38,7 @@ _SPELLINGS: Final = (
 )
 
 
-def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
+def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Factors]:
     """Read a LoRA in kohya's or diffusers' layout.
 
     Args:
@@ -56,7 +56,7 @@ def read_lora(path: Path, modules: Iterable[Place]) -> dict[Place, Factors]:
     tensors = read_tensors(path)
     scales, modules = _scales(path), list(modules)
     kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
-    found: dict[Place, Factors] = {}
+    found: dict[ModuleKey, Factors] = {}
     for component, module in modules:
         names = [each[component, module] for each in kohya if (component, module) in each]
         names += [diffusers_name(component, module), f"{component}.{module}"]
