@@ -19,7 +19,7 @@ from hra_diffusion.training.config.file import flag_types
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Settings = TypeVar("Settings")
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags override it."
 

@@ -52,6 +52,6 @@ def parse_config(arguments: Sequence[str]) -> DreamBoothConfig:
     flags = parse_flags(
         DreamBoothConfig, arguments, prog="hra-diffusion train", description=DESCRIPTION, usual=USUAL_FLAGS
     )
-    config = complete_settings(DreamBoothConfig, flags, "embedded.toml")
+    config = complete_settings(DreamBoothConfig, flags)
     warn_of_unused_flags(config, flags)
     return config

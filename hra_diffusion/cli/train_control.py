@@ -48,6 +48,6 @@ def parse_config(arguments: Sequence[str]) -> ControlNetConfig:
     flags = parse_flags(
         ControlNetConfig, arguments, prog="hra-diffusion train-control", description=DESCRIPTION, usual=USUAL_FLAGS
     )
-    config = complete_settings(ControlNetConfig, flags, "embedded_control.toml")
+    config = complete_settings(ControlNetConfig, flags)
     warn_of_unused_flags(config, flags)
     return config

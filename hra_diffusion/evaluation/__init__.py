@@ -5,6 +5,7 @@ list of the names; type checkers read the modules by wildcard imports.
 """
 
 # ruff: noqa: F403
+# pyright: reportWildcardImportFromLibrary=false
 
 from typing import TYPE_CHECKING
 

@@ -117,7 +117,7 @@ class ControlNet:
         """Make the condition encoder."""
         generator = stream(self.config.run.seed, f"start of {ENCODER}")
         self.encoder = make_encoder(family.pipe, self.annotator, generator)
-        self.encoder.to(family.pipe.device)
+        nn.Module.to(self.encoder, family.pipe.device)
 
     @property
     def extra_modules(self) -> dict[str, ExtraModule]:

@@ -1,7 +1,6 @@
 """A training run: a plan, a task and a loaded model; its steps, checkpoints and results.
 
 >>> run = prepare_run(DreamBooth(config))  # checks everything and loads the model; writes nothing
->>> for _ in run.generate_class_images(): ...
 >>> for record in run.steps(): ...
 >>> run.save()
 >>> for _ in run.generate_before_after(): ...
@@ -128,11 +127,15 @@ class Run:
     def start(self) -> RunRecorder:
         """Encode the images, build the trainer, load the checkpoint to resume from; returns the trainer's recorder.
 
+        Class images that are missing are generated first.
+
         Raises:
             AdapterFileError: the checkpoint is damaged.
         """
         if self._recorder:
             return self._recorder
+        for _ in self.generate_class_images():
+            pass
         with memory_format(self.pipe.vae.encoder, torch.channels_last):
             trainer = self.build_trainer(Cache(self.task.image_settings.cache_dir))
         set_memory_format(self.family.model, torch.channels_last)

@@ -32,8 +32,10 @@ class ExtraModule:
 class Task(Protocol):
     """A kind of training."""
 
-    config: TrainingConfig
-    """The settings; `read_inputs` and `plan` complete them."""
+    @property
+    def config(self) -> TrainingConfig:
+        """The settings; `read_inputs` and `plan` complete them."""
+        ...
 
     def read_inputs(self, accelerator: Accelerator) -> None:
         """Check the settings and read images and captions, before any model is loaded."""

@@ -234,7 +234,7 @@ def test_datasets_are_imported_into_folders(tmp_path, scenes):
     pairs = read_pairs(import_dataset(config, tmp_path / "cache"), config)
     assert [pair.example.caption for pair in pairs] == ["a", "b"]
     assert all(pair.condition for pair in pairs)
-    with pytest.raises(ConfigError, match="columns photo, edges, text: name those of .* with --image_column"):
+    with pytest.raises(ConfigError, match=r"columns photo, edges, text: name those of .* with --image_column"):
         import_dataset(with_values(config, {"image_column": "image"}), tmp_path / "cache")
     plain = with_values(config, {"conditioning_image_column": "none"})
     assert not any(pair.condition for pair in read_pairs(import_dataset(plain, tmp_path / "cache"), plain))
@@ -308,7 +308,7 @@ def test_transparent_images_have_the_background_color_of_the_run_everywhere(cont
             lambda folder: (folder / "metadata.jsonl").write_text('{"file_name": "nix.png", "text": "a"}\n'),
             {},
             ImageError,
-            "do not exist: .*nix",
+            r"do not exist: .*nix",
         ),
         (None, {"annotator": "cany"}, ConfigError, "no annotator 'cany'"),
         (None, {"annotator": "given"}, ImageError, "holds no conditions"),

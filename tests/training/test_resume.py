@@ -14,9 +14,9 @@ from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.outputs.checkpoint import checkpoints
+from hra_diffusion.training.outputs.checkpoint import REST, checkpoints
 from hra_diffusion.training.outputs.log import read_log
-from hra_diffusion.training.outputs.resuming import FREE, FREE_WITHOUT_PRIOR
+from hra_diffusion.training.outputs.resuming import FREE, FREE_WITHOUT_PRIOR, check_fingerprint
 from hra_diffusion.training.prepare import prepare_run
 
 
@@ -288,3 +288,11 @@ def test_a_foreign_checkpoint_folder_is_ignored_and_kept(config, tmp_path):
     folder = train(config, max_train_steps=2, checkpoints_total_limit=1, resume_from_checkpoint="latest")
     assert names(folder) == ["checkpoint-2"]
     assert (foreign / "optimizer.bin").exists()
+
+
+def test_a_checkpoint_with_the_words_of_version_0_1_resumes(tmp_path):
+    settings = {"prior_target": "image", "annotator": "color", "rank": 2}
+    fingerprint = {"settings": settings, "pictures": {}, "model": "m"}
+    saved = fingerprint | {"settings": settings | {"prior_target": "picture", "annotator": "colour"}}
+    (tmp_path / REST).write_text(json.dumps({"step": 1, "identity": saved, "rest": {}}))
+    check_fingerprint(tmp_path, fingerprint, 2)

@@ -62,9 +62,9 @@ class PriorConfig:
     """Number of class images of each class."""
     prior_loss_weight: float = 1.0
     """Loss weight of the class images."""
-    prior_target: Literal["image", "base"] = "image"
+    prior_target: Literal["image", "base", "picture"] = "image"
     """Prediction target of class images: image, the noise or velocity of the image as in the paper; or base, the base
     model's prediction, for one more forward pass over them. The latter keeps the model's class instead of that of these
-    few images."""
+    few images. "picture" is the earlier word for image."""
     sample_batch_size: int = 4
     """Batch size when generating class images."""

@@ -5,15 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import hra_diffusion
 from hra_diffusion.errors import ModelError
-from hra_diffusion.training.config import DreamBoothConfig, RunConfig, TrainingConfig
-from hra_diffusion.training.config.file import flat_values, overridden_by, read_toml, with_values
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, RunConfig, TrainingConfig
+from hra_diffusion.training.config.file import convert_setting, flat_values, overridden_by, read_toml, with_values
 
 if TYPE_CHECKING:  # it imports torch
     from hra_diffusion.training.data.subjects import Subject
 
-PROJECT = Path(hra_diffusion.__file__).resolve().parent.parent
+PROJECT = Path(__file__).resolve().parents[3]
 """The checkout, with assets and configs beside the package."""
 
 DEFAULT_STEPS = 400
@@ -21,6 +20,12 @@ DEFAULT_STEPS = 400
 EMBEDDED_BASE = PROJECT / "assets" / "emoji-sd"
 
 Config = TypeVar("Config", bound=TrainingConfig)
+
+_EMBEDDED: Mapping[type[TrainingConfig], str] = {
+    DreamBoothConfig: "embedded.toml",
+    ControlNetConfig: "embedded_control.toml",
+}
+"""Files of configs/ that suit the embedded base."""
 
 
 def embedded_defaults(kind: type[Config], name: str) -> Config:
@@ -40,13 +45,14 @@ def embedded_defaults(kind: type[Config], name: str) -> Config:
     return with_values(config, paths)
 
 
-def complete_settings(kind: type[Config], flags: Mapping[str, Any], embedded: str) -> Config:
+def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     """Complete the given flags: flags override the file of ``--config``, which overrides the defaults.
+
+    If no model is named, the embedded base is used, and the defaults are those of a file in configs/ that suits it.
 
     Args:
         kind: the kind of run.
         flags: the given flags, by name.
-        embedded: the file of configs/ with the defaults for the embedded base, which is used if no model is named.
 
     Raises:
         ConfigError: the file cannot be read, or a value is out of its range.
@@ -54,9 +60,20 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any], embedded: st
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
     path = flags.get("config")
     named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
-    default = kind() if named else embedded_defaults(kind, embedded)
+    default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
     return with_values(config, {**overridden_by(given), **flags})
+
+
+def make_config(kind: type[Config], **settings: Any) -> Config:
+    """Make the settings of a run from flags by name, as the command line does.
+
+    >>> make_config(DreamBoothConfig, instance_data_dir="photos/dog", instance_prompt="a photo of a sks dog", rank=16)
+
+    Raises:
+        ConfigError: a name is unknown (the nearest is suggested), or a value has the wrong type or range.
+    """
+    return complete_settings(kind, {name: convert_setting(kind, name, value) for name, value in settings.items()})
 
 
 def find_model(name: str) -> str:

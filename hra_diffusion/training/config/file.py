@@ -5,7 +5,7 @@ with the nearest match. Missing keys keep the default.
 """
 
 import types
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -60,6 +60,14 @@ _OVERRIDES = {
 _EARLIER_GROUPS = {"optimiser": "optimizer", "preview": "validation"}
 """Names of tables in files of version 0.1."""
 
+_EARLIER_VALUES = {("prior_target", "picture"): "image", ("annotator", "colour"): "color"}
+"""Words of version 0.1 in config files and checkpoints, by setting."""
+
+
+def current_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name with the words of version 0.1 replaced."""
+    return {name: _EARLIER_VALUES.get((name, str(value)), value) for name, value in settings.items()}
+
 
 def overridden_by(names: Collection[str]) -> dict[str, None]:
     """Return the settings that the given names override and do not contain, mapped to None."""
@@ -94,7 +102,7 @@ def read_toml(path: Path, default: Config) -> Config:
                 f"The config {path} has {key}, which is of another kind of run: use its command, or remove the key."
             )
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
-    values = {key: _convert(path, key, value, known[key]) for key, value in flat.items()}
+    values = {key: _convert(f"The config {path} has", key, value, known[key]) for key, value in current_words(flat).items()}
     return with_values(default, overridden_by(values) | values)
 
 
@@ -127,6 +135,18 @@ def read_run(folder: Path, default: Config) -> Config:
     return read_toml(path, default)
 
 
+def convert_setting(kind: "type[DataclassInstance]", name: str, value: Any) -> Any:
+    """Convert a setting to its field's type: texts become paths, lists become tuples, whole numbers floats.
+
+    Raises:
+        ConfigError: the name is unknown (the nearest is suggested), or the value has another type.
+    """
+    known = flag_types(kind)
+    if name not in known:
+        raise ConfigError(f"Unknown setting {name!r}{nearest(name, known)}")
+    return _convert("The setting", name, _as_toml(value), known[name])
+
+
 def to_toml(config: "DataclassInstance") -> str:
     """Return the config as TOML text, a table a group; fields with None are left out."""
     tables = {
@@ -144,8 +164,8 @@ def _as_toml(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
-    """Convert a TOML value to the field's type, or raise ConfigError."""
+def _convert(origin: str, key: str, value: Any, kind: Any) -> Any:
+    """Convert a TOML value to the field's type, or raise ConfigError naming its origin."""
     kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
     for expected in kinds:
         if get_origin(expected) is Literal and value in get_args(expected):
@@ -159,7 +179,7 @@ def _convert(path: Path, key: str, value: Any, kind: Any) -> Any:
         if type(value) is expected:  # not isinstance: True is no number here
             return value
     words = " or ".join(_describe_type(expected) for expected in kinds if expected is not type(None))
-    raise ConfigError(f"The config {path} has {key} = {value!r}: write {words}.")
+    raise ConfigError(f"{origin} {key} = {value!r}: write {words}.")
 
 
 def _describe_type(kind: Any) -> str:

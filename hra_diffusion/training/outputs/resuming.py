@@ -12,7 +12,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config.file import flat_values
+from hra_diffusion.training.config.file import current_words, flat_values
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.outputs.checkpoint import read_progress
 
@@ -85,7 +85,7 @@ def check_fingerprint(checkpoint: Path, fingerprint: Mapping[str, Any], total_st
     if missing := sorted(fingerprint.keys() - saved.keys()):
         names = ", ".join(missing).replace("pictures", "images")
         raise AdapterFileError(f"The checkpoint {checkpoint} is damaged: it lacks its {names}.")
-    before, now = saved["settings"], fingerprint["settings"]
+    before, now = current_words(saved["settings"]), current_words(fingerprint["settings"])
     differences = [
         f"--{name} was {before[name]} and is {now[name]}"
         for name in sorted(before.keys() & now.keys())
