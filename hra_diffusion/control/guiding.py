@@ -118,7 +118,8 @@ class _Switch:
     """The activation of a control's adapter beside the other active adapters."""
 
     def __init__(self, unet: HRAModel, name: str, strength: float, combine: Combine) -> None:
-        self._unet, self._name, self._strength, self._combine = unet, name, strength, combine
+        self._unet, self._name, self._strength = unet, name, strength
+        self._combine: Combine = combine
         self._others = [other for other in unet.active_adapters if other != name]
         self._strengths = unet.strengths
         self.on: bool | None = None

@@ -145,7 +145,7 @@ def test_pefts_gram_schmidt_keeps_its_meaning(net, tmp_path, r):
 
 def test_a_misspelt_argument_is_named(net, tmp_path):
     adapted(net, ["q"]).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="no argument named is_trainble"):
+    with pytest.raises(TypeError, match="no argument named 'is_trainble'"):
         HRAModel.from_pretrained(type(net)(), tmp_path, is_trainble=True)
 
 
