@@ -29,7 +29,7 @@ _LOGO = (
 
 
 def serve(config: StudioConfig) -> None:
-    """Open the studio and serve it until it is interrupted.
+    """Serve the studio until an interrupt.
 
     Raises:
         ConfigError: the host and port are not available.

@@ -68,7 +68,7 @@ function card(entry, use) {
   const text = make('span', 'text');
   text.append(make('b', '', entry.name), make('small', '', `${entry.base} · rank ${entry.rank}`));
   if (entry.annotator) text.append(make('small', 'control', `control · ${entry.annotator}`));
-  if (!entry.fits) text.append(make('small', 'warning', 'for another base model'));
+  if (!entry.fits) text.append(make('small', 'warning', 'other base model'));
   button.append(thumbnail, text, make('span', 'check', use ? '✓' : ''));
   button.addEventListener('click', () => toggle(entry.name));
   box.append(button);

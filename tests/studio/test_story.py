@@ -194,6 +194,6 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     check_tabs(tab, shots, "full")
 
     # no script failed, and no request left the machine
-    assert tab.wrong == []
+    assert tab.errors == []
     local = ("http://127.0.0.1:", "http://localhost:", "ws://127.0.0.1:", "data:", "blob:")
-    assert [url for url in tab.asked if not url.startswith(local)] == []
+    assert [url for url in tab.requested_urls if not url.startswith(local)] == []

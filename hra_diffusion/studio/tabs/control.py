@@ -40,12 +40,8 @@ def control_panel(session: Session, adapters: gr.HTML, width: gr.Slider, height:
             elem_id="annotator",
         )
         with gr.Row():
-            start = gr.Slider(
-                0, 1, 0, step=0.05, label="Control start", info="0 is pure noise", elem_id="control-start"
-            )
-            end = gr.Slider(
-                0, 1, 1, step=0.05, label="Control end", info="1 is the finished image", elem_id="control-end"
-            )
+            start = gr.Slider(0, 1, 0, step=0.05, label="Control start", info="0 is noise", elem_id="control-start")
+            end = gr.Slider(0, 1, 1, step=0.05, label="Control end", info="1 is the image", elem_id="control-end")
         _condition_preview(session, [adapters, image, annotator, width, height])
     _connect_sketch(session, sketch, use_sketch, adapters, image, annotator)
     _keep_annotator(image, annotator)

@@ -46,7 +46,7 @@ def generation_progress(event: Loading | Queued | Progress, request: GenerateReq
 
 
 def truncation_warnings(session: Session, request: GenerateRequest) -> str:
-    """Return warnings, as HTML, that quote the ends of prompts that the text encoders truncate."""
+    """Return the HTML of warnings with the truncated ends of the prompts."""
     notes: list[str] = []
     for name, prompt in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
         if truncated := session.worker.generator.truncated_text(prompt):

@@ -12,7 +12,7 @@ from hra_diffusion.studio.tabs.control import control_panel
 from hra_diffusion.studio.tabs.picker import adapter_picker
 from hra_diffusion.studio.tabs.settings import Settings
 
-_COMBINE = [("Mean (on the rotation group)", "lie"), ("Product (one after the other)", "product")]
+_COMBINE = [("Mean (on the rotation group)", "mean"), ("Product (one after the other)", "product")]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
                 default.guidance_scale,
                 step=0.5,
                 label="Guidance (CFG)",
-                info="Higher values follow the prompt more closely",
+                info="Weight of the prompt",
                 elem_id="guidance",
             )
         with gr.Row():
@@ -97,7 +97,7 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
                 info="The denoising method",
                 elem_id="scheduler",
             )
-            count = gr.Slider(1, 16, 1, step=1, label="Batch", info="Images, with seeds in sequence", elem_id="count")
+            count = gr.Slider(1, 16, 1, step=1, label="Batch", info="Number of images", elem_id="count")
         with gr.Row():
             seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
             new_seed = gr.Checkbox(

@@ -14,10 +14,10 @@ from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, Tra
 CAPTION_COLUMNS = ["image", "caption", "crop"]
 NUMBERS = {
     "steps": ("Steps", "Training steps"),
-    "rank": ("Rank", "An even number of reflections per layer"),
-    "class_images": ("Class images (regularization)", "Generated images that protect the class; 0 for none"),
-    "validations": ("Validations", "Times at which images are generated during training; 0 for none"),
-    "inference_steps": ("Inference steps", "Denoising steps of a validation image"),
+    "rank": ("Rank", "Reflections per layer, an even number"),
+    "class_images": ("Class images (regularization)", "They preserve the class; 0 for none"),
+    "validations": ("Validations", "Their number; 0 for none"),
+    "inference_steps": ("Inference steps", "Denoising steps of validation images"),
 }
 """Label and help of a preset's numbers. The fields are text boxes: an empty number field would send 0."""
 

@@ -87,24 +87,24 @@ def _image_fields() -> tuple[gr.File, gr.Dataframe]:
     )
 
     @reports_errors
-    def check(files: list[str] | None, captions: Any = None) -> Any:
+    def check_files(files: list[str] | None, captions: Any = None) -> Any:
         """Check training images. Returns a report as HTML, and a table of captions and crops with those given."""
         results = check_images([Path(file) for file in files or []])
         names = [path.name for path, size, _ in results if size]
         rows = [[name, *values] for name, values in zip(names, captions_and_crops(captions, names), strict=True)]
         return _report(results), gr.update(value=rows, visible=bool(rows))
 
-    files.change(check, [files, captions], [report, captions], api_name="check")
+    files.change(check_files, [files, captions], [report, captions], api_name="check")
     return files, captions
 
 
 def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     """Build the fields that make up the prompts; return them by name."""
     prefix = "a 3d render of" if session.embedded else "a photo of"
-    heading("Prompts")
+    heading("Name and prompts")
     with gr.Group(elem_classes="panel"):
         with gr.Row():
-            name = gr.Textbox(label="Name", info="Of the adapter", elem_id="job-name", placeholder="my dog")
+            name = gr.Textbox(label="Name", info="The adapter's name", elem_id="job-name", placeholder="my dog")
             subject = gr.Textbox(label="Class", info="What the subject is", elem_id="subject", placeholder="dog")
         with gr.Row():
             token = gr.Textbox("sks", label="Trigger word", info="A rare word for the subject", elem_id="token")
@@ -125,7 +125,7 @@ def _number_fields(preset: gr.Radio) -> dict[str, gr.Textbox]:
                     info=info,
                     placeholder=str(getattr(PRESETS[_DEFAULT_PRESET], name)),
                     max_lines=1,
-                    min_width=140,
+                    min_width=220,
                     elem_id=f"train-{name}",
                 )
                 for name, (label, info) in NUMBERS.items()
@@ -178,7 +178,7 @@ def _prompts_html(prompt_prefix: str, token: str, subject: str) -> str:
         return ""
     instance = html.escape(subject_prompt(prompt_prefix, token, subject))
     class_ = html.escape(subject_prompt(prompt_prefix, subject))
-    return f'<p class="prompts">Instance prompt: <q>{instance}</q> Class prompt: <q>{class_}</q></p>'
+    return f'<p class="prompts">Instance prompt: <q>{instance}</q><br>Class prompt: <q>{class_}</q></p>'
 
 
 def _report(results: list[tuple[Path, tuple[int, int] | None, str]]) -> str:
