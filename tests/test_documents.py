@@ -10,7 +10,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 LINKED_PAGES = [*sorted(PROJECT.glob("*.md")), *PAGES[1:], PROJECT / "tests" / "README.md"]
-INSTALL = re.compile(r"^python3 -m venv \.venv && (?:\.venv/bin/pip install [^&]+ && )+")
+INSTALL = re.compile(r"^python3 -m venv \.venv(?: && \.venv/bin/pip install [^&]+)+(?: && |$)")
 # Enough to check that a command works; benchmarks/default_run.py makes the full run.
 SHORT = {
     "train_dreambooth_hra.py": ["--num_class_images", "2"],
@@ -25,12 +25,17 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def lines(block: str) -> list[str]:
+    """Return a block's lines; lines that end with a backslash are joined with the next ones."""
+    return re.sub(r"\\\n\s*", "", block).strip().splitlines()
+
+
 def commands(language: str, block: str) -> list[list[str]]:
     """Return a block's commands as arguments of Python, shortened, without installations."""
     if language == "python":
         return [["-c", block]]
-    words = [shlex.split(INSTALL.sub("", line)) for line in block.strip().splitlines()]
-    programs = [[*_program(Path(program).name), *rest, *_short_flags(rest)] for program, *rest in words]
+    words = [shlex.split(INSTALL.sub("", line)) for line in lines(block)]
+    programs = [[*_program(Path(program).name), *rest, *_short_flags(rest)] for program, *rest in filter(None, words)]
     return [command for command in programs if Path(command[0]).name != "pytest"]  # pytest would run this test again
 
 
@@ -70,7 +75,7 @@ def test_every_command_and_snippet_runs(page, checkout, python):
 
 
 def test_ci_runs_the_test_command_of_the_readme():
-    (command,) = [line for _, block in blocks(PAGES[0]) for line in block.splitlines() if line.endswith("pytest")]
+    (command,) = [line for _, block in blocks(PAGES[0]) for line in lines(block) if line.endswith("pytest")]
     assert command in (PROJECT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
