@@ -6,8 +6,8 @@ from typing import Any, Final
 from torch import nn
 
 from hra_diffusion.adapter.model import AdaptedModel
-from hra_diffusion.formats.hub import local_folder
-from hra_diffusion.formats.peft import FILES, read_for, save_adapter
+from hra_diffusion.formats.hub import check_arguments, local_folder
+from hra_diffusion.formats.peft import FILES, read_adapter_for, save_adapter
 
 # The default of save_pretrained's `variant`; a pipeline passes one, possibly None.
 _NOT_GIVEN: Final = "not given"
@@ -75,7 +75,8 @@ class HRAModel(AdaptedModel):
         Raises:
             AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
         """
-        config, tensors = read_for(model, local_folder(model_id, subfolder, FILES, **hub), is_trainable)
+        check_arguments(cls.from_pretrained, hub)
+        config, tensors = read_adapter_for(model, local_folder(model_id, subfolder, FILES, **hub), is_trainable)
         if not isinstance(model, HRAModel):
             return cls(model, config, adapter_name, state_dict=tensors)
         model.add_adapter(adapter_name, config, state_dict=tensors)

@@ -1,1 +1,1 @@
-"""Files that adapters live in: safetensors and JSON, never pickle."""
+"""Adapter files and image files: safetensors, JSON and TOML, never pickle; independent of pipelines."""

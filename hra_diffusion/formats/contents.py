@@ -1,4 +1,4 @@
-"""What an adapter's files hold, layer by layer, and how far each layer turns."""
+"""Contents of an adapter's files, layer by layer, with the rotation angle of every layer."""
 
 import math
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """A layer's part of an adapter."""
+    """One layer of an adapter."""
 
     name: str
     shape: tuple[int, ...]
     """(d, r) of its columns."""
     angle: float
-    """The largest angle by which it turns anything, in degrees."""
+    """Its largest rotation angle, in degrees."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """A component's part of an adapter."""
+    """One component of an adapter."""
 
     name: str
     config: HRAConfig
     layers: list[Layer]
     parameters: int
-    """All that the adapter's file holds, columns and what else was trained."""
+    """Number of values in the adapter's file: columns and other trained parameters."""
 
 
 def read_components(folder: Path) -> list[Component]:
-    """Read the adapter in a folder, in its ``adapter`` or in the folder of one component.
+    """Read the adapter of an adapter's folder, a run's output folder, or the folder of one component.
 
     Raises:
-        AdapterFileError: there is none, or it is damaged.
+        AdapterFileError: there is no adapter, or it is damaged.
     """
     parts = component_folders(folder)
     return [_read_component(name or part.resolve().name, part) for name, part in parts.items()]

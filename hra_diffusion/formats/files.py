@@ -1,4 +1,4 @@
-"""Reading and writing files so that nothing half-written is ever seen and nothing hostile is ever run."""
+"""Atomic writing of files and folders, and checked reading of JSON and safetensors, never pickle."""
 
 import errno
 import json
@@ -24,10 +24,10 @@ from hra_diffusion.errors import AdapterFileError, OutputError
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
-    """Write files by temporary name, fsync and rename; none is renamed before all are safely on the disk.
+    """Write several files atomically: temporary names and fsync first, then all are renamed.
 
     Raises:
-        OutputError: the place cannot be written; files that were there before are untouched.
+        OutputError: a file cannot be written; existing files are intact.
     """
     temporary = {path: _hidden(path, "new") for path in contents}
     try:
@@ -51,7 +51,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def writing(path: Path) -> Generator[None]:
-    """Turn what the system says about a full or unwritable disk into an OutputError that names the result."""
+    """Raise an OutputError with the path for the system's errors about a full or unwritable disk."""
     try:
         yield
     except OutputError:
@@ -61,10 +61,10 @@ def writing(path: Path) -> Generator[None]:
 
 
 def check_writable(folder: Path, flag: str = "--output_dir") -> None:
-    """Make sure that files can be written below ``folder``, which ``flag`` chose, leaving no trace.
+    """Check that files can be written below the folder of a flag, without leaving any.
 
     Raises:
-        OutputError: a part of the path is a file, or the nearest folder that exists refuses a new file.
+        OutputError: a part of the path is a file, or the nearest existing folder refuses a new file.
     """
     existing = existing_part(folder)
     try:
@@ -78,10 +78,10 @@ def check_writable(folder: Path, flag: str = "--output_dir") -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` produce a file under a temporary name with the same ending, then put it in place.
+    """Write a file atomically: ``write`` gets a temporary name with the same ending, which is then renamed.
 
     Raises:
-        OutputError: the file cannot be written; what was there before is intact.
+        OutputError: the file cannot be written; an existing file is intact.
     """
     temporary = _hidden(path, "new")
     with writing(path):
@@ -97,9 +97,9 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Generator[Path]:
-    """Yield a new, hidden folder to fill; it takes the place of ``folder`` at the end of the ``with`` block.
+    """Yield a new, hidden folder to fill; it replaces ``folder`` at the end of the ``with`` block.
 
-    When the block raises, or the new folder cannot be brought to the disk, what was there before stays.
+    If the block raises, or the new folder cannot be written to the disk, the existing folder stays.
 
     Raises:
         OutputError: something cannot be written.
@@ -124,14 +124,14 @@ def replacing(folder: Path) -> Generator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder so that it is never seen in part: it is hidden first."""
+    """Remove a folder atomically: it is hidden first."""
     hidden = _hidden(folder, "new")
     folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed process left half-done in a folder, and put back what it was about to replace."""
+    """Remove the temporary files of a killed process from a folder, and restore replaced ones."""
     for path in folder.glob(".*") if folder.is_dir() else ():
         if not (leftover := re.fullmatch(r"\.[0-9a-f]{8}-(new|old)-(.+)", path.name)):
             continue
@@ -145,12 +145,12 @@ def tidy(folder: Path) -> None:
 
 
 def _hidden(path: Path, kind: Literal["new", "old"]) -> Path:
-    """Return a name that nobody else has, for what is to take the place of something, or gives it up; see `tidy`."""
+    """Return a unique hidden name beside a path, for its new or its old version; see `tidy`."""
     return path.with_name(f".{secrets.token_hex(4)}-{kind}-{path.name}")
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on the disk; folders only where the system can."""
+    """Wait until a file or folder is on the disk (fsync); folders only on POSIX."""
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY)
@@ -164,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        AdapterFileError: the file is missing, is no JSON object, or names a key twice.
+        AdapterFileError: the file is missing, is no JSON object, or has a key twice.
     """
     try:
         return _parse_object(path.read_bytes(), path)
@@ -176,8 +176,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read all tensors of a safetensors file.
 
     Raises:
-        AdapterFileError: the file is missing, is not intact, names a tensor twice or with a path in its name, or holds
-            numbers that are not finite.
+        AdapterFileError: the file is missing or damaged, has a tensor twice or a path as a name, or holds numbers that
+            are not finite.
     """
     try:
         data = path.read_bytes()
@@ -199,38 +199,37 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; their sum says so at once, unless it overflows."""
+    """Whether all numbers are finite; a finite sum proves it quickly, and may only overflow."""
     return math.isfinite(tensor.sum(dtype=torch.float64).item()) or bool(tensor.isfinite().all())
 
 
 def existing_part(path: Path) -> Path:
-    """Return the path itself, or the nearest folder above it that exists."""
+    """Return the path if it exists, else the nearest existing folder above it."""
     return next(part for part in (path, *path.absolute().parents) if part.exists())
 
 
 _REMEDIES = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Make room on the disk of {place}, which has {free:,.1f} MB left"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make {place} writable"),
-    errno.EFBIG: "Let files be larger, which the system limits (ulimit -f)",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "Free space on the disk of {folder}, which has {free:,.1f} MB left"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make {folder} writable"),
+    errno.EFBIG: "Raise the system's limit of file sizes (ulimit -f)",
 }
 
 
 def _unwritable(names: str, path: Path, error: OSError) -> OutputError:
-    """Say what could not be written, why, and what to do."""
-    place = existing_part(path)
-    remedy = _REMEDIES.get(error.errno or 0, "Look after {place}").format(
-        place=place, free=shutil.disk_usage(place).free / 1e6
+    """Return an OutputError with the paths, the reason and a remedy."""
+    folder = existing_part(path)
+    remedy = _REMEDIES.get(error.errno or 0, "Check {folder}").format(
+        folder=folder, free=shutil.disk_usage(folder).free / 1e6
     )
     return OutputError(
-        f"Cannot write {names} ({error.strerror or error}); what was there before is intact. "
-        f"{remedy}, or write elsewhere."
+        f"Cannot write {names} ({error.strerror or error}); existing files are intact. {remedy}, or write elsewhere."
     )
 
 
 def _parse_object(data: bytes, path: Path) -> dict[str, Any]:
     def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
-            raise AdapterFileError(f"{path} says more than once what these are: {', '.join(repeated[:8])}.")
+            raise AdapterFileError(f"{path} has these keys more than once: {', '.join(repeated[:8])}.")
         return dict(pairs)
 
     try:

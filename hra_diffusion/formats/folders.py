@@ -1,4 +1,4 @@
-"""Where an adapter's files are: one sub-folder for each component that it adapts.
+"""The folder of an adapter: one sub-folder for every adapted component.
 
     tiger/
     ├── unet/          adapter_config.json, adapter_model.safetensors
@@ -6,7 +6,7 @@
     ├── tokens/        learned tokens, if any: see :mod:`hra_diffusion.formats.tokens`
     └── condition_encoder/  of a control: see :mod:`hra_diffusion.control.loading`
 
-A run's output folder has it as ``adapter``. Files of PEFT that lie in the folder itself are those of one component.
+A run's output folder has it as ``adapter``. PEFT's files in the folder itself belong to a single component.
 """
 
 from collections.abc import Mapping
@@ -17,43 +17,44 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
-from hra_diffusion.formats.run_folder import run_file, tomllib
+from hra_diffusion.formats.run_folder import run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
+from hra_diffusion.formats.toml import tomllib
 
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
 
 _PATTERNS = (
-    *(place + name for place in ("", "*/", "adapter/*/") for name in FILES),
-    *(place + name for place in ("", "adapter/") for name in (PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
+    *(prefix + name for prefix in ("", "*/", "adapter/*/") for name in FILES),
+    *(prefix + name for prefix in ("", "adapter/") for name in (PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
 )
 
 
 def component_folders(source: str | Path, subfolder: str | None = None, **hub: Any) -> dict[str, Path]:
-    """Find the folders with an adapter's files, by component; "" where PEFT's files lie in the folder itself.
+    """Find the folders with an adapter's files, by component; "" stands for PEFT's files in the folder itself.
 
     Args:
-        source: the adapter's folder, the output folder of the run that made it, or the id of a repository on the hub.
-        subfolder: where in it the adapter is.
-        hub: what `huggingface_hub.snapshot_download` takes.
+        source: the adapter's folder, the output folder of its run, or the id of a repository on the hub.
+        subfolder: the adapter's folder within it.
+        hub: arguments of `huggingface_hub.snapshot_download`.
 
     Raises:
-        AdapterFileError: there is none.
+        AdapterFileError: there is no adapter.
     """
-    folder = local_folder(source, subfolder, _PATTERNS, **hub)
-    for place in (folder, folder / "adapter"):
-        found = {path.parent.name: path.parent for path in sorted(place.glob(f"*/{CONFIG_FILE}"))}
-        if found and place.name not in found:
-            return found
-    if (folder / CONFIG_FILE).exists():
-        return {"": folder}
+    root = local_folder(source, subfolder, _PATTERNS, **hub)
+    for folder in (root, root / "adapter"):
+        parts = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{CONFIG_FILE}"))}
+        if parts and folder.name not in parts:
+            return parts
+    if (root / CONFIG_FILE).exists():
+        return {"": root}
     raise AdapterFileError(
-        f"There is no adapter in {folder}: name the output folder of a run, or an adapter's, which holds one "
+        f"There is no adapter in {root}: name the output folder of a run, or an adapter's, which holds one "
         f"sub-folder for each adapted component (unet, text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
     )
 
 
 def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
-    """Read the learned tokens of the adapter whose folders :func:`component_folders` found.
+    """Read the learned tokens beside the folders of :func:`component_folders`.
 
     Raises:
         AdapterFileError: a file is damaged.
@@ -62,24 +63,24 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
 
 
 def encoder_beside(parts: Mapping[str, Path]) -> Path | None:
-    """Return the folder of a control's encoder beside the folders that :func:`component_folders` found, if any."""
+    """Return the folder of a control's encoder beside the folders of :func:`component_folders`, if any."""
     return next((path for part in parts.values() if (path := part.parent / ENCODER).is_dir()), None)
 
 
 def holds_adapter(folder: Path) -> bool:
-    """Whether a folder is an adapter's already, or a run's that has one."""
-    return any(found for place in (".", "*", "adapter/*") for found in folder.glob(f"{place}/{CONFIG_FILE}"))
+    """Whether a folder is an adapter's, or a run's with an adapter."""
+    return any(path for parent in (".", "*", "adapter/*") for path in folder.glob(f"{parent}/{CONFIG_FILE}"))
 
 
 def find_encoder(source: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
-    """Return the folder of a control's encoder; None where an adapter has none, because it is no control."""
-    patterns = [f"{place}{ENCODER}/{name}" for place in ("", "adapter/") for name in ENCODER_FILES]
+    """Return the folder of a control's encoder; None for an adapter that is no control."""
+    patterns = [f"{prefix}{ENCODER}/{name}" for prefix in ("", "adapter/") for name in ENCODER_FILES]
     root = local_folder(source, subfolder, patterns, **hub)
-    return next((place / ENCODER for place in (root, root / "adapter") if (place / ENCODER).is_dir()), None)
+    return next((path for folder in (root, root / "adapter") if (path := folder / ENCODER).is_dir()), None)
 
 
 def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> str | None:
-    """Return the name of the base model an adapter was made for, if it says so.
+    """Return the name of an adapter's base model, if its files have one.
 
     Raises:
         AdapterFileError: there is no adapter.
@@ -91,14 +92,14 @@ def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> 
 
 
 def public_name(model: str) -> str:
-    """Return the name of a model as it may be published: of a folder of this machine, no more than its own name."""
+    """Return the name of a model for publication: a local folder without its path."""
     return Path(model).name if Path(model).is_absolute() or Path(model).is_dir() else model
 
 
 def run_settings(folder: str | Path) -> dict[str, Any]:
-    """Return the settings of the run that made an adapter, by flag, from its config.toml; nothing where there is none.
+    """Return the settings of an adapter's run by flag, for publication; empty without a config.toml.
 
-    Folders are left out: this is for publication.
+    Paths are left out.
 
     Raises:
         AdapterFileError: the file is damaged.

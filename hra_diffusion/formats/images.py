@@ -1,7 +1,7 @@
-"""An image file → colors in sRGB with 8 bits a channel, upright, and its transparency; or an error with its name.
+"""Decoding of image files: upright colors in sRGB with 8 bits a channel, and transparency.
 
-Formats disagree on what a number means. Here: 16-bit values are scaled, not clipped; embedded ICC profiles (CMYK from
-print, Display P3 from phones) are converted to sRGB; a color that stands for "transparent" becomes an alpha channel.
+Formats differ in the meaning of a number. Here, 16-bit values are scaled, not clipped; embedded ICC profiles (CMYK from
+print, Display P3 from phones) are converted to sRGB; a transparent color becomes an alpha channel.
 """
 
 import warnings
@@ -21,21 +21,21 @@ Color = tuple[int, int, int]
 WHITE: Color = (255, 255, 255)
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "TIFF", "BMP", "GIF")
-"""Decoders that may be tried: no document formats, no PostScript."""
+"""Allowed decoders: no document formats, no PostScript."""
 
 MAX_PIXELS = 120_000_000
 """Larger images are refused before they are decoded (360 MB in RGB)."""
 
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}  # ISO/IEC 23008-12, annex B
 
-# PNG gives a transparent color with the file's depth, Pillow the pixels with 8 bits.
+# A PNG's transparent color has the depth of the file, Pillow's pixels have 8 bits.
 _COLOR_KEYS: dict[str, Callable[[Any], Any]] = {
     "L;2": lambda key: key * 85,
     "L;4": lambda key: key * 17,
     "RGB;16B": lambda key: tuple(k >> 8 for k in key),
 }
 
-_MODE_OF_PROFILE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_PROFILE_MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Layers:
     colors: Image.Image
     """Mode RGB."""
     alpha: Image.Image | None
-    """Mode L, 255 where the colors are opaque; None where there is no transparency."""
+    """Mode L, 255 for opaque; None without transparency."""
     animated: bool
-    """Whether the file holds more images than this, its first."""
+    """Whether the file holds more images; this is the first."""
 
     def over(self, background: Color) -> Image.Image:
         """Compose on a background, in RGB."""
@@ -56,7 +56,7 @@ class Layers:
         return Image.composite(self.colors, Image.new("RGB", self.colors.size, background), self.alpha)
 
     def whole(self) -> Image.Image:
-        """Return RGB, or RGBA where there is transparency."""
+        """Return the image in RGB, or in RGBA if it has transparency."""
         image = self.colors.copy()
         if self.alpha is not None:
             image.putalpha(self.alpha)
@@ -64,7 +64,7 @@ class Layers:
 
 
 def read_image(path: Path, background: Color = WHITE) -> Image.Image:
-    """Decode an image in RGB, transparency over ``background``; errors as in :func:`read_layers`."""
+    """Decode an image in RGB, over a background; errors as in :func:`read_layers`."""
     return read_layers(path).over(background)
 
 
@@ -72,11 +72,11 @@ def read_layers(path: Path) -> Layers:
     """Decode an image.
 
     Raises:
-        ImageError: the file is not there, cannot be read, is no image of the known formats, damaged, too large, or in
-            need of an extra package.
+        ImageError: the file is missing, unreadable, no image of the allowed formats, damaged, too large, or needs an
+            optional package.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a matter of taste for Pillow; here a file is good, or refused with an error
+        warnings.simplefilter("ignore")  # a file is decoded, or refused with an error
         with _open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(
@@ -86,29 +86,34 @@ def read_layers(path: Path) -> Layers:
                 return _decode(image)
             except ImageError as error:
                 raise ImageError(f"{path} {error}") from None
-            except Exception as error:  # decoders of damaged files raise anything from SyntaxError to struct.error
+            except Exception as error:  # for damaged files, decoders raise anything from SyntaxError to struct.error
                 reason = " ".join(str(error).split())
                 raise ImageError(f"{path} is damaged ({reason}): remove it or save it anew.") from error
 
 
 def check_same_shape(what: str, size: tuple[int, int], image: tuple[int, int]) -> None:
-    """Make sure that something has the shape, width to height, of the image that it is of, to 2 %.
+    """Check that a mask or condition has the aspect ratio of its image, to 2 %.
+
+    Args:
+        what: its name in the message.
+        size: its width and height.
+        image: the image's width and height.
 
     Raises:
-        ImageError: it has another.
+        ImageError: the aspect ratios differ.
     """
-    (width, height), (own_width, own_height) = size, image
-    if abs(width * own_height - height * own_width) > max(width * own_height, height * own_width) / 50:
+    (width, height), (image_width, image_height) = size, image
+    if abs(width * image_height - height * image_width) > max(width * image_height, height * image_width) / 50:
         raise ImageError(
-            f"The {what} has {width}×{height} pixels and its image {own_width}×{own_height}: give both one shape."
+            f"The {what} has {width}×{height} pixels and its image {image_width}×{image_height}: give both one shape."
         )
 
 
 def parse_color(name: str) -> Color:
-    """Turn a color's name, or "#rrggbb", into red, green and blue.
+    """Return red, green and blue of a color's name or "#rrggbb".
 
     Raises:
-        ConfigError: it is not known.
+        ConfigError: the color is unknown.
     """
     try:
         return ImageColor.getrgb(name)[:3]
@@ -127,14 +132,14 @@ def _open(path: Path) -> Image.Image:
         ) from error
     except FileNotFoundError as error:
         raise ImageError(f"There is no image {path}: check the path.") from error
-    except Exception as error:  # OSError mostly; ValueError for a PNG whose texts explode
-        if isinstance(error, OSError) and error.strerror:  # the file's fault, not the image's
+    except Exception as error:  # OSError mostly; ValueError for a PNG with a decompression bomb in its texts
+        if isinstance(error, OSError) and error.strerror:  # of the file system, not of the decoder
             raise ImageError(f"{path} cannot be read: {error.strerror}.") from error
         raise ImageError(f"{path} is no image that can be read: remove it or save it as JPEG or PNG.") from error
 
 
 def _is_heic(path: Path) -> bool:
-    """Look for HEIC's brands in the file type box, and have its decoder ready when they are there."""
+    """Whether the file type box has a brand of HEIC; registers the decoder if so."""
     with path.open("rb") as file:
         start = file.read(64)
     if start[4:8] != b"ftyp" or not _HEIC_BRANDS & {start[at : at + 4] for at in range(8, len(start), 4)}:
@@ -146,14 +151,16 @@ def _is_heic(path: Path) -> bool:
 
 
 def _decode(image: Image.Image) -> Layers:
-    animated = image.format != "MPO" and getattr(image, "is_animated", False)  # a phone's MPO has a thumbnail or a twin
+    animated = image.format != "MPO" and getattr(
+        image, "is_animated", False
+    )  # a phone's MPO has a thumbnail or a second view
     stored, inverted = _stored_as(image), _white_is_zero(image)
     image.load()
-    with suppress(Exception):  # EXIF that cannot be read turns nothing
+    with suppress(Exception):  # unreadable EXIF is ignored
         image = ImageOps.exif_transpose(image)
     profile = image.info.get("icc_profile")
     if image.mode in ("I", "F"):
-        raise ImageError("has numbers of 32 bits, whose white is not known: save it with 8 or 16 bits a channel.")
+        raise ImageError("has values of 32 bits, whose white is unknown: save it with 8 or 16 bits a channel.")
     if image.mode.startswith("I;16"):
         image, alpha = _from_16_bits(image, 4095 if stored == "I;12" else 65535, inverted)
     else:
@@ -162,13 +169,13 @@ def _decode(image: Image.Image) -> Layers:
 
 
 def _stored_as(image: Any) -> str:
-    """How the file stores a pixel, in Pillow's words ("RGB;16B"); empty where Pillow does not say."""
+    """Return the file's pixel format in Pillow's notation ("RGB;16B"), or an empty string."""
     arguments = image.tile[0][3] if image.tile else ""
     return arguments if isinstance(arguments, str) else str(next(iter(arguments or ()), ""))
 
 
 def _white_is_zero(image: Any) -> bool:
-    """Whether a TIFF counts from white to black; Pillow minds it up to 8 bits only."""
+    """Whether white is 0 in a TIFF; Pillow converts such files of up to 8 bits only."""
     return image.format == "TIFF" and image.tag_v2.get(262) == 0  # PhotometricInterpretation
 
 
@@ -181,7 +188,7 @@ def _from_16_bits(image: Image.Image, white: int, inverted: bool) -> tuple[Image
 
 
 def _without_alpha(image: Image.Image, stored: str) -> tuple[Image.Image, Image.Image | None]:
-    """Split an image of up to 8 bits into its colors, as gray, RGB or CMYK, and its alpha."""
+    """Split an image of up to 8 bits into colors (gray, RGB or CMYK) and alpha."""
     if not image.has_transparency_data:
         return image.convert("RGB") if image.mode == "P" else image, None
     if stored in _COLOR_KEYS:
@@ -192,12 +199,12 @@ def _without_alpha(image: Image.Image, stored: str) -> tuple[Image.Image, Image.
 
 
 def _to_srgb(colors: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert by the embedded profile; one that is damaged, or for another kind of colors, is passed over."""
+    """Convert colors by the embedded profile; a damaged profile, or one for other colors, is ignored."""
     if profile:
         with suppress(ImageCms.PyCMSError, OSError):
             embedded = ImageCms.getOpenProfile(BytesIO(profile))
-            about: Any = embedded.profile
-            mode = _MODE_OF_PROFILE.get(about.xcolor_space.strip())
+            details: Any = embedded.profile
+            mode = _PROFILE_MODES.get(details.xcolor_space.strip())
             if mode == colors.mode or (mode == "RGB" and colors.mode in ("1", "L")):
                 srgb = ImageCms.createProfile("sRGB")
                 converted: Any = ImageCms.profileToProfile(colors.convert(mode), embedded, srgb, outputMode="RGB")

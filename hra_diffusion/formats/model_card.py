@@ -1,4 +1,4 @@
-"""The page that a published adapter introduces itself with: README.md, with the hub's metadata on top."""
+"""The model card of a published adapter: README.md, with the hub's metadata on top."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ TAGS: Final = ("text-to-image", "diffusers", "hra", "peft")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelCard:
-    """What there is to say about an adapter.
+    """A description of an adapter.
 
     Attributes:
         name: its name.
         repository: its id on the hub.
-        components: the pipeline's components that it adapts.
+        components: its components of the pipeline.
         rank: its number of reflections a layer.
-        base_model: the model it was made for; the hub links to it where it is the id of a repository.
-        instance_prompt: the words that call the subject.
-        license: an identifier that the hub knows, such as "mit".
-        images: prompts by the file names of what was drawn with them.
-        sheet: file name of an image to show in the text.
+        base_model: its base model; the hub links to it if it is the id of a repository.
+        instance_prompt: the prompt for the subject.
+        license: one of the hub's identifiers, such as "mit".
+        images: prompts of example images, by file name.
+        sheet: file name of an image for the text.
         metrics: numbers by name.
-        table: the same as a table, with what they mean.
+        table: the same as a Markdown table, with explanations.
         settings: the run's settings, by flag.
-        is_control: whether it follows images.
+        is_control: whether it is a control.
     """
 
     name: str
@@ -45,7 +45,7 @@ class ModelCard:
     is_control: bool = False
 
     def __str__(self) -> str:
-        """The whole page."""
+        """Return the whole page."""
         parts = [f"---\n{self._data().to_yaml()}\n---", f"# {self.name}", self._introduction(), self._usage()]
         if self.sheet:
             parts.append(f"![Without and with the adapter]({self.sheet})")
@@ -81,25 +81,25 @@ class ModelCard:
 
     def _introduction(self) -> str:
         base = f" of {self.base_model}" if self.base_model else ""
-        called = f' It is called by "{self.instance_prompt}".' if self.instance_prompt else ""
+        prompt = f' Its instance prompt is "{self.instance_prompt}".' if self.instance_prompt else ""
         return (
             f"An adapter{base} ({', '.join(self.components)}), made by [Householder Reflection Adaptation]"
-            f"(https://arxiv.org/abs/2405.17484) of rank {self.rank}.{called}"
+            f"(https://arxiv.org/abs/2405.17484) of rank {self.rank}.{prompt}"
         )
 
     def _usage(self) -> str:
         base, repository = _quoted(self.base_model or "…"), _quoted(self.repository)
-        draw = f"pipe({_quoted(self.instance_prompt or '…')}).images[0]"
+        generate = f"pipe({_quoted(self.instance_prompt or '…')}).images[0]"
         if self.is_control:
             imports = ["from hra_diffusion import load_hra_control", "from PIL import Image"]
             use = [
                 f"control = load_hra_control(pipe, {repository})",
                 'with control.guiding(pipe, Image.open("…")):',
-                f"    {draw}",
+                f"    {generate}",
             ]
         else:
             imports = ["from hra_diffusion import load_hra_weights"]
-            use = [f"load_hra_weights(pipe, {repository})", draw]
+            use = [f"load_hra_weights(pipe, {repository})", generate]
         lines = [
             "from diffusers import DiffusionPipeline",
             *imports,
@@ -111,5 +111,5 @@ class ModelCard:
 
 
 def _quoted(text: str) -> str:
-    """A text as a Python literal, as formatters write it."""
+    """Return a text as a Python literal, in the style of code formatters."""
     return json.dumps(text, ensure_ascii=False)

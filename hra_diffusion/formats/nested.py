@@ -1,4 +1,4 @@
-"""Any nesting of dicts, lists and tuples with tensors in it, as plain JSON and a flat dict of tensors: never pickle.
+"""Nested dicts, lists and tuples of tensors, as plain JSON and a flat dict of tensors instead of pickle.
 
     {"state": {0: {"step": 3, "mean": Tensor}}}
 
@@ -6,8 +6,8 @@ becomes the tensor "state/0/mean" and
 
     {"dict": [["state", {"dict": [[0, {"dict": [["step", 3], ["mean", {"tensor": "state/0/mean"}]]}]]}]]}
 
-so that keys that are numbers stay numbers, tuples stay tuples, and what comes back is equal to the bit. The state_dict
-of every optimizer is such a nesting.
+so that numbers as keys stay numbers, tuples stay tuples, and the restored value is equal bit by bit. The state_dict of
+every optimizer is such a value.
 """
 
 from collections.abc import Mapping
@@ -21,26 +21,26 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def flatten(value: object) -> tuple[Any, dict[str, Tensor]]:
-    """Take a nesting apart.
+    """Split a nested value into JSON and tensors.
 
     Args:
         value: dicts with plain keys, lists, tuples, tensors, strings, numbers, booleans and None.
 
     Returns:
-        What JSON can hold, and the tensors by name, copied to the CPU.
+        The JSON value, and the tensors by name, copied to the CPU.
 
     Raises:
-        TypeError: there is something else in it.
+        TypeError: it holds a value of another type.
     """
     tensors: dict[str, Tensor] = {}
     return _describe(value, (), tensors), tensors
 
 
 def restore(described: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Put a nesting together again: the inverse of :func:`flatten`.
+    """Rebuild a nested value: the inverse of :func:`flatten`.
 
     Raises:
-        AdapterFileError: the two do not belong together.
+        AdapterFileError: JSON and tensors do not match.
     """
     if isinstance(described, list):
         return [restore(item, tensors) for item in cast("list[Any]", described)]

@@ -1,4 +1,4 @@
-"""Names of a UNet's modules in the code it was first published in: those of single files, and of kohya's SDXL LoRAs.
+"""Module names of a UNet in its original code, as in single files and in kohya's SDXL LoRAs.
 
     diffusers                            original
     conv_in, conv_norm_out, conv_out     input_blocks.0.0, out.0, out.2
@@ -45,14 +45,14 @@ _BLOCK: Final = re.compile(
 
 
 def original_names(modules: Iterable[str]) -> dict[str, str]:
-    """Return the original names of a UNet's modules, where they have one.
+    """Return the original names of a UNet's modules, by diffusers' names; some modules have none.
 
     Args:
-        modules: diffusers' names of all its modules, of which the numbers of layers and attentions are read off.
+        modules: diffusers' names of all modules; the numbers of layers and attentions are derived from them.
     """
     modules = list(modules)
     layers = len({name.split(".")[3] for name in modules if name.startswith("down_blocks.0.resnets.")})
-    attending = {name.split(".")[1] for name in modules if re.match(r"up_blocks\.\d+\.attentions\.", name)}
+    with_attention = {name.split(".")[1] for name in modules if re.match(r"up_blocks\.\d+\.attentions\.", name)}
     named = {name: _FIXED[name] for name in modules if name in _FIXED}
     for name in modules:
         if match := _BLOCK.fullmatch(name):
@@ -61,8 +61,8 @@ def original_names(modules: Iterable[str]) -> dict[str, str]:
             if side == "mid":
                 named[name] = f"middle_block.{2 * int(index) if kind == 'resnets' else 1}.{part}"
             else:
-                place = int(block) * (layers + 1) + (layers if kind.endswith("samplers") else int(index))
-                slot = {"attentions": 1, "upsamplers": 2 if block in attending else 1}.get(kind, 0)
-                place, blocks = (place + 1, "input_blocks") if side == "down" else (place, "output_blocks")
-                named[name] = f"{blocks}.{place}.{slot}.{part}"
+                number = int(block) * (layers + 1) + (layers if kind.endswith("samplers") else int(index))
+                slot = {"attentions": 1, "upsamplers": 2 if block in with_attention else 1}.get(kind, 0)
+                number, blocks = (number + 1, "input_blocks") if side == "down" else (number, "output_blocks")
+                named[name] = f"{blocks}.{number}.{slot}.{part}"
     return named

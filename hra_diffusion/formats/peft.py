@@ -1,7 +1,7 @@
-"""PEFT's folder layout, both directions: adapter_config.json and adapter_model.safetensors.
+"""Reading and writing of PEFT's folder layout: adapter_config.json and adapter_model.safetensors.
 
 Tensors are named `base_model.model.<module>.hra_u` and have shape (d, r), one column a reflection, in the order of the
-product H = H₁ ⋯ H_r. Reading is all or nothing: every check comes before the first change of the model.
+product H = H₁ ⋯ H_r. All checks precede the first change of a model.
 """
 
 import json
@@ -20,7 +20,7 @@ from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import read_json, read_tensors, write_together
-from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.formats.hub import check_arguments, local_folder
 from hra_diffusion.text import shorten
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -28,30 +28,30 @@ WEIGHTS_FILE: Final = "adapter_model.safetensors"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 _PREFIX: Final = "base_model.model."
 _CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
-# transformers 5 dropped this part from CLIPTextModel's module names, and kept it in its projecting sibling.
+# transformers 5 dropped this prefix from CLIPTextModel's module names, not from CLIPTextModelWithProjection's.
 TEXT_PREFIX: Final = "text_model."
 
 
 def save_adapter(model: AdaptedModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write one adapter of a model into a folder, as PEFT does.
+    """Write one adapter of a model into a folder in PEFT's layout.
 
     Raises:
-        ConfigError: there is no such adapter.
-        OutputError: the folder cannot be written; what was there before is untouched.
+        ConfigError: the adapter is unknown.
+        OutputError: the folder cannot be written; existing files are intact.
     """
     write_together({Path(folder) / name: data for name, data in adapter_files(model, adapter_name).items()})
 
 
 def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[str, bytes]:
-    """Return the files that hold one adapter of a model, by name.
+    """Return the files of one adapter of a model, by name.
 
     Raises:
-        ConfigError: there is no such adapter.
+        ConfigError: the adapter is unknown.
     """
     config, tensors = model.adapter_state_dict(adapter_name)
     base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
     names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
-    if not _asks_for(model, config, names):  # a state_dict chose
+    if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
     settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
     weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
@@ -59,10 +59,10 @@ def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[st
 
 
 def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
-    """Read and check an adapter folder: its settings, and its columns by `<module>.hra_u`.
+    """Read and check an adapter folder; return its settings, and its tensors by `<module>.hra_u`.
 
     Raises:
-        AdapterFileError: something is missing, damaged, or of another kind of adapter.
+        AdapterFileError: a file is missing, damaged, or of another kind of adapter.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -87,31 +87,34 @@ def swap_adapter(
     Raises:
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
-    model.swap_adapter(*read_for(model, local_folder(folder, subfolder, FILES, **hub)), adapter_name)
+    check_arguments(swap_adapter, hub)
+    model.swap_adapter(*read_adapter_for(model, local_folder(folder, subfolder, FILES, **hub)), adapter_name)
 
 
-def read_for(model: nn.Module, folder: str | Path, is_trainable: bool = False) -> tuple[HRAConfig, dict[str, Tensor]]:
-    """Read an adapter folder, and check that it is whole for this model.
+def read_adapter_for(
+    model: nn.Module, folder: str | Path, is_trainable: bool = False
+) -> tuple[HRAConfig, dict[str, Tensor]]:
+    """Read an adapter folder, and check that it is complete for a model.
 
     Raises:
         AdapterFileError: the files are missing, damaged, or incomplete.
     """
     config, tensors = read_adapter(folder)
     with ejected(model) as base:
-        tensors = _spelled_for(base, tensors)
+        tensors = _with_known_prefix(base, tensors)
         _check_complete(base, config, tensors)
     return replace(config, inference_mode=not is_trainable), tensors
 
 
 def fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a model has all the modules that an adapter's columns are for."""
+    """Whether a model has all modules of an adapter's tensors."""
     with ejected(model) as base:
         known = {f"{name}{COLUMNS}" for name, _ in base.named_modules()}
-        return all(key in known for key in _spelled_for(base, tensors) if key.endswith(COLUMNS))
+        return all(key in known for key in _with_known_prefix(base, tensors) if key.endswith(COLUMNS))
 
 
-def _spelled_for(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename modules with or without `text_model.`, whichever this model knows more of."""
+def _with_known_prefix(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add or remove the prefix `text_model.`, so that the model has most of the modules."""
     known = {f"{name}{COLUMNS}" for name, _ in model.named_modules()}
     spellings = (
         dict(tensors),
@@ -125,12 +128,12 @@ def _renamed(tensors: Mapping[str, Tensor], new: Callable[[str], str]) -> dict[s
     renamed = {new(name): tensor for name, tensor in tensors.items()}
     if len(renamed) < len(tensors):
         twice = sorted(name for name, count in Counter(map(new, tensors)).items() if count > 1)
-        raise AdapterFileError(f"The adapter has two tensors for one place: {shorten(twice)}.")
+        raise AdapterFileError(f"The adapter has two tensors of one name: {shorten(twice)}.")
     return renamed
 
 
-def _asks_for(model: AdaptedModel, config: HRAConfig, names: Iterable[str]) -> bool:
-    """Whether settings choose just these modules."""
+def _selects(model: AdaptedModel, config: HRAConfig, names: Iterable[str]) -> bool:
+    """Whether the settings select exactly these modules."""
     try:
         with ejected(model) as base:
             return set(find_targets(base, config)) == set(names)
@@ -139,13 +142,13 @@ def _asks_for(model: AdaptedModel, config: HRAConfig, names: Iterable[str]) -> b
 
 
 def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:
-    """Refuse a file that lacks modules its own configuration asks for."""
+    """Refuse a file without tensors for modules of its configuration."""
     try:
         expected = {f"{name}{COLUMNS}" for name in find_targets(model, config)}
     except TargetError:
-        return  # The names in the configuration are spelled for another version of the model; the weights decide.
+        return  # The configuration has the names of another version of the model; the weights decide.
     if missing := sorted(expected - set(keys)):
         raise AdapterFileError(
-            f"The adapter has no weights for {len(missing)} of the {len(expected)} modules that its configuration asks "
-            f"for in this model: {shorten(missing)}. It is damaged, or was made for another model."
+            f"The adapter has no weights for {len(missing)} of the {len(expected)} modules of its configuration in "
+            f"this model: {shorten(missing)}. It is damaged, or was made for another model."
         )

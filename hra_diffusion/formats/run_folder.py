@@ -1,36 +1,17 @@
-"""What a run leaves beside its adapter: config.toml, before_after.png, the numbers of ``hra-diffusion evaluate``.
+"""Files of a run beside its adapter: config.toml, before_after.png, the numbers of ``hra-diffusion evaluate``.
 
-The adapter may be named by the run's folder or by its own, one below. TOML is in Python since 3.11, in tomli before.
+Functions take the run's folder or the adapter's, one below.
 """
 
-import sys
 from pathlib import Path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-__all__ = [
-    "FIGURE",
-    "METRICS",
-    "RESULTS",
-    "SHEET",
-    "TABLE",
-    "is_run",
-    "result_file",
-    "run_file",
-    "results_folder",
-    "tomllib",
-]
 
 SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md", "metrics.png"
 RESULTS = (SHEET, METRICS, TABLE, FIGURE)
-"""What is seen and measured of an adapter, in its folder or beside a run's ``adapter``."""
+"""Results about an adapter, in its folder or beside a run's ``adapter``."""
 
 
 def run_file(folder: str | Path, name: str) -> Path | None:
-    """Find a file of the run that made an adapter, a checkpoint's too, in its folder or the one above."""
+    """Find a file of an adapter's run, in the adapter's folder or the one above; also for a checkpoint."""
     folder = Path(folder)
     return next((path for path in (folder / name, folder.absolute().parent / name) if path.is_file()), None)
 
@@ -41,13 +22,13 @@ def is_run(folder: Path) -> bool:
 
 
 def results_folder(folder: str | Path) -> Path:
-    """Return where results about an adapter lie: in its folder, but of a run's final one beside it."""
+    """Return the folder of an adapter's results: its own, or the run's for a run's final adapter."""
     folder = Path(folder).absolute()
     is_final = folder.name == "adapter" and (folder.parent / "config.toml").is_file()
     return folder.parent if is_final else folder
 
 
 def result_file(folder: str | Path, name: str) -> Path | None:
-    """Find a result about an adapter; a checkpoint's are not those of its run."""
+    """Find a result about an adapter; a checkpoint's results are not those of its run."""
     path = results_folder(folder) / name
     return path if path.is_file() else None

@@ -1,7 +1,7 @@
-"""Learned tokens as files that diffusers' `load_textual_inversion` reads: one a token and text encoder.
+"""Files of learned tokens, one a token and text encoder, readable by diffusers' `load_textual_inversion`.
 
 tokens/
-├── text_encoder/    sks.safetensors: "<sks>", of shape (n, d): n vectors that stand for it one after the other
+├── text_encoder/    sks.safetensors: "<sks>", of shape (n, d): its n vectors, in order
 └── text_encoder_2/  the same, in that encoder's width
 """
 
@@ -23,25 +23,25 @@ Tokens = Mapping[str, Mapping[str, Tensor]]
 
 
 def token_files(tokens: Tokens) -> dict[str, bytes]:
-    """Return the files that hold some tokens, by their path within an adapter's folder."""
+    """Return the files of tokens, by path within an adapter's folder."""
     return {
         f"{FOLDER}/{text_encoder}/{token.strip('<>')}.safetensors": save({token: vectors.contiguous()})
-        for text_encoder, of_one in tokens.items()
-        for token, vectors in of_one.items()
+        for text_encoder, table in tokens.items()
+        for token, vectors in table.items()
     }
 
 
 def read_tokens(folder: Path) -> Tokens:
-    """Read the tokens of an adapter's folder; none is what most adapters have.
+    """Read the tokens of an adapter's folder; most adapters have none.
 
     Raises:
-        AdapterFileError: a file is damaged, or does not hold one token's vectors.
+        AdapterFileError: a file is damaged, or does not hold the vectors of one token.
     """
-    found: dict[str, dict[str, Tensor]] = {}
+    tokens: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob(PATTERN)):
         tensors = read_tensors(path)
         if len(tensors) != 1 or any(tensor.ndim != 2 for tensor in tensors.values()):
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
             raise AdapterFileError(f"{path} should hold one token's vectors, of shape (n, width); found {shapes}.")
-        found.setdefault(path.parent.name, {}).update(tensors)
-    return found
+        tokens.setdefault(path.parent.name, {}).update(tensors)
+    return tokens

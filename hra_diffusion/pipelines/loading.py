@@ -10,7 +10,7 @@ from torch import nn
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
 from hra_diffusion.formats.hub import check_arguments
-from hra_diffusion.formats.peft import fits, read_adapter, read_for
+from hra_diffusion.formats.peft import fits, read_adapter, read_adapter_for
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
@@ -142,7 +142,7 @@ def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, adapter_name: 
     with ExitStack() as undo:
         for name, component in components.items():
             config, before = component.peft_config[adapter_name], component.adapter_state_dict(adapter_name)
-            new = read_for(component, parts[name]) if name in parts else (config, {})
+            new = read_adapter_for(component, parts[name]) if name in parts else (config, {})
             component.swap_adapter(*new, adapter_name)
             undo.callback(component.swap_adapter, *before, adapter_name)
         set_tokens(pipe, adapter_name, tokens)

@@ -1,4 +1,4 @@
-"""Signals and full disks: what was trained is kept, and the user is told how to go on."""
+"""Signals and full disks: the trained weights are kept, and the message says how to resume."""
 
 import os
 import signal
@@ -33,21 +33,21 @@ def flags(tiny_sd, images, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_within_the_step_it_comes_in(flags, tmp_path, monkeypatch, capsys, number, exit_code):
-    draw = Batches.__getitem__
+def test_a_signal_saves_the_step_of_its_arrival(flags, tmp_path, monkeypatch, capsys, number, exit_code):
+    sample = Batches.__getitem__
 
-    def draw_and_be_interrupted(batches, index):
+    def sample_and_be_interrupted(batches, index):
         if index == 2:
             os.kill(os.getpid(), number)
-        return draw(batches, index)
+        return sample(batches, index)
 
-    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "__getitem__", draw_and_be_interrupted)
+        patch.setattr(Batches, "__getitem__", sample_and_be_interrupted)
         assert main(flags) == exit_code
-    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
-    assert "Stopped after step 3" in (said := capsys.readouterr().err)
-    assert "--resume_from_checkpoint latest" in said
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert "Stopped after step 3" in (errors := capsys.readouterr().err)
+    assert "--resume_from_checkpoint latest" in errors
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 3
     assert main([*flags, "--resume_from_checkpoint", "latest"]) == 0
@@ -82,7 +82,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_checkpoint_there_is_no_room_for_leaves_the_one_before_and_says_what_to_do(flags, tmp_path, python):
+def test_without_room_for_a_checkpoint_the_previous_one_is_kept_and_the_message_helps(flags, tmp_path, python):
     """The system limits the size of files so that a log and an adapter may be written, but no state of the run."""
     folder = tmp_path / "run"
     assert main([*flags, "--max_train_steps", "2"]) == 0
@@ -92,8 +92,8 @@ def test_a_checkpoint_there_is_no_room_for_leaves_the_one_before_and_says_what_t
     assert done.returncode == 2
     error = done.stderr.splitlines()[-1]
     assert "checkpoint-5" in error
-    assert "Let files be larger" in error
-    assert "Go on from checkpoint-2 with --resume_from_checkpoint latest" in error
+    assert "Raise the system's limit of file sizes" in error
+    assert "Resume from checkpoint-2 with --resume_from_checkpoint latest" in error
     assert contents(folder / "checkpoint-2") == before
     assert not list(folder.glob(".*"))
     assert main([*flags, "--resume_from_checkpoint", "latest"]) == 0
@@ -101,7 +101,7 @@ def test_a_checkpoint_there_is_no_room_for_leaves_the_one_before_and_says_what_t
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system of 1 MB, where this test may make one."""
+    """A file system of 1 MB, if this test may mount one."""
     folder = tmp_path / "small"
     folder.mkdir()
     made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
@@ -111,32 +111,32 @@ def small_disk(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def test_on_a_full_disk_the_last_checkpoint_stays_and_room_is_all_that_is_needed(
+def test_on_a_full_disk_the_last_checkpoint_is_kept_and_resumes_once_there_is_room(
     flags, small_disk, monkeypatch, capsys
 ):
     folder, ballast = small_disk / "run", small_disk / "ballast"
-    draw = Batches.__getitem__
+    sample = Batches.__getitem__
 
-    def draw_while_others_fill_the_disk(batches, index):
+    def sample_while_the_disk_fills(batches, index):
         if index == 2:
             with suppress(OSError), ballast.open("wb", buffering=0) as file:
                 while file.write(bytes(4096)):
                     pass
-        return draw(batches, index)
+        return sample(batches, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "__getitem__", draw_while_others_fill_the_disk)
+        patch.setattr(Batches, "__getitem__", sample_while_the_disk_fills)
         assert main([*flags, "--output_dir", str(folder), "--checkpointing_steps", "2"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "No space left on device" in error
-    assert "Make room on the disk of" in error
+    assert "Free space on the disk of" in error
     assert not list(folder.glob(".*"))
     ballast.unlink()
     assert main([*flags, "--output_dir", str(folder), "--resume_from_checkpoint", "checkpoint-2"]) == 0
     assert (folder / "log.jsonl").read_text().count("\n") == 5
 
 
-def test_a_disk_that_cannot_be_written_is_refused_before_training(flags, small_disk, capsys):
+def test_a_read_only_disk_is_refused_before_training(flags, small_disk, capsys):
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     assert main([*flags, "--output_dir", str(small_disk / "run")]) == 2
     assert "Read-only file system" in (error := capsys.readouterr().err.splitlines()[-1])

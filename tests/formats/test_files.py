@@ -28,7 +28,7 @@ GOOD = save({"a": torch.ones(2)})
         (GOOD + b"x", "no intact safetensors"),
         (b"", "no intact safetensors"),
         (b"\x80\x04\x95pickle", "pickled files are never read"),
-        (safetensors(f'{{"a":{ENTRY},"a":{ENTRY}}}', b"1234"), "more than once what these are: a"),
+        (safetensors(f'{{"a":{ENTRY},"a":{ENTRY}}}', b"1234"), "these keys more than once: a"),
         (safetensors('{"a":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"), "dtype"),
         (safetensors(f'{{"../a":{ENTRY}}}', b"1234"), r"path for a name: '\.\./a'"),
         (safetensors(f'{{"/a":{ENTRY}}}', b"1234"), "path for a name"),
@@ -36,7 +36,7 @@ GOOD = save({"a": torch.ones(2)})
         (save({"bad": torch.tensor([float("inf")])}), "not finite, in bad"),
     ],
 )
-def test_a_damaged_or_hostile_file_is_refused_by_what_is_wrong_with_it(tmp_path, content, message):
+def test_a_damaged_or_hostile_file_is_refused_with_the_reason(tmp_path, content, message):
     path = tmp_path / "w.safetensors"
     path.write_bytes(content)
     with pytest.raises(AdapterFileError, match=message):
@@ -51,14 +51,14 @@ def test_an_intact_file_is_read(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"r": 8, "r": 9}', "more than once what these are: r"),
+        ('{"r": 8, "r": 9}', "these keys more than once: r"),
         ("[1]", "must hold a JSON object; found a list"),
         ("{", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
         (b"\xff\xfe\x00", "is no JSON"),
     ],
 )
-def test_json_that_cannot_be_trusted_is_refused(tmp_path, content, message):
+def test_ambiguous_or_damaged_json_is_refused(tmp_path, content, message):
     path = tmp_path / "c.json"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(AdapterFileError, match=message):
@@ -71,7 +71,7 @@ def test_a_missing_file_is_named(tmp_path):
             read(tmp_path / "gone")
 
 
-def test_files_are_written_together_and_leave_nothing_else_behind(tmp_path):
+def test_files_are_written_together_without_temporary_files(tmp_path):
     contents = {tmp_path / "sub" / name: name.encode() for name in "ab"}
     write_together(contents)
     assert {path.name: path.read_bytes() for path in (tmp_path / "sub").iterdir()} == {"a": b"a", "b": b"b"}
@@ -82,14 +82,14 @@ def test_files_are_written_together_and_leave_nothing_else_behind(tmp_path):
     assert (tmp_path / "sub" / "a").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_a_place_that_cannot_be_written_is_named_and_what_was_there_is_untouched(tmp_path):
+def test_an_unwritable_path_is_named_and_existing_files_are_intact(tmp_path):
     (tmp_path / "file").write_text(json.dumps({}))
     with pytest.raises(OutputError, match=r"Cannot write .*file"):
         write_together({tmp_path / "file" / "a": b"", tmp_path / "b": b""})
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_one_folder_may_be_replaced_by_several_at_once(tmp_path):
+def test_concurrent_replacements_of_one_folder_leave_the_last_one(tmp_path):
     with replacing(tmp_path / "folder") as one:
         (one / "file").write_text("one")
         with replacing(tmp_path / "folder") as other:
@@ -98,7 +98,7 @@ def test_one_folder_may_be_replaced_by_several_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
-def test_what_a_killed_process_left_is_tidied(tmp_path, monkeypatch):
+def test_temporary_files_of_a_killed_process_are_tidied(tmp_path, monkeypatch):
     def die(*_):
         raise SystemExit
 
@@ -117,7 +117,7 @@ def test_what_a_killed_process_left_is_tidied(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "kept"]
 
 
-def test_a_link_to_a_folder_stays_one(tmp_path):
+def test_a_link_to_a_replaced_folder_stays_a_link(tmp_path):
     (tmp_path / "target").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "target")
     with replacing(tmp_path / "link") as new:

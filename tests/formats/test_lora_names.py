@@ -1,8 +1,8 @@
-"""Every name of a kohya file leads A1111 and ComfyUI to the right module of Stable Diffusion 1.5 and XL.
+"""A1111 and ComfyUI find the right module of Stable Diffusion 1.5 and XL for every name of a kohya file.
 
-Both name modules as the original code does: `of_the_architecture` lists these. The rules are theirs as published: A1111
-rewrites kohya's names of SD 1.5 and takes SDXL's as they are (extensions-builtin/Lora/networks.py), ComfyUI looks for
-either in both (comfy/lora.py).
+Both use the module names of the original code, listed by `original_layers`. Their published rules are repeated here:
+A1111 rewrites kohya's names of SD 1.5 and uses those of SDXL unchanged (extensions-builtin/Lora/networks.py), ComfyUI
+looks up both kinds of names (comfy/lora.py).
 """
 
 import re
@@ -43,7 +43,7 @@ RESNET = {
 
 
 def adaptable(config) -> list[str]:
-    """Names of all layers that an adapter can be in."""
+    """Names of all adaptable layers."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**config)
     return [name for name, module in unet.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
@@ -72,7 +72,7 @@ def a1111(name: str) -> str:
     return name
 
 
-def of_the_architecture(config) -> set[str]:
+def original_layers(config) -> set[str]:
     """Names of the same layers in the original code, dots as underscores."""
     levels, depths = len(config["block_out_channels"]), config.get("transformer_layers_per_block", (1, 1, 1, 1))
     widths = config["block_out_channels"]
@@ -82,16 +82,16 @@ def of_the_architecture(config) -> set[str]:
     for level in range(levels):
         deep = depths[level] if "Attn" in config["down_block_types"][level] else 0
         for layer in range(2):
-            place = 1 + 3 * level + layer
+            number = 1 + 3 * level + layer
             narrower = level > 0 and layer == 0 and widths[level] != widths[level - 1]
-            names |= resnet(f"input_blocks_{place}_0", skip=narrower) | transformer(f"input_blocks_{place}_1", deep)
+            names |= resnet(f"input_blocks_{number}_0", skip=narrower) | transformer(f"input_blocks_{number}_1", deep)
         if level < levels - 1:
             names.add(f"input_blocks_{3 + 3 * level}_0_op")
         mirrored = levels - 1 - level
         deep = depths[mirrored] if "Attn" in config["up_block_types"][level] else 0
         for layer in range(3):
-            place = 3 * level + layer
-            names |= resnet(f"output_blocks_{place}_0", skip=True) | transformer(f"output_blocks_{place}_1", deep)
+            number = 3 * level + layer
+            names |= resnet(f"output_blocks_{number}_0", skip=True) | transformer(f"output_blocks_{number}_1", deep)
         if level < levels - 1:
             names.add(f"output_blocks_{3 * level + 2}_{2 if deep else 1}_conv")
     return (
@@ -99,20 +99,20 @@ def of_the_architecture(config) -> set[str]:
     )
 
 
-def resnet(place: str, *, skip: bool = False) -> set[str]:
+def resnet(prefix: str, *, skip: bool = False) -> set[str]:
     return {
-        f"{place}_{part}" for part in ("in_layers_2", "out_layers_3", "emb_layers_1", *(("skip_connection",) * skip))
+        f"{prefix}_{part}" for part in ("in_layers_2", "out_layers_3", "emb_layers_1", *(("skip_connection",) * skip))
     }
 
 
-def transformer(place: str, depth: int) -> set[str]:
+def transformer(prefix: str, depth: int) -> set[str]:
     if not depth:
         return set()
     attention = [f"attn{i}_to_{part}" for i in (1, 2) for part in ("q", "k", "v", "out_0")]
     blocks = {
         f"transformer_blocks_{i}_{part}" for i in range(depth) for part in (*attention, "ff_net_0_proj", "ff_net_2")
     }
-    return {f"{place}_{part}" for part in blocks | {"proj_in", "proj_out"}}
+    return {f"{prefix}_{part}" for part in blocks | {"proj_in", "proj_out"}}
 
 
 def kohya(config, *, two_text_encoders: bool) -> dict[str, str]:
@@ -124,13 +124,13 @@ def kohya(config, *, two_text_encoders: bool) -> dict[str, str]:
 def test_a1111_rewrites_the_names_to_every_layer_of_stable_diffusion_1_5():
     reached = [a1111(name) for name in kohya(SD15, two_text_encoders=False).values()]
     assert len(set(reached)) == len(reached)
-    assert set(reached) == of_the_architecture(SD15)
+    assert set(reached) == original_layers(SD15)
 
 
 def test_the_names_of_stable_diffusion_xl_are_the_original_ones_of_every_layer():
     names = list(kohya(SDXL, two_text_encoders=True).values())
     assert len(set(names)) == len(names)
-    assert set(names) == {f"lora_unet_{name}" for name in of_the_architecture(SDXL)}
+    assert set(names) == {f"lora_unet_{name}" for name in original_layers(SDXL)}
 
 
 def test_comfyui_finds_diffusers_names_with_underscores():
@@ -140,13 +140,13 @@ def test_comfyui_finds_diffusers_names_with_underscores():
 
 
 @pytest.mark.parametrize("config", [SD15, SDXL], ids=["SD 1.5", "SDXL"])
-def test_a1111_s_rules_and_our_table_agree_on_where_an_attention_is(config):
+def test_a1111_s_rules_and_our_table_agree_on_the_position_of_attentions(config):
     for module, name in original_names(adaptable(config)).items():
         if "attentions" in module:
             assert a1111(f"lora_unet_{module}".replace(".", "_")) == name.replace(".", "_")
 
 
-def test_text_encoders_are_told_apart_by_their_number_where_there_are_two():
+def test_two_text_encoders_are_distinguished_by_their_number():
     layer = "encoder.layers.3.self_attn.q_proj"
     spelled = "text_model_encoder_layers_3_self_attn_q_proj"
     for module in (layer, f"text_model.{layer}"):

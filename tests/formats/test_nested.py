@@ -1,4 +1,4 @@
-"""Nested states: what comes back from JSON and safetensors is what went in, for every optimizer's state."""
+"""Nested values are restored from JSON and safetensors unchanged, such as the state of every optimizer."""
 
 import json
 
@@ -44,12 +44,12 @@ def same(one, other) -> bool:
 
 @given(NESTED)
 @settings(max_examples=200, deadline=None)
-def test_what_comes_back_is_what_went_in(value):
+def test_a_nested_value_is_restored_unchanged(value):
     assert same(through_files(value), value)
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adafactor, torch.optim.SGD, torch.optim.NAdam])
-def test_an_optimizers_state_comes_back(kind):
+def test_an_optimizers_state_is_restored(kind):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     optimizer = kind(
         [{"params": model[0].parameters(), "lr": 0.1, "component": "a"}, {"params": model[1].parameters()}]
@@ -64,7 +64,7 @@ def test_tensors_that_share_memory_are_kept_apart():
     assert same(through_files([tensor, tensor, tensor.T]), [tensor, tensor, tensor.T])
 
 
-def test_what_only_pickle_could_hold_is_refused():
+def test_values_that_need_pickle_are_refused():
     with pytest.raises(TypeError, match="state/0 holds a object"):
         flatten({"state": [object()]})
 

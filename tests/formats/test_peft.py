@@ -1,4 +1,4 @@
-"""Adapters go to PEFT and come from it without a difference, or are refused with the model unchanged."""
+"""Adapters are exchanged with PEFT without a difference, or refused with the model unchanged."""
 
 import copy
 import json
@@ -47,7 +47,7 @@ def adapted(model: nn.Module, targets, r: int = 4) -> HRAModel:
     return mine
 
 
-def test_peft_loads_ours(case, tmp_path):
+def test_peft_loads_our_adapters(case, tmp_path):
     model, targets, run = case
     base = copy.deepcopy(model)
     mine = adapted(model, targets)
@@ -56,7 +56,7 @@ def test_peft_loads_ours(case, tmp_path):
     assert torch.allclose(run(theirs), run(mine), rtol=0, atol=1e-5)
 
 
-def test_we_load_pefts(case, tmp_path):
+def test_we_load_adapters_of_peft(case, tmp_path):
     model, targets, run = case
     theirs = get_peft_model(copy.deepcopy(model), PeftHRAConfig(r=4, target_modules=list(targets)))
     scatter(theirs)
@@ -84,7 +84,7 @@ def test_the_files_hold_pefts_names_and_shapes(net, tmp_path):
     assert config["target_modules"] == ["q", "v"]
 
 
-def test_both_spellings_of_the_text_encoders_modules_are_read(tiny_clip, tmp_path):
+def test_text_encoder_modules_are_read_with_and_without_their_prefix(tiny_clip, tmp_path):
     mine = adapted(tiny_clip, CLIP_TEXT_FULL)
     expected = mine(TOKENS).last_hidden_state
     mine.save_pretrained(tmp_path)
@@ -94,12 +94,18 @@ def test_both_spellings_of_the_text_encoders_modules_are_read(tiny_clip, tmp_pat
     assert torch.equal(HRAModel.from_pretrained(mine.unload(), tmp_path)(TOKENS).last_hidden_state, expected)
 
 
-def test_peft_loads_an_adapter_of_the_customary_targets(tiny_clip, tmp_path):
-    HRAModel(copy.deepcopy(tiny_clip), HRAConfig(r=4)).save_pretrained(tmp_path)
-    PeftModel.from_pretrained(tiny_clip, tmp_path)
+def test_peft_loads_an_adapter_of_the_default_targets(tiny_clip, tmp_path):
+    mine = HRAModel(copy.deepcopy(tiny_clip), HRAConfig(r=4))
+    scatter(mine)
+    mine.save_pretrained(tmp_path)
+    expected = {name: tensor for name, tensor in mine.adapter_state_dict()[1].items() if name.endswith("hra_u")}
+    theirs = PeftModel.from_pretrained(tiny_clip, tmp_path).base_model.model
+    loaded = {name.removesuffix(".default"): p for name, p in theirs.named_parameters() if "hra_u" in name}
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
 
 
-def test_the_prefix_is_added_for_a_model_that_has_it(tiny_clip, tmp_path):
+def test_the_prefix_is_added_for_a_model_with_the_prefix(tiny_clip, tmp_path):
     mine = adapted(tiny_clip, CLIP_TEXT_FULL)
     expected = mine(TOKENS).last_hidden_state
     mine.save_pretrained(tmp_path)
@@ -108,7 +114,7 @@ def test_the_prefix_is_added_for_a_model_that_has_it(tiny_clip, tmp_path):
     assert torch.allclose(wrapped["text_model"](TOKENS).last_hidden_state, expected, atol=1e-6)
 
 
-def test_a_loaded_adapter_is_frozen_unless_it_is_to_be_trained(net, tmp_path):
+def test_a_loaded_adapter_is_frozen_unless_it_is_trainable(net, tmp_path):
     adapted(net, ["q"]).save_pretrained(tmp_path)
     for is_trainable in (False, True):
         fresh = HRAModel.from_pretrained(type(net)(), tmp_path, is_trainable=is_trainable)
@@ -143,9 +149,9 @@ def test_pefts_gram_schmidt_keeps_its_meaning(net, tmp_path, r):
     assert torch.allclose(again(x), theirs(x), rtol=0, atol=1e-5)
 
 
-def test_a_misspelt_argument_is_named(net, tmp_path):
+def test_a_misspelled_argument_is_refused_with_the_nearest_name(net, tmp_path):
     adapted(net, ["q"]).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match="no argument named 'is_trainble'"):
+    with pytest.raises(TypeError, match="no argument named 'is_trainble': did you mean 'is_trainable'"):
         HRAModel.from_pretrained(type(net)(), tmp_path, is_trainble=True)
 
 
@@ -218,9 +224,9 @@ SPOILT = {
         _edit_weights(lambda t: t.update({"blocks.0.q.lora_A": torch.ones(1)})),
         r"blocks\.0\.q\.lora_A",
     ),
-    "one place twice": (
+    "one name twice": (
         _edit_weights(lambda t: t.update({"blocks.0.q.hra_u": torch.ones(12, 4)})),
-        r"two tensors for one place: blocks\.0\.q\.hra_u",
+        r"two tensors of one name: blocks\.0\.q\.hra_u",
     ),
     "no switch": (_edit_config(apply_GS="false"), "apply_GS must be true or false"),
     "path": (_edit_weights(lambda t: t.update({"../x": torch.ones(1)})), "path for a name"),
@@ -249,7 +255,7 @@ def test_loading_is_all_or_nothing(net, tmp_path, spoilt, has_adapter):
 
 
 @pytest.mark.parametrize("bias", ["all", "hra_only"])
-def test_biases_beside_modules_trained_whole_go_to_peft_and_back(net, tmp_path, bias):
+def test_biases_and_fully_trained_modules_are_exchanged_with_peft(net, tmp_path, bias):
     base, x = copy.deepcopy(net), torch.randn(3, 12)
     settings = {"r": 2, "target_modules": ["q", "v"], "bias": bias, "modules_to_save": ["head"]}
     theirs = get_peft_model(copy.deepcopy(net), PeftHRAConfig(**settings))
@@ -271,19 +277,19 @@ def test_biases_beside_modules_trained_whole_go_to_peft_and_back(net, tmp_path, 
         HRAModel.from_pretrained(base, tmp_path / "ours")
 
 
-def test_an_adapter_of_another_base_says_which_it_was_made_for(net, tmp_path):
+def test_an_adapter_of_another_base_is_refused_with_the_name_of_its_base(net, tmp_path):
     mine = HRAModel(net, HRAConfig(target_modules=["q"], base_model_name_or_path="some/base"))
     mine.save_pretrained(tmp_path)
     with pytest.raises(AdapterFileError, match="made for some/base, does not fit"):
         HRAModel.from_pretrained(type(net)(width=16), tmp_path)
 
 
-def test_a_folder_that_is_none_is_named(net, tmp_path):
+def test_a_missing_folder_is_named(net, tmp_path):
     with pytest.raises(AdapterFileError, match="gone is no folder with an adapter"):
         read_adapter(tmp_path / "gone")
 
 
-def test_a_place_that_cannot_be_written_is_named(net, tmp_path):
+def test_an_unwritable_folder_is_named(net, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write"):
         adapted(net, ["q"]).save_pretrained(tmp_path / "file")

@@ -93,7 +93,9 @@ def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path)
     assert lost(scaled, 3) == pytest.approx(lost(tmp_path / "plain.safetensors", 4))
 
 
-def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(adapters, pipe, xl_adapter, tiny_sdxl, tmp_path):
+def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(
+    adapters, pipe, xl_adapter, tiny_sdxl, tmp_path
+):
     xl = export_lora(xl_adapter, tmp_path / "xl.safetensors", base=tiny_sdxl)
     with pytest.raises(AdapterFileError, match=r"there is no module for|is for another model"):
         fit_lora(xl, tmp_path / "fit", base=pipe)
@@ -143,6 +145,8 @@ def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_either_names(
         tensors[f"{diffusers.get(module, module)}.{part}"] = tensor
     assert any("lora_unet_output_blocks_0_1_transformer_blocks_1_attn2_to_k" in name for name in load_file(file))
     save_file(tensors, tmp_path / "diffusers.safetensors")
-    fits = [fit_lora(tmp_path / f"{name}.safetensors", tmp_path / name, base=pipe) for name in ("original", "diffusers")]
+    fits = [
+        fit_lora(tmp_path / f"{name}.safetensors", tmp_path / name, base=pipe) for name in ("original", "diffusers")
+    ]
     assert fits[0] == fits[1]
     assert fits[0].lost < 1e-5

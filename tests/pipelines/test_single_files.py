@@ -100,7 +100,9 @@ def test_adapters_are_merged_into_a_file_and_drawn_with_on_it(
 
 
 def test_what_is_no_model_in_one_file_is_refused_by_what_is_wrong(alone, checkpoint, tmp_path):
-    with pytest.raises(ModelError, match="needs a folder beside it"):  # whose layout is on the hub, which is out of reach
+    with pytest.raises(
+        ModelError, match="needs a folder beside it"
+    ):  # whose layout is on the hub, which is out of reach
         load_pipeline(str(alone))
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
     with pytest.raises(ModelError, match="pickled, which is never read"):

@@ -53,7 +53,7 @@ def test_an_adapter_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "run" / "adapter"
     save_adapter({"unet": adapted(0), "text_encoder": adapted(1)}, folder)
     before = everything_in(tmp_path)
-    with pytest.raises(OutputError, match=r"adapter \(No space left on device\); what was there before is intact"):
+    with pytest.raises(OutputError, match=r"adapter \(No space left on device\); existing files are intact"):
         save_adapter({"unet": adapted(2), "text_encoder": Unsaveable()}, folder)
     assert everything_in(tmp_path) == before
     save_adapter({"unet": adapted(2)}, folder)

@@ -1,4 +1,4 @@
-"""The exact LoRA of an HRA adapter, in the layouts that other tools read.
+"""The exact LoRA of an HRA adapter, in the layouts of other tools.
 
     W H − W = B A,   A (r, d) orthonormal rows,   B (out, r)
 
@@ -10,8 +10,8 @@
     B           .lora_up.weight                          .lora_B.weight                    .lora_B.weight
     scale       .alpha / rank                            1                                 lora_alpha / r
 
-Every layer gets the same rank, filled up with zeros, and alpha = rank, so that the scale is 1 for every reader; some
-take one layer's for another's where they differ.
+Every layer has the same rank, padded with zeros, and alpha = rank, so that the scale is 1 in every tool: some tools use
+one layer's alpha for other layers.
 
 Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 and ComfyUI read kohya's.
 """

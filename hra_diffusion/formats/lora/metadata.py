@@ -1,4 +1,4 @@
-"""What a LoRA's file says of itself: kohya's ``ss_`` keys and Stability's ModelSpec 1.0.0."""
+"""Metadata of a LoRA's file: kohya's ``ss_`` keys and Stability's ModelSpec 1.0.0."""
 
 import json
 from collections.abc import Mapping
@@ -26,15 +26,15 @@ _TRAINING: Final = {
 def describe(
     *, title: str, rank: int, family: Literal["sd1", "sd2", "sdxl"], base_model: str | None, **more: Any
 ) -> dict[str, str]:
-    """Describe a LoRA as kohya and ModelSpec do.
+    """Return a LoRA's metadata by the keys of kohya and ModelSpec.
 
     Args:
         title: its name.
-        rank: its rank, which is alpha, too.
-        family: what kind of model it is for.
-        base_model: the model it was made for.
+        rank: its rank, equal to alpha.
+        family: the family of its base model.
+        base_model: the name of its base model.
         more: strength (float), trigger (words), license, thumbnail (a data URL), prediction_type, training (a run's
-            settings); what is None is left out.
+            settings); None is left out.
     """
     architecture, version = _FAMILIES[family]
     training: Mapping[str, Any] = more.get("training") or {}

@@ -1,4 +1,4 @@
-"""What a module of a pipeline is called in LoRAs of kohya's and diffusers' layouts."""
+"""Names of a pipeline's modules in LoRAs of kohya's and diffusers' layouts."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,17 +11,17 @@ KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_e
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
 
 ModuleKey = tuple[str, str]
-"""The component a module is in, and its name there."""
+"""A module's component, and its name in the component."""
 
 
 def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dict[ModuleKey, str]:
-    """Return kohya's names of a pipeline's modules, but for components that kohya has none for.
+    """Return kohya's names of a pipeline's modules, except for components without such names.
 
-    Of SDXL, kohya trains the UNet of the original code, whose names all tools know; of others, diffusers'.
+    For SDXL, kohya uses the UNet's names in the original code; for other models, diffusers' names.
 
     Args:
         modules: component and name of all modules.
-        two_text_encoders: whether this is SDXL.
+        two_text_encoders: whether the pipeline is SDXL's.
     """
     modules = list(modules)
     original = original_names(module for component, module in modules if component == "unet")
@@ -30,7 +30,7 @@ def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dic
         if component in KOHYA_PREFIXES:
             first_of_two = two_text_encoders and component == "text_encoder"
             prefix = KOHYA_FIRST_OF_TWO if first_of_two else KOHYA_PREFIXES[component]
-            spelled = _spelled_out(component, module)
+            spelled = _with_text_prefix(component, module)
             if two_text_encoders and component == "unet":
                 spelled = original.get(module, module)
             names[component, module] = f"{prefix}_{spelled}".replace(".", "_")
@@ -39,10 +39,10 @@ def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dic
 
 def diffusers_name(component: str, module: str) -> str:
     """Return diffusers' name of a module."""
-    return f"{component}.{_spelled_out(component, module)}"
+    return f"{component}.{_with_text_prefix(component, module)}"
 
 
-def _spelled_out(component: str, module: str) -> str:
-    """Add the part of text encoders' names that transformers 5 dropped and other tools know."""
+def _with_text_prefix(component: str, module: str) -> str:
+    """Add the prefix of text encoders' modules, which transformers 5 dropped and other tools expect."""
     dropped = component.startswith("text_encoder") and not module.startswith(TEXT_PREFIX)
     return f"{TEXT_PREFIX}{module}" if dropped else module

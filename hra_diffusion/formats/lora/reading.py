@@ -1,4 +1,4 @@
-"""LoRAs that others made: their factors, by the modules they are for."""
+"""Reading of LoRAs from other tools: their factors, by module."""
 
 import itertools
 import json
@@ -18,18 +18,18 @@ from hra_diffusion.text import shorten
 
 @dataclass(frozen=True, kw_only=True)
 class Factors:
-    """A LoRA's factors of one layer: W + scale · B A.
+    """A LoRA's factors of one layer, W + B A.
 
     Attributes:
         A: (r, d), unfolded.
-        B: (out, r), unfolded, with the scale in it.
+        B: (out, r), unfolded, times the scale alpha / r.
     """
 
     A: Tensor
     B: Tensor
 
 
-# Names of A's and B's tensors, after the module's: kohya's, diffusers', PEFT's, and diffusers' before it used PEFT.
+# Suffixes of A's and B's tensors: kohya's, those of diffusers and PEFT, and two of diffusers before it used PEFT.
 _SPELLINGS: Final = (
     ("lora_down.weight", "lora_up.weight"),
     ("lora_A.weight", "lora_B.weight"),
@@ -43,22 +43,22 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
 
     Args:
         path: a safetensors file.
-        modules: component and name of every module that it may be for.
+        modules: component and name of every adaptable module.
 
     Returns:
         Factors by component and module.
 
     Raises:
-        AdapterFileError: the file is damaged, or holds something else than LoRAs of these modules.
+        AdapterFileError: the file is damaged, or holds anything but LoRAs of these modules.
     """
     if path.is_dir():
         raise AdapterFileError(f"{path} is a folder: name the .safetensors file of a LoRA in it.")
     tensors = read_tensors(path)
     scales, modules = _scales(path), list(modules)
     kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
-    found: dict[ModuleKey, Factors] = {}
+    factors: dict[ModuleKey, Factors] = {}
     for component, module in modules:
-        names = [each[component, module] for each in kohya if (component, module) in each]
+        names = [table[component, module] for table in kohya if (component, module) in table]
         names += [diffusers_name(component, module), f"{component}.{module}"]
         for name, (down, up) in itertools.product(dict.fromkeys(names), _SPELLINGS):
             A, B = tensors.get(f"{name}.{down}"), tensors.get(f"{name}.{up}")
@@ -66,18 +66,18 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
                 continue
             alpha = tensors.pop(f"{name}.alpha", None)
             scale = scales.get(component, 1.0) if alpha is None else alpha.item() / len(A)
-            found[component, module] = Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
+            factors[component, module] = Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
             del tensors[f"{name}.{down}"], tensors[f"{name}.{up}"]
-    if tensors or not found:
+    if tensors or not factors:
         raise AdapterFileError(
             f"{path} is no LoRA in kohya's or diffusers' layout for this model; there is no module for: "
             f"{shorten(tensors) or 'it is empty'}."
         )
-    return found
+    return factors
 
 
 def _scales(path: Path) -> dict[str, float]:
-    """Read what diffusers writes into a file's header: alpha / r of each component."""
+    """Read alpha / r of every component from the header of diffusers' files."""
     with safe_open(path, "pt") as file:
         header = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
     try:

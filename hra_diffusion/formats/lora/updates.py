@@ -1,4 +1,4 @@
-"""What an adapter adds to a weight, as a LoRA: W H − W = B A."""
+"""The update of a weight by an adapter, as a LoRA: W H − W = B A."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from hra_diffusion.householder.compact_wy import orthonormal_delta
 
 @dataclass(frozen=True, kw_only=True)
 class Update:
-    """What an adapter adds to the weight of one layer, as a LoRA.
+    """An adapter's update of one layer's weight, as a LoRA.
 
     Attributes:
         component: name of the pipeline's component.
@@ -29,7 +29,7 @@ class Update:
 
 @torch.no_grad()
 def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
-    """Compute what acts in a layer as a LoRA, in float64; None when nothing does.
+    """Compute the update of a layer by its active adapters, in float64; None without active adapters.
 
     Raises:
         MergeError: the layer's weight is quantized or offloaded.
@@ -46,7 +46,7 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
 
 
 def with_rank(update: Update, rank: int) -> Update:
-    """Fill an update up with zeros to a rank."""
+    """Pad an update with zeros to a rank."""
     missing, spatial = rank - len(update.A), update.A.dim() - 2
     A = pad(update.A, (0, 0) * (1 + spatial) + (0, missing))
     B = pad(update.B, (0, 0) * spatial + (0, missing))

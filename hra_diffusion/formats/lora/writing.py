@@ -1,4 +1,4 @@
-"""Updates of one rank, as the tensors and files of each layout."""
+"""Tensors and files of updates of one rank, in every layout."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 
 def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[ModuleKey, str]) -> dict[str, Tensor]:
-    """Name an adapter's updates, of one rank, as kohya does.
+    """Return an adapter's updates, of one rank, by kohya's names.
 
     Raises:
-        ConfigError: kohya has no names for modules of a component.
+        ConfigError: kohya has no names for a component.
     """
     tensors: dict[str, Tensor] = {}
     for update in updates:
         if (update.component, update.module) not in names:
-            raise ConfigError(f"kohya's layout has no place for a {update.component}: use --layout diffusers.")
+            raise ConfigError(f"kohya's layout has no names for a {update.component}: use --layout diffusers.")
         name = names[update.component, update.module]
         tensors[f"{name}.lora_down.weight"] = update.A.to(dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = update.B.to(dtype).contiguous()
@@ -35,7 +35,7 @@ def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[Modu
 
 
 def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Name an adapter's updates, of one rank, as diffusers does."""
+    """Return an adapter's updates, of one rank, by diffusers' names."""
     tensors: dict[str, Tensor] = {}
     for update in updates:
         name = diffusers_name(update.component, update.module)
@@ -47,20 +47,20 @@ def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Te
 def peft_files(
     updates: list[Update], dtype: torch.dtype, base_model: str | None, metadata: Mapping[str, str]
 ) -> dict[str, bytes]:
-    """Return PEFT's two files for each component, by path."""
+    """Return PEFT's two files of every component, by path."""
     files: dict[str, bytes] = {}
     for component in dict.fromkeys(update.component for update in updates):
-        own = [update for update in updates if update.component == component]
+        members = [update for update in updates if update.component == component]
         tensors = {
             f"base_model.model.{update.module}.{factor}.weight": tensor.to(dtype).contiguous()
-            for update in own
+            for update in members
             for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
         }
         config = {
             "peft_type": "LORA",
-            "r": len(own[0].A),
-            "lora_alpha": len(own[0].A),
-            "target_modules": [update.module for update in own],
+            "r": len(members[0].A),
+            "lora_alpha": len(members[0].A),
+            "target_modules": [update.module for update in members],
             "base_model_name_or_path": base_model,
             "inference_mode": True,
         }
@@ -70,7 +70,7 @@ def peft_files(
 
 
 def file_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return a safetensors file with a hash of its tensors in its metadata, where kohya and ModelSpec look for it."""
+    """Return a safetensors file with a hash of its tensors in the metadata keys of kohya and ModelSpec."""
     content = save(tensors)
     digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
     hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.run_folder import run_file, tomllib
+from hra_diffusion.formats.run_folder import run_file
+from hra_diffusion.formats.toml import tomllib
 from hra_diffusion.text import nearest
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.formats.run_folder import is_run, tomllib
+from hra_diffusion.formats.run_folder import is_run
+from hra_diffusion.formats.toml import tomllib
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.data.captions import read_captions
