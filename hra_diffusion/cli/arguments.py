@@ -99,7 +99,7 @@ def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
 
 
 def _typed_dict(docstring: str | None, keys: dict[str, Any], *, total: bool = True) -> Any:
-    """Make a TypedDict: tyro leaves out the keys of flags that are not given where ``total`` is False."""
+    """Make a TypedDict; tyro omits keys without a flag if ``total`` is False."""
     made: Any = TypedDict("options", keys, total=total)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
     made.__doc__ = docstring
     return made

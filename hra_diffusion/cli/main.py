@@ -1,6 +1,6 @@
-"""Entry point: choose the sub-command, and turn errors into one sentence and an exit code.
+"""Entry point: choose the sub-command; errors become one sentence and an exit code.
 
-0: done. 2: something the user gave is wrong. 130, 143: stopped by SIGINT, SIGTERM. 141: whoever read the output left.
+0: done. 2: wrong input. 130, 143: stopped by SIGINT, SIGTERM. 141: the reader of the output, such as head, has ended.
 """
 
 import atexit
@@ -18,16 +18,16 @@ from hra_diffusion.errors import HRAError
 from hra_diffusion.text import nearest
 
 COMMANDS = {
-    "train": "teach a model a subject from a few images (DreamBooth)",
-    "train-control": "teach a model to follow a condition, such as edges (ControlNet)",
-    "generate": "draw images with an adapter",
-    "evaluate": "measure an adapter",
-    "evaluate-control": "measure whether a control is followed",
-    "import-lora": "write the adapter nearest to a LoRA, and say how much was lost",
+    "train": "train a subject from a few images (DreamBooth)",
+    "train-control": "train a control from pairs, such as edges (ControlNet)",
+    "generate": "generate images with an adapter",
+    "evaluate": "measure an adapter's fidelity and drift",
+    "evaluate-control": "measure how well images obey a control",
+    "import-lora": "convert a LoRA to the nearest adapter, and report the loss",
     "push": "publish an adapter on the Hugging Face hub",
-    "merge": "write a whole model with adapters in its weights",
-    "export-lora": "write an adapter as the exact LoRA for other tools",
-    "inspect": "say what an adapter holds",
+    "merge": "merge adapters into a base model",
+    "export-lora": "export an adapter as an exact LoRA for other tools",
+    "inspect": "describe an adapter",
 }
 
 
@@ -49,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run a command's function; errors become messages on stderr."""
     _quiet_libraries()
-    _seldom_look_for_garbage()
+    _tune_garbage_collection()
     try:
         command(arguments)
     except HRAError as error:
         print(f"Error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+    except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
@@ -73,17 +73,17 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
 
 
 def _quiet_libraries() -> None:
-    """Let only messages through that the user can act on; the environment still decides where it says otherwise."""
+    """Silence messages without use for the user; environment variables override this."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("torchao").setLevel(logging.ERROR)  # it names kernels that are for other processors
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it reports kernels of other processors
     warnings.formatwarning = lambda message, *_, **__: f"WARNING: {message}\n"
 
 
-def _seldom_look_for_garbage() -> None:
-    """Spare imported modules, which make little garbage: searching them is 40 % of the time to start and to end."""
+def _tune_garbage_collection() -> None:
+    """Collect garbage rarely: searching imported modules takes 40 % of the time to start and to exit."""
     gc.set_threshold(10_000, 10, 10)
     atexit.register(gc.freeze)
 

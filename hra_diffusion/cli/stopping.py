@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the first SIGINT or SIGTERM is a wish that the run fulfils, the second an order."""
+"""Stopping a run from outside: the first SIGINT or SIGTERM requests a checkpoint, the second ends the process."""
 
 import signal
 from collections.abc import Iterator
@@ -10,10 +10,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """A run stopped because a signal asked for it.
+    """A run stopped because of a signal.
 
     Attributes:
-        exit_code: 128 + the signal's number, as shells have it.
+        exit_code: 128 + the signal's number, as in shells.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -22,30 +22,30 @@ class Stopped(KeyboardInterrupt):
 
 
 @dataclass
-class StopWish:
-    """Whether a signal came, and which."""
+class StopRequest:
+    """The number of the signal that requested a stop, if any."""
 
     number: int | None = None
 
 
 @contextmanager
-def stop_wish(*, patient: bool = False) -> Iterator[StopWish]:
-    """Note the first signal instead of stopping; a second one then stops the process at once.
+def stop_request(*, patient: bool = False) -> Iterator[StopRequest]:
+    """Record the first signal instead of stopping; a second one ends the process at once.
 
     Args:
-        patient: note the second one, too. Launchers of several processes pass on a signal that each of them has had.
+        patient: ignore the second one: launchers of several processes pass on signals that all of them received.
     """
-    wish = StopWish()
+    request = StopRequest()
 
-    def note(number: int, _: FrameType | None) -> None:
-        wish.number = number
+    def record(number: int, _: FrameType | None) -> None:
+        request.number = number
         if not patient:
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)
+            for signal_ in SIGNALS:
+                signal.signal(signal_, signal.SIG_DFL)
 
-    before = {each: signal.signal(each, note) for each in SIGNALS}
+    before = {signal_: signal.signal(signal_, record) for signal_ in SIGNALS}
     try:
-        yield wish
+        yield request
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        for signal_, handler in before.items():
+            signal.signal(signal_, handler)

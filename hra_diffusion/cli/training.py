@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from hra_diffusion.cli.stopping import Stopped, StopWish, stop_wish
+from hra_diffusion.cli.stopping import Stopped, StopRequest, stop_request
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config.dependencies import unused_flags
 from hra_diffusion.training.config.file import flat_values
@@ -35,7 +35,7 @@ def warn_of_unused_flags(config: TrainingConfig, flags: Mapping[str, Any]) -> No
 
 
 def dry_run(run: "Run") -> None:
-    """Print what would be trained, and what it costs."""
+    """Print the inputs and costs of a run."""
     from hra_diffusion.training.dry_run import describe
 
     description = describe(run)
@@ -76,7 +76,7 @@ def _take_steps(run: "Run") -> None:
     first, last = run.plan.initial_global_step, run.plan.total_steps
     with (
         open_tracker(tracker_name, run.plan.folder, run.config, first) as tracker,
-        stop_wish(patient=run.accelerator.num_processes > 1) as wish,
+        stop_request(patient=run.accelerator.num_processes > 1) as request,
         tqdm(desc="training", total=last, initial=first, unit="step", disable=not run.is_main) as bar,
     ):
         for record in run.steps():
@@ -85,13 +85,13 @@ def _take_steps(run: "Run") -> None:
             bar.update()
             tracker.log(record)
             if record.step % (run.config.validation.validation_steps or sys.maxsize) == 0:
-                _validate(run, tracker, record.step, wish)
-            if _any_process(run, wish.number is not None):
+                _validate(run, tracker, record.step, request)
+            if _any_process(run, request.number is not None):
                 checkpoint = run.save_checkpoint()
                 stopped = Stopped(
                     f"Stopped after step {record.step}, saved as {checkpoint}: resume with "
                     "--resume_from_checkpoint latest.",
-                    wish.number or signal.SIGTERM,
+                    request.number or signal.SIGTERM,
                 )
                 _end_training(run, stopped.exit_code)
                 raise stopped
@@ -122,12 +122,12 @@ def _numbers(record: "StepRecord", images_per_second: float) -> dict[str, str]:
     return {"loss": f"{record.loss:.4f}", "lr": "/".join(rates), "images/s": f"{images_per_second:.1f}"}
 
 
-def _validate(run: "Run", tracker: "Tracker", step: int, wish: StopWish) -> None:
+def _validate(run: "Run", tracker: "Tracker", step: int, request: StopRequest) -> None:
     """Generate the validation images and send them to the tracker; a signal ends the generation."""
     images: dict[str, list[Image]] = {}
     for prompt, _, image in run.generate_validation():
         images.setdefault(prompt, []).append(image)
-        if wish.number is not None:
+        if request.number is not None:
             return
     tracker.log_images(images, step)
 

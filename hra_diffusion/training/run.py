@@ -104,7 +104,7 @@ class Run:
         return f"{self.task.summary}: {parameters}, {self.plan.total_steps} steps"
 
     def check_disk_space(self) -> str:
-        """Check that the disk has room for the checkpoints, and return a line about it.
+        """Check the disk space for the checkpoints, and describe it in a line.
 
         Raises:
             OutputError: it has not.

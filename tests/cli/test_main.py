@@ -29,7 +29,7 @@ def python(*arguments, cwd=PROJECT) -> subprocess.CompletedProcess:
 
 
 def refusal(capsys, *arguments) -> str:
-    """What a command that must be refused prints: one line on stderr, nothing on stdout."""
+    """Return the output of a refused command: one line on stderr, nothing on stdout."""
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -41,10 +41,10 @@ def test_help_lists_every_setting_without_loading_torch():
     code = (
         "import sys; from hra_diffusion.cli.main import main\ntry: main(['train', '--help'])\nexcept SystemExit: pass\n"
     )
-    shown = python("-c", code + "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))").stdout
-    assert shown.rstrip().endswith("[]")
+    output = python("-c", code + "print(sorted({'torch', 'diffusers', 'transformers'} & set(sys.modules)))").stdout
+    assert output.rstrip().endswith("[]")
     for flag in ("--pretrained_model_name_or_path", "--with_prior_preservation", "--rank", "--seed", "--config"):
-        assert flag in shown
+        assert flag in output
 
 
 def test_the_script_is_the_command_and_exits_with_2_on_bad_input(tmp_path):
@@ -67,21 +67,21 @@ def test_flags_without_effect_are_named(capsys, caplog):
     assert "--ema_decay has no effect without --use_ema." in caplog.text
 
 
-def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
+def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('pretrained_model_name_or_path = "m"\nrank = 4\nseed = 3\n')
     config = parse_config(["--config", str(path), "--seed", "9"])
     assert (config.adapter.rank, config.run.seed, config.run.train_batch_size) == (4, 9, 4)
 
 
-def test_a_written_config_says_what_the_flags_said(tmp_path):
+def test_a_written_config_equals_the_flags(tmp_path):
     flags = ["--pretrained_model_name_or_path", "m", "--rank", "2", "--instance_prompt", "a sks dog", "--random_flip"]
     config = parse_config(flags)
     (tmp_path / "config.toml").write_text(to_toml(config))
     assert parse_config([f"--config={tmp_path / 'config.toml'}"]) == config
 
 
-def test_settings_for_the_embedded_base_hold_only_where_no_model_is_named():
+def test_settings_for_the_embedded_base_apply_only_if_no_model_is_named():
     embedded, other = parse_config([]), parse_config(["--pretrained_model_name_or_path", "some/model"])
     assert Path(embedded.model.pretrained_model_name_or_path).parts[-2:] == ("assets", "emoji-sd")
     assert embedded.prior.with_prior_preservation
@@ -123,14 +123,14 @@ def test_bad_input_is_refused_in_one_sentence(capsys, tmp_path, monkeypatch, arg
 @pytest.mark.parametrize(
     "arguments", [["train", "--rank", "eight"], ["train", "--lr_scheduler", "cosin"], ["generate"]]
 )
-def test_values_that_cannot_be_read_are_named_and_exit_with_2(capsys, arguments):
+def test_unreadable_values_are_named_and_exit_with_2(capsys, arguments):
     with pytest.raises(SystemExit) as exit:
         main(arguments)
     assert exit.value.code == 2
     assert arguments[1] in capsys.readouterr().err if arguments[1:] else "--prompt"
 
 
-def test_a_run_leaves_adapter_config_log_and_portrait(trained):
+def test_a_run_writes_adapter_config_log_and_before_after_image(trained):
     assert {path.name for path in trained.iterdir()} == {
         "adapter",
         "before_after.png",
@@ -145,7 +145,7 @@ def test_a_run_leaves_adapter_config_log_and_portrait(trained):
     assert all(record["losses"].keys() == {"instance", "class"} for record in records)
 
 
-def test_generate_draws_what_python_draws(capsys, trained, tiny_sd, tmp_path):
+def test_generate_equals_the_image_from_python(capsys, trained, tiny_sd, tmp_path):
     prompt, flags = "a photo of a sks dog", ["--num_images", "2", "--seed", "5", "--output_dir", str(tmp_path)]
     assert main(["generate", "--adapter", str(trained), "--prompt", prompt, *flags]) == 0
     paths = capsys.readouterr().out.split()
@@ -153,26 +153,26 @@ def test_generate_draws_what_python_draws(capsys, trained, tiny_sd, tmp_path):
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
     load_hra_weights(pipe, trained)
     for seed, path in zip((5, 6), paths, strict=True):
-        theirs = generate_image(pipe, prompt, seed, num_inference_steps=2)
-        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(theirs))
+        expected = generate_image(pipe, prompt, seed, num_inference_steps=2)
+        assert np.array_equal(np.asarray(Image.open(path)), np.asarray(expected))
 
 
-def test_sides_that_the_model_cannot_have_are_refused(capsys, trained):
+def test_image_sizes_unsuited_to_the_model_are_refused(capsys, trained):
     assert main(["generate", "--adapter", str(trained), "--prompt", "a dog", "--width", "33"]) == 2
     assert "--width is 33: give a multiple of" in capsys.readouterr().err
 
 
-def test_a_image_has_a_name_that_files_can_have(tmp_path):
+def test_an_image_gets_a_valid_file_name(tmp_path):
     (tmp_path / image_name("𝐀" * 300, 7)).touch()
     assert image_name("ein hund", 3) == "ein-hund-3.png"
 
 
-def test_images_of_other_prompts_have_other_names():
+def test_images_of_different_prompts_have_different_names():
     prompts = ["a dog", "a dog!", "A dog", "a-dog", "a  dog", "!", "?", "", "image", "x" * 100, "x" * 101, "x" * 80]
     assert len({image_name(prompt, 0) for prompt in prompts}) == len(prompts)
 
 
-def test_a_place_that_nobody_may_read_is_named(capsys):
+def test_an_unreadable_path_is_named(capsys):
     def forbidden(_):
         raise PermissionError(errno.EACCES, "Permission denied", "photos")
 
@@ -181,7 +181,7 @@ def test_a_place_that_nobody_may_read_is_named(capsys):
     assert "cannot be used here: File name too long" in refusal(capsys, "inspect", "x" * 300)
 
 
-def test_the_portrait_shows_what_generate_draws(trained, tiny_sd):
+def test_the_before_after_image_contains_the_images_of_generate(trained, tiny_sd):
     sheet = np.asarray(Image.open(trained / "before_after.png"))
     pipe = load_pipeline(str(tiny_sd))
     load_hra_weights(pipe, trained)
@@ -200,7 +200,7 @@ def contains(sheet: np.ndarray, image: np.ndarray) -> bool:
     return any(np.array_equal(sheet[y : y + height, x : x + width], image) for y, x in corners)
 
 
-def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd, tmp_path, capsys):
+def test_an_adapter_may_be_anywhere_if_the_model_is_named(trained, tiny_sd, tmp_path, capsys):
     flags = [
         "--pretrained_model_name_or_path",
         str(tiny_sd),
@@ -213,23 +213,23 @@ def test_the_adapter_may_lie_elsewhere_when_the_model_is_named(trained, tiny_sd,
     assert Path(capsys.readouterr().out.strip()).name.startswith("ein-hund-")
 
 
-def test_validation_images_are_what_generate_draws_from_that_checkpoint_and_disturb_nothing(
+def test_validation_images_equal_those_of_generate_and_do_not_affect_training(
     trained, tiny_sd, tmp_path, capsys
 ):
-    """The run of `trained` again, looking at every second step."""
-    looked_at = tmp_path / "run"
-    flags = ["--config", str(trained / "config.toml"), "--output_dir", str(looked_at), "--checkpointing_steps", "2"]
+    """The run of `trained` again, with validation at every second step."""
+    validated = tmp_path / "run"
+    flags = ["--config", str(trained / "config.toml"), "--output_dir", str(validated), "--checkpointing_steps", "2"]
     flags += ["--class_data_dir", str(trained / "class_images"), "--validation_steps", "2"]
     assert main(["train", *flags]) == 0
     for name in ("log.jsonl", "adapter/unet/adapter_model.safetensors", "before_after.png"):
-        assert (looked_at / name).read_bytes() == (trained / name).read_bytes()
-    assert sorted(path.name for path in (looked_at / "validation").iterdir()) == ["step-2", "step-4", "step-6"]
+        assert (validated / name).read_bytes() == (trained / name).read_bytes()
+    assert sorted(path.name for path in (validated / "validation").iterdir()) == ["step-2", "step-4", "step-6"]
     name = "a-photo-of-a-sks-dog-5.png"
     for step in (2, 4):
-        adapter, place = looked_at / f"checkpoint-{step}", tmp_path / "generated"
-        prompt = ["--prompt", "a photo of a sks dog", "--seed", "5", "--output_dir", str(place)]
+        adapter, output = validated / f"checkpoint-{step}", tmp_path / "generated"
+        prompt = ["--prompt", "a photo of a sks dog", "--seed", "5", "--output_dir", str(output)]
         assert main(["generate", "--adapter", str(adapter), *prompt]) == 0
-        theirs = np.asarray(Image.open(place / name))
-        assert np.array_equal(np.asarray(Image.open(looked_at / "validation" / f"step-{step}" / name)), theirs)
-    first, last = (Image.open(looked_at / "validation" / f"step-{step}" / name).tobytes() for step in (2, 6))
+        expected = np.asarray(Image.open(output / name))
+        assert np.array_equal(np.asarray(Image.open(validated / "validation" / f"step-{step}" / name)), expected)
+    first, last = (Image.open(validated / "validation" / f"step-{step}" / name).tobytes() for step in (2, 6))
     assert first != last
