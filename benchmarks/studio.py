@@ -1,11 +1,13 @@
-"""How long the studio takes to open, and to be idle again after a stop or a closed tab: `python benchmarks/studio.py`.
+"""Times of the studio: until it is open, and until it is free after a stop or a closed tab.
 
-    --rounds 3        studios that are opened
-    --stops 30        drawings that are stopped; as many tabs are closed
+Run it with `python benchmarks/studio.py`.
 
-*served* is the time from the command to the page's first answer, *usable* to the Generate button in a browser that has
-asked for it from then on, *drawn* to the first image of a request that was waiting: the weights are read by then.
-A drawing is idle again within a step of it, and half a second, is the promise; both are told.
+    --rounds 3        number of starts
+    --stops 30        number of stopped requests, and of closed tabs
+
+All times of the first part begin with the command. *served*: the first response of the page; *usable*: the Generate
+button in a browser; *generated*: the first image, including the loading of the weights. After a stop, the model should
+be free within one step and half a second; the second part prints both times.
 """
 
 import argparse
@@ -35,7 +37,7 @@ PROMPT = "a 3d render of a sks tiger on the beach"
 
 @contextmanager
 def opened(folder: Path) -> Iterator[tuple[str, float]]:
-    """Start the studio; gives its address, and when it was started, as soon as the page is served."""
+    """Start the studio; yield its address and its start time once the page is served."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -56,8 +58,8 @@ def opened(folder: Path) -> Iterator[tuple[str, float]]:
         process.wait()
 
 
-def seen(address: str) -> float | None:
-    """Return when a browser shows the page's main button; None where there is no chromium."""
+def usable_time(address: str) -> float | None:
+    """Return the time of the Generate button's appearance in a browser, or None without chromium."""
     if not (chromium := shutil.which("chromium")):
         return None
     from playwright.sync_api import sync_playwright
@@ -67,32 +69,32 @@ def seen(address: str) -> float | None:
         page = browser.new_page()
         page.goto(address)
         page.get_by_role("button", name="Generate").wait_for()
-        found = time.monotonic()
+        appeared = time.monotonic()
         browser.close()
-    return found
+    return appeared
 
 
-def opening(rounds: int) -> None:
-    """Print how long the studio takes to be served, usable and drawn with."""
+def measure_opening(rounds: int) -> None:
+    """Print the times until the studio is served and usable, and until its first image."""
     from gradio_client import Client
 
-    found: dict[str, list[float]] = {"served": [], "usable": [], "drawn": []}
+    durations: dict[str, list[float]] = {"served": [], "usable": [], "generated": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder, opened(Path(folder)) as (address, start):
-            found["served"].append(time.monotonic() - start)
-            if (usable := seen(address)) is not None:
-                found["usable"].append(usable - start)
+            durations["served"].append(time.monotonic() - start)
+            if (usable := usable_time(address)) is not None:
+                durations["usable"].append(usable - start)
             client = Client(address, verbose=False, download_files=folder)
             client.predict(prompt=PROMPT, adapters=[{"name": "tiger", "strength": 1}], api_name="/generate")
-            found["drawn"].append(time.monotonic() - start)
-    for name, times in found.items():
+            durations["generated"].append(time.monotonic() - start)
+    for name, times in durations.items():
         if times:
-            listed = ", ".join(f"{each:.1f}" for each in times)
-            print(f"{name:8} {median(times):.1f} s ({listed}); promised: {PROMISED_TO_OPEN:.0f} s")
+            listed = ", ".join(f"{seconds:.1f}" for seconds in times)
+            print(f"{name:9} {median(times):.1f} s ({listed}); promised: {PROMISED_TO_OPEN:.0f} s")
 
 
-def idling(stops: int) -> None:
-    """Print how long the model goes on after a stop, and after a closed tab, in the middle of a drawing."""
+def measure_stopping(stops: int) -> None:
+    """Print the times until the model is free after a stop, and after a closed tab, during a generation."""
     from hra_diffusion.studio.engine.config import StudioConfig
     from hra_diffusion.studio.engine.session import Session
     from hra_diffusion.studio.page import build_page, launch_options
@@ -101,24 +103,24 @@ def idling(stops: int) -> None:
         session = Session(StudioConfig(folder=Path(folder)))
         page = build_page(session)
         _, address, _ = page.launch(**launch_options(session), prevent_thread_lock=True, quiet=True)
-        functions = {each.api_name: index for index, each in page.fns.items()}
-        found: dict[str, list[tuple[float, float]]] = {"stop": [], "closed tab": []}
+        functions = {function.api_name: index for index, function in page.fns.items()}
+        durations: dict[str, list[tuple[float, float]]] = {"stop": [], "closed tab": []}
         for number in range(2 * stops):
             kind = ("stop", "closed tab")[number % 2]
-            found[kind].append(ended(session, address, functions, stop=kind == "stop"))
+            durations[kind].append(time_until_free(session, address, functions, stop=kind == "stop"))
         page.close()
         session.worker.close()
-    for kind, times in found.items():
-        late = max(idle - step for step, idle in times)
+    for kind, times in durations.items():
+        late = max(free - step for step, free in times)
         print(
-            f"{kind:10} {len(times)} times: a step takes {median(step for step, _ in times):.3f} s, the model is idle "
-            f"after {median(idle for _, idle in times):.3f} s, at most {max(idle for _, idle in times):.3f}; "
+            f"{kind:10} {len(times)} times: a step takes {median(step for step, _ in times):.3f} s, the model is free "
+            f"after {median(free for _, free in times):.3f} s, at most {max(free for _, free in times):.3f}; "
             f"at most {late:.3f} s over a step, promised: {PROMISED_AFTER_A_STEP}"
         )
 
 
-def ended(session: Any, address: str, functions: dict[str, int], *, stop: bool) -> tuple[float, float]:
-    """Begin a drawing as a tab does, end it; returns the seconds of a step and those until the model is idle."""
+def time_until_free(session: Any, address: str, functions: dict[str, int], *, stop: bool) -> tuple[float, float]:
+    """Start and stop a generation as a tab does; return the seconds of a step, and until the model is free."""
     request = GenerateRequest(
         prompt=PROMPT, adapters=(AdapterUse(name="tiger"),), steps=150, count=16, width=128, height=128
     )
@@ -126,17 +128,17 @@ def ended(session: Any, address: str, functions: dict[str, int], *, stop: bool) 
     tab = {"session_hash": secrets.token_hex(6)}
     with ExitStack() as connections, httpx.Client(base_url=f"{address}gradio_api", timeout=60) as browser:
         connections.enter_context(browser.stream("GET", f"/heartbeat/{tab['session_hash']}"))
-        asked = {"fn_index": functions["generate"], "data": [values[name] for name in SETTINGS]}
-        browser.post("/queue/join", json=tab | asked).raise_for_status()
+        call = {"fn_index": functions["generate"], "data": [values[name] for name in SETTINGS]}
+        browser.post("/queue/join", json=tab | call).raise_for_status()
         events = connections.enter_context(browser.stream("GET", "/queue/data", params=tab)).iter_lines()
         next(line for line in events if "step 5 of" in line)
-        begun = time.monotonic()
+        start_of_steps = time.monotonic()
         next(line for line in events if "step 15 of" in line)
-        step = (time.monotonic() - begun) / 10
+        step = (time.monotonic() - start_of_steps) / 10
         start = time.monotonic()
         if stop:
-            stopping = tab | {"fn_index": functions["stop"], "data": []}
-            httpx.post(f"{address}gradio_api/run/predict", json=stopping).raise_for_status()
+            stop_call = tab | {"fn_index": functions["stop"], "data": []}
+            httpx.post(f"{address}gradio_api/run/predict", json=stop_call).raise_for_status()
         else:
             connections.close()
         while session.worker.pending:
@@ -145,16 +147,16 @@ def ended(session: Any, address: str, functions: dict[str, int], *, stop: bool) 
 
 
 def main() -> None:
-    """Parse the command and measure."""
+    """Parse the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stops", type=int, default=30)
     options = parser.parse_args()
     print(describe_machine())
     if options.rounds:
-        opening(options.rounds)
+        measure_opening(options.rounds)
     if options.stops:
-        idling(options.stops)
+        measure_stopping(options.stops)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The studio: teach, compare and use subjects in a browser.
+"""The studio: train adapters, compare them and generate images in a browser.
 
-What it does knows no gradio; `page`, `theme` and `tabs` show it.
+`engine` is independent of gradio; `page`, `theme` and `tabs` form the page.
 """
 
 from hra_diffusion.studio.engine.config import StudioConfig
@@ -9,11 +9,11 @@ __all__ = ["StudioConfig", "launch"]
 
 
 def launch(config: StudioConfig) -> None:
-    """Open the studio and serve it until it is interrupted.
+    """Serve the studio until an interrupt.
 
     Raises:
-        ConfigError: nothing can listen at this host and port.
-        ModelError: there is no such base, or it is incomplete.
+        ConfigError: the host and port are unavailable.
+        ModelError: the base is missing or incomplete.
         OutputError: the studio's folder cannot be written.
     """
     from hra_diffusion.studio.page import serve  # imports torch and gradio: not for --help

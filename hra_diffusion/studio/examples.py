@@ -1,12 +1,11 @@
-"""Makes the adapters that come with the project: ``python -m hra_diffusion.studio.examples``.
+"""Training of the project's example adapters: ``python -m hra_diffusion.studio.examples``.
 
-Small ones, of rank 4, of the project's subjects on its base, with an image and a card each; the same command makes
+They have rank 4, are trained on the embedded base, and come with a thumbnail and a model card. The same command makes
 the same files on the same machine.
 """
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -20,7 +19,6 @@ from hra_diffusion.training.config.defaults import embedded_defaults
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.prepare import prepare_run
-from hra_diffusion.training.run import Run
 
 SUBJECTS = ("tiger", "teapot")
 _SMALL = {
@@ -32,31 +30,34 @@ _SMALL = {
 
 
 def main() -> None:
-    """Parse the command and make them."""
+    """Parse the options and train the adapters."""
     parser = argparse.ArgumentParser(prog="python -m hra_diffusion.studio.examples", description=__doc__)
     parser.add_argument("--subjects", nargs="+", default=list(SUBJECTS), help="folders of assets/subjects")
-    parser.add_argument("--adapters", type=Path, default=Path("assets/adapters"), help="where they go")
-    parser.add_argument("--work_dir", type=Path, default=Path("outputs/examples"), help="where the runs go")
+    parser.add_argument("--adapters", type=Path, default=Path("assets/adapters"), help="output folder of the adapters")
+    parser.add_argument("--work_dir", type=Path, default=Path("outputs/examples"), help="output folder of the runs")
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     default = embedded_defaults(DreamBoothConfig, "embedded.toml")
     subjects = (default.data.instance_data_dir or Path()).parent
     for name in options.subjects:
-        told = {"instance_data_dir": subjects / name, "output_dir": options.work_dir / name}
-        config = with_values(default, _SMALL | told | {"max_train_steps": options.steps})
-        make(name, config, Library(options.adapters))
+        folders = {"instance_data_dir": subjects / name, "output_dir": options.work_dir / name}
+        config = with_values(default, _SMALL | folders | {"max_train_steps": options.steps})
+        train_example(name, config, Library(options.adapters))
 
 
-def make(name: str, config: DreamBoothConfig, library: Library) -> None:
-    """Train an adapter and put it, with its image and card, into a library in place of what was there."""
-    run = prepare_run(DreamBooth(config))
+def train_example(name: str, config: DreamBoothConfig, library: Library) -> None:
+    """Train an adapter and replace the adapter of this name in the library."""
+    task = DreamBooth(config)
+    run = prepare_run(task)
     for _ in tqdm(run.generate_class_images(), f"{name}: class images"):
         pass
     for _ in tqdm(run.steps(), f"{name}: steps", run.plan.total_steps):
         pass
     run.save()
     thumbnail = run.folder / "thumbnail.png"
-    write_file(thumbnail, _portrait(run).save)
+    options = task.config.validation.options(task.resolution)
+    image = generate_image(run.pipe, task.subjects[0].prompt, 0, **options)
+    write_file(thumbnail, image.save)
     if (library.folder / name).exists():
         remove_folder(library.folder / name)
     entry = library.add(run.folder, name, thumbnail)
@@ -73,19 +74,6 @@ def make(name: str, config: DreamBoothConfig, library: Library) -> None:
         settings=settings,
     )
     write_file(entry.folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8"))
-
-
-def _portrait(run: Run) -> Any:
-    preview, side = run.config.preview, run.task.resolution
-    return generate_image(
-        run.pipe,
-        run.task.subjects[0].prompt,
-        0,
-        height=side,
-        width=side,
-        num_inference_steps=preview.num_inference_steps,
-        guidance_scale=preview.guidance_scale,
-    )
 
 
 if __name__ == "__main__":

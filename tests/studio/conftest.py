@@ -1,4 +1,4 @@
-"""A studio on a tiny base that is served on this machine, adapters for it, and a browser where there is one."""
+"""A studio on a tiny base, served on this machine, with adapters and, where available, a browser."""
 
 import shutil
 import sys
@@ -17,33 +17,33 @@ _LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0", None)
 
 
 @pytest.fixture(scope="session")
-def touched() -> Callable[[], tuple[set[Path], set[str]]]:
-    """Returns, and forgets, what this process has touched: paths of files, and hosts that are not this machine."""
+def accessed() -> Callable[[], tuple[set[Path], set[str]]]:
+    """Return and clear the paths and remote hosts accessed by this process."""
     paths: set[Path] = set()
     hosts: set[str] = set()
 
     def watch(event: str, arguments: tuple) -> None:
         if event in _FILES:
-            found = arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]
-            paths.update(Path(path) for path in found if isinstance(path, str) and path.startswith("/"))
+            touched = arguments[:2] if event in ("os.rename", "os.link", "os.symlink") else arguments[:1]
+            paths.update(Path(path) for path in touched if isinstance(path, str) and path.startswith("/"))
         elif event in ("socket.connect", "socket.getaddrinfo"):
             host = arguments[1][0] if event == "socket.connect" and isinstance(arguments[1], tuple) else arguments[0]
             if isinstance(host, str) and host not in _LOCAL:
                 hosts.add(host)
 
-    def taken() -> tuple[set[Path], set[str]]:
-        found = set(paths), set(hosts)
+    def take() -> tuple[set[Path], set[str]]:
+        result = set(paths), set(hosts)
         paths.clear()
         hosts.clear()
-        return found
+        return result
 
-    sys.addaudithook(watch)  # for good: hooks cannot be taken away
-    return taken
+    sys.addaudithook(watch)  # permanent: Python cannot remove an audit hook
+    return take
 
 
 @pytest.fixture(scope="session")
 def adapter_folders(tmp_path_factory, tiny_sd) -> dict[str, Path]:
-    """Four adapters of the base, untrained, each with random turns of its own."""
+    """Four untrained adapters of the base with different random rotations."""
     import torch
     from diffusers import UNet2DConditionModel
 
@@ -62,7 +62,7 @@ def adapter_folders(tmp_path_factory, tiny_sd) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
-    """A studio with the four adapters and a control."""
+    """A studio with four adapters and a control."""
     from hra_diffusion.studio.engine.config import StudioConfig
     from hra_diffusion.studio.engine.session import Session
 
@@ -76,7 +76,7 @@ def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
 
 @pytest.fixture(scope="session")
 def address(session):
-    """Where the studio is served."""
+    """The address of the studio."""
     from hra_diffusion.studio.page import build_page, launch_options
 
     page = build_page(session)
@@ -100,13 +100,13 @@ def browser_type_launch_args():
 
 @pytest.fixture
 def tab(request, address):
-    """A page of the studio in a browser; it keeps the addresses of all that it asked for, and what went wrong in it."""
+    """A page of the studio in a browser; records its requests and errors."""
     if CHROMIUM is None:
         pytest.skip("There is no chromium here: apt-get install chromium.")
     page = request.getfixturevalue("page")
-    page.asked, page.wrong = [], []
-    page.on("request", lambda sent: page.asked.append(sent.url))
-    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.requested_urls, page.errors = [], []
+    page.on("request", lambda request: page.requested_urls.append(request.url))
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
     page.set_default_timeout(60_000)
     page.goto(address)
     page.locator("#generate").wait_for()

@@ -1,4 +1,4 @@
-"""Any model of Stable Diffusion 1, 2 or XL can be drawn with, taught and exported in the studio."""
+"""The studio generates, trains and exports with Stable Diffusion 1, 2 and XL."""
 
 import threading
 import time
@@ -24,25 +24,25 @@ def studio(request, tmp_path):
     session.worker.close()
 
 
-def test_every_family_is_drawn_with_taught_and_exported(studio, subject):
+def test_every_family_generates_trains_and_exports(studio, subject):
     request = GenerateRequest(prompt="a cat", steps=2, width=32, height=32)
 
-    def drawn(request: GenerateRequest) -> bytes:
+    def generate(request: GenerateRequest) -> bytes:
         events = list(studio.worker.stream(request, threading.Event()))
         assert [event.step for event in events if isinstance(event, Progress)] == [1, 2]
         (image,) = (event.image for event in events if isinstance(event, Generated))
         return image.tobytes()
 
-    effort = Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=2)
+    preset = Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=2)
     images = tuple(TrainingImage(file=path) for path in subject[:2])
-    studio.train(TrainingJob(name="our cat", images=images, subject="cat", preset=effort))
+    studio.train(TrainingJob(name="our cat", images=images, subject="cat", preset=preset))
     end = time.monotonic() + 240
-    while (run := studio.job("our cat")).status is Status.RUNNING and time.monotonic() < end:
+    while (job := studio.job("our cat")).status is Status.RUNNING and time.monotonic() < end:
         time.sleep(0.2)
-    assert run.status is Status.FINISHED, run.error
+    assert job.status is Status.FINISHED, job.error
 
     entry = studio.library.entry("our cat")
     assert set(entry.components) >= {"unet", "text_encoder"}
-    with_it = GenerateRequest(**vars(request) | {"adapters": (AdapterUse(name="our cat", strength=1.5),)})
-    assert drawn(with_it) != drawn(request)
+    with_adapter = GenerateRequest(**vars(request) | {"adapters": (AdapterUse(name="our cat", strength=1.5),)})
+    assert generate(with_adapter) != generate(request)
     assert write_lora(studio.worker, entry, studio.cache, "diffusers", 1.0, "fp32").stat().st_size > 0

@@ -1,4 +1,4 @@
-"""Controls in the studio: what they follow, what is drawn with them, and that they come and go like other adapters."""
+"""Controls in the studio: conditions, generated images, import and export."""
 
 import json
 import shutil
@@ -19,17 +19,17 @@ from hra_diffusion.studio.engine.metadata import read_request
 
 pytestmark = pytest.mark.slow
 
-ASKED = {"prompt": "a cat", "steps": 3, "width": 32, "height": 32, "guidance_scale": 3, "seed": 5, "new_seed": False}
+SETTINGS = {"prompt": "a cat", "steps": 3, "width": 32, "height": 32, "guidance_scale": 3, "seed": 5, "new_seed": False}
 EDGES = {"name": "edges", "strength": 0.75}
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory) -> Path:
-    """An image with edges and transparency, of another shape than what is drawn."""
-    drawn = Image.new("RGBA", (48, 40), (255, 255, 255, 0))
-    ImageDraw.Draw(drawn).rectangle((10, 8, 30, 33), fill="blue")
+    """An image with edges and transparency, with another aspect ratio than the generated image."""
+    shapes = Image.new("RGBA", (48, 40), (255, 255, 255, 0))
+    ImageDraw.Draw(shapes).rectangle((10, 8, 30, 33), fill="blue")
     path = tmp_path_factory.mktemp("images") / "shapes.png"
-    drawn.save(path)
+    shapes.save(path)
     return path
 
 
@@ -39,14 +39,14 @@ def pixels(path: str | Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize("subject", [None, "amber"])
-def test_what_is_drawn_is_what_the_control_pipeline_draws(
+def test_the_studio_generates_the_image_of_the_control_pipeline(
     client, image, tiny_sd, control_folder, adapter_folders, subject
 ):
     from hra_diffusion import StableDiffusionHRAControlPipeline, load_hra_weights, set_hra_adapters
 
     uses = [EDGES, *([{"name": subject, "strength": 0.5}] if subject else [])]
-    drawn = client.predict(
-        **ASKED, adapters=uses, control_image=handle_file(str(image)), control_end=0.8, api_name="/generate"
+    generated = client.predict(
+        **SETTINGS, adapters=uses, control_image=handle_file(str(image)), control_end=0.8, api_name="/generate"
     )[0][0]["image"]
 
     pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=control_folder, dtype=torch.float32)
@@ -55,7 +55,7 @@ def test_what_is_drawn_is_what_the_control_pipeline_draws(
         set_hra_adapters(pipe, [subject], [0.5])
     with Image.open(image) as image:
         expected = pipe(
-            ASKED["prompt"],
+            SETTINGS["prompt"],
             image=image.convert("RGBA"),
             control_strength=0.75,
             control_end=0.8,
@@ -65,15 +65,15 @@ def test_what_is_drawn_is_what_the_control_pipeline_draws(
             width=32,
             generator=torch.Generator().manual_seed(5),
         ).images[0]
-    assert np.array_equal(pixels(drawn), np.asarray(expected))
-    plain = client.predict(**ASKED, adapters=uses[1:], api_name="/generate")[0][0]["image"]
-    assert not np.array_equal(pixels(drawn), pixels(plain))
+    assert np.array_equal(pixels(generated), np.asarray(expected))
+    plain = client.predict(**SETTINGS, adapters=uses[1:], api_name="/generate")[0][0]["image"]
+    assert not np.array_equal(pixels(generated), pixels(plain))
 
 
-def test_a_image_restores_what_it_followed_and_what_it_began_with(client, image, subject):
-    asked = ASKED | {"adapters": [EDGES], "control_start": 0.1, "image_strength": 0.9}
+def test_an_image_restores_its_condition_and_its_initial_image(client, image, subject):
+    settings = SETTINGS | {"adapters": [EDGES], "control_start": 0.1, "image_strength": 0.9}
     images = {"control_image": handle_file(str(image)), "image": handle_file(str(subject[0]))}
-    first = client.predict(**asked, **images, api_name="/generate")[0][0]["image"]
+    first = client.predict(**settings, **images, api_name="/generate")[0][0]["image"]
     request = read_request(Path(first))
     assert request.condition is not None and request.image is not None
     values = list(client.predict(handle_file(first), api_name="/restore"))
@@ -85,50 +85,50 @@ def test_a_image_restores_what_it_followed_and_what_it_began_with(client, image,
     assert np.array_equal(pixels(again), pixels(first))
 
 
-def test_the_condition_can_be_seen_before_anything_is_drawn(client, image):
+def test_the_condition_has_a_preview(client, image):
     from hra_diffusion.control import fit, make_annotator
 
-    def seen(annotator: str) -> np.ndarray:
-        found = client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate")
-        return pixels(found["value"] if isinstance(found, dict) else found)
+    def preview(annotator: str) -> np.ndarray:
+        answer = client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate")
+        return pixels(answer["value"] if isinstance(answer, dict) else answer)
 
     with Image.open(image) as image:
         fitted = fit(image, (32, 32))
-    own = {"low": 50, "high": 100}
-    for name, settings in {"canny": own, "scribble": None, "segmentation": None, "color": None}.items():
-        assert np.array_equal(seen(name), np.asarray(make_annotator(name, settings)(fitted))), name
-    with pytest.raises(AppError, match="with colors is no map of depth"):
-        seen("depth")
-    assert np.array_equal(seen("own"), seen("canny"))
-    assert np.array_equal(seen("given"), np.asarray(fitted.convert("RGB")))
+    trained = {"low": 50, "high": 100}
+    for name, settings in {"canny": trained, "scribble": None, "segmentation": None, "color": None}.items():
+        assert np.array_equal(preview(name), np.asarray(make_annotator(name, settings)(fitted))), name
+    with pytest.raises(AppError, match="with colors is no depth map"):
+        preview("depth")
+    assert np.array_equal(preview("own"), preview("canny"))
+    assert np.array_equal(preview("given"), np.asarray(fitted.convert("RGB")))
 
 
-def test_what_cannot_be_followed_is_refused_by_what_is_wrong(client, image, session, tmp_path, control_folder):
+def test_invalid_control_settings_are_refused_with_the_reason(client, image, session, tmp_path, control_folder):
     Image.new("1", (8000, 8000)).save(tmp_path / "bomb.png")
     session.library.add(control_folder, "edges 2")
     try:
-        for changes, why in (
-            ({"adapters": [EDGES]}, "draw or choose one"),
+        for changes, message in (
+            ({"adapters": [EDGES]}, "upload or sketch one"),
             ({"adapters": ["edges", "edges 2"], "control_image": image}, "only one can be active"),
             ({"adapters": [EDGES], "control_image": image, "annotator": "x-ray"}, "x-ray"),
             ({"adapters": [EDGES], "control_image": image, "control_start": 0.7, "control_end": 0.6}, "less than"),
             ({"adapters": [EDGES], "control_image": tmp_path / "bomb.png"}, "million"),
         ):
             files = {name: handle_file(str(changes[name])) for name in ("control_image",) if name in changes}
-            with pytest.raises((AppError, ValueError), match=why):
-                client.predict(**ASKED | changes | files, api_name="/generate")
+            with pytest.raises((AppError, ValueError), match=message):
+                client.predict(**SETTINGS | changes | files, api_name="/generate")
         with pytest.raises(AppError, match="is a control"):
             client.predict("edges", "kohya", 1.0, "fp16", api_name="/export_lora")
     finally:
         session.library.delete("edges 2")
 
 
-def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_folder, tmp_path, session):
+def test_an_imported_control_keeps_its_annotator(client, control_folder, tmp_path, session):
     file = shutil.make_archive(str(tmp_path / "canny"), "zip", control_folder.parent, control_folder.name)
     client.predict([handle_file(file)], "outlines", api_name="/import_adapter")
     try:
-        told = {each["name"]: each["annotator"] for each in client.predict(api_name="/adapters")}
-        assert (told["outlines"], told["amber"]) == ("canny", None)
+        annotators = {adapter["name"]: adapter["annotator"] for adapter in client.predict(api_name="/adapters")}
+        assert (annotators["outlines"], annotators["amber"]) == ("canny", None)
         assert "<dt>Annotator</dt><dd>canny</dd>" in client.predict("outlines", api_name="/adapter")
         assert session.library.entry("outlines").annotator_settings == {"blur": 1.4, "low": 50, "high": 100}
     finally:
@@ -154,9 +154,7 @@ def test_a_control_comes_in_as_a_zip_and_says_what_it_follows(client, control_fo
         {"scale_factor": 8.5},
     ],
 )
-def test_a_control_with_hostile_settings_is_refused_before_it_is_in_the_library(
-    control_folder, tmp_path, session, changes
-):
+def test_a_control_with_hostile_settings_is_refused(control_folder, tmp_path, session, changes):
     folder = shutil.copytree(control_folder, tmp_path / "hostile")
     config = folder / "condition_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
@@ -177,7 +175,7 @@ def test_a_control_with_hostile_settings_is_refused_before_it_is_in_the_library(
         ("soft_edge", {"blur": 20_000}),
     ],
 )
-def test_annotators_whose_strokes_would_take_minutes_are_refused(name, settings):
+def test_annotator_settings_with_excessive_cost_are_refused(name, settings):
     from hra_diffusion.control import make_annotator
 
     with pytest.raises(ConfigError, match=next(iter(settings)) if name != "canny" else "Canny's"):
@@ -185,21 +183,21 @@ def test_annotators_whose_strokes_would_take_minutes_are_refused(name, settings)
 
 
 def test_an_annotator_that_needs_a_model_is_not_run(control_folder, tmp_path):
-    """The model's path would come from a file that anybody may have sent."""
+    """The model's path would come from a file of unknown origin."""
     folder = shutil.copytree(control_folder, tmp_path / "library" / "deep")
     config = folder / "condition_encoder" / "config.json"
-    for said in ('"annotator": "depth", "annotator_settings": {"model": "/etc"}', '"annotator": "pose"'):
-        config.write_text("{" + said + "}")
+    for settings in ('"annotator": "depth", "annotator_settings": {"model": "/etc"}', '"annotator": "pose"'):
+        config.write_text("{" + settings + "}")
         with pytest.raises(ConfigError, match="annotated already"):
             make_condition(Image.new("RGB", (8, 8)), Library(tmp_path / "library").entry("deep"), "own", (8, 8))
 
 
-def test_a_image_without_transparency_has_no_object(control_folder, tmp_path):
+def test_segmentation_needs_transparency(control_folder, tmp_path):
     shutil.copytree(control_folder, tmp_path / "edges")
     with pytest.raises(ImageError, match="without transparency"):
         make_condition(Image.new("RGB", (8, 8)), Library(tmp_path).entry("edges"), "segmentation", (8, 8))
 
 
-def test_a_drawing_for_edges_becomes_light_on_dark(session):
-    drawing = Image.new("RGB", (4, 4), "white")
-    assert sketch_condition(drawing, [session.library.entry("edges")]).getpixel((0, 0)) == (0, 0, 0)
+def test_a_sketch_for_edges_becomes_light_on_dark(session):
+    sketch = Image.new("RGB", (4, 4), "white")
+    assert sketch_condition(sketch, [session.library.entry("edges")]).getpixel((0, 0)) == (0, 0, 0)

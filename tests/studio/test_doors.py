@@ -1,4 +1,4 @@
-"""Who comes in, and what becomes of what they leave behind: passwords, public addresses, closed tabs."""
+"""Access to the studio: passwords, ports, public addresses, MCP and closed tabs."""
 
 import asyncio
 import re
@@ -17,34 +17,34 @@ from hra_diffusion.studio.engine.metadata import read_request
 
 
 @pytest.mark.parametrize("auth", ["", "user", "user:", ":word"])
-def test_half_a_password_is_refused(auth):
+def test_incomplete_credentials_are_refused(auth):
     with pytest.raises(ConfigError, match="USER:PASSWORD"):
         StudioConfig(auth=auth)
 
 
 @pytest.mark.parametrize("port", [-1, 0, 70_000])
-def test_a_port_that_is_none_is_refused(port):
+def test_an_invalid_port_is_refused(port):
     with pytest.raises(ConfigError, match=f"--port is {port}"):
         StudioConfig(port=port)
 
 
 @pytest.mark.slow
-def test_where_nothing_can_listen_or_be_kept_is_refused_in_a_sentence(tmp_path, python):
+def test_an_unusable_address_or_folder_is_refused_in_one_sentence(tmp_path, python):
     (tmp_path / "file").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for arguments, why in (
+        for arguments, message in (
             (["--port", port], f"Error: Nothing can listen at 127.0.0.1, port {port}"),
             (["--host", "nowhere.invalid"], "Error: Nothing can listen at nowhere.invalid"),
             (["--folder", str(tmp_path / "file")], "Error: Cannot write"),
         ):
             done = python("app.py", *arguments)
             assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-            assert done.stderr.startswith(why)
+            assert done.stderr.startswith(message)
 
 
 @pytest.mark.slow
-def test_a_public_address_without_a_password_is_warned_of(caplog):
+def test_a_public_address_without_a_password_causes_a_warning(caplog):
     from hra_diffusion.studio.page import warn_if_public
 
     warn_if_public(StudioConfig(share=True, auth="user:word"))
@@ -54,7 +54,7 @@ def test_a_public_address_without_a_password_is_warned_of(caplog):
 
 
 @pytest.mark.slow
-def test_a_password_is_asked_for(session):
+def test_a_password_is_required(session):
     from hra_diffusion.studio.page import build_page, launch_options
 
     page = build_page(session)
@@ -65,7 +65,8 @@ def test_a_password_is_asked_for(session):
             with pytest.raises(Exception, match=r"(?i)auth|login|credentials"):
                 Client(url, verbose=False, auth=wrong).predict(api_name="/adapters")
         names = [
-            each["name"] for each in Client(url, verbose=False, auth=("user", "wo:rd")).predict(api_name="/adapters")
+            adapter["name"]
+            for adapter in Client(url, verbose=False, auth=("user", "wo:rd")).predict(api_name="/adapters")
         ]
         assert "amber" in names
     finally:
@@ -74,7 +75,7 @@ def test_a_password_is_asked_for(session):
 
 
 @pytest.mark.slow
-def test_language_models_find_and_use_every_endpoint(session, tmp_path):
+def test_mcp_offers_every_endpoint(session, tmp_path):
     pytest.importorskip("mcp")
     from mcp import ClientSession
     from mcp.client.streamable_http import streamable_http_client
@@ -91,16 +92,21 @@ def test_language_models_find_and_use_every_endpoint(session, tmp_path):
         ):
             await tools.initialize()
             names = {tool.name for tool in (await tools.list_tools()).tools}
-            asked = {"prompt": "a cat", "steps": 1, "adapters": [{"name": "amber", "strength": 1}], "new_seed": False}
-            return names, await tools.call_tool("generate", asked), await tools.call_tool("adapters", {})
+            settings = {
+                "prompt": "a cat",
+                "steps": 1,
+                "adapters": [{"name": "amber", "strength": 1}],
+                "new_seed": False,
+            }
+            return names, await tools.call_tool("generate", settings), await tools.call_tool("adapters", {})
 
     try:
         _, url, _ = page.launch(**launch_options(session), prevent_thread_lock=True, quiet=True)
-        with ThreadPoolExecutor(1) as beside:  # the browser's tests have a loop in this thread
-            names, drawn, adapters = beside.submit(lambda: asyncio.run(use(url))).result()
-        assert names == {each.api_name for each in page.fns.values() if each.api_visibility == "public"}
-        assert not drawn.isError, drawn
-        (image,) = set(re.findall(r"http://127\.0\.0\.1:\d+/[^']+\.png", str(drawn.content)))
+        with ThreadPoolExecutor(1) as executor:  # this thread has the event loop of the browser tests
+            names, generated, adapters = executor.submit(lambda: asyncio.run(use(url))).result()
+        assert names == {function.api_name for function in page.fns.values() if function.api_visibility == "public"}
+        assert not generated.isError, generated
+        (image,) = set(re.findall(r"http://127\.0\.0\.1:\d+/[^']+\.png", str(generated.content)))
         (tmp_path / "it.png").write_bytes(httpx.get(image).content)
         assert read_request(tmp_path / "it.png").adapters[0].name == "amber"
         assert "amber" in str(adapters)
@@ -110,7 +116,7 @@ def test_language_models_find_and_use_every_endpoint(session, tmp_path):
 
 
 @pytest.mark.slow
-def test_escape_ends_a_drawing(tab, session):
+def test_escape_stops_a_generation(tab, session):
     tab.locator("#image-settings .label-wrap").click()
     for name, value in {"steps": 150, "count": 16}.items():
         box = tab.locator(f"#{name} input[type=number]")
@@ -124,7 +130,7 @@ def test_escape_ends_a_drawing(tab, session):
 
 
 @pytest.mark.slow
-def test_a_closed_tab_ends_its_drawing(tab, session):
+def test_a_closed_tab_stops_its_generation(tab, session):
     before = set(session.images.rglob("*.png"))
     tab.locator("#image-settings .label-wrap").click()
     for name, value in {"steps": 150, "count": 16}.items():

@@ -1,4 +1,4 @@
-"""TrainingJobs are what lies in their folders; lessons and names are checked before anything is written."""
+"""Training jobs, whose folders hold their state; names, presets and images are checked before anything is written."""
 
 import json
 import subprocess
@@ -13,9 +13,9 @@ from PIL import Image
 
 from hra_diffusion.errors import BusyError, ConfigError, ImageError
 from hra_diffusion.studio.engine.estimates import Estimates
-from hra_diffusion.studio.engine.jobs import TrainingJobs, Status
+from hra_diffusion.studio.engine.jobs import Status, TrainingJobs
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.training_job import CROPS, Preset, TrainingImage, TrainingJob, cropped
+from hra_diffusion.studio.engine.training_job import CROPS, Preset, TrainingImage, TrainingJob, read_cropped
 from hra_diffusion.training.config import DreamBoothConfig
 
 RECORD = {
@@ -33,15 +33,17 @@ def photo(tmp_path) -> Path:
     return tmp_path / "a.png"
 
 
-def lesson(photo: Path, **changes) -> TrainingJob:
-    return TrainingJob(
-        **{"name": "dog", "images": (TrainingImage(file=photo),), "subject": "dog", "preset": Preset(steps=4)}
-        | changes
-    )
+def make_job(photo: Path, **changes) -> TrainingJob:
+    defaults = {"name": "dog", "images": (TrainingImage(file=photo),), "subject": "dog", "preset": Preset(steps=4)}
+    return TrainingJob(**defaults | changes)
+
+
+def write_log(folder: Path, steps: int) -> None:
+    (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(steps)))
 
 
 @pytest.mark.parametrize(
-    ("steps", "said", "adapter", "status"),
+    ("steps", "output", "adapter", "status"),
     [
         (4, "a table", True, Status.FINISHED),
         (2, "Stopped after step 2, which checkpoint-2 holds", False, Status.STOPPED),
@@ -51,111 +53,187 @@ def lesson(photo: Path, **changes) -> TrainingJob:
         (2, "ValueError: of a warning, long ago\nand then it was killed", False, Status.FAILED),
     ],
 )
-def test_a_run_stands_as_its_folder_says(tmp_path, photo, steps, said, adapter, status):
+def test_the_folder_determines_the_status_of_a_job(tmp_path, photo, steps, output, adapter, status):
     folder = tmp_path / "runs" / "dog"
-    lesson(photo).write(folder, lesson(photo).settings("base", DreamBoothConfig(), folder))
+    make_job(photo).write(folder, make_job(photo).config("base", DreamBoothConfig(), folder))
     (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "created": 0}))
-    (folder / "output.txt").write_text(said)
-    (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(steps)))
+    (folder / "output.txt").write_text(output)
+    write_log(folder, steps)
     if adapter:
         (folder / "adapter").mkdir()
-    (run,) = TrainingJobs(tmp_path / "runs").all()
-    assert (run.status, run.step, run.total_steps) == (status, steps, 4)
-    assert (run.error is not None) == (status is Status.FAILED)
+    (job,) = TrainingJobs(tmp_path / "runs").all()
+    assert (job.status, job.step, job.total_steps) == (status, steps, 4)
+    assert (job.error is not None) == (status is Status.FAILED)
 
 
-class Waiting(TrainingJobs):
-    """TrainingJobs whose processes do nothing, for a while."""
+class SleepingJobs(TrainingJobs):
+    """Training jobs whose processes sleep for a while."""
 
     def _launch(self, folder: Path, *flags: str) -> None:
         time.sleep(0.2)
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         self._children[folder.name] = child
-        about = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
-        (folder / "process.json").write_text(json.dumps(about))
+        process = {"pid": child.pid, "created": psutil.Process(child.pid).create_time()}
+        (folder / "process.json").write_text(json.dumps(process))
 
-    def end(self) -> None:
+    def kill(self) -> None:
         for child in self._children.values():
             child.kill()
             child.wait()
 
 
-def test_of_two_lessons_at_once_one_is_refused(tmp_path, photo):
-    runs = Waiting(tmp_path / "runs")
+def test_only_one_of_several_simultaneous_jobs_starts(tmp_path, photo):
+    jobs = SleepingJobs(tmp_path / "runs")
 
     def start(name: str) -> str:
         try:
-            return runs.start(lesson(photo, name=name), "base", DreamBoothConfig()).name
+            return jobs.start(make_job(photo, name=name), "base", DreamBoothConfig()).name
         except BusyError:
             return ""
 
     try:
-        with ThreadPoolExecutor() as visitors:
-            started = list(visitors.map(start, ["dog", "cat", "bird"]))
+        with ThreadPoolExecutor() as clients:
+            started = list(clients.map(start, ["dog", "cat", "bird"]))
         assert len([name for name in started if name]) == 1
     finally:
-        runs.end()
+        jobs.kill()
 
 
-def test_a_run_that_was_asked_to_stop_is_stopped_and_one_that_was_killed_is_not(tmp_path, photo):
-    runs = Waiting(tmp_path / "runs")
+def test_a_stopped_job_is_stopped_and_a_killed_job_has_failed(tmp_path, photo):
+    jobs = SleepingJobs(tmp_path / "runs")
     try:
-        for name, end, status in (("a", runs.stop, Status.STOPPED), ("b", lambda _: runs.end(), Status.FAILED)):
-            runs.start(lesson(photo, name=name), "base", DreamBoothConfig())
+        for name, end, status in (("a", jobs.stop, Status.STOPPED), ("b", lambda _: jobs.kill(), Status.FAILED)):
+            jobs.start(make_job(photo, name=name), "base", DreamBoothConfig())
             end(name)
-            runs._children[name].wait()
-            run = runs.get(name)
-            assert (run.status, run.resumable) == (status, True)
-            assert "killed" in (run.error or "killed")
+            jobs._children[name].wait()
+            job = jobs.get(name)
+            assert (job.status, job.resumable) == (status, True)
+            assert "killed" in (job.error or "killed")
     finally:
-        runs.end()
+        jobs.kill()
 
 
-def test_a_finished_run_does_not_begin_again(tmp_path, photo):
+def test_a_finished_job_does_not_resume(tmp_path, photo):
     folder = tmp_path / "runs" / "dog"
-    lesson(photo).write(folder, lesson(photo).settings("base", DreamBoothConfig(), folder))
+    make_job(photo).write(folder, make_job(photo).config("base", DreamBoothConfig(), folder))
     (folder / "process.json").write_text("{}")
-    (folder / "log.jsonl").write_text("".join(json.dumps({"step": n + 1} | RECORD) + "\n" for n in range(4)))
+    write_log(folder, 4)
     (folder / "adapter").mkdir()
     with pytest.raises(ConfigError, match="finished"):
         TrainingJobs(tmp_path / "runs").resume("dog")
 
 
-def test_a_lesson_is_images_captions_and_settings(tmp_path, photo):
-    told = lesson(photo, images=(TrainingImage(file=photo, caption="a sks dog asleep", crop="0, 0, 20, 30"),))
-    told.write(tmp_path / "run", told.settings("base", DreamBoothConfig(), tmp_path / "run"))
+LESSON_0_1 = """
+[model]
+pretrained_model_name_or_path = "base"
+
+[adapter]
+rank = 8
+train_text_encoder = true
+
+[optimiser]
+optimizer = "adamw"
+learning_rate = 0.02
+
+[run]
+output_dir = "{folder}"
+max_train_steps = 4
+checkpointing_steps = 1
+checkpoints_total_limit = 1
+report_to = "none"
+
+[preview]
+num_validation_images = 1
+num_inference_steps = 25
+validation_steps = 1
+validation_prompts = ["{{instance_prompt}}", "{{instance_prompt}} on a beach", "{{class_prompt}}"]
+
+[data]
+instance_data_dir = "{folder}/pictures"
+instance_prompt = "a photo of a sks dog"
+
+[prior]
+with_prior_preservation = true
+class_prompt = "a photo of a dog"
+num_class_images = 24
+prior_target = "picture"
+"""
+"""The tables and names of a lesson.toml of version 0.1."""
+
+
+def test_a_job_of_version_0_1_is_listed_and_resumed(tmp_path, photo, monkeypatch):
+    folder = tmp_path / "runs" / "dog"
+    (folder / "pictures").mkdir(parents=True)
+    photo.rename(folder / "pictures" / "000.png")
+    for name in ("lesson.toml", "config.toml"):
+        (folder / name).write_text(LESSON_0_1.format(folder=folder))
+    (folder / "process.json").write_text(json.dumps({"pid": 2**22 + 1, "created": 0, "started": 0}))
+    (folder / "output.txt").write_text("Stopped after step 2, which checkpoint-2 holds: go on from there with …")
+    write_log(folder, 2)
+    jobs = TrainingJobs(tmp_path / "runs")
+    (job,) = jobs.all()
+    assert (job.name, job.status, job.step, job.total_steps) == ("dog", Status.STOPPED, 2, 4)
+
+    commands = []
+    popen = subprocess.Popen
+
+    def launch(command: list[str], **options) -> subprocess.Popen:
+        commands.append(command)
+        return popen([sys.executable, "-c", ""], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", launch)
+    jobs.resume("dog")
+    jobs._children["dog"].wait()
+    (command,) = commands
+    assert command[-4:] == ["--config", str(folder / "lesson.toml"), "--resume_from_checkpoint", "latest"]
+
+
+def test_settings_of_version_0_1_are_read_completely(tmp_path):
+    from hra_diffusion.training.config.file import read_toml
+
+    (tmp_path / "lesson.toml").write_text(LESSON_0_1.format(folder=tmp_path))
+    config = read_toml(tmp_path / "lesson.toml", DreamBoothConfig())
+    assert config.data.instance_data_dir == tmp_path / "pictures"
+    assert config.prior.prior_target == "image"
+    assert (config.optimizer.learning_rate, config.validation.validation_steps) == (0.02, 1)
+
+
+def test_a_job_is_written_as_images_captions_and_settings(tmp_path, photo):
+    job = make_job(photo, images=(TrainingImage(file=photo, caption="a sks dog asleep", crop="0, 0, 20, 30"),))
+    job.write(tmp_path / "run", job.config("base", DreamBoothConfig(), tmp_path / "run"))
     with Image.open(tmp_path / "run" / "images" / "000.png") as image:
         assert image.size == (20, 30)
     assert (tmp_path / "run" / "images" / "000.txt").read_text() == "a sks dog asleep"
-    assert (told.prompt, told.class_prompt) == ("a photo of a sks dog", "a photo of a dog")
+    assert (tmp_path / "run" / "job.toml").is_file()
+    assert (job.prompt, job.class_prompt) == ("a photo of a sks dog", "a photo of a dog")
 
 
 @pytest.mark.parametrize("crop", CROPS)
-def test_crops_by_name_are_squares_or_the_whole(photo, crop):
-    assert cropped(TrainingImage(file=photo, crop=crop)).size == ((60, 40) if crop == "whole" else (40, 40))
+def test_named_crops_are_squares_or_the_whole_image(photo, crop):
+    assert read_cropped(TrainingImage(file=photo, crop=crop)).size == ((60, 40) if crop == "whole" else (40, 40))
 
 
 @pytest.mark.parametrize("crop", ["middle-ish", "0, 0, 0, 5", "50, 0, 20, 20", "-1, 0, 5, 5", "1, 2, 3"])
-def test_a_crop_that_cannot_be_is_refused_by_the_image_s_name(photo, crop):
+def test_an_invalid_crop_is_refused_with_the_name_of_the_image(photo, crop):
     with pytest.raises(ImageError, match=r"a\.png"):
-        cropped(TrainingImage(file=photo, crop=crop))
+        read_cropped(TrainingImage(file=photo, crop=crop))
 
 
 @pytest.mark.parametrize(
     "changes", [{"name": "../x"}, {"name": ""}, {"subject": " "}, {"token": ""}, {"images": ()}, {"token": "a\nb"}]
 )
-def test_a_lesson_that_cannot_be_is_refused(photo, changes):
+def test_an_invalid_job_is_refused(photo, changes):
     with pytest.raises(ConfigError):
-        lesson(photo, **changes)
+        make_job(photo, **changes)
 
 
 @pytest.mark.parametrize("changes", [{"steps": 0}, {"rank": 3}, {"validations": 99}, {"class_images": -1}])
-def test_an_effort_out_of_range_is_refused(changes):
+def test_a_preset_out_of_range_is_refused(changes):
     with pytest.raises(ConfigError):
         Preset(**{"steps": 10} | changes)
 
 
-def test_what_came_with_the_project_is_neither_renamed_nor_deleted(tmp_path):
+def test_adapters_of_the_project_are_neither_renamed_nor_deleted(tmp_path):
     built_in = Path(__file__).resolve().parents[2] / "assets" / "adapters"
     library = Library(tmp_path, built_in)
     assert {entry.name for entry in library.entries()} >= {"tiger", "teapot"}
@@ -167,7 +245,7 @@ def test_what_came_with_the_project_is_neither_renamed_nor_deleted(tmp_path):
 @pytest.mark.parametrize(
     "config", ['{"annotator_settings": ["a"]}', '{"annotator_settings": {}, "annotator": "canny"', "[]"]
 )
-def test_a_damaged_adapter_is_passed_over_with_one_warning(tmp_path, caplog, config):
+def test_a_damaged_adapter_is_skipped_with_one_warning(tmp_path, caplog, config):
     for name in ("good", "bad"):
         for part in ("unet", "condition_encoder"):
             (tmp_path / name / part).mkdir(parents=True)
@@ -175,14 +253,15 @@ def test_a_damaged_adapter_is_passed_over_with_one_warning(tmp_path, caplog, con
         (tmp_path / name / "condition_encoder" / "config.json").write_text(config if name == "bad" else "{}")
     library = Library(tmp_path)
     assert [[entry.name for entry in library.entries()] for _ in range(2)] == [["good"]] * 2
-    assert caplog.text.count("bad is passed over") == 1
+    assert caplog.text.count("bad is skipped") == 1
 
 
-def test_what_was_measured_once_says_what_every_effort_costs(tmp_path):
-    costs = Estimates(tmp_path / "costs.json")
-    assert costs.of("base") is None
-    costs.keep("base", {"time": "0.50 s a step, 0:01:40 in all, and 12 s before", "memory": "1.25 GB at most in two"})
-    costs.keep("other", {"time": "unknown"})
-    cost = Estimates(tmp_path / "costs.json").of("base")
-    assert cost is not None and costs.of("other") is None
-    assert (cost.seconds(Preset(steps=200)), cost.memory) == (112.0, 1.25)
+def test_one_dry_run_gives_an_estimate_for_every_preset(tmp_path):
+    estimates = Estimates(tmp_path / "costs.json")
+    assert estimates.get("base") is None
+    report = {"time": "0.50 s a step, 0:01:40 in all, and 12 s before", "memory": "1.25 GB at most in two"}
+    estimates.save("base", report)
+    estimates.save("other", {"time": "unknown"})
+    estimate = Estimates(tmp_path / "costs.json").get("base")
+    assert estimate is not None and estimates.get("other") is None
+    assert (estimate.seconds(Preset(steps=200)), estimate.memory) == (112.0, 1.25)

@@ -1,4 +1,4 @@
-"""The page opens before the weights are read: what it needs to know of a base is in its JSON files."""
+"""The page opens before the weights are loaded: the JSON files of a base have all facts for it."""
 
 import shutil
 import subprocess
@@ -20,12 +20,12 @@ from hra_diffusion.studio.engine.uploads import Uploads
 
 @pytest.fixture
 def copy(tiny_sd, tmp_path):
-    """A copy of the tiny base that may be broken."""
+    """A copy of the tiny base for tests that damage it."""
     return shutil.copytree(tiny_sd, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("family", ["tiny_sd", "tiny_sd_v"])
-def test_a_base_is_what_its_pipeline_says(request, family):
+def test_the_facts_of_a_base_equal_those_of_its_pipeline(request, family):
     from diffusers import StableDiffusionPipeline
 
     folder = request.getfixturevalue(family)
@@ -36,7 +36,7 @@ def test_a_base_is_what_its_pipeline_says(request, family):
     assert "DDIM" in base.schedulers
 
 
-def test_a_bad_base_is_refused_at_once_by_what_is_wrong_with_it(copy, tmp_path):
+def test_an_unusable_base_is_refused_at_once_with_the_reason(copy, tmp_path):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"no \.safetensors file in its unet"):
         read_base(str(copy))
@@ -47,28 +47,28 @@ def test_a_bad_base_is_refused_at_once_by_what_is_wrong_with_it(copy, tmp_path):
     (copy / "model_index.json").write_text('{"_class_name": "AudioPipeline", "vocoder": ["x", "Y"]}')
     with pytest.raises(ModelError, match="is a AudioPipeline"):
         read_base(str(copy))
-    for nothing in (tmp_path, tmp_path / "nowhere", "nobody/nothing"):
+    for source in (tmp_path, tmp_path / "nowhere", "nobody/nothing"):
         with pytest.raises(ModelError, match=r"model_index\.json"):
-            read_base(str(nothing))
+            read_base(str(source))
     (tmp_path / "a.ckpt").touch()
     with pytest.raises(ModelError, match="pickled"):
         read_base(str(tmp_path / "a.ckpt"))
 
 
-def test_weights_that_cannot_be_read_are_told_of_to_everybody_who_asks_and_logged(copy, tmp_path, caplog):
+def test_damaged_weights_are_reported_to_every_request_and_logged(copy, tmp_path, caplog):
     (copy / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
-    model = ModelWorker(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
-    model.warm_up()
+    worker = ModelWorker(read_base(str(copy)), Library(tmp_path), Uploads(tmp_path))
+    worker.warm_up()
     for _ in range(2):
-        events = model.draw(GenerateRequest(width=32, height=32), threading.Event())
+        events = worker.stream(GenerateRequest(width=32, height=32), threading.Event())
         assert next(events) == Loading()
         with pytest.raises(ModelError, match="cannot be loaded"):
             next(events)
-    model.close()
+    worker.close()
     assert "cannot be loaded" in caplog.text
 
 
-def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
+def test_the_default_is_the_embedded_base_with_its_adapters(tmp_path):
     session = Session(StudioConfig(folder=tmp_path))
     assert session.embedded
     assert session.worker.base.name == "emoji-sd"
@@ -76,7 +76,7 @@ def test_without_arguments_it_is_the_embedded_base_with_its_adapters(tmp_path):
     assert {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"} == {"teapot", "tiger"}
 
 
-def test_what_browsers_fetched_is_removed_once_it_is_a_day_old(tmp_path, monkeypatch):
+def test_downloads_are_removed_after_a_day(tmp_path, monkeypatch):
     for name in ("cache/abc/a.png", "images/b.png"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).touch()

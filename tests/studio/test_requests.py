@@ -1,4 +1,4 @@
-"""Requests, and the texts of PNGs that hold them: what is written is read, and what cannot be drawn is refused."""
+"""Requests and the metadata of PNGs: reading inverts writing, and invalid settings are refused."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.grid import Axis, Grid
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import from_parameters, parameters, png_info, read_request, restored
+from hra_diffusion.studio.engine.metadata import parameters, parse_parameters, png_info, read_request, restore_request
 from hra_diffusion.studio.engine.requests import MAX_SEED, AdapterUse, GenerateRequest
 
 NAMED = {"adapters": "adapter|strength", "guidance_scale": "guidance_scale"}
@@ -29,6 +29,7 @@ REQUESTS = st.builds(
     prompt=TEXTS,
     negative_prompt=TEXTS,
     adapters=USES,
+    combine=st.sampled_from(["mean", "product"]),
     steps=st.integers(1, 150),
     guidance_scale=st.floats(0, 30),
     seed=st.integers(0, MAX_SEED),
@@ -36,18 +37,18 @@ REQUESTS = st.builds(
 
 
 @given(REQUESTS)
-def test_a_png_gives_every_setting_back(request):
+def test_a_png_preserves_every_setting(request):
     with TemporaryDirectory() as folder:
         Image.new("RGB", (2, 2)).save(Path(folder, "a.png"), pnginfo=png_info(request, "emoji-sd"))
         assert read_request(Path(folder, "a.png")) == request
 
 
 @given(REQUESTS)
-def test_json_gives_a_request_back(request):
+def test_json_preserves_a_request(request):
     assert GenerateRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
 
 
-def test_the_parameters_are_those_of_a1111():
+def test_parameters_have_the_format_of_a1111():
     request = GenerateRequest(
         prompt="a dog", negative_prompt="blurry", adapters=(AdapterUse(name="dog", strength=0.8),)
     )
@@ -55,11 +56,25 @@ def test_the_parameters_are_those_of_a1111():
         "a dog",
         "Negative prompt: blurry",
         "Steps: 25, Sampler: default, CFG scale: 7.5, Seed: 0, Size: 512x512, Model: sd, HRA adapters: dog:0.8, "
-        "HRA combine: lie",
+        "HRA combine: mean",
     ]
 
 
-def test_a_png_of_a1111_is_read_as_far_as_both_know_the_same(tmp_path):
+def test_a_png_of_version_0_1_restores_its_request(tmp_path):
+    settings = {"prompt": "a dog", "negative_prompt": "", "steps": 2, "guidance_scale": 7.5, "width": 64, "height": 64}
+    settings |= {"scheduler": "the model's own", "seed": 3, "count": 1, "image": None, "image_strength": 0.6}
+    settings |= {"condition": None, "control_start": 0.0, "control_end": 1.0}
+    settings |= {"adapters": [{"name": "dog", "strength": 0.5}, {"name": "hat", "strength": 1.0}], "combine": "lie"}
+    info = PngInfo()
+    info.add_text("parameters", "a dog\nSteps: 2, HRA adapters: dog:0.5 hat:1, HRA combine: lie")
+    info.add_text("hra_diffusion", json.dumps({"request": settings, "model": "sd"}))
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
+    request = read_request(tmp_path / "a.png")
+    assert request == GenerateRequest.from_json(settings | {"combine": "mean"})
+    assert request.to_json() == settings | {"combine": "mean"}
+
+
+def test_settings_in_common_with_a1111_are_read_from_its_png(tmp_path):
     text = (
         "a cat,\non grass\nNegative prompt: ugly\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 965400086, "
         'Size: 512x768, Model hash: 1, Lora hashes: "a: 1, b: 2", Version: 1'
@@ -67,32 +82,32 @@ def test_a_png_of_a1111_is_read_as_far_as_both_know_the_same(tmp_path):
     info = PngInfo()
     info.add_text("parameters", text)
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
-    found = read_request(tmp_path / "a.png")
-    assert (found.prompt, found.negative_prompt) == ("a cat,\non grass", "ugly")
-    assert (found.steps, found.guidance_scale, found.seed) == (20, 7.0, 965400086)
-    assert (found.width, found.height) == (512, 768)
+    request = read_request(tmp_path / "a.png")
+    assert (request.prompt, request.negative_prompt) == ("a cat,\non grass", "ugly")
+    assert (request.steps, request.guidance_scale, request.seed) == (20, 7.0, 965400086)
+    assert (request.width, request.height) == (512, 768)
 
 
 @given(st.text())
-def test_any_text_for_parameters_is_read_without_a_crash(text):
-    assert set(from_parameters(text)) >= {"prompt", "negative_prompt"}
+def test_any_text_is_parsed_as_parameters_without_a_crash(text):
+    assert set(parse_parameters(text)) >= {"prompt", "negative_prompt"}
 
 
 @pytest.mark.parametrize(
-    "ours",
+    "text",
     ["", "{", "[]", '{"request": 3}', '{"request": {"steps": 1e99}}', '{"request": {"adapters": "x"}}', "[" * 9999],
 )
-def test_hostile_texts_are_refused(tmp_path, ours):
+def test_hostile_metadata_is_refused(tmp_path, text):
     info = PngInfo()
-    info.add_text("hra_diffusion", ours)
+    info.add_text("hra_diffusion", text)
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
     with pytest.raises(HRAError):
         read_request(tmp_path / "a.png")
 
 
-def test_what_is_no_png_is_refused(tmp_path):
+def test_other_files_than_png_are_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"GIF89a")
-    with pytest.raises(ImageError, match="no PNG"):
+    with pytest.raises(ImageError, match="no readable PNG"):
         read_request(tmp_path / "a.png")
 
 
@@ -119,46 +134,52 @@ def test_what_is_no_png_is_refused(tmp_path):
         ("combine", "sum"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_by_name(name, value):
+def test_an_invalid_setting_is_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=NAMED.get(name, name)):
         GenerateRequest.from_json({name: value})
 
 
 @pytest.mark.parametrize(
-    ("values", "why"),
+    ("values", "message"),
     [
         ({"seed": MAX_SEED, "count": 2}, "seed"),
         ({"image": "a" * 32, "steps": 1, "image_strength": 0.9}, "image_strength is 0.9: of 1 steps none is left"),
     ],
 )
-def test_settings_that_together_cannot_be_drawn_are_refused(values, why):
-    with pytest.raises(ConfigError, match=why):
+def test_contradictory_settings_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
         GenerateRequest.from_json(values)
 
 
-def test_what_a_image_says_and_this_model_cannot_draw_is_left_out_by_name(tmp_path):
+def test_settings_unsuitable_for_the_model_are_left_out_by_name(tmp_path):
     base = Base(source="sd", name="sd", size=64, multiple=8, schedulers=("the model's own", "DDIM"))
     default = GenerateRequest(prompt="a dog", width=64, height=64, guidance_scale=4.0, seed=1)
 
-    def restored_from(**texts: str) -> tuple[GenerateRequest, str]:
+    def restore(**texts: str) -> tuple[GenerateRequest, str]:
         info = PngInfo()
         for name, text in texts.items():
             info.add_text(name, text)
         Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
-        request, changes = restored(tmp_path / "a.png", base, Library(tmp_path), default)
+        request, changes = restore_request(tmp_path / "a.png", base, Library(tmp_path), default)
         return request, "\n".join(changes)
 
-    request, said = restored_from(parameters="a cat\nSteps: 20, CFG scale: 40, Seed: -1, Size: 513x64")
+    request, changes = restore(parameters="a cat\nSteps: 20, CFG scale: 40, Seed: -1, Size: 513x64")
     assert request == GenerateRequest(prompt="a cat", steps=20, guidance_scale=4.0, seed=1, width=512, height=64)
-    assert all(each in said for each in ("guidance_scale is 40", "seed is -1", "width is 513: taken as 512"))
+    assert all(change in changes for change in ("guidance_scale is 40", "seed is -1", "width is 513: taken as 512"))
 
-    ours = {"prompt": "a cat", "scheduler": "Heun", "height": 12, "adapters": [{"name": "gone"}], "condition": "a" * 32}
-    request, said = restored_from(hra_diffusion=json.dumps({"request": ours}))
+    unsuitable = {
+        "prompt": "a cat",
+        "scheduler": "Heun",
+        "height": 12,
+        "adapters": [{"name": "gone"}],
+        "condition": "a" * 32,
+    }
+    request, changes = restore(hra_diffusion=json.dumps({"request": unsuitable}))
     assert request == GenerateRequest(prompt="a cat", guidance_scale=4.0, seed=1, width=64, height=16)
-    assert all(each in said for each in ("'Heun'", "height is 12", "'gone' is not in the library"))
+    assert all(change in changes for change in ("'Heun'", "height is 12", "'gone' is not in the library"))
 
 
-def test_a_grid_is_the_request_with_two_settings_changed():
+def test_a_grid_varies_two_settings_of_a_request():
     request = GenerateRequest(prompt="a cat", adapters=(AdapterUse(name="tiger", strength=0.7),), seed=3)
     grid = Grid.from_request(request, Axis.parse("strength", "0, 1"), Axis.parse("prompt", "{prompt} at night\na dog"))
     assert [[(cell.adapters[0].strength, cell.prompt) for cell in row] for row in grid.rows] == [
@@ -170,7 +191,7 @@ def test_a_grid_is_the_request_with_two_settings_changed():
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "why"),
+    ("x", "y", "message"),
     [
         (("seed", "1"), ("seed", "2"), "both axes|Both axes"),
         (("seed", ""), ("strength", "1"), "1 to 12"),
@@ -179,6 +200,6 @@ def test_a_grid_is_the_request_with_two_settings_changed():
         (("seed", "1,2,3,4,5,6,7,8,9"), ("prompt", "a\nb\nc\nd\ne\nf\ng\nh"), "64"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused_before_anything_is_drawn(x, y, why):
-    with pytest.raises(ConfigError, match=why):
+def test_an_invalid_grid_is_refused_before_the_first_image(x, y, message):
+    with pytest.raises(ConfigError, match=message):
         Grid.from_request(GenerateRequest(adapters=(AdapterUse(name="a"),)), Axis.parse(*x), Axis.parse(*y))

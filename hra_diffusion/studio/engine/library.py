@@ -117,7 +117,7 @@ class Library:
         return self.folder / name
 
     def free_name(self, wanted: str) -> str:
-        """Return the name, with a number appended where it is taken."""
+        """Return the name, followed by a number if the name is taken."""
         taken = {entry.name.casefold() for entry in self.entries()}
         names: Iterator[str] = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name.casefold() not in taken)

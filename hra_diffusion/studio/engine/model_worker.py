@@ -158,6 +158,8 @@ class ModelWorker:
             self.uploads.path(request.image)
         control = find_control([self.library.entry(use.name) for use in request.adapters])
         if control and not request.condition:
-            raise ConfigError(f"{control.name!r} follows an image: draw or choose one under “Follow an image”.")
+            raise ConfigError(
+                f"The control {control.name!r} needs an image: upload or sketch one under “Control (ControlNet)”."
+            )
         if request.condition:
             self.uploads.path(request.condition)
