@@ -115,7 +115,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
 
 
 def _guiding(config: GenerateConfig, pipe: "Pipeline") -> AbstractContextManager[None]:
-    """Return a context in which the control guides the pipeline, if there is a control."""
+    """Return the context of the control; an empty one without a control."""
     if not (config.control and config.image):
         return nullcontext()
     from hra_diffusion.control import load_hra_control, read_condition, read_control_image

@@ -11,6 +11,7 @@ from PIL import Image
 
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
+from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
 from hra_diffusion.formats.run_folder import result_file
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
@@ -110,6 +111,15 @@ def test_evaluate_run_uses_the_run_s_pipeline(emoji_run, tiny_sd):
     table = evaluate_run(emoji_run, pipe)
     assert table == (emoji_run / "metrics.md").read_text()
     assert len(json.loads((emoji_run / "metrics.json").read_text())["plan"]["seeds"]) == 1
+
+
+def test_evaluate_adapter_reports_progress_and_prints_nothing(emoji_run, tmp_path, capsys):
+    config = EvaluateConfig(adapter=emoji_run, num_contexts=2, num_images=1, output_dir=tmp_path)
+    counts = []
+    report = evaluate_adapter(config, progress=lambda count, total: counts.append((count, total)))
+    assert counts[-1] == (report.generations.num_images, report.generations.num_images)
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "metrics.md").read_text() == report.to_markdown()
 
 
 def test_evaluate_run_returns_the_reason_when_nothing_can_be_measured(trained, adapted_pipe):
