@@ -1,19 +1,18 @@
-"""What one does to adapters in a Stable Diffusion 1.5 pipeline: `python benchmarks/pipelines.py`.
+"""Time of adapter operations in a Stable Diffusion 1.5 pipeline: `python benchmarks/pipelines.py`.
 
 Loading from a folder, swapping in place, changing the strength, fusing and unfusing: medians of seconds, and their
-ratios to one pass of the UNet at 256 px, which is half a step of drawing with guidance. The UNet has its architecture
-and random weights, the adapters all its attention and feed-forward layers.
+ratios to one pass of the UNet at 256 px, which is half a step of generating with guidance. The UNet has the original
+architecture and random weights, the adapters are in all its attention and feed-forward layers.
 
     --rounds 9     counted rounds
     --rank 8
-    --smoke        everything at a size that means nothing, to see that it runs
+    --smoke        a test run at a tiny size
 """
 
 import argparse
 import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
@@ -29,6 +28,7 @@ from hra_diffusion import (
     unload_hra_weights,
 )
 from hra_diffusion.adapter.targets import UNET_FULL
+from hra_diffusion.pipelines import Pipeline
 
 SMALL = {
     "block_out_channels": (8, 16),
@@ -40,20 +40,20 @@ SMALL = {
 }
 
 
-def bare_pipeline(unet: UNet2DConditionModel) -> Any:
-    """A pipeline with nothing but a UNet in it."""
+def bare_pipeline(unet: UNet2DConditionModel) -> Pipeline:
+    """Return a pipeline with a UNet alone."""
     others = ("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker", "feature_extractor")
     return StableDiffusionPipeline(**dict.fromkeys(others), unet=unet, requires_safety_checker=False)
 
 
 def write_adapters(unet: UNet2DConditionModel, folder: Path, rank: int) -> list[Path]:
-    """Write two adapters that were never trained, but turn."""
-    places = [folder / "one", folder / "two"]
-    for place in places:
+    """Write two untrained adapters with random rotations."""
+    folders = [folder / "one", folder / "two"]
+    for adapter_folder in folders:
         model = HRAModel(unet, HRAConfig(r=rank, target_modules=UNET_FULL, init_weights=False))
-        model.save_pretrained(place / "unet")
+        model.save_pretrained(adapter_folder / "unet")
         model.unload()
-    return places
+    return folders
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     strengths = (0.5 + number / 1e6 for number in itertools.count())
 
     @torch.no_grad()
-    def draw() -> None:
+    def denoise() -> None:
         pipe.unet(sample, 500, encoder_hidden_states=prompt)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +78,7 @@ def main() -> None:
         load_hra_weights(pipe, one, "kept")
         swapped = itertools.cycle((two, one))
         actions = {
-            "one pass": draw,
+            "one pass": denoise,
             "load": lambda: load_hra_weights(pipe, two, "other"),
             "unload": lambda: unload_hra_weights(pipe, "other"),
             "swap in place": lambda: load_hra_weights(pipe, next(swapped), "kept", hotswap=True),
@@ -88,7 +88,7 @@ def main() -> None:
             "fuse": lambda: fuse_hra(pipe),
             "unfuse": lambda: unfuse_hra(pipe),
         }
-        medians = interleaved({name: lambda each=each: seconds(each) for name, each in actions.items()}, options.rounds)
+        medians = interleaved({name: lambda run=run: seconds(run) for name, run in actions.items()}, options.rounds)
     rows = [[name, taken, taken / medians["one pass"]] for name, taken in medians.items()]
     print_table(f"SD 1.5's UNet, all layers, r = {options.rank}", ["", "s", "× one pass"], rows)
 

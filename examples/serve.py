@@ -1,23 +1,20 @@
-"""Draw what many ask for, each with an adapter of their own, on all devices of a machine.
+"""Generate images for many users, each with their adapter, on all devices of a machine.
 
     torchrun --nproc_per_node 2 examples/serve.py requests.jsonl images --adapters adapters/tiger adapters/teapot
 
 A request is a line of JSON: {"adapter": "tiger", "strength": 0.8, "prompt": "a 3d render of a sks tiger", "seed": 0};
-an adapter goes by its folder's name. Its image is images/NUMBER.png, by the number of its line. Every process has a
-pipeline of its own, with all adapters in it, and takes its share of the requests; an image does not depend on whose
-share it is in.
+the adapter is named by its folder. The image is images/NUMBER.png, with the number of the line. Every process has a
+pipeline with all adapters, and generates a share of the requests; an image does not depend on its process.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 
-from hra_diffusion import load_hra_weights, using_hra_adapters
+from hra_diffusion import generate_image, load_hra_weights, load_pipeline, using_hra_adapters
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.pipelines import load_pipeline
 
 
 def main() -> None:
@@ -37,11 +34,10 @@ def main() -> None:
     requests = [(number, json.loads(line)) for number, line in enumerate(lines) if line.strip()]
     with state.split_between_processes(requests) as share:
         for number, request in share:
-            generator = torch.Generator().manual_seed(request["seed"])
             with using_hra_adapters(pipe, request["adapter"], request["strength"]):
-                (image,) = pipe(
-                    request["prompt"], generator=generator, num_inference_steps=arguments.num_inference_steps
-                ).images
+                image = generate_image(
+                    pipe, request["prompt"], request["seed"], num_inference_steps=arguments.num_inference_steps
+                )
             write_file(arguments.output / f"{number}.png", image.save)
     state.destroy_process_group()
 

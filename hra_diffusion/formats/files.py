@@ -204,7 +204,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def existing_part(path: Path) -> Path:
-    """Return the path if it exists, else the nearest existing folder above it."""
+    """Return the nearest existing path: the path itself or a folder above."""
     return next(part for part in (path, *path.absolute().parents) if part.exists())
 
 

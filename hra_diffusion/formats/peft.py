@@ -94,7 +94,7 @@ def swap_adapter(
 def read_adapter_for(
     model: nn.Module, folder: str | Path, is_trainable: bool = False
 ) -> tuple[HRAConfig, dict[str, Tensor]]:
-    """Read an adapter folder, and check that it is complete for a model.
+    """Read an adapter folder, and check its completeness for a model.
 
     Raises:
         AdapterFileError: the files are missing, damaged, or incomplete.

@@ -160,7 +160,7 @@ def _drop(pipe: Pipeline, name: str, adapter_names: list[str]) -> None:
 
 
 def _matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
-    """Check that the pipeline has an adapter's components; for files without a component, choose the one they fit."""
+    """Check that the pipeline has an adapter's components; files without a component get the only matching one."""
     present = models(pipe)
     if "" in parts:
         _, tensors = read_adapter(parts[""])
@@ -183,7 +183,7 @@ def _matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str |
 
 
 def _refuse_scale(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse diffusers' scale of LoRAs if there are no LoRAs, since text encoders would never get it."""
+    """Refuse diffusers' scale of LoRAs in a model without LoRAs, since text encoders would never get the scale."""
     if getattr(model, "_hf_peft_config_loaded", False):
         return
     for name in ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"):

@@ -122,7 +122,7 @@ def model_config(name: str) -> str:
 
 
 def _from_single_file(file: str, config: str, kind: Any, options: dict[str, Any]) -> Any:
-    """Load a checkpoint with diffusers' converter, and refuse missing weights, which it leaves on the meta device."""
+    """Load a checkpoint with diffusers' converter, and refuse weights left on the meta device: they are missing."""
     pipe = kind.from_single_file(file, config=config, **options)
     for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module) and any(p.is_meta for p in component.parameters()):

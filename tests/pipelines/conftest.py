@@ -1,4 +1,4 @@
-"""Pipelines of several kinds, and adapters for them that were never trained but turn everything a little."""
+"""Pipelines of several kinds, and untrained adapters for them with small rotations."""
 
 import pytest
 import torch
@@ -18,11 +18,11 @@ from tests import models
 
 PROMPT = "a sks dog"
 UNET_EVERYTHING = (*UNET_FULL, "conv1", "conv_shortcut", "time_emb_proj", "downsamplers.0.conv", "conv_out")
-"""Targets with convolutions of every kind that a UNet has."""
+"""Targets with all kinds of convolutions of a UNet."""
 
 
-def turned(model, targets, *, rank: int, seed: int, angle: float = 0.1) -> HRAModel:
-    """A model with an adapter whose pairs of reflections are `angle` radians apart, or so."""
+def rotated(model, targets, *, rank: int, seed: int, angle: float = 0.1) -> HRAModel:
+    """A model with an adapter whose pairs of reflections are about `angle` radians apart."""
     generator = torch.Generator().manual_seed(seed)
     model = HRAModel(model, HRAConfig(r=rank, target_modules=targets), generator=generator)
     with torch.no_grad():
@@ -33,19 +33,19 @@ def turned(model, targets, *, rank: int, seed: int, angle: float = 0.1) -> HRAMo
 
 
 def write_adapter(pipe, folder, *, unet=UNET_FULL, text_encoders=CLIP_TEXT_FULL, rank=4, seed=0, base="some/base"):
-    """Write an adapter for a pipeline's components; None leaves a kind of them out."""
+    """Write an adapter for a pipeline's components; None excludes a kind of component."""
     for name in ("unet", "text_encoder", "text_encoder_2"):
         targets = unet if name == "unet" else text_encoders
         component = getattr(pipe, name, None)
         if component is not None and targets:
-            model = turned(component, targets, rank=rank, seed=seed)
+            model = rotated(component, targets, rank=rank, seed=seed)
             model.peft_config["default"] = HRAConfig(r=rank, target_modules=targets, base_model_name_or_path=base)
             model.save_pretrained(folder / name)
             model.unload()
     return folder
 
 
-def draw(pipe, **options) -> torch.Tensor:
+def generate(pipe, **options) -> torch.Tensor:
     """An image, (channels, height, width) in 0 … 1."""
     pipe.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, **options}
@@ -60,19 +60,19 @@ def load_kind(kind, folder, **options):
 
 @pytest.fixture(scope="session")
 def image():
-    """The function that draws: see its arguments."""
-    return draw
+    """The function `generate`."""
+    return generate
 
 
 @pytest.fixture(scope="session")
 def load():
-    """The function that loads a kind of pipeline from a folder."""
+    """The function `load_kind`."""
     return load_kind
 
 
 @pytest.fixture(scope="session")
 def make_adapter():
-    """The function that writes an adapter: see its arguments."""
+    """The function `write_adapter`."""
     return write_adapter
 
 
@@ -83,7 +83,7 @@ def pipe(tiny_sd):
 
 @pytest.fixture(scope="session")
 def adapters(tiny_sd, tmp_path_factory):
-    """Adapters a and b of rank 4, and low of rank 2, for the tiny Stable Diffusion; b leaves the text encoder alone."""
+    """Adapters a and b of rank 4, and low of rank 2, for the tiny Stable Diffusion; b adapts the UNet alone."""
     pipe, folder = load_kind(StableDiffusionPipeline, tiny_sd), tmp_path_factory.mktemp("adapters")
     base = str(tiny_sd)
     write_adapter(pipe, folder / "a", seed=1, base=base)
@@ -102,7 +102,7 @@ def xl_adapter(tiny_sdxl, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def xl_conv_adapter(tiny_sdxl, tmp_path_factory):
-    """An adapter of layers of every kind that the UNet of Stable Diffusion XL has."""
+    """An adapter of all kinds of layers of the UNet of Stable Diffusion XL."""
     pipe = load_kind(StableDiffusionXLPipeline, tiny_sdxl)
     everything = (*UNET_EVERYTHING, "conv_in", "upsamplers.0.conv", "linear_1", "linear_2")
     folder = tmp_path_factory.mktemp("adapters") / "xl-conv"
@@ -148,6 +148,6 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    """A function that loads a pipeline from a Stable Diffusion folder, and options to call it with."""
+    """A function that loads a pipeline from a Stable Diffusion folder, and the options of its call."""
     make, options = KINDS[request.param]
     return make, options()

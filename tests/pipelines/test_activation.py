@@ -1,4 +1,4 @@
-"""Which adapters of a pipeline act, how strongly, and through what: the same in every component."""
+"""Activation, strengths and fusing of a pipeline's adapters: the same in every component."""
 
 import random
 import threading
@@ -7,11 +7,15 @@ import pytest
 import torch
 
 from hra_diffusion import (
+    export_lora,
     fuse_hra,
     list_hra_adapters,
     load_hra_weights,
+    merge_hra,
+    save_hra_weights,
     set_hra_adapters,
     unfuse_hra,
+    unload_hra_weights,
     using_hra_adapters,
 )
 from hra_diffusion.errors import ConfigError, MergeError
@@ -20,7 +24,7 @@ from hra_diffusion.pipelines import disable_hra
 
 @pytest.fixture
 def adapted(pipe, adapters):
-    """A pipeline with adapters a and b, of which b acts."""
+    """A pipeline with adapters a and b; b is active."""
     for name in ("a", "b"):
         load_hra_weights(pipe, adapters / name, name)
     return pipe
@@ -44,7 +48,7 @@ def test_strengths_lead_from_the_base_to_the_adapter(adapted, image):
     assert torch.equal(image(adapted), base)
 
 
-def test_a_mean_has_no_order_and_a_product_has(adapted, image):
+def test_a_mean_is_independent_of_the_order_and_a_product_is_not(adapted, image):
     images = {}
     for combine in ("mean", "product"):
         for names, strengths in ((["a", "b"], [0.7, 0.4]), (["b", "a"], [0.4, 0.7])):
@@ -54,7 +58,7 @@ def test_a_mean_has_no_order_and_a_product_has(adapted, image):
     assert not close(images["product", "a"], images["product", "b"], 1e-4)
 
 
-def test_the_list_says_what_acts_how(adapted, tiny_sd):
+def test_the_list_has_components_strengths_and_the_active_adapters(adapted, tiny_sd):
     set_hra_adapters(adapted, ["b", "a"], [1.5, 0.5])
     adapters = list_hra_adapters(adapted)
     assert list(adapters) == ["a", "b"]
@@ -73,7 +77,7 @@ def test_the_list_says_what_acts_how(adapted, tiny_sd):
         (("a", 1.0, "sum"), "'mean' or 'product'"),
     ],
 )
-def test_what_cannot_be_had_is_refused_and_nothing_changes(adapted, image, arguments, complaint):
+def test_an_impossible_activation_is_refused_and_nothing_changes(adapted, image, arguments, complaint):
     set_hra_adapters(adapted, ["a", "b"], [0.5, 0.8])
     before, listed = image(adapted), list_hra_adapters(adapted)
     with pytest.raises(ConfigError, match=complaint):
@@ -94,7 +98,7 @@ def test_an_odd_adapter_in_one_component_changes_no_other(pipe, image, make_adap
     set_hra_adapters(pipe, ["a", "odd"], combine="product")
 
 
-def test_within_a_block_only(adapted, image):
+def test_a_block_activates_adapters_within_the_block_only(adapted, image):
     set_hra_adapters(adapted, "a")
     before = image(adapted)
     set_hra_adapters(adapted, "b", 0.4)
@@ -119,7 +123,7 @@ def test_diffusers_scale_is_refused_rather_than_ignored(adapted, image):
 
 
 @pytest.mark.slow
-def test_fused_the_image_is_the_same_and_a_thousand_cycles_leave_no_trace(adapted, image):
+def test_fusing_keeps_the_image_and_a_thousand_cycles_keep_the_weights(adapted, image):
     set_hra_adapters(adapted, ["a", "b"], [0.8, 0.5])
     acting = image(adapted)
     models = (adapted.unet.model, adapted.text_encoder.model)
@@ -136,7 +140,7 @@ def test_fused_the_image_is_the_same_and_a_thousand_cycles_leave_no_trace(adapte
     assert torch.equal(image(adapted), acting)
 
 
-def test_fusing_is_all_components_or_none(adapted, image):
+def test_fusing_changes_all_components_or_none(adapted, image):
     set_hra_adapters(adapted, "a")
     before = image(adapted)
     weight = next(iter(adapted.unet.layers().values())).base_layer.weight
@@ -151,7 +155,7 @@ def test_fusing_is_all_components_or_none(adapted, image):
     assert torch.equal(image(adapted), before)
 
 
-def test_threads_share_a_pipeline_by_turns(adapted, adapters, image):
+def test_threads_take_turns_with_a_pipeline(adapted, adapters, image):
     load_hra_weights(adapted, adapters / "low", "low")
     load_hra_weights(adapted, adapters / "conv", "conv")
     orders = [(name, strength) for name in ("a", "b", "low", "conv") for strength in (1.0, 0.5)]
@@ -159,18 +163,49 @@ def test_threads_share_a_pipeline_by_turns(adapted, adapters, image):
     for order in orders:
         set_hra_adapters(adapted, *order)
         expected[order] = image(adapted, num_inference_steps=1)
-    found: list = []
+    results: list = []
 
     def serve(number: int) -> None:
         chance = random.Random(number)
         for order in chance.choices(orders, k=4):
             with using_hra_adapters(adapted, *order):
-                found.append((order, image(adapted, num_inference_steps=1)))
+                results.append((order, image(adapted, num_inference_steps=1)))
 
     threads = [threading.Thread(target=serve, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 32
-    assert all(torch.equal(image, expected[order]) for order, image in found)
+    assert len(results) == 32
+    assert all(torch.equal(image, expected[order]) for order, image in results)
+
+
+def test_unknown_names_are_refused_with_the_nearest_one(pipe, adapters, tmp_path):
+    load_hra_weights(pipe, adapters / "a", "tiger")
+    complaint = r"no HRA adapter named 'tigre': did you mean 'tiger'\?"
+    for change in (set_hra_adapters, fuse_hra, unload_hra_weights):
+        with pytest.raises(ConfigError, match=complaint):
+            change(pipe, "tigre")
+    with pytest.raises(ConfigError, match=complaint), using_hra_adapters(pipe, "tigre"):
+        pass
+    with pytest.raises(ConfigError, match=complaint):
+        save_hra_weights(pipe, tmp_path, "tigre")
+    unload_hra_weights(pipe)
+    with pytest.raises(ConfigError, match="named 'tiger'; it has none"):
+        set_hra_adapters(pipe, "tiger")
+
+
+def test_unknown_arguments_are_refused_with_the_nearest_one(pipe, adapters, tiny_sd, tmp_path):
+    calls = {
+        "hotswap": lambda: load_hra_weights(pipe, adapters / "a", hotswop=True),
+        "revision": lambda: load_hra_weights(pipe, adapters / "a", revison="main"),
+        "push_to_hub": lambda: save_hra_weights(pipe, tmp_path / "a", push_to_hup=True),
+        "private": lambda: save_hra_weights(pipe, tmp_path / "a", privat=True),
+        "combine": lambda: merge_hra({adapters / "a": 1.0}, tmp_path / "a", base=tiny_sd, combin="mean"),
+        "strength": lambda: export_lora(adapters / "a", tmp_path / "a.safetensors", base=pipe, strenth=0.5),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=rf"no argument named '\w+': did you mean '{name}'\?"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+    assert list_hra_adapters(pipe) == {}

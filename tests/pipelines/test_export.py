@@ -1,4 +1,4 @@
-"""The exact LoRA: whoever loads it gets the images of the HRA pipeline."""
+"""The exact LoRA: it gives the images of the HRA pipeline in every tool."""
 
 import json
 
@@ -42,7 +42,7 @@ def case(request, tiny_sd, tiny_sdxl, adapters):
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_diffusers_draws_the_same_with_the_lora(case, layout, load, image, tmp_path):
+def test_diffusers_generates_the_same_with_the_lora(case, layout, load, image, tmp_path):
     kind, folder, adapter = case
     pipe, other = load(kind, folder), load(kind, folder)
     base = image(other)
@@ -60,7 +60,7 @@ def test_diffusers_draws_the_same_with_the_lora(case, layout, load, image, tmp_p
 
 
 def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp_path):
-    """W + alpha / r · up · down, with the modules found by their names, independently of how they were written."""
+    """W + alpha / r · up · down, with the modules looked up by name, independently of the writing code."""
     kind, folder, adapter = case
     pipe = load(kind, folder)
     for name in ("unet", "text_encoder", "text_encoder_2"):
@@ -82,13 +82,13 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
                 tensors.pop(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha")
             )
             delta = alpha / len(down) * (up.flatten(1) @ down.flatten(1))
-            merged, own = layer.base_layer.weight, layer.original_weight()
-            assert off(own + delta.view_as(own), merged) < 1e-12
-            assert down.shape[1:] == own.shape[1:]
+            merged, original = layer.base_layer.weight, layer.original_weight()
+            assert off(original + delta.view_as(original), merged) < 1e-12
+            assert down.shape[1:] == original.shape[1:]
     assert tensors == {}
 
 
-def test_peft_loads_its_layout(adapters, load, tiny_sd, tmp_path):
+def test_peft_loads_the_layout_peft(adapters, load, tiny_sd, tmp_path):
     pipe = load(StableDiffusionPipeline, tiny_sd)
     inputs = (torch.ones(1, 4, 8, 8), torch.tensor([3]), torch.ones(1, 5, 32))
     export_lora(adapters / "conv", tmp_path / "lora", base=pipe, layout="peft", dtype="fp32")
@@ -110,7 +110,7 @@ def test_every_layer_has_one_rank_and_alpha_is_that_rank(adapters, pipe, make_ad
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp16", 2e-3), ("bf16", 2e-2)])
 def test_rounding_costs_no_more_than_the_rounding_of_the_update(adapters, pipe, tmp_path, dtype, tolerance):
-    """Though the reflections of a weak adapter nearly cancel."""
+    """This holds for a weak adapter, too, whose reflections nearly cancel."""
     for strength in (1.0, 0.01):
         exact, rounded = (
             products(
@@ -130,14 +130,14 @@ def test_rounding_costs_no_more_than_the_rounding_of_the_update(adapters, pipe, 
 
 
 def products(file) -> dict[str, torch.Tensor]:
-    """B A of each layer."""
+    """B A of every layer."""
     tensors = {name: tensor.float().flatten(1) for name, tensor in load_file(file).items()}
     return {
         name: tensor @ tensors[name.replace("lora_B", "lora_A")] for name, tensor in tensors.items() if "lora_B" in name
     }
 
 
-def test_the_pipeline_is_given_back_as_it_came(adapters, pipe, image, tmp_path):
+def test_the_pipeline_is_unchanged_by_an_export(adapters, pipe, image, tmp_path):
     load_hra_weights(pipe, adapters / "a", "a")
     set_hra_adapters(pipe, "a", 0.6)
     before, components = image(pipe), dict(pipe.components)
@@ -150,7 +150,7 @@ def test_the_pipeline_is_given_back_as_it_came(adapters, pipe, image, tmp_path):
         assert off(image(pipe), before) > PIXEL
 
 
-def test_the_command_writes_what_python_writes_with_the_runs_metadata(trained, tiny_sd, tmp_path, capsys):
+def test_the_command_writes_the_same_file_as_python_with_the_runs_metadata(trained, tiny_sd, tmp_path, capsys):
     mine, theirs = tmp_path / "dog.safetensors", tmp_path / "again" / "dog.safetensors"
     flags = ["--layout", "kohya", "--strength", "0.5", "--dtype", "bf16", "--license", "mit"]
     assert main(["export-lora", str(trained), str(mine), *flags]) == 0
@@ -191,7 +191,7 @@ def test_a_thumbnail_can_be_chosen(adapters, pipe, tmp_path):
         ({"thumbnail": "none.png"}, "cannot be read as an image"),
     ],
 )
-def test_what_cannot_be_written_is_refused_and_nothing_is(adapters, pipe, tmp_path, arguments, complaint):
+def test_an_impossible_export_is_refused_and_nothing_is_written(adapters, pipe, tmp_path, arguments, complaint):
     output = tmp_path / arguments.pop("output", "x.safetensors")
     with pytest.raises(ValueError, match=complaint):
         export_lora(adapters / "b", output, base=pipe, **arguments)
@@ -199,7 +199,7 @@ def test_what_cannot_be_written_is_refused_and_nothing_is(adapters, pipe, tmp_pa
     assert adapted_components(pipe) == {}
 
 
-def test_a_place_that_cannot_be_written_and_an_adapter_without_a_base_are_named(adapters, pipe, make_adapter, tmp_path):
+def test_an_unwritable_path_and_an_adapter_without_a_base_are_named(adapters, pipe, make_adapter, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="Cannot write"):
         export_lora(adapters / "b", tmp_path / "file" / "x.safetensors", base=pipe)
@@ -208,7 +208,7 @@ def test_a_place_that_cannot_be_written_and_an_adapter_without_a_base_are_named(
         export_lora(tmp_path / "homeless", tmp_path / "x.safetensors")
 
 
-def test_what_a_lora_cannot_hold_is_refused(pipe, tmp_path):
+def test_biases_and_odd_ranks_at_other_strengths_are_refused(pipe, tmp_path):
     from hra_diffusion import HRAConfig, HRAModel
 
     model = HRAModel(pipe.unet, HRAConfig(target_modules=["to_q"], bias="all"))

@@ -1,4 +1,4 @@
-"""From a LoRA to HRA: what was a rotation comes back whole, and of anything else it is said what was lost."""
+"""From a LoRA to HRA: a rotation is kept exactly, and the loss of any other LoRA is reported."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
 @pytest.mark.parametrize("model", ["SD", "SDXL"])
-def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
+def test_the_lora_of_an_adapter_is_fitted_by_that_adapter(
     layout, model, adapters, xl_adapter, tiny_sd, tiny_sdxl, load, image, tmp_path
 ):
     kind, folder, adapter = (
@@ -43,7 +43,7 @@ def test_the_lora_of_an_adapter_comes_back_as_that_adapter(
 
 
 def random_lora(file, pipe, tmp_path, **metadata):
-    """A LoRA that is no rotation, of the layers of a real one."""
+    """A random LoRA with the layers of a real one."""
     tensors = load_file(file)
     generator = torch.Generator().manual_seed(0)
     random = {
@@ -54,7 +54,7 @@ def random_lora(file, pipe, tmp_path, **metadata):
     return tmp_path / "random.safetensors"
 
 
-def test_what_a_random_lora_loses_is_measured_on_the_weights(adapters, pipe, tiny_sd, tmp_path, capsys):
+def test_the_reported_loss_of_a_random_lora_is_that_of_the_weights(adapters, pipe, tiny_sd, tmp_path, capsys):
     lora = random_lora(export_lora(adapters / "b", tmp_path / "b.safetensors", base=pipe), pipe, tmp_path)
     arguments = ["import-lora", str(lora), str(tmp_path / "fit"), "--pretrained_model_name_or_path", str(tiny_sd)]
     assert main(arguments) == 0
@@ -93,7 +93,7 @@ def test_alpha_and_diffusers_metadata_scale_the_update(adapters, pipe, tmp_path)
     assert lost(scaled, 3) == pytest.approx(lost(tmp_path / "plain.safetensors", 4))
 
 
-def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(
+def test_a_file_that_is_no_lora_of_this_model_is_refused_and_nothing_is_written(
     adapters, pipe, xl_adapter, tiny_sdxl, tmp_path
 ):
     xl = export_lora(xl_adapter, tmp_path / "xl.safetensors", base=tiny_sdxl)
@@ -126,10 +126,10 @@ def test_what_is_no_lora_of_this_model_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("convolutions", [False, True])
-def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_either_names(
+def test_kohya_s_loras_of_stable_diffusion_xl_are_read_by_original_and_diffusers_names(
     convolutions, request, xl_adapter, tiny_sdxl, load, tmp_path
 ):
-    """By those of the original code, as kohya writes them, and by diffusers', as some converters do."""
+    """kohya writes the names of the original code, some converters those of diffusers."""
     adapter = request.getfixturevalue("xl_conv_adapter") if convolutions else xl_adapter
     pipe = load(StableDiffusionXLPipeline, tiny_sdxl)
     file = export_lora(adapter, tmp_path / "original.safetensors", base=pipe, dtype="fp32")

@@ -1,4 +1,4 @@
-"""Adapters in pipelines: in and out without a trace, all components or none."""
+"""Loading and unloading of adapters: unloading restores the objects, and all components change or none."""
 
 import shutil
 import zipfile
@@ -39,7 +39,7 @@ def test_a_run_s_own_adapter_is_not_hidden(pipe, adapters, tmp_path):
         save_hra_weights(pipe, tmp_path / "run")
 
 
-def test_an_adapter_changes_the_image_and_unloading_gives_the_base_back(pipe, trained):
+def test_an_adapter_changes_the_image_and_unloading_restores_the_base(pipe, trained):
     components, before = dict(pipe.components), generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained / "adapter")
     assert list(adapted_components(pipe)) == ["text_encoder", "unet"]
@@ -49,7 +49,7 @@ def test_an_adapter_changes_the_image_and_unloading_gives_the_base_back(pipe, tr
     assert same(generate_image(pipe, PROMPT, 0, **OPTIONS), before)
 
 
-def test_disabled_the_pipeline_is_its_base_within_the_block_only(pipe, trained):
+def test_a_disabled_pipeline_is_its_base_within_the_block_only(pipe, trained):
     before = generate_image(pipe, PROMPT, 0, **OPTIONS)
     load_hra_weights(pipe, trained)
     adapted = generate_image(pipe, PROMPT, 0, **OPTIONS)
@@ -58,7 +58,7 @@ def test_disabled_the_pipeline_is_its_base_within_the_block_only(pipe, trained):
     assert same(generate_image(pipe, PROMPT, 0, **OPTIONS), adapted)
 
 
-def test_the_same_seed_gives_the_same_image_whatever_was_drawn_before(pipe):
+def test_the_same_seed_gives_the_same_image_after_any_other_images(pipe):
     first = generate_image(pipe, PROMPT, 7, **OPTIONS)
     torch.rand(5)
     generate_image(pipe, PROMPT, 8, **OPTIONS)
@@ -67,7 +67,7 @@ def test_the_same_seed_gives_the_same_image_whatever_was_drawn_before(pipe):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "other model"])
-def test_a_damaged_component_leaves_the_pipeline_as_it_was(pipe, trained, tmp_path, damage):
+def test_a_damaged_component_leaves_the_pipeline_unchanged(pipe, trained, tmp_path, damage):
     copy = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     weights = copy / "unet" / "adapter_model.safetensors"
     if damage == "truncated":
@@ -83,7 +83,7 @@ def test_a_damaged_component_leaves_the_pipeline_as_it_was(pipe, trained, tmp_pa
     assert not [name for name, _ in pipe.text_encoder.named_parameters() if "hra" in name]
 
 
-def test_an_adapter_for_a_component_the_pipeline_lacks_is_refused(pipe, trained, tmp_path):
+def test_an_adapter_for_a_missing_component_is_refused(pipe, trained, tmp_path):
     copy = shutil.copytree(trained / "adapter", tmp_path / "adapter")
     (copy / "unet").rename(copy / "transformer")
     with pytest.raises(AdapterFileError, match="the StableDiffusionPipeline has no transformer"):
@@ -91,7 +91,7 @@ def test_an_adapter_for_a_component_the_pipeline_lacks_is_refused(pipe, trained,
     assert adapted_components(pipe) == {}
 
 
-def test_every_kind_of_pipeline_takes_an_adapter_and_gives_it_back(tiny_sd, adapters, kind, image):
+def test_every_kind_of_pipeline_loads_and_unloads_an_adapter(tiny_sd, adapters, kind, image):
     make, options = kind
     pipe = make(tiny_sd)
     components, base = dict(pipe.components), image(pipe, **options)
@@ -102,7 +102,7 @@ def test_every_kind_of_pipeline_takes_an_adapter_and_gives_it_back(tiny_sd, adap
     assert torch.equal(image(pipe, **options), base)
 
 
-def test_stable_diffusion_xl_takes_an_adapter_of_all_three_components(tiny_sdxl, xl_adapter, tmp_path, image, load):
+def test_stable_diffusion_xl_loads_an_adapter_of_all_three_components(tiny_sdxl, xl_adapter, tmp_path, image, load):
     pipe = load(StableDiffusionXLPipeline, tiny_sdxl)
     base = image(pipe)
     load_hra_weights(pipe, xl_adapter)
@@ -115,13 +115,13 @@ def test_stable_diffusion_xl_takes_an_adapter_of_all_three_components(tiny_sdxl,
     assert close(image(pipe), adapted)
 
 
-def test_an_adapter_of_stable_diffusion_xl_is_refused_by_1_with_the_name_of_its_base(pipe, xl_adapter, tiny_sdxl):
+def test_an_adapter_of_stable_diffusion_xl_is_refused_by_1_5_with_the_name_of_its_base(pipe, xl_adapter, tiny_sdxl):
     with pytest.raises(AdapterFileError, match=f"made for {tiny_sdxl}, does not fit|has no text_encoder_2"):
         load_hra_weights(pipe, xl_adapter)
     assert adapted_components(pipe) == {}
 
 
-def test_the_newest_adapter_acts_alone_and_the_others_come_back_when_it_leaves(pipe, adapters, image):
+def test_the_newest_adapter_is_active_alone_and_unloading_it_activates_the_first(pipe, adapters, image):
     load_hra_weights(pipe, adapters / "a", "a")
     only_a = image(pipe)
     load_hra_weights(pipe, adapters / "b", "b")
@@ -137,7 +137,7 @@ def test_the_newest_adapter_acts_alone_and_the_others_come_back_when_it_leaves(p
 
 
 @pytest.mark.parametrize("name", ["a", "../a", "a/b", "a\0", "a.b", ""])
-def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, image):
+def test_a_taken_or_invalid_name_is_refused(pipe, adapters, name, image):
     load_hra_weights(pipe, adapters / "a", "a")
     before = image(pipe)
     with pytest.raises(ConfigError, match=r"named 'a' already|cannot name an adapter"):
@@ -146,7 +146,7 @@ def test_a_name_that_is_taken_or_cannot_be_one_is_refused(pipe, adapters, name, 
     assert torch.equal(image(pipe), before)
 
 
-def test_an_archive_is_no_adapter_and_is_never_unpacked(pipe, tmp_path, image):
+def test_an_archive_is_refused_and_never_unpacked(pipe, tmp_path, image):
     before = image(pipe)
     with zipfile.ZipFile(tmp_path / "adapter.zip", "w") as archive:
         archive.writestr("../outside.safetensors", b"")
@@ -156,7 +156,7 @@ def test_an_archive_is_no_adapter_and_is_never_unpacked(pipe, tmp_path, image):
     assert [path.name for path in tmp_path.iterdir()] == ["adapter.zip"]
 
 
-def test_a_damaged_second_adapter_leaves_the_first_acting_as_it_did(pipe, adapters, tmp_path, image):
+def test_a_damaged_second_adapter_leaves_the_first_active_and_unchanged(pipe, adapters, tmp_path, image):
     load_hra_weights(pipe, adapters / "a", "a")
     set_hra_adapters(pipe, "a", 0.6)
     before = image(pipe)
@@ -188,7 +188,7 @@ def test_swapping_writes_over_the_columns_of_an_adapter_in_place(pipe, adapters,
     assert close(image(pipe), b)
 
 
-def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, image):
+def test_a_failed_swap_changes_no_component(pipe, adapters, tmp_path, image):
     load_hra_weights(pipe, adapters / "low")
     before = image(pipe)
     with pytest.raises(AdapterFileError, match="its rank is 4 of at most 2"):
@@ -203,14 +203,14 @@ def test_a_swap_that_fails_changes_no_component(pipe, adapters, tmp_path, image)
         load_hra_weights(pipe, adapters / "low", "other", hotswap=True)
 
 
-def test_files_of_peft_in_the_folder_itself_are_those_of_the_component_they_fit(pipe, adapters):
+def test_peft_files_in_the_folder_itself_are_loaded_into_the_matching_component(pipe, adapters):
     for component in ("unet", "text_encoder"):
         load_hra_weights(pipe, adapters / "a" / component)
         assert list_hra_adapters(pipe)["default"].components == (component,)
         unload_hra_weights(pipe)
 
 
-def test_an_adapter_comes_from_a_repository_of_the_hub(pipe, adapters, tmp_path, image):
+def test_an_adapter_is_loaded_from_a_repository_of_the_hub(pipe, adapters, tmp_path, image):
     """The layout of huggingface_hub's cache, offline, as it is after a download."""
     commit, repository = "0" * 40, tmp_path / "models--someone--cats"
     shutil.copytree(adapters / "a", repository / "snapshots" / commit / "tabby")
@@ -249,12 +249,12 @@ def test_saving_writes_all_components_or_nothing_and_never_mixes_two_adapters(pi
         save_hra_weights(pipe, tmp_path / "file", "a")
 
 
-def test_a_folder_without_an_adapter_is_refused_with_what_one_holds(pipe, tmp_path):
+def test_a_folder_without_an_adapter_is_refused_with_the_expected_files(pipe, tmp_path):
     with pytest.raises(AdapterFileError, match=r"no adapter in .*one sub-folder for each adapted component"):
         load_hra_weights(pipe, tmp_path)
 
 
-def test_a_model_stored_in_half_precision_draws_in_float32(make_model, tmp_path):
+def test_a_model_stored_in_half_precision_generates_in_float32(make_model, tmp_path):
     pipe = load_pipeline(str(make_model(tmp_path / "half", half=True)))
     assert {pipe.unet.dtype, pipe.text_encoder.dtype, pipe.vae.dtype} == {torch.float32}
     assert generate_image(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Merged models: diffusers alone draws with them what the pipeline with adapters does."""
+"""Merged models: diffusers alone generates the images of the pipeline with adapters."""
 
 import pytest
 import torch
@@ -15,7 +15,9 @@ def off(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("combine", ["mean", "product"])
-def test_the_command_merges_what_the_pipeline_mixes(pipe, adapters, tiny_sd, load, image, tmp_path, capsys, combine):
+def test_the_command_merges_the_mixture_of_the_pipeline(
+    pipe, adapters, tiny_sd, load, image, tmp_path, capsys, combine
+):
     for name in ("a", "b"):
         load_hra_weights(pipe, adapters / name, name)
     set_hra_adapters(pipe, ["a", "b"], [0.8, 0.5], combine)
@@ -34,7 +36,7 @@ def test_half_precision_is_rounded_once(adapters, tiny_sd, load, tmp_path):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in half.unet.state_dict().items())
 
 
-def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd, load, image, tmp_path):
+def test_fully_trained_modules_and_biases_are_merged_too(pipe, tiny_sd, load, image, tmp_path):
     model = HRAModel(pipe.unet, HRAConfig(target_modules=["to_q"], bias="all", modules_to_save=["conv_out"]))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -46,7 +48,7 @@ def test_modules_and_biases_that_an_adapter_trains_are_merged_too(pipe, tiny_sd,
     assert off(image(load(StableDiffusionPipeline, tmp_path / "out")), image(pipe)) < 1e-4
 
 
-def test_what_cannot_be_merged_is_refused_and_nothing_is_written(adapters, tiny_sd, tmp_path):
+def test_an_impossible_merge_is_refused_and_nothing_is_written(adapters, tiny_sd, tmp_path):
     a = {str(adapters / "a"): 1.0}
     with pytest.raises(ConfigError, match="diffusers has no writer"):
         merge_hra(a, tmp_path / "out.safetensors", base=tiny_sd)
@@ -74,10 +76,18 @@ def test_a_folder_may_have_a_colon_in_its_name(tmp_path):
     (tmp_path / "a:1").mkdir()
     assert adapter_and_strength(f"{tmp_path}/a:1") == (f"{tmp_path}/a:1", 1.0)
     assert adapter_and_strength(f"{tmp_path}/a:1:0.5") == (f"{tmp_path}/a:1", 0.5)
-    with pytest.raises(ConfigError, match=r"'half' is no number: write FOLDER:STRENGTH"):
+    with pytest.raises(ConfigError, match=r"'half' is not a number: write FOLDER:STRENGTH"):
         adapter_and_strength(f"{tmp_path}/a:1:half")
 
 
 def test_an_adapter_named_twice_is_refused(capsys, tmp_path):
     assert main(["merge", "base", str(tmp_path / "out"), "--adapters", "a:1", "a:2"]) == 2
     assert "names an adapter twice" in capsys.readouterr().err
+
+
+def test_the_command_reads_the_words_of_version_0_1(adapters, tiny_sd, tmp_path):
+    mixed = [f"{adapters / 'a'}:0.8", f"{adapters / 'b'}:0.5"]
+    for combine in ("lie", "mean"):
+        assert main(["merge", str(tiny_sd), str(tmp_path / combine), "--adapters", *mixed, "--combine", combine]) == 0
+    files = [(tmp_path / combine / "unet" / "diffusion_pytorch_model.safetensors") for combine in ("lie", "mean")]
+    assert files[0].read_bytes() == files[1].read_bytes()

@@ -1,4 +1,4 @@
-"""Adapters go to the hub and come back from it: huggingface_hub itself, against a small hub on this machine."""
+"""Publishing and loading of adapters with huggingface_hub itself, against a small hub on this machine."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Hub(ThreadingHTTPServer):
-    """What of the hub's HTTP interface pushing and loading take; commits are kept whole, by branch."""
+    """The part of the hub's HTTP interface for pushing and loading; complete commits are kept by branch."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -130,7 +130,7 @@ def hub():
 
 @pytest.fixture
 def online(hub, tmp_path):
-    """A function that runs code in a process that is online, but knows no hub but ours."""
+    """A function that runs code in an online process with our hub instead of the real one."""
 
     def run(code: str, token: str = "hf_of_the_test") -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
@@ -164,7 +164,7 @@ print(list(list_hra_adapters(pipe)))
 """
 
 
-def test_a_run_is_published_with_its_page_and_loaded_back(hub, online, trained, tiny_sd, pipe, image, tmp_path):
+def test_a_run_is_published_with_its_model_card_and_loaded_again(hub, online, trained, tiny_sd, pipe, image, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "beach.png")
     options = ["--license", "apache-2.0", "--images", str(tmp_path / "beach.png"), "a sks dog on a beach"]
     done = online(PUSH.format(arguments=["push", str(trained), "dog", *options]))
@@ -210,7 +210,7 @@ print(load_hra_control(pipe, "tester/canny").annotator.name)
 """
 
 
-def test_a_control_is_published_with_its_encoder_and_loaded_back(hub, online, control_folder, tiny_sd):
+def test_a_control_is_published_with_its_encoder_and_loaded_again(hub, online, control_folder, tiny_sd):
     done = online(PUSH.format(arguments=["push", str(control_folder), "canny"]))
     assert done.returncode == 0, done.stderr
     page = hub.files("tester/canny")["README.md"].decode()
@@ -233,7 +233,7 @@ def check_card(files, tiny_sd) -> None:
     assert not any(str(tiny_sd.parent).encode() in content for content in files.values())
 
 
-def test_a_page_that_is_there_is_left_as_it_is(hub, online, adapters):
+def test_an_existing_model_card_is_left_unchanged(hub, online, adapters):
     hub.branches["tester/a"] = {"main": [{"README.md": b"mine"}]}
     done = online(PUSH.format(arguments=["push", str(adapters / "a"), "tester/a"]))
     assert done.returncode == 0, done.stderr
@@ -241,7 +241,7 @@ def test_a_page_that_is_there_is_left_as_it_is(hub, online, adapters):
     assert "unet/adapter_config.json" in hub.files("tester/a")
 
 
-def test_a_hub_that_refuses_is_said_in_one_sentence_and_has_nothing(hub, online, adapters):
+def test_a_refusal_of_the_hub_is_reported_in_one_sentence_and_nothing_is_published(hub, online, adapters):
     done = online(PUSH.format(arguments=["push", str(adapters / "a"), "tester/a"]), token="hf_of_somebody_else")
     assert done.returncode == 2
     assert "\nError: The adapter" in f"\n{done.stderr}"  # libraries may say something before
@@ -250,14 +250,14 @@ def test_a_hub_that_refuses_is_said_in_one_sentence_and_has_nothing(hub, online,
     assert hub.branches == {}
 
 
-def test_numbers_of_an_evaluation_are_on_the_page(adapters, tmp_path):
+def test_numbers_of_an_evaluation_are_in_the_model_card(adapters, tmp_path):
     from hra_diffusion.formats.model_card import ModelCard as OurCard
 
     card = ModelCard(
         str(OurCard(name="x", repository="a/x", components=["unet"], rank=8, base_model="a/b", metrics={"DINO": 0.5}))
     )
     assert card.data.base_model == "a/b"
-    assert [(each.metric_type, each.metric_value) for each in card.data.eval_results] == [("DINO", 0.5)]
+    assert [(result.metric_type, result.metric_value) for result in card.data.eval_results] == [("DINO", 0.5)]
 
 
 def test_numbers_of_a_control_are_those_with_the_right_condition():
@@ -268,7 +268,7 @@ def test_numbers_of_a_control_are_those_with_the_right_condition():
     }
 
 
-def test_what_cannot_be_published_is_refused_before_anything_is_sent(adapters, pipe, tmp_path):
+def test_an_impossible_publication_is_refused_before_an_upload(adapters, pipe, tmp_path):
     with pytest.raises(AdapterFileError, match="no adapter in"):
         push_hra_weights(tmp_path, "tester/a")
     with pytest.raises(ImageError, match=r"none\.png cannot be read"):

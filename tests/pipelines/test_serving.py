@@ -1,4 +1,4 @@
-"""The example that serves many adapters on several devices, started as it would be."""
+"""The example of serving many adapters on several devices, started as documented."""
 
 import json
 import os
@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parents[2] / "examples" / "serve.py"
 
 
 @pytest.mark.slow
-def test_two_processes_draw_what_one_pipeline_does(tiny_sd, adapters, tmp_path):
+def test_two_processes_generate_the_images_of_one_pipeline(tiny_sd, adapters, tmp_path):
     requests = [
         {"adapter": name, "strength": strength, "prompt": f"a {name} dog", "seed": seed}
         for seed, (name, strength) in enumerate([("a", 1.0), ("b", 0.5), ("low", 1.0), ("a", 0.5), ("b", 1.0)])
@@ -37,5 +37,5 @@ def test_two_processes_draw_what_one_pipeline_does(tiny_sd, adapters, tmp_path):
         generator = torch.Generator().manual_seed(request["seed"])
         with using_hra_adapters(pipe, request["adapter"], request["strength"]):
             expected = pipe(request["prompt"], generator=generator, num_inference_steps=2, output_type="np").images[0]
-        with Image.open(tmp_path / "images" / f"{number}.png") as found:
-            assert np.abs(np.asarray(found) / 255 - expected).max() < 1 / 255
+        with Image.open(tmp_path / "images" / f"{number}.png") as image:
+            assert np.abs(np.asarray(image) / 255 - expected).max() < 1 / 255

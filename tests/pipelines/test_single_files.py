@@ -1,4 +1,4 @@
-"""Checkpoints in a single file, by the names of the original code: read by diffusers' converter, they are bases too."""
+"""Single-file checkpoints with the names of the original code, read by diffusers' converter, are bases, too."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from hra_diffusion.pipelines import load_pipeline, pipeline_class
 
 
 def original_unet(unet) -> dict[str, torch.Tensor]:
-    """A UNet's weights as the original code names them."""
+    """A UNet's weights by the names of the original code."""
     names = original_names([name for name, _ in unet.named_modules()])
     tensors = {}
     for key, tensor in unet.state_dict().items():
@@ -29,7 +29,7 @@ def original_unet(unet) -> dict[str, torch.Tensor]:
 
 
 def original_vae(vae) -> dict[str, torch.Tensor]:
-    """An autoencoder's weights as the original code names them; its attention is of 1 × 1 convolutions there."""
+    """An autoencoder's weights by the names of the original code, whose attention consists of 1 × 1 convolutions."""
     last = len(vae.config.block_out_channels) - 1
     rules = [
         (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
@@ -54,7 +54,7 @@ def original_vae(vae) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tiny_sd, tmp_path_factory):
-    """A file with the tiny Stable Diffusion, and beside it a folder that says how it is built."""
+    """A file with the tiny Stable Diffusion, beside a folder with its configuration."""
     pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
     text = {
         f"cond_stage_model.transformer.text_model.{name}": tensor
@@ -71,38 +71,36 @@ def checkpoint(tiny_sd, tmp_path_factory):
 
 @pytest.fixture
 def alone(checkpoint, tmp_path):
-    """The same file with nothing beside it."""
+    """The same file without a folder beside it."""
     return shutil.copy(checkpoint, tmp_path / "alone.safetensors")
 
 
-def test_a_file_is_the_model_that_the_folder_is(checkpoint, alone, pipe, image):
+def test_a_single_file_is_the_same_model_as_its_folder(checkpoint, alone, pipe, image):
     assert pipeline_class(str(checkpoint)) == "StableDiffusionPipeline"
     assert torch.equal(image(load_pipeline(str(checkpoint))), image(pipe))
     assert torch.equal(image(load_pipeline(str(alone), config=str(checkpoint.with_suffix("")))), image(pipe))
 
 
-def test_adapters_are_merged_into_a_file_and_drawn_with_on_it(
-    checkpoint, tiny_sd, adapters, pipe, load, image, tmp_path
-):
+def test_single_files_are_bases_for_merging_and_generating(checkpoint, tiny_sd, adapters, pipe, load, image, tmp_path):
     load_hra_weights(pipe, adapters / "conv")
     merge_hra({adapters / "conv": 1.0}, tmp_path / "merged", base=checkpoint)
     merged = image(load(StableDiffusionPipeline, tmp_path / "merged"))
     assert torch.allclose(merged, image(pipe), rtol=0, atol=1e-4)
     flags = {"adapter": adapters / "conv", "prompt": "a dog", "num_inference_steps": 1, "height": 32, "width": 32}
-    drawn = []
+    images = []
     for base in (checkpoint, tiny_sd):
         arguments = {**flags, "pretrained_model_name_or_path": base, "output_dir": tmp_path / base.stem}
         assert (
             main(["generate", *(text for name, value in arguments.items() for text in (f"--{name}", str(value)))]) == 0
         )
-        drawn.append(next((tmp_path / base.stem).glob("*.png")).read_bytes())
-    assert drawn[0] == drawn[1]
+        images.append(next((tmp_path / base.stem).glob("*.png")).read_bytes())
+    assert images[0] == images[1]
 
 
-def test_what_is_no_model_in_one_file_is_refused_by_what_is_wrong(alone, checkpoint, tmp_path):
+def test_a_file_that_is_no_model_is_refused_with_the_reason(alone, checkpoint, tmp_path):
     with pytest.raises(
         ModelError, match="needs a folder beside it"
-    ):  # whose layout is on the hub, which is out of reach
+    ):  # its configuration is on the hub, which is unreachable
         load_pipeline(str(alone))
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04")
     with pytest.raises(ModelError, match="pickled, which is never read"):

@@ -1,4 +1,4 @@
-"""What diffusers does to pipelines goes on working with adapters in them, whether it was done before or after."""
+"""diffusers' features work in pipelines with adapters, whether they are used before or after loading."""
 
 import threading
 import warnings
@@ -33,7 +33,7 @@ OFFLOADS = {
 
 @pytest.fixture
 def expected(pipe, adapters, image):
-    """Images of the adapter, at half its strength, and of the base."""
+    """Images with the adapter at full strength, at half strength, and of the base."""
     load_hra_weights(pipe, adapters / "a")
     whole = image(pipe)
     set_hra_adapters(pipe, "default", 0.5)
@@ -48,7 +48,7 @@ def close(one, other, tolerance: float = 1e-5) -> bool:
 
 @pytest.mark.parametrize("offload", OFFLOADS)
 @pytest.mark.parametrize("first", [True, False])
-def test_offloading_before_or_after(pipe, adapters, expected, image, offload, first, tmp_path):
+def test_offloading_works_before_and_after_loading(pipe, adapters, expected, image, offload, first, tmp_path):
     whole, half, base = expected
     if first:
         OFFLOADS[offload](pipe)
@@ -67,10 +67,8 @@ def test_offloading_before_or_after(pipe, adapters, expected, image, offload, fi
     assert close(image(pipe), whole)
 
 
-def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
-    pipe, adapters, expected, image, tmp_path
-):
-    """Accelerate cannot run such a pipeline with the CPU for a device: its hooks are removed to see the images."""
+def test_sequential_offloading_continues_after_every_change(pipe, adapters, expected, image, tmp_path):
+    """Accelerate cannot run such a pipeline on the CPU: its hooks are removed for the images."""
     whole, half, base = expected
 
     def offloaded() -> bool:
@@ -94,7 +92,7 @@ def test_a_pipeline_that_offloads_layer_by_layer_still_does_after_every_change(
     assert close(image(pipe), whole)
 
 
-def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(pipe, adapters, expected, image):
+def test_a_fused_pipeline_with_sequential_offloading_restores_its_weights(pipe, adapters, expected, image):
     whole, _, base = expected
     load_hra_weights(pipe, adapters / "a")
     fuse_hra(pipe)
@@ -109,13 +107,13 @@ def test_a_fused_pipeline_that_offloads_layer_by_layer_finds_its_weights_again(p
     assert torch.equal(image(pipe), base)
 
 
-def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapters, expected, image, tmp_path):
+def test_groups_of_layers_on_a_disk_generate_and_refuse_changes(pipe, adapters, expected, image, tmp_path):
     load_hra_weights(pipe, adapters / "a")
     set_hra_adapters(pipe, "default", 0.5)
     for name in ("unet", "text_encoder"):
-        place = str(tmp_path / name)
+        path = str(tmp_path / name)
         apply_group_offloading(
-            getattr(pipe, name), CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=place
+            getattr(pipe, name), CPU, CPU, "block_level", num_blocks_per_group=1, offload_to_disk_path=path
         )
     assert close(image(pipe), expected[1])
     for change in (fuse_hra, unload_hra_weights, lambda pipe: set_hra_adapters(pipe, "default", 1.0)):
@@ -124,7 +122,7 @@ def test_groups_of_layers_on_a_disk_draw_and_are_refused_for_changes(pipe, adapt
     assert close(image(pipe), expected[1])
 
 
-def test_what_needs_no_tensors_is_done_wherever_they_are(pipe, adapters, expected, image, tmp_path):
+def test_changes_without_tensors_work_with_groups_of_layers_on_a_disk(pipe, adapters, expected, image, tmp_path):
     whole, _, base = expected
     apply_group_offloading(pipe.vae, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "vae"))
     load_hra_weights(pipe, adapters / "a")
@@ -134,7 +132,7 @@ def test_what_needs_no_tensors_is_done_wherever_they_are(pipe, adapters, expecte
     assert close(image(pipe), whole)
 
 
-def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected, image):
+def test_fused_projections_hold_the_merged_weights(pipe, adapters, expected, image):
     load_hra_weights(pipe, adapters / "a")
     for names in ("default", ()):
         set_hra_adapters(pipe, names)
@@ -146,10 +144,10 @@ def test_joined_projections_are_those_of_what_is_merged(pipe, adapters, expected
     assert close(image(pipe), expected[0], 1e-4)
 
 
-def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, image):
+def test_loras_are_unloaded_from_under_an_adapter(pipe, adapters, expected, image):
     whole, _, base = expected
     load_hra_weights(pipe, adapters / "a", "mine")
-    pipe.unload_lora_weights()  # there is none
+    pipe.unload_lora_weights()  # the pipeline has none
     assert close(image(pipe), whole)
     unload_hra_weights(pipe)
     torch.manual_seed(0)
@@ -173,7 +171,7 @@ def test_loras_go_from_beneath_an_adapter(pipe, adapters, expected, image):
     assert torch.equal(image(pipe), base)
 
 
-def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters, load):
+def test_pipelines_with_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters, load):
     other = load(StableDiffusionPipeline, tiny_sd)
     other.unet = pipe.unet
     assert lock_of(other) is lock_of(pipe)
@@ -191,7 +189,7 @@ def test_pipelines_of_one_denoiser_wait_for_one_another(pipe, tiny_sd, adapters,
         assert not changed.is_alive()
 
 
-def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, image):
+def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters, expected, image):
     load_hra_weights(pipe, adapters / "a")
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.enable_slicing()
@@ -203,7 +201,7 @@ def test_moving_casting_layouts_and_slicing(pipe, adapters, expected, image):
 
 
 @pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
-def test_compiling(pipe, adapters, expected, image, how):
+def test_compiled_models_generate_the_same_images(pipe, adapters, expected, image, how):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)
     if how == "whole":
@@ -218,13 +216,13 @@ def test_compiling(pipe, adapters, expected, image, how):
     assert close(image(pipe), half, 1e-4)
 
 
-def test_a_compiled_base_is_refused_with_the_order_that_works(pipe, adapters):
+def test_a_compiled_base_is_refused_with_the_right_order(pipe, adapters):
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with pytest.raises(AdapterFileError, match="load the adapter first, then compile it"):
         load_hra_weights(pipe, adapters / "a")
 
 
-def test_a_quantized_pipeline(pipe, adapters, image):
+def test_a_quantized_pipeline_loads_and_unloads_an_adapter(pipe, adapters, image):
     from torch.ao.quantization import quantize_dynamic
 
     with warnings.catch_warnings():
@@ -238,7 +236,7 @@ def test_a_quantized_pipeline(pipe, adapters, image):
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_saved_pipeline_is_a_base_without_adapter_keys(pipe, adapters, expected, image, tmp_path, fused):
+def test_a_saved_pipeline_has_no_adapter_keys(pipe, adapters, expected, image, tmp_path, fused):
     load_hra_weights(pipe, adapters / "a")
     if fused:
         fuse_hra(pipe)

@@ -1,4 +1,4 @@
-"""diffusers' own textual inversion, beside adapters: before them, after them, and gone again."""
+"""diffusers' textual inversion beside adapters: loaded before them, after them, and unloaded again."""
 
 import pytest
 import torch
@@ -25,8 +25,8 @@ def toy(tmp_path):
 
 
 @pytest.fixture
-def with_word(pipe, make_adapter, tmp_path, tiny_sd):
-    """An adapter that knows a word of its own, <sks>."""
+def with_token(pipe, make_adapter, tmp_path, tiny_sd):
+    """An adapter with a learned token, <sks>."""
     folder = make_adapter(pipe, tmp_path / "word", base=str(tiny_sd))
     files = token_files({"text_encoder": {"<sks>": vectors(2, 2)}})
     write_together({folder / name: content for name, content in files.items()})
@@ -37,7 +37,7 @@ def encoded(pipe, prompt: str) -> torch.Tensor:
     return pipe.encode_prompt(prompt, "cpu", 1, do_classifier_free_guidance=False)[0]
 
 
-def test_it_means_the_same_whether_it_comes_before_an_adapter_or_after(pipe, load, adapters, tiny_sd, toy):
+def test_textual_inversion_gives_the_same_before_and_after_an_adapter(pipe, load, adapters, tiny_sd, toy):
     other = load(StableDiffusionPipeline, tiny_sd)
     plain = encoded(pipe, PROMPT)
     pipe.load_textual_inversion(toy, use_safetensors=True)
@@ -48,14 +48,14 @@ def test_it_means_the_same_whether_it_comes_before_an_adapter_or_after(pipe, loa
     both = encoded(pipe, PROMPT)
     assert torch.equal(both, encoded(other, PROMPT))
     assert not torch.allclose(both, alone)
-    for each in (pipe, other):
-        unload_hra_weights(each)
-        assert torch.equal(encoded(each, PROMPT), alone)
-        each.unload_textual_inversion()
-        assert torch.equal(encoded(each, PROMPT), plain)
+    for inverted in (pipe, other):
+        unload_hra_weights(inverted)
+        assert torch.equal(encoded(inverted, PROMPT), alone)
+        inverted.unload_textual_inversion()
+        assert torch.equal(encoded(inverted, PROMPT), plain)
 
 
-def test_it_is_unloaded_from_under_an_adapter(pipe, adapters, toy):
+def test_textual_inversion_is_unloaded_from_under_an_adapter(pipe, adapters, toy):
     load_hra_weights(pipe, adapters / "a")
     adapted = encoded(pipe, PROMPT)
     pipe.load_textual_inversion(toy, use_safetensors=True)
@@ -64,21 +64,21 @@ def test_it_is_unloaded_from_under_an_adapter(pipe, adapters, toy):
     assert torch.equal(encoded(pipe, PROMPT), adapted)
 
 
-def test_words_of_an_adapter_come_after_those_of_textual_inversion(pipe, load, tiny_sd, with_word, toy):
-    """Each word's vectors stand where it is written, whatever other words there are."""
+def test_tokens_of_an_adapter_follow_those_of_textual_inversion(pipe, load, tiny_sd, with_token, toy):
+    """Every token has its vectors at its position in the prompt, whatever the other tokens."""
     other = load(StableDiffusionPipeline, tiny_sd)
-    load_hra_weights(other, with_word)
+    load_hra_weights(other, with_token)
     pipe.load_textual_inversion(toy, use_safetensors=True)
     alone = encoded(pipe, PROMPT)
-    load_hra_weights(pipe, with_word)
+    load_hra_weights(pipe, with_token)
     assert torch.equal(encoded(pipe, "a <sks> dog"), encoded(other, "a <sks> dog"))
     assert not torch.allclose(encoded(pipe, "a <sks> <toy> dog"), encoded(pipe, "a <sks> dog"))
     unload_hra_weights(pipe)
     assert torch.equal(encoded(pipe, PROMPT), alone)
 
 
-def test_under_words_of_an_adapter_it_is_refused_and_nothing_changes(pipe, with_word, toy):
-    load_hra_weights(pipe, with_word)
+def test_textual_inversion_is_refused_under_tokens_of_an_adapter_and_nothing_changes(pipe, with_token, toy):
+    load_hra_weights(pipe, with_token)
     before = encoded(pipe, "a <sks> dog")
     for change in (lambda: pipe.load_textual_inversion(toy, use_safetensors=True), pipe.unload_textual_inversion):
         with pytest.raises(ConfigError, match=r"<sks>.*before load_hra_weights"):
