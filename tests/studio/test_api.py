@@ -285,7 +285,7 @@ def call_private(address: str, fn_index: int, data: list) -> str:
     return response
 
 
-def test_hostile_names_and_paths_reach_no_file_outside_the_folder(session, address, client, accessed_files):
+def test_hostile_names_and_paths_reach_no_file_outside_the_folder(session, address, client, accessed):
     outside = session.folder.parent
     (outside / "secret.txt").write_text("a secret")
     before, names = files_below(outside), [entry.name for entry in session.library.entries()]
@@ -294,7 +294,7 @@ def test_hostile_names_and_paths_reach_no_file_outside_the_folder(session, addre
     calls = list(hostile_calls())
     assert len(calls) >= 400
     call_endpoint(address, "restore", [file_data("/etc/passwd")])  # imports that happen at the first call
-    accessed_files()
+    accessed()
     for endpoint, data in calls:
         response = call_endpoint(address, endpoint, data)
         assert "secret" not in response and "root:" not in response
@@ -302,7 +302,7 @@ def test_hostile_names_and_paths_reach_no_file_outside_the_folder(session, addre
         for value in ("../../secret.txt", file_data(str(outside / "secret.txt")), [[str(outside / "secret.txt"), ""]]):
             response = call_private(address, function["id"], [value] * len(function["inputs"]))
             assert "a secret" not in response, function
-    paths, hosts = accessed_files()
+    paths, hosts = accessed()
     assert any(path.is_relative_to(session.folder) for path in paths)  # the audit hook works
     project = (
         session.folder,
