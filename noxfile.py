@@ -51,5 +51,5 @@ def quick(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run all tests and print the coverage of the package."""
+    """Run all tests; print the coverage of the tests that are not slow."""
     run(session, "pytest", "--cov")

@@ -26,6 +26,13 @@ def pytest_xdist_auto_num_workers(config):
     return min(os.cpu_count() or 1, 4) if config.args_source is pytest.Config.ArgsSource.TESTPATHS else 0
 
 
+def pytest_collection_modifyitems(items):
+    """Exclude slow tests from the coverage figure: tracing makes a test a third slower."""
+    for item in items:
+        if item.get_closest_marker("slow"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(scope="session")
 def python(tmp_path_factory):
     """Return a function that runs ``python <arguments>`` in a folder, without the time for imports."""

@@ -19,7 +19,7 @@ from emoji_world.scenes import SceneRenderer
 from emoji_world.tokenizer import train_tokenizer
 from hra_diffusion.metrics.bootstrap import bootstrap
 from hra_diffusion.metrics.encoders import Clip
-from hra_diffusion.metrics.instruments import load_judge
+from hra_diffusion.metrics.models import load_judge
 
 
 def polygon(number: int, corners: int) -> Image.Image:
@@ -148,7 +148,7 @@ def test_the_exported_judge_loads_as_clip_and_is_below_8_megabytes(clip, tokeniz
     assert model.dtype == torch.float16
     images = [unseen.image for unseen in score.unseen_scenes(renderer, 2)]
     prompts = ["a cat on the beach", "a blue dog"]
-    inputs = processor(text=prompts, images=images, padding=True, return_tensors="pt")
+    inputs = processor(text=prompts, images=images, padding=True, truncation=True, return_tensors="pt")
     with torch.no_grad():
         wanted = model.float()(**inputs)
     loaded, words = load_judge(target)
@@ -166,13 +166,13 @@ class AlwaysRight:
         self._captions = [words for captions in vocabulary().attributes.values() for words in captions.values()]
         self._labels = [mistake(true_labels(scene.spec)) for scene in unseen]
 
-    def texts(self, texts):
+    def encode_texts(self, texts):
         return np.array([[text == caption for caption in self._captions] for text in texts], dtype=float)
 
-    def images(self, images):
+    def encode_images(self, images):
         known = vocabulary().attributes
         true_captions = [[known[name][label] for name, label in labels.items() if label] for labels in self._labels]
-        return np.array([self.texts(captions).sum(axis=0) for captions in true_captions])
+        return np.array([self.encode_texts(captions).sum(axis=0) for captions in true_captions])
 
 
 def test_accuracy_counts_an_attribute_over_the_scenes_with_it(renderer):

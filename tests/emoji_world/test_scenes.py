@@ -74,6 +74,7 @@ def test_control_pairs_have_captions_and_held_out_pairs_have_masks(renderer, tmp
         rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
         assert [row["file_name"] for row in rows] == ["000.webp", "001.webp"]
         assert all(row["object"] in row["text"] for row in rows)
-        assert Image.open(folder / "000.webp").size == (128, 128)
-    share = np.asarray(Image.open(tmp_path / "held_out" / "masks" / "000.png")).mean()
-    assert 0.02 < share < 0.9
+        with Image.open(folder / "000.webp") as image:
+            assert image.size == (128, 128)
+    with Image.open(tmp_path / "held_out" / "masks" / "000.png") as mask:
+        assert 0.02 < np.asarray(mask).mean() < 0.9
