@@ -53,10 +53,10 @@ def test_the_studio_generates_the_image_of_the_control_pipeline(
     if subject:
         load_hra_weights(pipe, adapter_folders[subject], subject)
         set_hra_adapters(pipe, [subject], [0.5])
-    with Image.open(image) as image:
+    with Image.open(image) as opened:
         expected = pipe(
             SETTINGS["prompt"],
-            image=image.convert("RGBA"),
+            image=opened.convert("RGBA"),
             control_strength=0.75,
             control_end=0.8,
             num_inference_steps=3,
@@ -92,8 +92,8 @@ def test_the_condition_has_a_preview(client, image):
         answer = client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate")
         return pixels(answer["value"] if isinstance(answer, dict) else answer)
 
-    with Image.open(image) as image:
-        fitted = fit(image, (32, 32))
+    with Image.open(image) as opened:
+        fitted = fit(opened, (32, 32))
     trained = {"low": 50, "high": 100}
     for name, settings in {"canny": trained, "scribble": None, "segmentation": None, "color": None}.items():
         assert np.array_equal(preview(name), np.asarray(make_annotator(name, settings)(fitted))), name
