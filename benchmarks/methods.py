@@ -158,8 +158,8 @@ def plan_for(run: Run, options: argparse.Namespace) -> EvaluationPlan:
         contexts=options.contexts,
         seeds=range(options.seeds),
         resolution=run.task.resolution,
-        num_inference_steps=run.config.preview.num_inference_steps,
-        guidance_scale=run.config.preview.guidance_scale,
+        num_inference_steps=run.config.validation.num_inference_steps,
+        guidance_scale=run.config.validation.guidance_scale,
         batch_size=8,
     )
 
