@@ -219,6 +219,8 @@ def test_evaluation_reads_metadata_as_training_does(control_config, scenes):
 def test_datasets_are_imported_into_folders(tmp_path, scenes):
     datasets = pytest.importorskip("datasets")
     images = [Image.open(scenes / f"{at}.png") for at in range(3)]
+    for image in images:
+        image.load()  # closes the file
     columns = {"photo": images, "edges": images, "text": ["a", "b", "c"]}
     features = datasets.Features(
         {"photo": datasets.Image(), "edges": datasets.Image(), "text": datasets.Value("string")}
