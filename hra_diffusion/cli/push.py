@@ -26,7 +26,7 @@ class PushConfig:
     """Create a new repository as private."""
     license: Annotated[str | None, tyro.conf.arg(aliases=["--licence"])] = None
     """License for the model card: an identifier of the hub, such as mit."""
-    images: tuple[tuple[Path, str], ...] = ()
+    images: Annotated[tuple[tuple[Path, str], ...], tyro.conf.arg(aliases=["--pictures"])] = ()
     """Generated images for the model card, with their prompts: FILE PROMPT FILE PROMPT …"""
     commit_message: str = "Upload an HRA adapter"
     """Message of the commit."""

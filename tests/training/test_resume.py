@@ -291,8 +291,8 @@ def test_a_foreign_checkpoint_folder_is_ignored_and_kept(config, tmp_path):
 
 
 def test_a_checkpoint_with_the_words_of_version_0_1_resumes(tmp_path):
-    settings = {"prior_target": "image", "annotator": "color", "rank": 2}
+    settings = {"prior_target": "image", "rank": 2}
     fingerprint = {"settings": settings, "pictures": {}, "model": "m"}
-    saved = fingerprint | {"settings": settings | {"prior_target": "picture", "annotator": "colour"}}
+    saved = fingerprint | {"settings": settings | {"prior_target": "picture"}}
     (tmp_path / REST).write_text(json.dumps({"step": 1, "identity": saved, "rest": {}}))
     check_fingerprint(tmp_path, fingerprint, 2)

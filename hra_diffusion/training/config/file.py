@@ -61,7 +61,7 @@ _OVERRIDES = {
 _EARLIER_GROUPS = {"optimiser": "optimizer", "preview": "validation"}
 """Names of tables in files of version 0.1."""
 
-_EARLIER_VALUES = {("prior_target", "picture"): "image", ("annotator", "colour"): "color"}
+_EARLIER_VALUES = {("prior_target", "picture"): "image"}
 """Words of version 0.1 in config files and checkpoints, by setting."""
 
 
