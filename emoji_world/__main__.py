@@ -29,7 +29,7 @@ from emoji_world import (
 from emoji_world.fit import Progress, fit
 from emoji_world.tokenizer import train_tokenizer
 from hra_diffusion.metrics.encoders import Clip
-from hra_diffusion.metrics.instruments import load_judge
+from hra_diffusion.metrics.models import load_judge
 from hra_diffusion.pipelines import load_pipeline
 
 
