@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,17 @@ from safetensors.torch import load
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError, OutputError
+
+ON_WINDOWS: Final = os.name == "nt"
+UNPORTABLE: Final = "a name that Windows reserves or does not allow"
+_RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE | re.DOTALL)
+
+
+def is_portable(name: str) -> bool:
+    """Whether every system allows a file with this name: Windows reserves names, with any ending."""
+    return not (
+        _RESERVED.fullmatch(name) or re.search(r'[<>:"/\\|?*\x00-\x1f\ud800-\udfff]', name) or name.endswith((".", " "))
+    )
 
 
 def write_together(contents: Mapping[Path, bytes]) -> None:
@@ -64,8 +75,14 @@ def check_writable(folder: Path, flag: str = "--output_dir") -> None:
     """Check that files can be written below the folder of a flag, without leaving any.
 
     Raises:
-        OutputError: a part of the path is a file, or the nearest existing folder refuses a new file.
+        OutputError: a part of the path is a file, the nearest existing folder refuses a new file, or Windows has no
+            such name.
     """
+    for part in folder.parts if ON_WINDOWS else ():
+        if part not in (folder.anchor, ".", "..") and not is_portable(part):
+            raise OutputError(
+                f"The {flag[2:-4]} folder {folder} has {part!r}, {UNPORTABLE}: choose another with {flag}."
+            )
     existing = existing_part(folder)
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -150,10 +167,19 @@ def _hidden(path: Path, kind: Literal["new", "old"]) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk (fsync); folders only on POSIX."""
-    if path.is_dir() and os.name != "posix":
+    """Wait until a file or folder is on the disk (fsync).
+
+    Windows syncs no folders, and only files that are open for writing: a read-only file is not synced there.
+    """
+    folder = path.is_dir()
+    if folder and ON_WINDOWS:
         return
-    handle = os.open(path, os.O_RDONLY)
+    try:
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    except PermissionError:  # the copy of a read-only file
+        if ON_WINDOWS:
+            return
+        handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
+from hra_diffusion.formats.files import is_portable
 from hra_diffusion.pipelines import disable_hra, generate_image, load_hra_weights, load_pipeline
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config.file import to_toml
@@ -167,6 +168,13 @@ def test_an_image_gets_a_valid_file_name(tmp_path):
     assert image_name("ein hund", 3) == "ein-hund-3.png"
 
 
+@pytest.mark.parametrize(
+    "prompt", ["con", "NUL", "aux.png", "com1", 'a <b>: "c" | d? *', "a dog. ", "..", "\udcff dog"]
+)
+def test_an_image_gets_a_name_that_every_system_allows(prompt):
+    assert is_portable(image_name(prompt, 0))
+
+
 def test_images_of_different_prompts_have_different_names():
     prompts = ["a dog", "a dog!", "A dog", "a-dog", "a  dog", "!", "?", "", "image", "x" * 100, "x" * 101, "x" * 80]
     assert len({image_name(prompt, 0) for prompt in prompts}) == len(prompts)
@@ -213,9 +221,7 @@ def test_an_adapter_may_be_anywhere_if_the_model_is_named(trained, tiny_sd, tmp_
     assert Path(capsys.readouterr().out.strip()).name.startswith("ein-hund-")
 
 
-def test_validation_images_equal_those_of_generate_and_do_not_affect_training(
-    trained, tiny_sd, tmp_path, capsys
-):
+def test_validation_images_equal_those_of_generate_and_do_not_affect_training(trained, tiny_sd, tmp_path, capsys):
     """The run of `trained` again, with validation at every second step."""
     validated = tmp_path / "run"
     flags = ["--config", str(trained / "config.toml"), "--output_dir", str(validated), "--checkpointing_steps", "2"]

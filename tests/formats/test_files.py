@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import struct
@@ -8,7 +10,18 @@ import torch
 from safetensors.torch import save
 
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.files import read_json, read_tensors, replacing, tidy, write_file, write_together
+from hra_diffusion.formats import files
+from hra_diffusion.formats.files import (
+    check_writable,
+    is_portable,
+    read_json,
+    read_tensors,
+    replacing,
+    sync,
+    tidy,
+    write_file,
+    write_together,
+)
 
 
 def safetensors(header: str, data: bytes = b"") -> bytes:
@@ -125,3 +138,83 @@ def test_a_link_to_a_replaced_folder_stays_a_link(tmp_path):
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "target" / "file").exists()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Simulate Windows: fsync refuses folders and read-only handles, and files that are read-only cannot be written."""
+    fsync, open_ = os.fsync, os.open
+
+    def fsync_of_windows(handle):
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        fsync(handle)
+
+    def open_of_windows(path, flags, *arguments, **keywords):
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if os.path.isdir(path) or (writes and os.path.exists(path) and not os.stat(path).st_mode & 0o200):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return open_(path, flags, *arguments, **keywords)
+
+    monkeypatch.setattr(files, "ON_WINDOWS", True)
+    monkeypatch.setattr(os, "fsync", fsync_of_windows)
+    monkeypatch.setattr(os, "open", open_of_windows)
+
+
+def test_files_are_written_where_fsync_refuses_read_only_handles(windows, tmp_path):
+    write_together({tmp_path / "a": b"a"})
+    write_file(tmp_path / "b", lambda path: path.write_bytes(b"b"))
+    with replacing(tmp_path / "folder") as new:
+        (new / "c").write_bytes(b"c")
+        (new / "c").chmod(0o444)
+    assert [path.read_bytes() for path in (tmp_path / "a", tmp_path / "b", tmp_path / "folder" / "c")] == [
+        b"a",
+        b"b",
+        b"c",
+    ]
+
+
+def test_a_read_only_file_is_synced_on_posix(tmp_path, monkeypatch):
+    (tmp_path / "a").touch()
+    open_, opened = os.open, []
+
+    def open_read_only(path, flags):
+        if flags == os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        opened.append(flags)
+        return open_(path, flags)
+
+    monkeypatch.setattr(os, "open", open_read_only)
+    sync(tmp_path / "a")
+    assert opened == [os.O_RDONLY]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "con",
+        "NUL",
+        "aux.png",
+        "Com1.tar.gz",
+        "lpt9",
+        "com¹.txt",
+        "con .png",
+        "a.",
+        "a ",
+        *("a" + c for c in '<>:"|?*\\\n\udcff'),
+    ],
+)
+def test_names_that_windows_lacks_are_not_portable(name):
+    assert not is_portable(name)
+
+
+@pytest.mark.parametrize("name", ["console", "com", "com10", "a.con", ".hidden", "a b", "é→日"])
+def test_other_names_are_portable(name):
+    assert is_portable(name)
+
+
+def test_output_folders_with_reserved_names_are_refused_on_windows(windows, tmp_path):
+    with pytest.raises(
+        OutputError, match=r"has 'aux\.d', a name that Windows reserves.*choose another with --cache_dir"
+    ):
+        check_writable(Path("runs/aux.d/x"), "--cache_dir")

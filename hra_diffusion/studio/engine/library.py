@@ -13,7 +13,16 @@ from typing import Any
 
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
-from hra_diffusion.formats.files import read_json, read_tensors, remove_folder, replacing, sync, write_file
+from hra_diffusion.formats.files import (
+    UNPORTABLE,
+    is_portable,
+    read_json,
+    read_tensors,
+    remove_folder,
+    replacing,
+    sync,
+    write_file,
+)
 from hra_diffusion.formats.folders import (
     ENCODER,
     ENCODER_FILES,
@@ -189,7 +198,9 @@ def check_name(name: str) -> str:
         ConfigError: the name is invalid for a folder on some operating system.
     """
     name = name.strip() if isinstance(name, str) else ""  # an API may send anything
-    if not _NAME.fullmatch(name) or name.split(".")[0].upper() in ("CON", "PRN", "AUX", "NUL"):
+    if _NAME.fullmatch(name) and not is_portable(name):
+        raise ConfigError(f"{name!r} is {UNPORTABLE}: choose another.")
+    if not _NAME.fullmatch(name):
         raise ConfigError(
             f"{name[:80]!r} is no name: use at most 64 letters, digits, spaces, dots, + and -, with a letter or "
             "digit at both ends."
