@@ -3,14 +3,15 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
 
 import tyro
 
+from hra_diffusion.cli.other_trainers import counterpart
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.text import nearest
 from hra_diffusion.training.config.bounds import check_value
@@ -28,7 +29,7 @@ def parse_settings(kind: type[Settings], arguments: Sequence[str], *, prog: str)
     """Make a dataclass of the arguments: its fields are the flags, its docstring is the help.
 
     Raises:
-        ConfigError: an argument is unknown (the nearest flag is suggested), or a number is out of its range.
+        ConfigError: an argument is unknown (its counterpart or the nearest flag is named), or a number is out of range.
         SystemExit: help was asked for (0), or a value cannot be read or a required one is missing (2).
     """
     settings = _parse(kind, arguments, prog, flag_types(kind))
@@ -88,13 +89,7 @@ def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
         use_underscores=True,
         return_unknown_args=True,
     )
-    for argument in unknown:
-        if not argument.startswith("--"):
-            raise ConfigError(
-                f"Unexpected argument {argument!r}: values follow their flag; switches take none (--name, --no_name)."
-            )
-        name = argument.partition("=")[0]
-        raise ConfigError(f"Unknown flag {name}{nearest(name.replace('-', '_').strip('_'), known)}")
+    _refuse_unknown(unknown, known)
     return result
 
 
@@ -103,6 +98,26 @@ def _typed_dict(docstring: str | None, keys: dict[str, Any], *, total: bool = Tr
     made: Any = TypedDict("options", keys, total=total)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
     made.__doc__ = docstring
     return made
+
+def _refuse_unknown(arguments: Sequence[str], known: Iterable[str]) -> None:
+    """Raise ConfigError if there are unknown arguments; it names all unknown flags, not their values."""
+    flags = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
+    if arguments and not arguments[0].startswith("--"):
+        raise ConfigError(
+            f"Unexpected argument {arguments[0]!r}: values follow their flag; switches take none (--name, --no_name)."
+        )
+    if flags:
+        advice = "; ".join(f"{flag}: {_advice(flag[2:].replace('-', '_').strip('_'), known)}" for flag in flags)
+        raise ConfigError(f"Unknown flag{'s' if len(flags) > 1 else ''} {advice}")
+
+
+def _advice(name: str, known: Iterable[str]) -> str:
+    """Return what to do about an unknown flag: its counterpart, or the nearest known name."""
+    if row := counterpart(name, known):
+        return row.advice
+    suggestion = nearest(name, known).removeprefix(": ")
+    return suggestion if suggestion.startswith("did you mean") else "no flag is near; --help lists all"
+
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:

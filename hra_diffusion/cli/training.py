@@ -40,6 +40,7 @@ def dry_run(run: "Run") -> None:
 
     description = describe(run)
     if run.is_main:
+        _report_variables(run)
         print(description)
 
 
@@ -50,6 +51,7 @@ def train(run: "Run") -> None:
         Stopped: a signal came.
     """
     if run.is_main:
+        _report_variables(run)
         print(run.summary, file=sys.stderr)
         if run.plan.checkpoint:
             print(f"Resuming from {run.plan.checkpoint}", file=sys.stderr)
@@ -58,6 +60,14 @@ def train(run: "Run") -> None:
     run.save()
     _end_training(run)
     show_progress(run.generate_before_after(), "before and after", run.validation.num_comparison_images)
+
+
+def _report_variables(run: "Run") -> None:
+    """Print accelerate's environment variables that change the run."""
+    from hra_diffusion.training.devices.accelerate_variables import describe_variables
+
+    if description := describe_variables(run.config.run):
+        print(f"accelerate: {description}.", file=sys.stderr)
 
 
 def _take_steps(run: "Run") -> None:

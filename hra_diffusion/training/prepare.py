@@ -1,11 +1,12 @@
 """Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
 
+from hra_diffusion.formats.files import check_writable
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
 from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
-from hra_diffusion.training.outputs.trackers import choose_tracker
+from hra_diffusion.training.outputs.trackers import choose_tracker, logging_folder
 from hra_diffusion.training.run import Run
 from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator
 from hra_diffusion.training.task import Plan, Task
@@ -27,11 +28,13 @@ def prepare_run(task: Task) -> Run:
     config = task.config
     add_adapters(family, config.adapter, config.model, config.run)
     task.add_modules(family)
-    choose_tracker(config.run.report_to)
+    tracker = choose_tracker(config.run.report_to)
     noise_process(family.pipe.scheduler, config.objective.flow_shift)
     check_optimizer(config.optimizer)
     run_fingerprint = fingerprint(config, task.digests(), family.pipe, accelerator.num_processes)
     assert config.run.output_dir and config.run.max_train_steps
+    if tracker == "tensorboard":
+        check_writable(logging_folder(config.run.output_dir, config.run), "--logging_dir")
     resume = config.run.resume_from_checkpoint
     checkpoint = find_checkpoint(resume, config.run.output_dir) if resume else None
     if checkpoint:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from diffusers.optimization import get_scheduler
 from torch import nn
 
@@ -45,13 +46,16 @@ def make_accelerator(run: RunConfig) -> Accelerator:
     """
     try:
         accelerator = Accelerator(
-            mixed_precision=run.mixed_precision, gradient_accumulation_steps=run.gradient_accumulation_steps
+            mixed_precision=run.mixed_precision,
+            gradient_accumulation_plugin=GradientAccumulationPlugin(run.gradient_accumulation_steps),
         )
     except ValueError as error:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
     return accelerator
+    if run.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
 
 
 def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig) -> None:
@@ -141,7 +145,13 @@ def _lr_scheduler(optimizer: Any, settings: OptimizerConfig, steps: int) -> Any:
     name = settings.lr_scheduler
     if name == "constant" and settings.lr_warmup_steps and settings.optimizer != "schedule_free":
         name = "constant_with_warmup"  # diffusers' constant ignores a warm-up; schedule_free has its own
-    return get_scheduler(name, optimizer, num_warmup_steps=settings.lr_warmup_steps, num_training_steps=steps)
+    return get_scheduler(
+        name,
+        optimizer,
+        num_warmup_steps=settings.lr_warmup_steps,
+        num_training_steps=steps,
+        num_cycles=settings.lr_num_cycles,
+    )
 
 
 def _learning_rates(components: Mapping[str, object], settings: OptimizerConfig) -> dict[str, float]:

@@ -64,8 +64,9 @@ def test_both_spellings_of_a_flag_are_one():
 
 
 def test_flags_without_effect_are_named(capsys, caplog):
-    refusal(capsys, "train", "--ema_decay", "0.9", "--pretrained_model_name_or_path", "nix")
+    refusal(capsys, "train", "--ema_decay", "0.9", "--lr_num_cycles", "2", "--pretrained_model_name_or_path", "nix")
     assert "--ema_decay has no effect without --use_ema." in caplog.text
+    assert "--lr_num_cycles has no effect without --lr_scheduler cosine_with_restarts." in caplog.text
 
 
 def test_flags_override_the_file_and_the_file_overrides_the_defaults(tmp_path):

@@ -13,10 +13,12 @@ from accelerate import PartialState
 from accelerate.utils import is_wandb_available
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.file import to_toml
+from hra_diffusion.errors import ConfigError, OutputError
+from hra_diffusion.training.config.file import to_toml, with_values
+from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.trackers import choose_tracker, open_tracker
+from hra_diffusion.training.prepare import prepare_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 INSTALLED = bool(importlib.util.find_spec("tensorboard"))
@@ -54,6 +56,26 @@ def test_the_tracker_none_writes_nothing(config, tmp_path):
         tracker.log(record(1))
         tracker.log_images({"a dog": [Image.new("RGB", (8, 8))]}, 1)
     assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed")
+@pytest.mark.parametrize("relative", [True, False])
+def test_logging_dir_is_the_folder_of_tensorboard(config, tmp_path, relative):
+    logs = tmp_path / "elsewhere" / "tb"
+    config = with_values(config, {"logging_dir": Path("../elsewhere/tb") if relative else logs})
+    (tmp_path / "run").mkdir()
+    with open_tracker("tensorboard", tmp_path / "run", config, 0) as tracker:
+        tracker.log(record(1))
+    assert list(logs.glob("events.*"))
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed")
+def test_a_logging_dir_that_is_a_file_is_refused_before_anything_is_written(config, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="choose another with --logging_dir"):
+        prepare_run(DreamBooth(with_values(config, {"logging_dir": tmp_path / "file"})))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not INSTALLED, reason="tensorboard is not installed")

@@ -31,6 +31,11 @@ _REQUIREMENTS: Final[Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Col
         lambda settings: settings["timestep_sampling"] in ("logit_normal", None),  # None may resolve to it
         ["logit_mean", "logit_std"],
     ),
+    "--lr_scheduler cosine_with_restarts": (
+        lambda settings: settings["lr_scheduler"] == "cosine_with_restarts",
+        ["lr_num_cycles"],
+    ),
+    "TensorBoard": (lambda settings: settings["report_to"] in ("tensorboard", None), ["logging_dir"]),
     "an --optimizer of Adam's kind": (
         lambda settings: settings["optimizer"] not in ("lion", "adafactor"),
         ["adam_beta1", "adam_beta2", "adam_epsilon"],

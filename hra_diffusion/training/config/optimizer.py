@@ -18,6 +18,8 @@ class OptimizerConfig:
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = "constant"
     """Learning rate schedule over the steps."""
+    lr_num_cycles: int = 1
+    """Number of cosine_with_restarts' cycles: the learning rate falls to 0 in each."""
     lr_warmup_steps: int = 0
     """Warm-up: steps in which the learning rate grows from 0."""
     adam_beta1: float = 0.9

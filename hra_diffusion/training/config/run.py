@@ -25,6 +25,8 @@ class RunConfig:
     """torch.compile of the denoiser's repeated blocks: a slow first step, then faster steps on a GPU."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Precision of the frozen model; the adapter always stays in float32."""
+    allow_tf32: bool = False
+    """TF32 in the matrix products of float32 on GPUs from Ampere on: faster, with 10 bits of mantissa instead of 23."""
     seed: int = 0
     """Random seed of everything in the run."""
     checkpointing_steps: int = 100
@@ -37,6 +39,8 @@ class RunConfig:
     """Dry run: print what would be trained, its time, memory and disk space; write nothing, and stop."""
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] | None = None
     """Tracker of losses and validation images; by default TensorBoard, in logs, if it is installed."""
+    logging_dir: Path | None = None
+    """TensorBoard's folder; a relative path is below the output folder. By default logs."""
 
 
 @dataclass(frozen=True, kw_only=True)

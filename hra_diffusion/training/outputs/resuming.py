@@ -40,6 +40,7 @@ FREE = frozenset(
         "dry_run",
         "report_to",
         "validation_steps",
+        "logging_dir",
         "validation_prompts",
         "validation_prompt",
         "validation_image",

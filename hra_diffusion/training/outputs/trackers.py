@@ -11,7 +11,7 @@ from accelerate.utils import is_tensorboard_available, is_trackio_available, is_
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config import TrainingConfig
+from hra_diffusion.training.config import RunConfig, TrainingConfig
 from hra_diffusion.training.config.file import flat_values
 from hra_diffusion.training.loop.steps import StepRecord
 
@@ -38,6 +38,11 @@ def choose_tracker(report_to: str | None) -> str | None:
             f"--report_to is {report_to}, which is not installed: pip install {report_to}, or pass --report_to none."
         )
     return None
+
+
+def logging_folder(output_dir: Path, run: RunConfig) -> Path:
+    """Return TensorBoard's folder."""
+    return output_dir / (run.logging_dir or "logs")
 
 
 class Tracker:
@@ -68,7 +73,7 @@ def open_tracker(name: str | None, folder: Path, config: TrainingConfig, initial
 
     Args:
         name: tensorboard, wandb, trackio, or None.
-        folder: the run's folder; TensorBoard writes to its subfolder ``logs``.
+        folder: the run's folder; TensorBoard writes to its subfolder ``logs``, or to ``--logging_dir``.
         config: the run's settings.
         initial_global_step: steps done already; TensorBoard purges later steps, which a killed run has logged.
     """
@@ -77,7 +82,8 @@ def open_tracker(name: str | None, folder: Path, config: TrainingConfig, initial
         return
     kind = LOGGER_TYPE_TO_CLASS[name]
     if kind.requires_logging_directory:
-        tracker = kind("logs", logging_dir=str(folder), purge_step=initial_global_step + 1)
+        logs = logging_folder(folder, config.run)
+        tracker = kind(logs.name, logging_dir=str(logs.parent), purge_step=initial_global_step + 1)
     else:
         tracker = kind(folder.resolve().name)
     tracker.start()
