@@ -1,6 +1,7 @@
 """Entry point: choose the sub-command; errors become one sentence and an exit code.
 
-0: done. 2: wrong input. 130, 143: stopped by SIGINT, SIGTERM. 141: the reader of the output, such as head, has ended.
+0: done. 2: wrong input. 129, 130, 143: stopped by SIGHUP, SIGINT, SIGTERM; 149: by SIGBREAK of Windows. 141: the reader
+of the output, such as head, has ended.
 """
 
 import atexit
@@ -12,8 +13,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from hra_diffusion.cli.stopping import Stopped
+from hra_diffusion.cli.terminal import spell_unknown_characters
 from hra_diffusion.errors import HRAError
 from hra_diffusion.text import nearest
 
@@ -33,6 +36,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
+    spell_unknown_characters()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         width = max(map(len, COMMANDS))
@@ -48,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run a command's function; errors become messages on stderr."""
+    spell_unknown_characters()
     _quiet_libraries()
     _tune_garbage_collection()
     try:
@@ -64,7 +69,8 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
         print(f"Error: {error.filename} cannot be used here: {error.strerror}.", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"\n{stopped}", file=sys.stderr)
+        with suppress(OSError):  # the terminal was closed
+            print(f"\n{stopped}", file=sys.stderr)
         return stopped.exit_code
     except KeyboardInterrupt:
         print("\nInterrupted: files that were complete are kept.", file=sys.stderr)

@@ -1,12 +1,14 @@
-"""Stopping a run from outside: the first SIGINT or SIGTERM requests a checkpoint, the second ends the process."""
+"""Stopping a run from outside: the first signal requests a checkpoint, a second one ends the process.
+
+The signals are SIGINT and SIGTERM, on Windows also SIGBREAK (Ctrl+Break, or an event of the console). SIGHUP, of a
+terminal that closes, requests a checkpoint, too, and never ends the process: shells send it twice. nohup ignores it.
+"""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
@@ -28,6 +30,14 @@ class StopRequest:
     number: int | None = None
 
 
+def _endings() -> set[signal.Signals]:
+    return {getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)}
+
+
+def _hangup() -> set[signal.Signals]:
+    return {signal.SIGHUP} if hasattr(signal, "SIGHUP") else set()
+
+
 @contextmanager
 def stop_request(*, patient: bool = False) -> Iterator[StopRequest]:
     """Record the first signal instead of stopping; a second one ends the process at once.
@@ -39,11 +49,12 @@ def stop_request(*, patient: bool = False) -> Iterator[StopRequest]:
 
     def record(number: int, _: FrameType | None) -> None:
         request.number = number
-        if not patient:
-            for signal_ in SIGNALS:
+        if not patient and number not in _hangup():
+            for signal_ in before.keys() - _hangup():
                 signal.signal(signal_, signal.SIG_DFL)
 
-    before = {signal_: signal.signal(signal_, record) for signal_ in SIGNALS}
+    ignored = {signal_ for signal_ in _hangup() if signal.getsignal(signal_) is signal.SIG_IGN}
+    before = {signal_: signal.signal(signal_, record) for signal_ in (_endings() | _hangup()) - ignored}
     try:
         yield request
     finally:

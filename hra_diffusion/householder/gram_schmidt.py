@@ -13,10 +13,16 @@ from torch import Tensor
 
 from hra_diffusion.householder.chain import unit_columns
 
+_WITHOUT_QR = ("mps",)
+
 
 def orthonormal_columns(U: Tensor) -> Tensor:
-    """Apply Gram–Schmidt to independent columns U (..., d, r), r ≤ d; the leading spans stay the same."""
-    return torch.linalg.qr(U).Q
+    """Apply Gram–Schmidt to independent columns U (..., d, r), r ≤ d; the leading spans stay the same.
+
+    Computed on the CPU for a device without a QR factorization (MPS); gradients flow back to the device.
+    """
+    factored = U.cpu() if U.device.type in _WITHOUT_QR else U
+    return torch.linalg.qr(factored).Q.to(U.device)
 
 
 def orthogonality_penalty(U: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import torch
 from torch import nn
 
@@ -40,8 +41,11 @@ def peak_memory() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # Linux hands ru_maxrss down from the parent process
         return int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0]) * 1024
-    import resource  # not on Windows
-
+    memory = psutil.Process().memory_info()
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return getattr(memory, "peak_wset", memory.rss)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -10,6 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from hra_diffusion.cli.main import main
+from hra_diffusion.cli.stopping import stop_request
 from hra_diffusion.training.data.batches import Batches
 from hra_diffusion.training.outputs.checkpoint import checkpoints
 
@@ -32,26 +33,43 @@ def flags(tiny_sd, images, tmp_path):
     return ["train", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_the_step_of_its_arrival(flags, tmp_path, monkeypatch, capsys, number, exit_code):
+@pytest.mark.parametrize(
+    ("numbers", "exit_code"),
+    [([signal.SIGINT], 130), ([signal.SIGTERM], 143), ([signal.SIGUSR1], 138), ([signal.SIGHUP, signal.SIGHUP], 129)],
+    ids=["SIGINT", "SIGTERM", "SIGBREAK", "SIGHUP twice"],
+)
+def test_a_signal_saves_the_step_of_its_arrival(flags, tmp_path, monkeypatch, capsys, numbers, exit_code):
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)  # Windows has it
     sample = Batches.__getitem__
 
     def sample_and_be_interrupted(batches, index):
         if index == 2:
-            os.kill(os.getpid(), number)
+            for number in numbers:
+                os.kill(os.getpid(), number)
         return sample(batches, index)
 
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "__getitem__", sample_and_be_interrupted)
         assert main(flags) == exit_code
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(number) for number in signal.valid_signals()] == handlers
     assert "Stopped after step 3" in (errors := capsys.readouterr().err)
     assert "--resume_from_checkpoint latest" in errors
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-3"]
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 3
     assert main([*flags, "--resume_from_checkpoint", "latest"]) == 0
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 5
+
+
+def test_a_hangup_stays_ignored_under_nohup(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_request() as request:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert request.number is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 TWICE = """

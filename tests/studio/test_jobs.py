@@ -1,6 +1,7 @@
 """Training jobs, whose folders hold their state; names, presets and images are checked before anything is written."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, ConfigError, ImageError
+from hra_diffusion.studio.engine import jobs as jobs_module
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.jobs import Status, TrainingJobs
 from hra_diffusion.studio.engine.library import Library
@@ -111,6 +113,39 @@ def test_a_stopped_job_is_stopped_and_a_killed_job_has_failed(tmp_path, photo):
             assert "killed" in (job.error or "killed")
     finally:
         jobs.kill()
+
+
+STOPPED_BY_AN_EVENT = """
+import signal, sys, time
+signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_job_on_windows_is_stopped_by_an_event_of_the_console_and_may_save_a_checkpoint(monkeypatch):
+    monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", signal.SIGUSR1, raising=False)
+    monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
+    assert jobs_module._process_group() == {"creationflags": 512}
+    child = subprocess.Popen(
+        [sys.executable, "-c", STOPPED_BY_AN_EVENT], stdout=subprocess.PIPE, start_new_session=True
+    )
+    with child:
+        assert child.stdout.readline() == b"ready\n"
+        jobs_module._request_checkpoint(psutil.Process(child.pid))
+        assert child.wait(30) == 7
+
+
+def test_a_job_of_another_console_is_ended(monkeypatch):
+    def unreachable(_):
+        raise OSError("The handle is invalid")
+
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    with child:
+        process = psutil.Process(child.pid)
+        monkeypatch.setattr(process, "send_signal", unreachable)
+        jobs_module._request_checkpoint(process)
+        assert child.wait(30) == -signal.SIGTERM
 
 
 def test_a_finished_job_does_not_resume(tmp_path, photo):

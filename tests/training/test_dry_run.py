@@ -2,8 +2,10 @@
 
 import re
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,3 +82,12 @@ def test_a_run_too_large_for_the_disk_is_refused_before_it_starts(config, monkey
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**6, 10**6 - 1000, 1000))
     with pytest.raises(OutputError, match=r"do not fit on the disk.*0\.0 MB left.*--checkpoints_total_limit"):
         prepare_run(DreamBooth(config))
+
+
+def test_the_peak_memory_is_measured_where_no_module_resource_is(monkeypatch):
+    monkeypatch.setattr(dry_run.Path, "exists", lambda _: False)  # no /proc
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert 1e7 < dry_run.peak_memory() < 1e12
+    memory = SimpleNamespace(rss=1, peak_wset=2)  # of Windows
+    monkeypatch.setattr(dry_run.psutil, "Process", lambda: SimpleNamespace(memory_info=lambda: memory))
+    assert dry_run.peak_memory() == 2

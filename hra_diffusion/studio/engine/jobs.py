@@ -12,13 +12,16 @@ The folder holds the complete state of a job: a reopened page or a restarted stu
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -85,7 +88,7 @@ class Job:
     def metrics_table(self) -> str | None:
         """Return the final metrics as a Markdown table, without the path of the studio's folder."""
         path = self.folder / "metrics.md"
-        return path.read_text(encoding="utf-8").replace(f"{self.folder.parent}/", "") if path.is_file() else None
+        return path.read_text(encoding="utf-8").replace(f"{self.folder.parent}{os.sep}", "") if path.is_file() else None
 
 
 class TrainingJobs:
@@ -170,7 +173,7 @@ class TrainingJobs:
         folder = self.get(name).folder
         if process := _process(folder):
             (folder / STOP).touch()
-            process.terminate()
+            _request_checkpoint(process)
 
     def dry_run(self, job: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
         """Measure the time and memory of a job in two training steps.
@@ -188,7 +191,14 @@ class TrainingJobs:
             ConfigError: the job cannot run, for the reason in the message.
         """
         job.write(folder, job.config(base, default, folder))
-        done = subprocess.run(_command(folder, "--dry_run"), capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            _command(folder, "--dry_run"),
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            env=_utf8_environment(),
+            check=False,
+        )
         if done.returncode:
             raise ConfigError(_error(done.stderr) or "The dry run failed without an error message.")
         return {line[:10].strip(): line[10:].strip() for line in done.stdout.splitlines()}
@@ -203,7 +213,12 @@ class TrainingJobs:
         (folder / STOP).unlink(missing_ok=True)
         with (folder / OUTPUT).open("wb") as output:
             child = subprocess.Popen(
-                _command(folder, *flags), stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                _command(folder, *flags),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=_utf8_environment(),
+                **_process_group(),
             )
         self._children[folder.name] = child
         process = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "started": time.time()}
@@ -226,6 +241,30 @@ class TrainingJobs:
 
 def _command(folder: Path, *flags: str) -> list[str]:
     return [sys.executable, "-m", "hra_diffusion.cli.main", "train", "--config", str(settings_file(folder)), *flags]
+
+
+def _utf8_environment() -> dict[str, str]:
+    """Return the environment of a command whose output is read here: Windows has another encoding."""
+    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
+
+
+def _process_group() -> dict[str, Any]:
+    """Return arguments of Popen for a process that the signals of the studio's terminal do not reach."""
+    if hasattr(signal, "CTRL_BREAK_EVENT"):  # on Windows
+        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP")}  # noqa: B009
+    return {"start_new_session": True}
+
+
+def _request_checkpoint(process: psutil.Process) -> None:
+    """Send the signal that stops a run with a checkpoint; on Windows it is an event of the common console.
+
+    A process of another console, as after a restart of the studio, is ended: it resumes from its last checkpoint.
+    """
+    with suppress(psutil.NoSuchProcess):  # the job has just ended
+        try:
+            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
+        except (OSError, SystemError):
+            process.terminate()
 
 
 def _process(folder: Path) -> psutil.Process | None:
