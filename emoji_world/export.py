@@ -52,9 +52,26 @@ def export(folder: Path, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     sample_grid(pipe).save(target / "samples.png", optimize=True)
     pipe.to(torch.float16).save_pretrained(target, safe_serialization=True)
+    complete(target)
     logs = {part: _read_log(folder / f"{part}.jsonl") for part in ("autoencoder", "diffusion")}
     _curves(logs).save(target / "curves.png", optimize=True)
-    (target / "README.md").write_text(_card(decibels, logs, scene_count=len(data.load_scenes(folder)[1])))
+    card = _card(decibels, logs, scene_count=len(data.load_scenes(folder)[1]))
+    (target / "README.md").write_text(card, encoding="utf-8")
+
+
+def complete(target: Path) -> None:
+    """Make a saved pipeline load without a dtype, and with other tools.
+
+    transformers takes the dtype of the text encoder's config, diffusers float32: a pipeline of both cannot generate.
+    Older tokenizers of CLIP read vocab.json and merges.txt instead of tokenizer.json.
+    """
+    file = target / "text_encoder" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) | {"dtype": "float32"}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    model = json.loads((target / "tokenizer" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    merges = "".join(f"{first} {second}\n" for first, second in model["merges"])
+    (target / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
+    (target / "tokenizer" / "merges.txt").write_text(f"#version: 0.2\n{merges}", encoding="utf-8")
 
 
 def sample_grid(pipe: StableDiffusionPipeline, columns: int = 4) -> Image.Image:
@@ -122,10 +139,9 @@ to demonstrate and to test personalization. It generates nothing outside its wor
 ## Use
 
 ```python
-import torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("assets/emoji-sd", dtype=torch.float32)
+pipe = StableDiffusionPipeline.from_pretrained("assets/emoji-sd")
 image = pipe("a 3d render of a cat on the beach", num_inference_steps=25, guidance_scale=4).images[0]
 ```
 
