@@ -9,6 +9,7 @@
 A run's output folder has it as ``adapter``. PEFT's files in the folder itself belong to a single component.
 """
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.run_folder import run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
-from hra_diffusion.formats.toml import tomllib
 
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
 

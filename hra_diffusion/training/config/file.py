@@ -4,6 +4,7 @@ Keys may be in their tables or outside of any. The name and type of each key are
 with the nearest match. Missing keys keep the default.
 """
 
+import tomllib
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -14,7 +15,6 @@ import tomli_w
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.run_folder import run_file
-from hra_diffusion.formats.toml import tomllib
 from hra_diffusion.text import nearest
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import logging
 import re
+import tomllib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -19,7 +20,6 @@ from typing import Any
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.run_folder import is_run
-from hra_diffusion.formats.toml import tomllib
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.data.captions import read_captions
