@@ -1,10 +1,10 @@
-"""Open the studio in a browser: ``python app.py``; ``--help`` lists the options."""
+"""Open the studio in a browser: ``python app.py``; ``--help`` lists the options. It is ``hra-diffusion studio``."""
 
 import sys
+from functools import partial
 
-from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.cli.main import run
-from hra_diffusion.studio import StudioConfig, launch
+from hra_diffusion.cli.studio import main
 
 if __name__ == "__main__":
-    sys.exit(run(lambda arguments: launch(parse_settings(StudioConfig, arguments, prog="app.py")), sys.argv[1:]))
+    sys.exit(run(partial(main, prog="app.py"), sys.argv[1:]))

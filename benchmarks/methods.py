@@ -40,8 +40,9 @@ from hra_diffusion.metrics import (
     measure_subject,
 )
 from hra_diffusion.pipelines import adapted_components, disable_hra
+from hra_diffusion.resources import DATA
 from hra_diffusion.training.config import DreamBoothConfig, ObjectiveConfig, OptimizerConfig
-from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults
+from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.loop.optimizers import build_optimizer
@@ -51,7 +52,7 @@ from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.prepare import prepare_run
 from hra_diffusion.training.run import Run
 
-SUBJECTS = PROJECT / "assets" / "subjects"
+SUBJECTS = DATA / "assets" / "subjects"
 Components = Mapping[str, nn.Module]
 
 

@@ -34,6 +34,7 @@ else:
                 "HRAError",
                 "ImageError",
                 "MergeError",
+                "MissingExtraError",
                 "ModelError",
                 "OutputError",
                 "TargetError",

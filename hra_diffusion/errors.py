@@ -36,5 +36,9 @@ class OutputError(HRAError, OSError):
     """A result cannot be written to its path."""
 
 
+class MissingExtraError(HRAError, ImportError):
+    """A package of an extra is not installed."""
+
+
 class BusyError(HRAError):
     """Too many requests at once, or another task must end first."""

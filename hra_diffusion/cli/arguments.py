@@ -13,7 +13,8 @@ import tyro
 
 from hra_diffusion.cli.other_trainers import counterpart
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.text import nearest
+from hra_diffusion.resources import find_data
+from hra_diffusion.text import is_utf8, nearest
 from hra_diffusion.training.config.bounds import check_value
 from hra_diffusion.training.config.file import flag_types
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 Settings = TypeVar("Settings", bound="DataclassInstance")
 
-CONFIG_HELP = "A TOML file with any of these settings, such as the config.toml of an earlier run; flags override it."
+CONFIG_HELP = (
+    "A TOML file with any of these settings, such as the config.toml of an earlier run, or the name of a config of the "
+    "package, such as subject-sdxl; flags override it."
+)
 
 
 def parse_settings(kind: type[Settings], arguments: Sequence[str], *, prog: str) -> Settings:
@@ -36,6 +40,8 @@ def parse_settings(kind: type[Settings], arguments: Sequence[str], *, prog: str)
     for name, value in vars(settings).items():
         if isinstance(value, int | float):
             check_value(name, value)
+    if adapter := getattr(settings, "adapter", None):  # the project's examples are known in every folder
+        settings = replace(settings, adapter=find_data(adapter))
     return settings
 
 
@@ -81,6 +87,7 @@ def parse_flags(
 
 
 def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
+    _refuse_other_encodings(arguments)
     result, unknown = tyro.cli(
         kind,
         prog=prog,
@@ -92,12 +99,6 @@ def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
     _refuse_unknown(unknown, known)
     return result
 
-
-def _typed_dict(docstring: str | None, keys: dict[str, Any], *, total: bool = True) -> Any:
-    """Make a TypedDict; tyro omits keys without a flag if ``total`` is False."""
-    made: Any = TypedDict("options", keys, total=total)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
-    made.__doc__ = docstring
-    return made
 
 def _refuse_unknown(arguments: Sequence[str], known: Iterable[str]) -> None:
     """Raise ConfigError if there are unknown arguments; it names all unknown flags, not their values."""
@@ -118,6 +119,24 @@ def _advice(name: str, known: Iterable[str]) -> str:
     suggestion = nearest(name, known).removeprefix(": ")
     return suggestion if suggestion.startswith("did you mean") else "no flag is near; --help lists all"
 
+
+def _refuse_other_encodings(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an argument that is not valid UTF-8: no file or image could record it."""
+    flag = "An argument"
+    for argument in arguments:
+        value = argument
+        if argument.startswith("--"):
+            flag, _, value = argument.partition("=")
+        if not is_utf8(flag + value):
+            name = ascii(flag)[1:-1]
+            raise ConfigError(f"{name} is {value!r}, which is not UTF-8: retype it, or rename the file or folder.")
+
+
+def _typed_dict(docstring: str | None, keys: dict[str, Any], *, total: bool = True) -> Any:
+    """Make a TypedDict; tyro omits keys without a flag if ``total`` is False."""
+    made: Any = TypedDict("options", keys, total=total)  # pyright: ignore[reportGeneralTypeIssues, reportArgumentType]
+    made.__doc__ = docstring
+    return made
 
 
 def _field_docstrings(kind: type) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.resources import find_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     path = export_lora(
         config.adapter,
         config.output,
-        base=base and find_model(base),
+        base=base and find_data(base),
         layout=config.layout,
         strength=config.strength,
         dtype=config.dtype,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError, ModelError
+from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config.defaults import find_model
 from hra_diffusion.training.config.file import read_run
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     if not model:
         raise ModelError(f"{source} does not name its base model: add --pretrained_model_name_or_path.")
     run, side = _training_run(config)
-    pipe = load_pipeline(find_model(model), **run.model.loading).to(PartialState().device)
+    pipe = load_pipeline(find_data(model), **run.model.loading).to(PartialState().device)
     if config.adapter:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.resources import find_data
 
 _LISTED_LAYERS = 5
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
 
     from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
 
-    fit = fit_lora(config.lora, config.output, base=find_model(config.pretrained_model_name_or_path))
+    fit = fit_lora(config.lora, config.output, base=find_data(config.pretrained_model_name_or_path))
     print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; largest losses of layers:")
     for layer, lost in list(fit.layers.items())[:_LISTED_LAYERS]:
         print(f"  {lost:6.1%}  {layer}")

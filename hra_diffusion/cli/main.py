@@ -19,6 +19,7 @@ from hra_diffusion.cli.stopping import Stopped
 from hra_diffusion.cli.terminal import spell_unknown_characters
 from hra_diffusion.errors import HRAError
 from hra_diffusion.text import nearest
+from hra_diffusion.version import __version__
 
 COMMANDS = {
     "train": "train a subject from a few images (DreamBooth)",
@@ -31,6 +32,7 @@ COMMANDS = {
     "merge": "merge adapters into a base model",
     "export-lora": "export an adapter as an exact LoRA for other tools",
     "inspect": "describe an adapter",
+    "studio": "open the studio in a browser",
 }
 
 
@@ -42,7 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         width = max(map(len, COMMANDS))
         print("usage: hra-diffusion COMMAND [OPTIONS]\n")
         print("\n".join(f"  {command:<{width}}  {does}" for command, does in COMMANDS.items()))
-        print("\nhra-diffusion COMMAND --help lists the options of a command.")
+        print(
+            "\nhra-diffusion COMMAND --help lists the options of a command; hra-diffusion --version prints the version."
+        )
+        return 0
+    if name == "--version":
+        print(f"hra-diffusion {__version__}")
         return 0
     if name not in COMMANDS:
         print(f"hra-diffusion: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)

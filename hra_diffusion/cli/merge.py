@@ -9,7 +9,7 @@ import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.defaults import find_model
+from hra_diffusion.resources import find_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     from hra_diffusion.pipelines import merge_hra  # imports torch and diffusers: not for --help
 
     combine = "mean" if config.combine == "lie" else config.combine
-    base = find_model(config.model)
+    base = find_data(config.model)
     print(merge_hra(strengths, config.output, base=base, combine=combine, dtype=config.dtype))
 
 

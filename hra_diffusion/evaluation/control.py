@@ -14,8 +14,8 @@ from hra_diffusion.metrics import Trial, load_metric_models
 from hra_diffusion.metrics.control import write_control_report
 from hra_diffusion.metrics.frechet import load_inception
 from hra_diffusion.pipelines import load_pipeline
+from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import ControlNetConfig
-from hra_diffusion.training.config.defaults import find_model
 from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.controlnet import make_condition
 from hra_diffusion.training.data.buckets import checked_resolution
@@ -41,11 +41,11 @@ def evaluate_control(config: EvaluateControlConfig, *, progress: Callable[[int, 
     run = read_toml(config.run / "config.toml", ControlNetConfig())
     output = config.output_dir or config.run
     check_writable(output)
-    root = run.pairs.train_data_dir and Path(find_model(str(run.pairs.train_data_dir)))
+    root = run.pairs.train_data_dir and Path(find_data(str(run.pairs.train_data_dir)))
     folder = config.pairs_dir or (root and root / HELD_OUT)
     if folder is None or not folder.is_dir():
         raise ConfigError(f"There are no held-out pairs in {folder or 'the run'}: name a folder with --pairs_dir.")
-    base = find_model(str(run.model.pretrained_model_name_or_path))
+    base = find_data(str(run.model.pretrained_model_name_or_path))
     pipe = load_pipeline(base, **run.model.loading).to(PartialState().device)
     control = load_hra_control(pipe, config.run)
     side = checked_resolution(run.pairs.resolution, pipe)

@@ -13,8 +13,8 @@ from hra_diffusion.formats.run_folder import results_folder, run_file
 from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
 from hra_diffusion.pipelines import base_model, load_hra_weights, load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config.defaults import find_model
 from hra_diffusion.training.config.file import read_run
 from hra_diffusion.training.data.buckets import checked_resolution
 from hra_diffusion.training.data.dataset import HELD_OUT, image_files, read_images
@@ -66,7 +66,7 @@ def evaluate_adapter(
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
     references = read_images(image_files(config.reference_dir), config.reference_dir)
-    base = find_model(config.pretrained_model_name_or_path)
+    base = find_data(config.pretrained_model_name_or_path)
     device = pipe.device if pipe else PartialState().device or "cpu"
     models = load_metric_models(
         base, clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
@@ -125,7 +125,7 @@ def _reference_folder(instance_data_dir: Path | None) -> Path | None:
     """Return the folder of a run's real images, held-out ones if any; None for several subjects."""
     if instance_data_dir is None:
         return None
-    root = Path(find_model(str(instance_data_dir)))
+    root = Path(find_data(str(instance_data_dir)))
     if (root / HELD_OUT).is_dir():
         return root / HELD_OUT
     folder, *others = subject_folders(root) if root.is_dir() else [root]

@@ -10,10 +10,10 @@ Counts are summed over images before ratios are taken; intervals come from resam
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from hra_diffusion.control.opencv import cv2
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.metrics.bootstrap import Estimate, FloatArray, bootstrap
 

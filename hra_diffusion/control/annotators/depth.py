@@ -3,13 +3,13 @@
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from hra_diffusion.control import models
 from hra_diffusion.control.annotators.annotator import Annotator, Pixels, rgb_image, rgb_pixels, stretch
+from hra_diffusion.control.opencv import cv2
 from hra_diffusion.errors import ConfigError, ImageError
 
 _MAX_CHANNEL_DIFFERENCE = 32

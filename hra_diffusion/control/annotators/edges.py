@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from math import inf
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from hra_diffusion.control.annotators.annotator import Annotator, rgb_image, rgb_pixels, stretch
+from hra_diffusion.control.opencv import cv2
 from hra_diffusion.errors import ConfigError
 
 _MAX_BLUR, _MAX_WIDTH = 32.0, 100.0

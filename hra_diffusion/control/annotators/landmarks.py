@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from hra_diffusion.control import models
 from hra_diffusion.control.annotators.annotator import Annotator, rgb_image, rgb_pixels
+from hra_diffusion.control.opencv import cv2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Command-line options of ``app.py``."""
+"""Command-line options of ``hra-diffusion studio`` and ``app.py``."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -25,6 +25,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.files import write_file, writing
+from hra_diffusion.resources import DATA, find_data
 from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
@@ -40,7 +41,7 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config.defaults import EMBEDDED_BASE, PROJECT, embedded_defaults, find_model
+from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
 
 IMPORTED = "adopted.txt"
 """Marks a job whose adapter is in the library; holds its name there."""
@@ -71,7 +72,7 @@ class Session:
         self.config = config
         self.folder = config.folder.absolute()
         self.images, self.cache = self.folder / "images", self.folder / "cache"
-        self.library = Library(self.folder / "adapters", PROJECT / "assets" / "adapters")
+        self.library = Library(self.folder / "adapters", DATA / "assets" / "adapters")
         self.uploads = Uploads(self.folder / "uploads")
         self.jobs = TrainingJobs(self.folder / "runs")
         self.estimates = Estimates(self.folder / "costs.json")
@@ -80,7 +81,7 @@ class Session:
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
         _remove_old_files(self.cache)
-        base = find_model(config.base)
+        base = find_data(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
         self.worker = ModelWorker(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
         self.training_defaults = (

@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import ModelError
+from hra_diffusion.resources import DATA, find_config, find_data
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, RunConfig, TrainingConfig
 from hra_diffusion.training.config.file import convert_setting, flat_values, overridden_by, read_toml, with_values
 
 if TYPE_CHECKING:  # it imports torch
     from hra_diffusion.training.data.subjects import Subject
 
-PROJECT = Path(__file__).resolve().parents[3]
-"""The checkout, with assets and configs beside the package."""
-
 DEFAULT_STEPS = 400
 
-EMBEDDED_BASE = PROJECT / "assets" / "emoji-sd"
+EMBEDDED_BASE = DATA / "assets" / "emoji-sd"
 
 Config = TypeVar("Config", bound=TrainingConfig)
 
@@ -29,19 +27,13 @@ _EMBEDDED: Mapping[type[TrainingConfig], str] = {
 
 
 def embedded_defaults(kind: type[Config], name: str) -> Config:
-    """Read the settings for the embedded base from a file of configs/, with paths into the checkout.
-
-    An installed package without a checkout has the plain defaults.
-    """
-    path = PROJECT / "configs" / name
-    if not path.exists():
-        return kind()
-    config = read_toml(path, kind())
+    """Read the settings for the embedded base from a file of configs/, with paths into the project's data."""
+    config = read_toml(DATA / "configs" / name, kind())
     values = flat_values(config)
     folders = {key: values[key] for key in ("instance_data_dir", "train_data_dir") if values.get(key)}
-    paths: dict[str, Any] = {key: _relative_to_cwd(PROJECT / folder) for key, folder in folders.items()}
+    paths: dict[str, Any] = {key: _relative_to_cwd(DATA / folder) for key, folder in folders.items()}
     if base := config.model.pretrained_model_name_or_path:
-        paths["pretrained_model_name_or_path"] = str(_relative_to_cwd(PROJECT / base))
+        paths["pretrained_model_name_or_path"] = str(_relative_to_cwd(DATA / base))
     return with_values(config, paths)
 
 
@@ -58,11 +50,11 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
         ConfigError: the file cannot be read, or a value is out of its range.
     """
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
-    path = flags.get("config")
+    path = flags.get("config") and find_config(flags["config"])
     named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
     default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
-    return with_values(config, {**overridden_by(given), **flags})
+    return _with_found_paths(with_values(config, {**overridden_by(given), **flags}))
 
 
 def make_config(kind: type[Config], **settings: Any) -> Config:
@@ -74,12 +66,6 @@ def make_config(kind: type[Config], **settings: Any) -> Config:
         ConfigError: a name is unknown (the nearest is suggested), or a value has the wrong type or range.
     """
     return complete_settings(kind, {name: convert_setting(kind, name, value) for name, value in settings.items()})
-
-
-def find_model(name: str) -> str:
-    """Return a model's name or folder; a folder that exists only in the checkout gets its full path."""
-    in_checkout = PROJECT / name
-    return str(in_checkout) if in_checkout.is_dir() and not Path(name).is_dir() else name
 
 
 def resolve(config: DreamBoothConfig, subjects: "Sequence[Subject]") -> DreamBoothConfig:
@@ -100,7 +86,7 @@ def check_model_named(model: str | None) -> None:
     """Raise ModelError if no model is named and the embedded base does not exist."""
     if model is None or (Path(model).resolve() == EMBEDDED_BASE and not EMBEDDED_BASE.is_dir()):
         raise ModelError(
-            f"The embedded base is not at {EMBEDDED_BASE}, where the project's sources have it: "
+            f"The embedded base is not at {EMBEDDED_BASE}, where this project has it: "
             "name a folder or a hub model with --pretrained_model_name_or_path."
         )
 
@@ -111,6 +97,14 @@ def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> in
         return run.max_train_steps or DEFAULT_STEPS
     images_per_step = run.train_batch_size * run.gradient_accumulation_steps * processes
     return math.ceil(run.num_train_epochs * images_per_epoch / images_per_step)
+
+
+def _with_found_paths(config: Config) -> Config:
+    """Return settings that name the project's data by paths of this installation; other paths stay."""
+    values = flat_values(config)
+    found = {name: find_data(path) for name in ("instance_data_dir", "train_data_dir") if (path := values.get(name))}
+    model = config.model.pretrained_model_name_or_path
+    return with_values(config, {**found, "pretrained_model_name_or_path": model and find_data(model)})
 
 
 def _relative_to_cwd(path: Path) -> Path:

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-import imagehash
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.images import WHITE, Color, read_image, read_layers
 from hra_diffusion.training.data import captions
+
+try:
+    from imagehash import ImageHash, phash
+except ImportError:  # the extra "duplicates"
+    phash = None
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +45,8 @@ class Photo:
     has_alpha: bool
     digest: str
     """Digest of the file's bytes."""
-    perceptual_hash: imagehash.ImageHash
-    """Hash of the appearance: similar images differ in few bits."""
+    perceptual_hash: "ImageHash | None"
+    """Hash of the appearance: similar images differ in few bits. None without the extra ``duplicates``."""
 
     def check_unchanged(self) -> None:
         """Refuse a file that has changed since it was checked.
@@ -105,7 +109,7 @@ def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
                 size=layers.colors.size,
                 has_alpha=layers.alpha is not None,
                 digest=file_digest(path),
-                perceptual_hash=imagehash.phash(layers.colors, hash_size=16),
+                perceptual_hash=phash and phash(layers.colors, hash_size=16),
             )
         )
     reasons = " ".join(refused)
@@ -145,11 +149,20 @@ def check_output_folders(image_folders: Iterable[Path], outputs: Mapping[str, Pa
 
 
 def report_duplicates(photos: Sequence[Photo]) -> None:
-    """Warn of images with nearly the same perceptual hash: duplicates count twice."""
+    """Warn of images with nearly the same perceptual hash, or the same bytes: duplicates count twice."""
+    if not phash and len(photos) > 1:
+        logger.warning(
+            "Only identical files are recognized as duplicates; for the same image saved twice: "
+            "pip install 'hra-diffusion[duplicates]'."
+        )
     pairs = [
-        f"{first.path} and {second.path}"
-        for first, second in combinations(photos, 2)
-        if first.perceptual_hash - second.perceptual_hash <= MAX_HASH_DISTANCE
+        f"{first.path} and {second.path}" for first, second in combinations(photos, 2) if _are_duplicates(first, second)
     ]
     if pairs:
         logger.warning("Duplicate images count twice: %s. Remove one of each two.", "; ".join(pairs))
+
+
+def _are_duplicates(first: Photo, second: Photo) -> bool:
+    if first.perceptual_hash is None or second.perceptual_hash is None:
+        return first.digest == second.digest
+    return first.perceptual_hash - second.perceptual_hash <= MAX_HASH_DISTANCE
