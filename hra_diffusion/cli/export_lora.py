@@ -8,11 +8,11 @@ from typing import Annotated, Literal
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.resources import find_data
+from hra_diffusion.training.config.base import BaseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
+class ExportConfig(BaseConfig):
     """Write an adapter as a LoRA with the same change of every weight."""
 
     adapter: tyro.conf.Positional[str]
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str]) -> None:
     """Write the LoRA and print its path."""
     config = parse_settings(ExportConfig, arguments, prog="hra-diffusion export-lora")
 
-    from hra_diffusion.pipelines import base_model, export_lora  # imports torch and diffusers: not for --help
+    from hra_diffusion.pipelines import export_lora  # imports torch and diffusers: not for --help
 
-    base = config.pretrained_model_name_or_path or base_model(config.adapter)
     path = export_lora(
         config.adapter,
         config.output,
-        base=base and find_data(base),
+        base=config.pretrained_model_name_or_path,
+        base_options=config.base_options,
         layout=config.layout,
         strength=config.strength,
         dtype=config.dtype,

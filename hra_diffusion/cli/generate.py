@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.resources import find_data
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
+from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
 from hra_diffusion.training.config.file import read_run
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig:
+class GenerateConfig(BaseConfig, PlacementConfig):
     """Generate images with an adapter, a control or both.
 
     Missing settings are taken from the training run of the adapter, or else of the control.
@@ -85,21 +85,18 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     Raises:
         HRAError: the adapter, the control, the image or the model is unusable, or the output folder is not writable.
     """
-    from accelerate import PartialState  # these import torch and diffusers: not for --help
-
+    # these import torch and diffusers: not for --help
     from hra_diffusion.formats.files import check_writable, write_file
-    from hra_diffusion.pipelines import base_model, generate_image, load_hra_weights, load_pipeline
+    from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights
     from hra_diffusion.pipelines.components import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)
     source = config.adapter or config.control
     assert source
-    model = config.pretrained_model_name_or_path or base_model(source)
-    if not model:
-        raise ModelError(f"{source} does not name its base model: add --pretrained_model_name_or_path.")
+    base = find_base([source], config.pretrained_model_name_or_path, config.base_options)
     run, side = _training_run(config)
-    pipe = load_pipeline(find_data(model), **run.model.loading).to(PartialState().device)
+    pipe = load_base(base, **config.placement)
     if config.adapter:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)

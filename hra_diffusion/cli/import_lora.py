@@ -7,13 +7,13 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
-from hra_diffusion.resources import find_data
+from hra_diffusion.training.config.base import BaseConfig
 
 _LISTED_LAYERS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig:
+class ImportConfig(BaseConfig):
     """Write the adapter nearest to a LoRA, and print the lost share of its update."""
 
     lora: tyro.conf.Positional[Path]
@@ -30,7 +30,8 @@ def main(arguments: Sequence[str]) -> None:
 
     from hra_diffusion.pipelines import fit_lora  # imports torch and diffusers: not for --help
 
-    fit = fit_lora(config.lora, config.output, base=find_data(config.pretrained_model_name_or_path))
+    base = config.pretrained_model_name_or_path
+    fit = fit_lora(config.lora, config.output, base=base, base_options=config.base_options)
     print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; largest losses of layers:")
     for layer, lost in list(fit.layers.items())[:_LISTED_LAYERS]:
         print(f"  {lost:6.1%}  {layer}")

@@ -10,10 +10,11 @@ import tyro
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.resources import find_data
+from hra_diffusion.training.config.base import BaseConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeConfig:
+class MergeConfig(BaseConfig):
     """Write a whole model with adapters merged into its weights."""
 
     model: tyro.conf.Positional[str]
@@ -38,8 +39,15 @@ def main(arguments: Sequence[str]) -> None:
     from hra_diffusion.pipelines import merge_hra  # imports torch and diffusers: not for --help
 
     combine = "mean" if config.combine == "lie" else config.combine
-    base = find_data(config.model)
-    print(merge_hra(strengths, config.output, base=base, combine=combine, dtype=config.dtype))
+    folder = merge_hra(
+        strengths,
+        config.output,
+        base=config.model,
+        base_options=config.base_options,
+        combine=combine,
+        dtype=config.dtype,
+    )
+    print(folder)
 
 
 def adapter_and_strength(text: str) -> tuple[str, float]:
@@ -49,10 +57,10 @@ def adapter_and_strength(text: str) -> tuple[str, float]:
         ConfigError: the strength is not a number.
     """
     folder, colon, strength = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return text, 1.0
+    if not colon or Path(find_data(text)).exists():
+        return find_data(text), 1.0
     try:
-        return folder, float(strength)
+        return find_data(folder), float(strength)
     except ValueError:
         if not Path(folder).is_dir():
             return text, 1.0

@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
+
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
+class EvaluateConfig(BaseConfig, PlacementConfig):
     """Settings for the evaluation of an adapter; the training run has the defaults for missing ones."""
 
     adapter: Path
@@ -41,11 +43,13 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateControlConfig:
+class EvaluateControlConfig(BaseConfig, PlacementConfig):
     """Settings for the evaluation of a control."""
 
     run: Path
     """The output folder of a run of train-control."""
+    pretrained_model_name_or_path: str | None = None
+    """Base model: folder or hub name. By default the control's base model."""
     pairs_dir: Path | None = None
     """Folder of held-out pairs, with objects' masks in a sub-folder masks. By default held_out in train_data_dir."""
     num_pairs: int = 50

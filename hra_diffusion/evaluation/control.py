@@ -13,7 +13,7 @@ from hra_diffusion.formats.images import parse_color, read_image
 from hra_diffusion.metrics import Trial, load_metric_models
 from hra_diffusion.metrics.control import write_control_report
 from hra_diffusion.metrics.frechet import load_inception
-from hra_diffusion.pipelines import load_pipeline
+from hra_diffusion.pipelines import find_base, load_base
 from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config.file import read_toml, with_values
@@ -41,12 +41,12 @@ def evaluate_control(config: EvaluateControlConfig, *, progress: Callable[[int, 
     run = read_toml(config.run / "config.toml", ControlNetConfig())
     output = config.output_dir or config.run
     check_writable(output)
-    root = run.pairs.train_data_dir and Path(find_data(str(run.pairs.train_data_dir)))
+    root = run.pairs.train_data_dir and find_data(run.pairs.train_data_dir)
     folder = config.pairs_dir or (root and root / HELD_OUT)
     if folder is None or not folder.is_dir():
         raise ConfigError(f"There are no held-out pairs in {folder or 'the run'}: name a folder with --pairs_dir.")
-    base = find_data(str(run.model.pretrained_model_name_or_path))
-    pipe = load_pipeline(base, **run.model.loading).to(PartialState().device)
+    base = find_base([config.run], config.pretrained_model_name_or_path, config.base_options)
+    pipe, device = load_base(base, **config.placement), PartialState().device or "cpu"
     control = load_hra_control(pipe, config.run)
     side = checked_resolution(run.pairs.resolution, pipe)
     trial = read_trial(folder, control.annotator, run, side, num_pairs=config.num_pairs, batch_size=config.batch_size)
@@ -56,15 +56,15 @@ def evaluate_control(config: EvaluateControlConfig, *, progress: Callable[[int, 
     models = inception = None
     notes: list[str] = []
     try:
-        models = load_metric_models(base, device=pipe.device, local_files_only=True)
+        models = load_metric_models(str(base.name), device=device, local_files_only=True)
     except ModelError as error:
         notes.append(f"Prompts are not measured: {error}")
     try:
-        inception = load_inception(pipe.device)
+        inception = load_inception(device)
     except ModelError as error:
         notes.append(f"FID is not measured: {error}")
     rows = trial.measure(control.annotator, models, inception)
-    about = {"base": base, "control": str(config.run), "pairs": len(trial.prompts), "folder": str(folder)}
+    about = {"base": base.name, "control": str(config.run), "pairs": len(trial.prompts), "folder": str(folder)}
     return "\n".join([write_control_report(output, rows, about), *notes])
 
 

@@ -11,7 +11,7 @@ from hra_diffusion.evaluation.config import EvaluateConfig
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.run_folder import results_folder, run_file
 from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
-from hra_diffusion.pipelines import base_model, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import DreamBoothConfig
@@ -63,16 +63,16 @@ def evaluate_adapter(
     run = read_run(config.adapter, DreamBoothConfig())
     output = config.output_dir or results_folder(config.adapter)
     check_writable(output)
+    base = find_base([config.adapter], config.pretrained_model_name_or_path, config.base_options)
     config = _complete(config, run)
-    assert config.reference_dir and config.instance_prompt and config.pretrained_model_name_or_path
+    assert config.reference_dir and config.instance_prompt
     references = read_images(image_files(config.reference_dir), config.reference_dir)
-    base = find_data(config.pretrained_model_name_or_path)
     device = pipe.device if pipe else PartialState().device or "cpu"
     models = load_metric_models(
-        base, clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
+        str(base.name), clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
     )
     if pipe is None:
-        pipe = load_pipeline(base, **run.model.loading).to(device)
+        pipe = load_base(base, **config.placement)
         load_hra_weights(pipe, config.adapter)
     plan = make_evaluation_plan(
         config.instance_prompt,
@@ -93,7 +93,7 @@ def evaluate_adapter(
         models.notes.append(
             f"The real images are the training images: put held-out ones into {config.reference_dir / HELD_OUT}."
         )
-    about = {"base": base, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
+    about = {"base": base.name, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
     report = replace(measure_subject(generations, references, models), about=about)
     report.write(output)
     return report
@@ -106,14 +106,13 @@ def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         ConfigError: a setting is missing in both.
     """
     from_run = {
-        "pretrained_model_name_or_path": run.model.pretrained_model_name_or_path or base_model(config.adapter),
         "instance_prompt": run.data.instance_prompt,
         "class_prompt": run.prior.class_prompt,
         "resolution": run.data.resolution,
         "reference_dir": _reference_folder(run.data.instance_data_dir),
     }
     config = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})
-    required = ("pretrained_model_name_or_path", "instance_prompt", "reference_dir")
+    required = ("instance_prompt", "reference_dir")
     if missing := [f"--{name}" for name in required if not getattr(config, name)]:
         has_run = run_file(config.adapter, "config.toml")
         reason = "has several subjects, and one is measured" if has_run else "has no config.toml of its training run"
@@ -125,7 +124,7 @@ def _reference_folder(instance_data_dir: Path | None) -> Path | None:
     """Return the folder of a run's real images, held-out ones if any; None for several subjects."""
     if instance_data_dir is None:
         return None
-    root = Path(find_data(str(instance_data_dir)))
+    root = find_data(instance_data_dir)
     if (root / HELD_OUT).is_dir():
         return root / HELD_OUT
     folder, *others = subject_folders(root) if root.is_dir() else [root]

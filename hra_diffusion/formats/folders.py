@@ -11,6 +11,7 @@ A run's output folder has it as ``adapter``. PEFT's files in the folder itself b
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
-from hra_diffusion.formats.run_folder import run_file
+from hra_diffusion.formats.run_folder import BASE_OPTIONS, run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
+_BASE = "base_model_name_or_path"
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
 
 _PATTERNS = (
@@ -85,10 +87,43 @@ def base_model(source: str | Path, subfolder: str | None = None, **hub: Any) -> 
     Raises:
         AdapterFileError: there is no adapter.
     """
-    for part in component_folders(source, subfolder, **hub).values():
-        if name := read_json(part / CONFIG_FILE).get("base_model_name_or_path"):
-            return name
-    return None
+    return recorded_base(source, subfolder, **hub).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedBase:
+    """What the files of an adapter and of its run say about the base model."""
+
+    name: str | None = None
+    """Folder, single file, or name on the hub."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of ``pipelines.load_pipeline``: revision, variant, vae, …; unrecorded ones are missing."""
+    mixed_precision: str = "no"
+    """Precision of the frozen base in the training run: no, fp16 or bf16."""
+
+
+def recorded_base(source: str | Path, subfolder: str | None = None, **hub: Any) -> RecordedBase:
+    """Return an adapter's base model, from config.toml of its run and from adapter_config.json.
+
+    The run's config.toml counts; a config.toml beside the adapter that is about another base does not.
+
+    Raises:
+        AdapterFileError: there is no adapter, or a file is damaged.
+    """
+    parts = component_folders(source, subfolder, **hub).values()
+    named = next((json for part in parts if (json := read_json(part / CONFIG_FILE)).get(_BASE)), {})
+    run = _run_table(source)
+    name, revision = named.get(_BASE), named.get("revision")
+    run_name = run.get("pretrained_model_name_or_path")
+    if not run or not (_is_of_run(Path(source)) or name in (None, run_name)):
+        return RecordedBase(name=name, options={"revision": revision})
+    options = {option: run.get(key) or None for key, option in BASE_OPTIONS.items()}
+    return RecordedBase(name=run_name or name, options=options, mixed_precision=run.get("mixed_precision", "no"))
+
+
+def _is_of_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, of its final adapter or of one of its checkpoints."""
+    return (folder / "config.toml").is_file() or folder.name == "adapter" or folder.name.startswith("checkpoint-")
 
 
 def public_name(model: str) -> str:
@@ -104,6 +139,13 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: the file is damaged.
     """
+    flat = {key: value for key, value in _run_table(folder).items() if not key.endswith("_dir")}
+    paths = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path")
+    return flat | {key: public_name(flat[key]) for key in paths if flat.get(key)}
+
+
+def _run_table(folder: str | Path) -> dict[str, Any]:
+    """Return the settings in the config.toml of an adapter's run, by flag; empty without the file."""
     path = run_file(folder, "config.toml")
     if path is None:
         return {}
@@ -112,6 +154,4 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise AdapterFileError(f"{path} is not valid TOML: {error}") from error
     groups = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
-    flat = {key: value for group in groups for key, value in group.items() if not key.endswith("_dir")}
-    model = flat.get("pretrained_model_name_or_path")
-    return flat | ({"pretrained_model_name_or_path": public_name(model)} if model else {})
+    return {key: value for group in groups for key, value in group.items()}

@@ -9,6 +9,16 @@ SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md"
 RESULTS = (SHEET, METRICS, TABLE, FIGURE)
 """Results about an adapter, in its folder or beside a run's ``adapter``."""
 
+BASE_OPTIONS = {
+    "revision": "revision",
+    "variant": "variant",
+    "pretrained_vae_model_name_or_path": "vae",
+    "prediction_type": "prediction_type",
+    "rescale_betas_zero_snr": "rescale_betas_zero_snr",
+    "clip_skip": "clip_skip",
+}
+"""Settings of a run that say what its base is, each with its option of ``pipelines.load_pipeline``."""
+
 
 def run_file(folder: str | Path, name: str) -> Path | None:
     """Find a file of an adapter's run, in the adapter's folder or the one above; also for a checkpoint."""

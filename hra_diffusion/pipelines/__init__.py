@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hra_diffusion.formats.folders import *
     from hra_diffusion.pipelines.activation import *
+    from hra_diffusion.pipelines.bases import *
     from hra_diffusion.pipelines.components import *
     from hra_diffusion.pipelines.export import *
     from hra_diffusion.pipelines.fitting import *
@@ -32,7 +33,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "hra_diffusion.formats.folders": ("base_model",),
+            "hra_diffusion.formats.folders": ("RecordedBase", "base_model", "recorded_base"),
             "hra_diffusion.pipelines.activation": (
                 "LoadedAdapter",
                 "disable_hra",
@@ -42,6 +43,7 @@ else:
                 "unfuse_hra",
                 "using_hra_adapters",
             ),
+            "hra_diffusion.pipelines.bases": ("find_base", "load_base"),
             "hra_diffusion.pipelines.components": ("adapted_components", "denoiser_name"),
             "hra_diffusion.pipelines.export": ("export_lora",),
             "hra_diffusion.pipelines.fitting": ("Fit", "fit_lora"),

@@ -3,6 +3,7 @@
 import base64
 import io
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,13 +11,14 @@ import torch
 from PIL import Image
 
 from hra_diffusion.dtypes import to_dtype
-from hra_diffusion.errors import ConfigError, ImageError, ModelError
+from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats import lora
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import base_model, component_folders, public_name, run_settings, tokens_beside
 from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.formats.run_folder import SHEET, result_file
 from hra_diffusion.pipelines.activation import using_hra_adapters
+from hra_diffusion.pipelines.bases import find_base
 from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
@@ -32,6 +34,7 @@ def export_lora(
     output: str | Path,
     *,
     base: str | Path | Pipeline | None = None,
+    base_options: Mapping[str, Any] | None = None,
     layout: lora.Layout = "kohya",
     strength: float = 1.0,
     dtype: torch.dtype | str = "fp16",
@@ -46,6 +49,8 @@ def export_lora(
         output: a safetensors file to write; a folder for the layout "peft".
         base: the base model, as a folder, a name on the hub, or a pipeline, which is unchanged afterwards; by default
             the one named by the adapter.
+        base_options: options of `load_pipeline` for the base: revision, variant, vae; by default those that the adapter
+            records.
         layout: "kohya", which A1111 and ComfyUI read, "diffusers" or "peft".
         strength: position on the geodesic; scaling the LoRA afterwards is not the same.
         dtype: precision of the tensors: a torch dtype or its name ("fp16", "bf16", "fp32").
@@ -66,8 +71,11 @@ def export_lora(
     output, dtype = Path(output), to_dtype(dtype)
     _check_layout(output, layout)
     named_base = base_model(adapter, **hub)
-    source = _known_base(named_base, adapter) if base is None else base
-    pipe = load_pipeline(str(source)) if isinstance(source, str | Path) else source
+    if base is None or isinstance(base, str | Path):
+        found = find_base([adapter], base, base_options, **hub)
+        pipe = load_pipeline(str(found.name), **found.options)
+    else:
+        pipe = base
     updates = _updates(pipe, adapter, strength, **hub)
     for name, words in tokens_beside(component_folders(adapter, **hub)).items():
         logger.warning("The LoRA needs its words %s for %s beside it, as embeddings.", ", ".join(words), name)
@@ -132,14 +140,6 @@ def _updates(pipe: Pipeline, adapter: str | Path, strength: float, **hub: Any) -
         raise ConfigError(f"At strength {strength} the adapter changes nothing: there is no LoRA to write.")
     rank = max(len(update.A) for update in updates)
     return [lora.with_rank(update, rank) for update in updates]
-
-
-def _known_base(named_base: str | None, adapter: str | Path) -> str:
-    if named_base is None:
-        raise ModelError(
-            f"The adapter {adapter} does not name its base: name it (base=…, --pretrained_model_name_or_path)."
-        )
-    return named_base
 
 
 def _family(pipe: Pipeline, two_text_encoders: bool) -> Literal["sd1", "sd2", "sdxl"]:

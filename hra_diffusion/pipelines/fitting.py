@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.components import models, offloading_suspended
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.resources import find_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,13 @@ class _LayerFit:
     norm: float
 
 
-def fit_lora(lora: str | Path, output: str | Path, *, base: str | Path | Pipeline) -> Fit:
+def fit_lora(
+    lora: str | Path,
+    output: str | Path,
+    *,
+    base: str | Path | Pipeline,
+    base_options: Mapping[str, Any] | None = None,
+) -> Fit:
     """Write the HRA adapter whose weights W H are nearest to a LoRA's, W + ΔW.
 
     A LoRA of rank r becomes an adapter of rank 2 r, which has as many numbers in a square layer. A LoRA also stretches
@@ -64,6 +72,7 @@ def fit_lora(lora: str | Path, output: str | Path, *, base: str | Path | Pipelin
         lora: a safetensors file in kohya's or diffusers' layout.
         output: the adapter's folder.
         base: the LoRA's base model, as a folder, a name on the hub, or a pipeline without adapters.
+        base_options: options of `load_pipeline` for the base: revision, variant, vae.
 
     Raises:
         AdapterFileError: the file is damaged, no LoRA, or for another model.
@@ -74,7 +83,8 @@ def fit_lora(lora: str | Path, output: str | Path, *, base: str | Path | Pipelin
     lora, output = Path(lora), Path(output)
     if holds_adapter(output):
         raise OutputError(f"{output} holds an adapter already: choose another folder.")
-    pipe = load_pipeline(str(base)) if isinstance(base, str | Path) else base
+    options = base_options or {}
+    pipe = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):
         components = models(pipe)
         modules = [(name, module) for name, model in components.items() for module in _adaptable_modules(model)]
@@ -84,7 +94,13 @@ def fit_lora(lora: str | Path, output: str | Path, *, base: str | Path | Pipelin
         contents: dict[Path, bytes] = {}
         for name in dict.fromkeys(component for component, _ in fits):
             chains = {module: fit.columns for (component, module), fit in fits.items() if component == name}
-            files = _adapter_files(components[name], chains, rank, getattr(pipe, "name_or_path", None) or None)
+            config = HRAConfig(
+                r=rank,
+                target_modules=list(chains),
+                base_model_name_or_path=str(getattr(pipe, "name_or_path", None) or "") or None,
+                revision=options.get("revision"),
+            )
+            files = _adapter_files(components[name], chains, config)
             contents |= {output / name / part: data for part, data in files.items()}
     write_together(contents)
     layers = {f"{component}.{module}": fit.residual / fit.norm for (component, module), fit in fits.items()}
@@ -117,12 +133,9 @@ def _fit_layers(
     return fits
 
 
-def _adapter_files(
-    model: nn.Module, chains: Mapping[str, Tensor], rank: int, base_model: str | Path | None
-) -> dict[str, bytes]:
-    config = HRAConfig(r=rank, target_modules=list(chains), base_model_name_or_path=base_model and str(base_model))
+def _adapter_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRAConfig) -> dict[str, bytes]:
     state = {
-        f"{module}{COLUMNS}": nn.functional.pad(columns, (0, rank - columns.shape[1]))
+        f"{module}{COLUMNS}": nn.functional.pad(columns, (0, config.r - columns.shape[1]))
         for module, columns in chains.items()
     }
     adapted = HRAModel(model, config, state_dict=state)

@@ -12,6 +12,7 @@ from hra_diffusion.errors import ConfigError, OutputError
 from hra_diffusion.formats.files import replacing
 from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.pipelines.activation import set_hra_adapters
+from hra_diffusion.pipelines.bases import find_base
 from hra_diffusion.pipelines.components import adapted_components
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder
 from hra_diffusion.pipelines.models import load_pipeline
@@ -23,6 +24,7 @@ def merge_hra(
     output: str | Path,
     *,
     base: str | Path,
+    base_options: Mapping[str, Any] | None = None,
     combine: Combine = "mean",
     dtype: torch.dtype | str = torch.float32,
     **hub: Any,
@@ -35,6 +37,8 @@ def merge_hra(
         adapters: the strength of every adapter, by its folder or repository; a product has their order.
         output: the folder to write, which must not exist or be empty.
         base: the base model's folder, its name on the hub, or a single file: see `load_pipeline`.
+        base_options: options of `load_pipeline` for the base: revision, variant, vae; by default those that the
+            adapters record.
         combine: "mean" for exp(Σ sᵢ log Hᵢ), "product" for H_first ⋯ H_last, with their strengths.
         dtype: precision of the files: a torch dtype or its name ("fp16", "bf16", "fp32").
         hub: arguments of `huggingface_hub.snapshot_download`, for the adapters.
@@ -60,7 +64,8 @@ def merge_hra(
         raise ConfigError("Name at least one adapter to merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
-    pipe = load_pipeline(str(base))
+    found = find_base(adapters, base, base_options, **hub)
+    pipe = load_pipeline(str(found.name), **found.options)
     names = [f"{name_from_folder(folder)} {number}" for number, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)

@@ -24,6 +24,7 @@ from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import TrainingConfig
+from hra_diffusion.training.config.base import with_recorded_paths
 from hra_diffusion.training.config.file import to_toml, with_values
 from hra_diffusion.training.data.cache import Cache
 from hra_diffusion.training.data.sources import SourceEncoder
@@ -152,12 +153,20 @@ class Run:
         move(self._offloaded, "cpu")
         return self._recorder
 
+    def recorded_settings(self) -> str:
+        """Return the text of config.toml.
+
+        Raises:
+            ConfigError: a setting, such as a path, is not valid UTF-8.
+        """
+        return to_toml(with_values(with_recorded_paths(self.config), {"resume_from_checkpoint": None}))
+
     def steps(self) -> Iterator[StepRecord]:
         """Train; yields each step's record after the step is in log.jsonl and its checkpoint saved."""
         if self.is_main:
             if not self.plan.checkpoint:
                 clear_validation(self.plan.folder)
-            settings = to_toml(with_values(self.config, {"resume_from_checkpoint": None}))
+            settings = self.recorded_settings()
             write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
         yield from self.start().steps(self.plan.total_steps)
 

@@ -18,6 +18,7 @@ from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
+from hra_diffusion.training.config.base import recorded_path
 from hra_diffusion.training.data.batches import Batches, Source
 from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
 from hra_diffusion.training.devices.quantization import quantize
@@ -53,9 +54,9 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
-    return accelerator
     if run.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
+    return accelerator
 
 
 def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig) -> None:
@@ -77,7 +78,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
             r=adapter.rank,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
             exclude_modules=family.unused_modules(name),
-            base_model_name_or_path=model.pretrained_model_name_or_path,
+            base_model_name_or_path=recorded_path(str(model.pretrained_model_name_or_path)),
             revision=model.revision,
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))

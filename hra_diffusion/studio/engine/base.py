@@ -1,6 +1,7 @@
 """The facts of a base model from its JSON files: the page opens before the weights are loaded."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class Base:
 
     source: str
     """Folder, single file, or name on the hub."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of ``pipelines.load_pipeline``: revision, variant, vae."""
     name: str
     """Name for display and publication, without folders."""
     size: int
@@ -31,24 +34,26 @@ class Base:
     """Names of the available schedulers, the model's default first."""
 
 
-def read_base(source: str) -> Base:
+def read_base(source: str, options: Mapping[str, Any] | None = None) -> Base:
     """Read the facts of a model from its JSON files.
 
     Args:
         source: a folder in diffusers' layout, a name on the hub, or a single file.
+        options: options of ``pipelines.load_pipeline``: revision, variant, vae.
 
     Raises:
         ModelError: the source is no model, is incomplete, or has an architecture that the studio does not support.
     """
     config = pipelines.model_config(source) if Path(source).is_file() else source
     try:
-        return _read(source, config)
+        return _read(source, config, options or {})
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"The model {source!r} cannot be used: its JSON files are incomplete ({error}).") from error
 
 
-def _read(source: str, config: str) -> Base:
-    index = _json(source, config, _INDEX)
+def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
+    revision = options.get("revision")
+    index = _json(source, config, _INDEX, revision)
     parts = {name: kind for name, kind in index.items() if isinstance(kind, list) and kind != [None, None]}
     denoiser = "unet" if "unet" in parts else "transformer"
     if not {denoiser, "vae", "scheduler"} <= parts.keys():
@@ -58,12 +63,13 @@ def _read(source: str, config: str) -> Base:
         )
     if Path(source).is_dir():
         _check_weights(Path(source), [name for name in parts if not name.startswith(_NO_WEIGHTS)])
-    unet = _json(source, config, f"{denoiser}/config.json")
-    vae = _json(source, config, "vae/config.json")
-    scheduler = _json(source, config, "scheduler/scheduler_config.json")
+    unet = _json(source, config, f"{denoiser}/config.json", revision)
+    vae = _json(source, config, "vae/config.json", revision)
+    scheduler = _json(source, config, "scheduler/scheduler_config.json", revision)
     multiple = 2 ** (len(vae["block_out_channels"]) - 1)
     return Base(
         source=source,
+        options=options,
         name=public_name(source),
         size=unet["sample_size"] * multiple,
         multiple=multiple,
@@ -71,9 +77,9 @@ def _read(source: str, config: str) -> Base:
     )
 
 
-def _json(source: str, config: str, name: str) -> dict[str, Any]:
+def _json(source: str, config: str, name: str, revision: str | None) -> dict[str, Any]:
     try:
-        return read_json(local_folder(config, None, [name]) / name)
+        return read_json(local_folder(config, None, [name], revision=revision) / name)
     except AdapterFileError as error:
         raise ModelError(
             f"The model {source!r} cannot be used: {error} Give a folder in diffusers' layout, with {_INDEX} beside "

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudioConfig:
+class StudioConfig(BaseConfig, PlacementConfig):
     """Open the studio: train adapters, compare them and generate images in a browser."""
 
     base: str = "assets/emoji-sd"

@@ -67,7 +67,16 @@ def write_merged_model(worker: ModelWorker, uses: Sequence[AdapterUse], folder: 
         _check_no_control(entry)
     strengths = {entry.folder: use.strength for entry, use in zip(entries, uses, strict=True)}
     output = new_folder(folder) / f"{worker.base.name}-{'-'.join(use.name for use in uses)}"[:80]
-    worker.run(lambda _: pipelines.merge_hra(strengths, output, base=worker.base.source, combine=combine, dtype=dtype))
+    worker.run(
+        lambda _: pipelines.merge_hra(
+            strengths,
+            output,
+            base=worker.base.source,
+            base_options=worker.base.options,
+            combine=combine,
+            dtype=dtype,
+        )
+    )
     return zip_folder(output)
 
 

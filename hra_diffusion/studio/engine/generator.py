@@ -6,21 +6,22 @@ Importing this module imports diffusers, and creating a generator loads the weig
 import copy
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import torch
 from PIL import Image
 
 from hra_diffusion.control import Control, load_hra_control
 from hra_diffusion.pipelines import (
+    RecordedBase,
     generate_image,
+    load_base,
     load_hra_weights,
-    load_pipeline,
     unload_hra_weights,
     using_hra_adapters,
 )
+from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.events import Event, Generated, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
@@ -45,19 +46,22 @@ class Generator:
     """Generates the images of requests.
 
     Args:
-        source: the model's folder, its file, or its name on the hub.
+        base: the model.
         library: the available adapters.
         uploads: initial images and conditions.
-        device: the device of the models.
+        placement: options of `pipelines.load_base`: dtype, offload, vae_tiling, vae_slicing.
 
     Raises:
+        ConfigError: the placement is impossible.
         ModelError: the model cannot be loaded.
     """
 
-    def __init__(self, source: str, library: Library, uploads: Uploads, device: torch.device | str) -> None:
-        self.pipe = load_pipeline(source).to(device)
+    def __init__(
+        self, base: RecordedBase, library: Library, uploads: Uploads, placement: Mapping[str, Any] | None = None
+    ) -> None:
+        self.pipe = load_base(base, **(placement or {}))
         self._library, self._uploads = library, uploads
-        self._preview = Preview(self.pipe.vae)
+        self._preview = Preview(self.pipe.vae, self.pipe._execution_device)
         # A tokenizer keeps the truncation of its last call: a shared one could truncate a prompt during generation.
         self._tokenizer, self._tokenizer_lock = copy.deepcopy(self.pipe.tokenizer), threading.Lock()
         self._default_scheduler = self.pipe.scheduler
@@ -127,7 +131,8 @@ class Generator:
     def _generate_image(
         self, request: GenerateRequest, controls: list[tuple[Control, float]], after_step: _AfterStep
     ) -> Image.Image:
-        pipe, options = self.pipe, {"height": request.height, "width": request.width}
+        pipe: Any = self.pipe
+        options: dict[str, Any] = {"height": request.height, "width": request.width}
         if request.image:
             from diffusers import AutoPipelineForImage2Image  # imports all pipelines of diffusers
 
@@ -136,6 +141,10 @@ class Generator:
             image = self._uploads.open(request.image).convert("RGB")
             image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
             options = {"image": image, "strength": request.image_strength}
+        clip_skip = default_clip_skip(self.pipe) if request.clip_skip is None else request.clip_skip
+        if clip_skip is not None:
+            check_clip_skip(self.pipe, clip_skip)
+            options["clip_skip"] = clip_skip
         with self._controlled(pipe, request, controls):
             return generate_image(
                 pipe,

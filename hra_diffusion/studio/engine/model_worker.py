@@ -7,12 +7,13 @@ The weights are loaded on first use; requests wait in the queue meanwhile.
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import BusyError, ConfigError, HRAError
+from hra_diffusion.formats.folders import RecordedBase
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.conditions import find_control
@@ -40,10 +41,22 @@ class ModelWorker:
         library: the available adapters.
         uploads: initial images and conditions.
         max_waiting: largest number of requests in the queue; further ones are refused.
+        mixed_precision: precision of training jobs, and so of images on a GPU: no, fp16 or bf16.
+        placement: options of `pipelines.load_base`: dtype, offload, vae_tiling, vae_slicing.
     """
 
-    def __init__(self, base: Base, library: Library, uploads: Uploads, *, max_waiting: int = 16) -> None:
+    def __init__(
+        self,
+        base: Base,
+        library: Library,
+        uploads: Uploads,
+        *,
+        max_waiting: int = 16,
+        mixed_precision: str = "no",
+        placement: Mapping[str, Any] | None = None,
+    ) -> None:
         self.base = base
+        self._mixed_precision, self._placement = mixed_precision, placement
         self.library, self.uploads, self.max_waiting = library, uploads, max_waiting
         self._generator: Generator | None = None
         self._loading = threading.Lock()
@@ -65,12 +78,12 @@ class ModelWorker:
         """
         with self._loading:
             if self._generator is None:
-                from accelerate import PartialState
-
                 from hra_diffusion.studio.engine.generator import Generator  # imports diffusers, which takes seconds
 
-                device = PartialState().device or "cpu"
-                self._generator = Generator(self.base.source, self.library, self.uploads, device)
+                base = RecordedBase(
+                    name=self.base.source, options=self.base.options, mixed_precision=self._mixed_precision
+                )
+                self._generator = Generator(base, self.library, self.uploads, self._placement)
             return self._generator
 
     def warm_up(self) -> None:

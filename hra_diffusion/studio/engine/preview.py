@@ -15,10 +15,10 @@ _MAX_SIDE = 320
 
 
 class Preview:
-    """Previews of latents (1, C, h, w); the autoencoder encodes images in [−1, 1]."""
+    """Previews of latents (1, C, h, w); the autoencoder encodes images in [−1, 1], on a device."""
 
-    def __init__(self, vae: Any) -> None:
-        self.to_colors = _fit(vae)
+    def __init__(self, vae: Any, device: torch.device) -> None:
+        self.to_colors = _fit(vae, device)
 
     def __call__(self, latents: Tensor) -> bytes:
         """Return the preview as a JPEG file."""
@@ -34,12 +34,11 @@ class Preview:
 
 
 @torch.no_grad()
-def _fit(vae: Any) -> Tensor:
+def _fit(vae: Any, device: torch.device) -> Tensor:
     """Return the map (C + 1, 3) of scaled latents, and one, to colors in [−1, 1]."""
-    device, dtype = next(vae.parameters()).device, next(vae.parameters()).dtype
     coarse = torch.rand(_PATCHES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = nn.functional.interpolate(coarse, (_SIDE, _SIDE), mode="bilinear")
-    encoded = vae.encode(images.to(device, dtype))
+    encoded = vae.encode(images.to(device, next(vae.parameters()).dtype))
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     latents = (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
     latents = latents.float().cpu()

@@ -41,7 +41,9 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config.base import BaseConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
+from hra_diffusion.training.config.file import with_values
 
 IMPORTED = "adopted.txt"
 """Marks a job whose adapter is in the library; holds its name there."""
@@ -83,9 +85,16 @@ class Session:
         _remove_old_files(self.cache)
         base = find_data(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
-        self.worker = ModelWorker(read_base(base), self.library, self.uploads, max_waiting=config.max_waiting)
-        self.training_defaults = (
-            embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
+        defaults = embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
+        flags = {name: getattr(config, name) for name in vars(BaseConfig())}
+        self.training_defaults = with_values(defaults, flags)
+        self.worker = ModelWorker(
+            read_base(base, config.base_options),
+            self.library,
+            self.uploads,
+            max_waiting=config.max_waiting,
+            mixed_precision=self.training_defaults.run.mixed_precision,
+            placement=config.placement,
         )
         self._stop_flags: dict[str, set[threading.Event]] = defaultdict(set)
         self._lock = threading.Lock()

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hra_diffusion.formats.run_folder import BASE_OPTIONS
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -16,10 +18,14 @@ class ModelConfig:
     """Variant of the weight files, such as fp16."""
     pretrained_vae_model_name_or_path: str | None = None
     """Autoencoder (VAE) in place of the model's, such as one for SDXL that works in half precision: a folder or a name
-    on the hub."""
+    on the hub, of an autoencoder or of a model with one, or a single file."""
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
+    """Prediction of the denoiser: noise, v or the image. By default the one that a single file or the scheduler names."""
     rescale_betas_zero_snr: bool = False
     """Zero terminal SNR: rescale the noise schedule so that its last step is pure noise, for very dark and very bright
     images; not for models that predict noise."""
+    clip_skip: int | None = None
+    """Clip skip: number of CLIP's last layers that prompts skip, 1 for many anime models (2 in A1111 and kohya)."""
     quantization: Literal["int8", "nf4"] | None = None
     """Quantization of the frozen denoiser during training: 8 bits (int8) or 4 bits (nf4); none by default. The command
     generate always uses the whole model."""
@@ -27,7 +33,4 @@ class ModelConfig:
     @property
     def loading(self) -> dict[str, Any]:
         """The options of ``pipelines.load_pipeline`` that every later use of the adapter needs, too."""
-        return {
-            "vae": self.pretrained_vae_model_name_or_path,
-            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
-        }
+        return {option: getattr(self, name) for name, option in BASE_OPTIONS.items()}

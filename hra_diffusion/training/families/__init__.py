@@ -1,13 +1,10 @@
 """The trainable model families: a file, a class and a row of ``FAMILIES`` for each."""
 
-from functools import wraps
-from typing import Any
-
 import torch
-from torch import Tensor
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines import load_pipeline, pipeline_class
+from hra_diffusion.pipelines.bases import keep_vae_precision
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families.family import Conditioning, Denoiser, Family
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
@@ -37,22 +34,13 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
     pipe = load_pipeline(
         name,
         **model.loading,
-        revision=model.revision,
-        variant=model.variant,
         dtype=dtype,
         **family.load_options,
     )
-    _decode_without_autocast(pipe.vae)
+    if kind != StableDiffusionXL.pipeline_class and getattr(pipe.vae.config, "latents_mean", None) is not None:
+        raise ModelError(
+            f"The autoencoder of {name!r} has latents_mean and latents_std, which a {kind} ignores when it generates "
+            "images: use an autoencoder of the model's own family."
+        )
+    keep_vae_precision(pipe.vae)
     return family(pipe)
-
-
-def _decode_without_autocast(vae: Any) -> None:
-    """Decode images in the autoencoder's precision, even under autocast: SDXL's overflows in float16."""
-    decode = vae.decode
-
-    @wraps(decode)
-    def decode_without_autocast(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(latents.device.type, enabled=False):
-            return decode(latents.to(vae.dtype), *args, **kwargs)
-
-    vae.decode = decode_without_autocast

@@ -21,6 +21,7 @@ FREE = frozenset(
         "pretrained_model_name_or_path",
         "revision",
         "variant",
+        "pretrained_vae_model_name_or_path",  # its weights are in the model's digest
         "instance_data_dir",
         "class_data_dir",
         "mask_data_dir",
@@ -39,8 +40,8 @@ FREE = frozenset(
         "resume_from_checkpoint",
         "dry_run",
         "report_to",
-        "validation_steps",
         "logging_dir",
+        "validation_steps",
         "validation_prompts",
         "validation_prompt",
         "validation_image",

@@ -1,0 +1,147 @@
+"""The base model of an adapter: recorded by its run, found by every command, loaded in the run's precision."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from hra_diffusion import ConfigError, load_pipeline
+from hra_diffusion.cli.main import main
+from hra_diffusion.errors import ModelError
+from hra_diffusion.formats.folders import RecordedBase, recorded_base
+from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, place
+from hra_diffusion.pipelines.models import generate_image
+from hra_diffusion.training.config.base import recorded_path
+from tests.conftest import save_images
+
+CPU = torch.device("cpu")
+SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
+
+
+@pytest.fixture(scope="module")
+def run_on_variant(tiny_sd, tmp_path_factory) -> Path:
+    """A run on a folder with weights of the variant fp16 alone, named by a path relative to the working directory."""
+    root = tmp_path_factory.mktemp("variant")
+    load_pipeline(str(tiny_sd)).save_pretrained(root / "models" / "half", variant="fp16")
+    save_images(root / "dog")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        flags = ["--pretrained_model_name_or_path", "models/half", "--variant", "fp16", "--revision", "v1"]
+        images = ["--instance_data_dir", "dog", "--num_validation_images", "1", "--num_inference_steps", "2"]
+        assert main(["train", *flags, *images, "--max_train_steps", "2", "--output_dir", "run"]) == 0
+    return root / "run"
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[dict]:
+    """The arguments that reach diffusers' from_pretrained, which still loads the model."""
+    recorded, load = [], DiffusionPipeline.from_pretrained.__func__
+
+    def record(cls, name, **options):
+        recorded.append({"name": name, **options})
+        return load(cls, name, **options)
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", classmethod(record))
+    return recorded
+
+
+def test_a_run_records_its_base_with_an_absolute_path(run_on_variant):
+    base = recorded_base(run_on_variant)
+    assert base.name == str(run_on_variant.parent / "models" / "half")
+    assert (base.options["variant"], base.options["revision"]) == ("fp16", "v1")
+    assert recorded_base(run_on_variant / "adapter") == base
+    assert f'instance_data_dir = "{run_on_variant.parent / "dog"}"' in (run_on_variant / "config.toml").read_text()
+
+
+def test_an_adapter_copied_without_its_run_keeps_base_and_revision(run_on_variant, tmp_path):
+    base = recorded_base(shutil.copytree(run_on_variant / "adapter", tmp_path / "copy"))
+    assert base.name == str(run_on_variant.parent / "models" / "half")
+    assert base.options == {"revision": "v1"}
+
+
+def test_every_command_loads_the_recorded_base(run_on_variant, calls, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base = recorded_base(run_on_variant).name
+    adapter, small = str(run_on_variant), ["--height", "32", "--width", "32"]
+    assert main(["generate", "--adapter", adapter, "--prompt", "a dog", *small]) == 0
+    assert main(["merge", base, "merged", "--adapters", adapter]) == 0
+    assert main(["export-lora", adapter, "lora.safetensors"]) == 0
+    flags = ["--pretrained_model_name_or_path", base, "--variant", "fp16", "--revision", "v1"]
+    assert main(["import-lora", "lora.safetensors", "imported", *flags]) == 0
+    loaded = [(call["name"], call["variant"], call["revision"]) for call in calls]
+    assert loaded == [(base, "fp16", "v1")] * 4
+    assert recorded_base("imported").options["revision"] == "v1"
+
+
+def test_flags_override_the_recorded_base(run_on_variant, tiny_sd):
+    base = find_base([run_on_variant], None, {"revision": "v2"})
+    assert (base.options["revision"], base.options["variant"]) == ("v2", "fp16")
+    other = find_base([run_on_variant], tiny_sd)  # another model has other revisions and variants
+    assert (other.name, other.options) == (str(tiny_sd), {})
+
+
+def test_adapters_with_different_bases_are_refused_together(run_on_variant, tmp_path):
+    other = shutil.copytree(run_on_variant, tmp_path / "other")
+    text = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(text.replace('variant = "fp16"', 'variant = "bf16"'))
+    with pytest.raises(ConfigError, match=r"different --variant \(fp16 for .*, bf16 for"):
+        find_base([run_on_variant, other])
+    assert find_base([run_on_variant, other], None, {"variant": "fp16"}).options["variant"] == "fp16"
+
+
+def test_an_adapter_without_a_base_is_refused(subject_folder, tmp_path):
+    copy = shutil.copytree(subject_folder, tmp_path / "copy")
+    path = copy / "unet" / "adapter_config.json"
+    path.write_text(path.read_text().replace('"base_model_name_or_path"', '"peft_version"'))
+    with pytest.raises(ModelError, match="copy does not name its base model: add --pretrained_model_name_or_path"):
+        find_base([copy])
+
+
+def test_recorded_paths_are_absolute_except_for_hub_names_and_the_projects_data(tmp_path, monkeypatch):
+    (tmp_path / "sd").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert recorded_path("sd") == str(tmp_path / "sd")
+    assert recorded_path("runwayml/sd") == "runwayml/sd"
+    monkeypatch.chdir(Path(__file__).parents[2])
+    assert recorded_path("assets/emoji-sd") == "assets/emoji-sd"
+
+
+def test_a_model_follows_the_run_s_precision_on_a_gpu_and_dtype_everywhere(tiny_sd):
+    base = RecordedBase(name=str(tiny_sd), mixed_precision="bf16")
+    meta = torch.device("meta")  # stands for a GPU: weights are not computed with
+    assert load_base(base, device=meta).unet.dtype == torch.bfloat16
+    assert load_base(base, device=CPU).unet.dtype == torch.float32
+    pipe = load_base(base, device=CPU, dtype="bf16", vae_tiling=True, vae_slicing=True)
+    assert (pipe.unet.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.float32)
+    assert pipe.vae.use_tiling
+    assert pipe.vae.use_slicing
+    assert generate_image(pipe, "a dog", 0, **SMALL).size == (32, 32)
+
+
+def test_a_half_precision_pipeline_edits_images_with_a_float32_autoencoder(tiny_sd):
+    from diffusers import AutoPipelineForImage2Image
+
+    pipe = load_base(RecordedBase(name=str(tiny_sd)), device=CPU, dtype="bf16")
+    image = generate_image(pipe, "a dog", 0, **SMALL)
+    edited = AutoPipelineForImage2Image.from_pipe(pipe)
+    options = {"image": image, "strength": 0.9, "num_inference_steps": 3}
+    assert generate_image(edited, "a cat", 0, **options).size == (32, 32)
+
+
+@pytest.mark.parametrize("offload", ["model", "group"])
+def test_offloading_changes_no_image(tiny_sd, offload):
+    whole, offloaded = load_pipeline(str(tiny_sd)), load_pipeline(str(tiny_sd))
+    for pipe in (whole, offloaded):
+        keep_vae_precision(pipe.vae)
+    expected = generate_image(whole, "a dog", 0, **SMALL)
+    assert generate_image(place(offloaded, CPU, offload), "a dog", 0, **SMALL).tobytes() == expected.tobytes()
+
+
+def test_offloading_is_refused_on_a_cpu_before_the_model_is_loaded(run_on_variant, calls, capsys):
+    for offload in ("model", "sequential", "group"):
+        flags = ["--adapter", str(run_on_variant), "--prompt", "a dog", "--offload", offload]
+        assert main(["generate", *flags]) == 2
+        assert f"--offload is {offload}, but the models run on the CPU" in capsys.readouterr().err
+    assert calls == []
