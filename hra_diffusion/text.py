@@ -10,6 +10,11 @@ def shorten(items: Iterable[str], limit: int = 8) -> str:
     return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8; Python reads other bytes of names and arguments as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the nearest known name, or a list of all names if none is near."""
     known = list(known)

@@ -7,7 +7,7 @@ from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
 from hra_diffusion.training.outputs.trackers import choose_tracker, logging_folder
-from hra_diffusion.training.run import Run
+from hra_diffusion.training.run import Run, recorded_settings
 from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator
 from hra_diffusion.training.task import Plan, Task
 
@@ -51,5 +51,6 @@ def prepare_run(task: Task) -> Run:
         accelerator=accelerator,
         validation=task.validation(),
     )
+    recorded_settings(run.config)
     run.check_disk_space()
     return run

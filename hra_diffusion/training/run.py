@@ -153,20 +153,12 @@ class Run:
         move(self._offloaded, "cpu")
         return self._recorder
 
-    def recorded_settings(self) -> str:
-        """Return the text of config.toml.
-
-        Raises:
-            ConfigError: a setting, such as a path, is not valid UTF-8.
-        """
-        return to_toml(with_values(with_recorded_paths(self.config), {"resume_from_checkpoint": None}))
-
     def steps(self) -> Iterator[StepRecord]:
         """Train; yields each step's record after the step is in log.jsonl and its checkpoint saved."""
         if self.is_main:
             if not self.plan.checkpoint:
                 clear_validation(self.plan.folder)
-            settings = self.recorded_settings()
+            settings = recorded_settings(self.config)
             write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
         yield from self.start().steps(self.plan.total_steps)
 
@@ -253,3 +245,12 @@ class Run:
     def _trained_parameters(self) -> list[nn.Parameter]:
         modules: dict[str, Any] = self.trained_modules
         return [weight for module in modules.values() for weight in module.parameters() if weight.requires_grad]
+
+
+def recorded_settings(config: TrainingConfig) -> str:
+    """Return the text of a run's config.toml.
+
+    Raises:
+        ConfigError: a setting, such as a path, is not valid UTF-8.
+    """
+    return to_toml(with_values(with_recorded_paths(config), {"resume_from_checkpoint": None}))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.cli.terminal import spell_unknown_characters
@@ -51,3 +52,60 @@ def test_the_error_handler_of_the_system_stays(monkeypatch):
     spell_unknown_characters()
     print("\udcff", file=output, flush=True)
     assert output.buffer.getvalue().strip() == b"\xff"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["generate", "--prompt", "a \udcff dog"], "--prompt is 'a \\udcff dog'"),
+        (["train", "--output_dir=a\udcff"], "--output_dir is 'a\\udcff'"),
+        (["inspect", "a\udcff"], "An argument is 'a\\udcff'"),
+        (["inspect", "--a\udcff"], r"--a\udcff is"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_refused(arguments, name, capsys):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"Error: {name}")
+    assert "which is not UTF-8" in captured.err
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+@pytest.fixture
+def foreign_folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a name that is not valid UTF-8."""
+    folder = tmp_path / "\udcff"
+    try:
+        folder.mkdir()
+    except OSError:  # on macOS
+        pytest.skip("the file system has UTF-8 names alone")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_in_a_folder_that_is_not_utf8_is_refused_before_anything_is_written(
+    foreign_folder, tiny_sd, images, capsys
+):
+    images.rename(foreign_folder / "photos")
+    flags = ["--instance_data_dir", "photos", "--output_dir", "run", "--pretrained_model_name_or_path", str(tiny_sd)]
+    assert main(["train", *flags, "--max_train_steps", "1", "--report_to", "none"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("Error: --")
+    assert r"\udcff" in error
+    assert "which is not UTF-8" in error
+    assert [path.name for path in foreign_folder.iterdir()] == ["photos"]
+
+
+def test_images_whose_names_are_not_utf8_are_trained_and_printed_with_escapes(
+    foreign_folder, tiny_sd, tmp_path, monkeypatch
+):
+    with (foreign_folder / "\udcfe.png").open("wb") as file:
+        Image.new("RGB", (40, 40), "red").save(file, "PNG")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdout", output)
+    monkeypatch.chdir(tmp_path)
+    foreign_folder.rename(tmp_path / "photos")
+    flags = ["--instance_data_dir", "photos", "--output_dir", "run", "--pretrained_model_name_or_path", str(tiny_sd)]
+    assert main(["train", *flags, "--max_train_steps", "1", "--report_to", "none", "--dry_run"]) == 0
+    output.flush()
+    assert r"\udcfe.png: 40×40" in output.buffer.getvalue().decode()

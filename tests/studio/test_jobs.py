@@ -254,6 +254,13 @@ def test_an_invalid_crop_is_refused_with_the_name_of_the_image(photo, crop):
         read_cropped(TrainingImage(file=photo, crop=crop))
 
 
+def test_a_job_that_is_not_utf8_is_refused_before_anything_is_written(tmp_path, photo):
+    job, folder = make_job(photo, token="sks\udcff"), tmp_path / "dog"
+    with pytest.raises(ConfigError, match=r"--instance_prompt is .*which is not UTF-8"):
+        job.write(folder, job.config("base", DreamBoothConfig(), folder))
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize(
     "changes", [{"name": "../x"}, {"name": ""}, {"subject": " "}, {"token": ""}, {"images": ()}, {"token": "a\nb"}]
 )

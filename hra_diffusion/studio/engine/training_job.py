@@ -141,16 +141,18 @@ class TrainingJob:
         """Write images, captions and settings into the run's folder.
 
         Raises:
+            ConfigError: a setting is not valid UTF-8; nothing is written.
             ImageError: an image cannot be read or cropped; nothing is written.
             OutputError: the folder cannot be written.
         """
+        settings = to_toml(config)
         cropped = [(read_cropped(image), image.caption.strip()) for image in self.images]
         for number, (image, caption) in enumerate(cropped):
             write_file(folder / IMAGES / f"{number:03d}.png", image.save)
             if caption:
                 text = caption.encode("utf-8", "replace").decode()
                 write_file(folder / IMAGES / f"{number:03d}.txt", lambda path, t=text: path.write_text(t, "utf-8"))
-        write_file(folder / SETTINGS_FILE, lambda path: path.write_text(to_toml(config), encoding="utf-8"))
+        write_file(folder / SETTINGS_FILE, lambda path: path.write_text(settings, encoding="utf-8"))
 
 
 def settings_file(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import tomli_w
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.run_folder import run_file
-from hra_diffusion.text import nearest
+from hra_diffusion.text import is_utf8, nearest
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 
 if TYPE_CHECKING:
@@ -149,13 +149,21 @@ def convert_setting(kind: "type[DataclassInstance]", name: str, value: Any) -> A
 
 
 def to_toml(config: "DataclassInstance") -> str:
-    """Return the config as TOML text, a table a group; fields with None are left out."""
+    """Return the config as TOML text, a table a group; fields with None are left out.
+
+    Raises:
+        ConfigError: a value, such as a path, is not valid UTF-8.
+    """
     tables = {
         group.name: {
             name: _as_toml(value) for name, value in vars(getattr(config, group.name)).items() if value is not None
         }
         for group in fields(config)
     }
+    for table in tables.values():
+        for name, value in table.items():
+            if not is_utf8(str(value)):
+                raise ConfigError(f"--{name} is {str(value)!r}, which is not UTF-8 and cannot be recorded: rename it.")
     return tomli_w.dumps(tables)
 
 
