@@ -34,8 +34,8 @@ COUNTERPARTS = (
     Counterpart(
         "v_parameterization is_v_pred force_v_prediction force_epsilon_prediction",
         "kohya, OneTrainer, ai-toolkit",
-        "",
-        "the prediction type is read from the model's scheduler",
+        "--prediction_type",
+        "v_prediction or epsilon; by default that of the model's scheduler or of a file's marks",
     ),
     Counterpart(
         "zero_terminal_snr rescale_noise_scheduler_to_zero_terminal_snr",
@@ -183,6 +183,7 @@ COUNTERPARTS = (
         "",
         "prompts have the text encoders' own length in training, and no weights",
     ),
+    Counterpart("text_encoder_layer_skip", "OneTrainer", "--clip_skip"),
     # Optimizer
     Counterpart("use_8bit_adam", "diffusers, kohya", "--optimizer adamw_8bit"),
     Counterpart("use_lion_optimizer", "kohya", "--optimizer lion"),

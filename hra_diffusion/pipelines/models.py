@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ModelError
+from hra_diffusion.pipelines.clip_skip import set_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
 
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
@@ -52,6 +53,7 @@ def load_pipeline(
     config: str | None = None,
     vae: str | None = None,
     rescale_betas_zero_snr: bool = False,
+    clip_skip: int | None = None,
     dtype: torch.dtype | str = torch.float32,
     **options: Any,
 ) -> Pipeline:
@@ -65,6 +67,7 @@ def load_pipeline(
         vae: another autoencoder instead of the model's own: a folder or a name on the hub.
         rescale_betas_zero_snr: rescale the noise schedule to zero terminal signal-to-noise ratio, for training and
             generating.
+        clip_skip: number of CLIP's last layers to skip by default; the layer before the last is 1.
         dtype: precision, whatever the files have: a torch dtype or its name ("fp16", "bf16", "fp32"); the autoencoder
             is in float32, since SDXL's overflows in float16.
         options: arguments of ``DiffusionPipeline.from_pretrained``.
@@ -94,6 +97,7 @@ def load_pipeline(
         raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
     if rescale_betas_zero_snr:
         _rescale(pipe, name)
+    set_clip_skip(pipe, clip_skip)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

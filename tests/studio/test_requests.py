@@ -60,6 +60,15 @@ def test_parameters_have_the_format_of_a1111():
     ]
 
 
+def test_clip_skip_is_in_the_json_only_if_it_is_given():
+    assert "clip_skip" not in GenerateRequest().to_json()
+    request = GenerateRequest.from_json({"clip_skip": 1.0})
+    assert request.clip_skip == request.to_json()["clip_skip"] == 1
+    assert "Clip skip: 2" in parameters(request, "sd")
+    with pytest.raises(ConfigError, match="clip_skip is 12"):
+        GenerateRequest(clip_skip=12)
+
+
 def test_a_png_of_version_0_1_restores_its_request(tmp_path):
     settings = {"prompt": "a dog", "negative_prompt": "", "steps": 2, "guidance_scale": 7.5, "width": 64, "height": 64}
     settings |= {"scheduler": "the model's own", "seed": 3, "count": 1, "image": None, "image_strength": 0.6}

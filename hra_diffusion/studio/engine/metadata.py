@@ -49,6 +49,8 @@ def parameters(request: GenerateRequest, model: str) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model": model,
     }
+    if request.clip_skip is not None:
+        settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from the last layer, 1
     if request.image:
         settings["Denoising strength"] = f"{request.image_strength:g}"
     if request.adapters:

@@ -23,6 +23,9 @@ MAX_SEED = 2**53 - 1
 _VERSION_0_1 = {"combine": {"lie": "mean"}}
 """Values of version 0.1, by setting, with their values of today."""
 
+_KINDS = {"clip_skip": int}
+"""Types of settings whose default is None, other than texts."""
+
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 150),
     "guidance_scale": (0, 30),
@@ -33,6 +36,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "image_strength": (0.05, 1),
     "control_start": (0, 1),
     "control_end": (0, 1),
+    "clip_skip": (0, 11),
 }
 
 
@@ -74,12 +78,14 @@ class GenerateRequest:
     """Start of the control within the denoising range: 0 is noise, 1 the finished image."""
     control_end: float = 1.0
     """End of the control within the denoising range."""
+    clip_skip: int | None = None
+    """Number of CLIP's last layers to skip; by default that of the base model's settings."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings out of range or in contradiction."""
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if not least <= value <= most:
+            if value is not None and not least <= value <= most:
                 raise ConfigError(f"{name} is {value}: give a number from {least} to {most}.")
         if self.seed + self.count - 1 > MAX_SEED:
             raise ConfigError(
@@ -114,13 +120,14 @@ class GenerateRequest:
         for name, value in settings.items():
             if name != "adapters":
                 default = getattr(_DEFAULT, name)
-                value = _converted(name, value, str if default is None else type(default))
+                value = _converted(name, value, _KINDS.get(name, str) if default is None else type(default))
                 settings[name] = _VERSION_0_1.get(name, {}).get(value, value)
         return cls(**settings)
 
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON values."""
-        return asdict(self) | {"adapters": [asdict(use) for use in self.adapters]}
+        values = asdict(self) | {"adapters": [asdict(use) for use in self.adapters]}
+        return {name: value for name, value in values.items() if name != "clip_skip" or value is not None}
 
     def single(self, index: int) -> "GenerateRequest":
         """Return the request of one image, by its index."""

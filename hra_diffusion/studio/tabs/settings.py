@@ -39,6 +39,7 @@ class Settings:
     annotator: gr.Dropdown
     control_start: gr.Slider
     control_end: gr.Slider
+    clip_skip: gr.Number
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -84,6 +85,7 @@ def request_from_settings(session: Session, values: dict[str, Any]) -> GenerateR
 def settings_from_request(session: Session, request: GenerateRequest) -> list[Any]:
     """Return the settings' values for a request, in the order of `SETTINGS`; deleted uploads are omitted."""
     values = request.to_json() | {
+        "clip_skip": request.clip_skip,
         "new_seed": False,
         "count": 1,
         "image": _served_upload(session, request.image),

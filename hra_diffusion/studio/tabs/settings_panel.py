@@ -103,7 +103,16 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
             new_seed = gr.Checkbox(
                 value=True, label="Random seed", info="A new seed for each request", elem_id="new-seed"
             )
+        clip_skip = gr.Number(
+            None,
+            label="Clip skip",
+            info="Skipped layers of CLIP: 1 for many anime models (2 in A1111)",
+            precision=0,
+            minimum=0,
+            elem_id="clip-skip",
+        )
     return {
+        "clip_skip": clip_skip,
         "steps": steps,
         "guidance_scale": guidance,
         "width": width,

@@ -29,6 +29,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "num_new_tokens_per_abstraction": 1,
             "lr_warmup_steps": 0,
             "lr_num_cycles": 1,
+            "clip_skip": 0,
             "max_train_steps": 1,
             "num_train_epochs": 1,
             "train_batch_size": 1,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import disable_hra
+from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.data.dataset import IMAGE_SUFFIXES, Photo, check_images, image_files
@@ -84,6 +85,8 @@ class ClassImages:
 
     def _digest(self) -> str:
         settings = (self.prompt, self.resolution, self.steps, self.guidance_scale, self.seed, model_digest(self.pipe))
+        clip_skip = default_clip_skip(self.pipe)
+        settings = settings if clip_skip is None else (*settings, clip_skip)
         return hashlib.blake2b(repr(settings).encode(), digest_size=6).hexdigest()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.formats.images import parse_color
+from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.training.config import DataConfig, ImageConfig
 from hra_diffusion.training.data.batches import Source
 from hra_diffusion.training.data.buckets import Size
@@ -101,7 +102,8 @@ class SourceEncoder:
         if self.text_encoder_trains:
             return self.family.encode_prompts([caption], True)
         tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._components("tokenizer")]
-        key = (self._text_encoders, tokens)
+        clip_skip = default_clip_skip(self.family.pipe)
+        key = (self._text_encoders, tokens) if clip_skip is None else (self._text_encoders, tokens, clip_skip)
         return self.cache.fetch("prompts", key, lambda: self.family.encode_prompts([caption], False))
 
     @cached_property

@@ -46,6 +46,12 @@ class Family(ABC):
 
     @abstractmethod
     def encode_tokens(self, tokens: Conditioning) -> Conditioning:
+    def last_layers(self, text_encoder_name: str, count: int) -> str | None:
+        """Return a regular expression of the modules in a text encoder's last layers; None for no layer."""
+        layers = getattr(self.pipe, text_encoder_name).config.num_hidden_layers
+        names = "|".join(map(str, range(layers - count, layers)))
+        return rf"(.*\.)?layers\.{f'({names})' if count > 1 else names}\..*" if count else None
+
         """Embed token ids (prompts, tokens), named by text encoder, with the text encoders as they are."""
 
     @abstractmethod

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.training.families.family import Conditioning, Family
 
 
@@ -18,10 +19,24 @@ class StableDiffusion(Family):
         "requires_safety_checker": False,
     }
 
+    @property
+    def title(self) -> str:
+        """See :class:`Family`: version 2 has a wider text encoder."""
+        return f"Stable Diffusion {2 if self.pipe.unet.config.cross_attention_dim == 1024 else 1}"
+
+    def unused_modules(self, name: str) -> str | None:
+        """See :class:`Family`: the layers that clip skip leaves out."""
+        return self.last_layers(name, default_clip_skip(self.pipe) or 0) if name == "text_encoder" else None
+
     def encode_tokens(self, tokens: Conditioning) -> Conditioning:
         """See :class:`Family`: embeddings of shape (prompts, tokens, width)."""
         text_encoder = self.pipe.text_encoder
-        return {"prompt": text_encoder(tokens["text_encoder"].to(text_encoder.device))[0]}
+        ids = tokens["text_encoder"].to(text_encoder.device)
+        clip_skip = default_clip_skip(self.pipe)
+        if clip_skip is None:
+            return {"prompt": text_encoder(ids)[0]}
+        hidden = text_encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
+        return {"prompt": text_encoder.text_model.final_layer_norm(hidden)}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Family`."""

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.families.family import Conditioning, Family
 
@@ -23,9 +24,7 @@ class StableDiffusionXL(Family):
 
     def unused_modules(self, name: str) -> str | None:
         """See :class:`Family`: the first text encoder's last layer; the UNet uses the layer before, and no pooling."""
-        if name != "text_encoder":
-            return None
-        return rf"(.*\.)?layers\.{self.pipe.text_encoder.config.num_hidden_layers - 1}\..*"
+        return self.last_layers(name, 1 + (default_clip_skip(self.pipe) or 0)) if name == "text_encoder" else None
 
     def encode_tokens(self, tokens: Conditioning) -> Conditioning:
         """See :class:`Family`: embeddings (prompts, tokens, width), and the second encoder's pooled embeddings."""
@@ -46,12 +45,16 @@ class StableDiffusionXL(Family):
 
 
 def encode_with_clips(pipe: Pipeline, tokens: Conditioning) -> tuple[Tensor, list[Tensor]]:
-    """Return two text encoders' second-to-last hidden states, side by side, and both pooled embeddings."""
+    """Return two text encoders' second-to-last hidden states, side by side, and both pooled embeddings.
+
+    With clip skip, earlier hidden states instead of the second-to-last.
+    """
+    layer = -2 - (default_clip_skip(pipe) or 0)
     hidden: list[Tensor] = []
     pooled: list[Tensor] = []
     for name in ("text_encoder", "text_encoder_2"):
         text_encoder = getattr(pipe, name)
         output = text_encoder(tokens[name].to(text_encoder.device), output_hidden_states=True)
-        hidden.append(output.hidden_states[-2])
+        hidden.append(output.hidden_states[layer])
         pooled.append(output[0])
     return torch.cat(hidden, -1), pooled
