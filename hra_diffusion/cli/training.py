@@ -34,12 +34,22 @@ def warn_of_unused_flags(config: TrainingConfig, flags: Mapping[str, Any]) -> No
         logger.warning(sentence)
 
 
+def model_summary(run: "Run") -> str:
+    """Return the first line of a run: what the model is taken for, and the device."""
+    from hra_diffusion.training.families.description import describe_model
+    from hra_diffusion.training.objective.noising import noise_process
+
+    process = noise_process(run.pipe.scheduler, run.config.objective.flow_shift)
+    return describe_model(run.family, process, run.accelerator.device, run.config.model.quantization)
+
+
 def dry_run(run: "Run") -> None:
     """Print the inputs and costs of a run."""
     from hra_diffusion.training.dry_run import describe
 
     description = describe(run)
     if run.is_main:
+        print(model_summary(run))
         _report_variables(run)
         print(description)
 
@@ -52,6 +62,7 @@ def train(run: "Run") -> None:
     """
     if run.is_main:
         _report_variables(run)
+        print(model_summary(run), file=sys.stderr)
         print(run.summary, file=sys.stderr)
         if run.plan.checkpoint:
             print(f"Resuming from {run.plan.checkpoint}", file=sys.stderr)

@@ -45,8 +45,13 @@ def size_multiple(pipe: Pipeline) -> int:
 
 
 def default_size(pipe: Pipeline) -> int | None:
-    """Return the default side length of a pipeline's square images, in pixels, if its model names one."""
+    """Return the default side length of a pipeline's square images, in pixels, if its model names one.
+
+    A model may name a height and a width: two different ones are no side length.
+    """
     size = getattr(pipe, denoiser_name(pipe)).config.sample_size
+    if isinstance(size, list | tuple):
+        size = size[0] if len(set(size)) == 1 else None
     return size and size * pipe.vae_scale_factor
 
 

@@ -1,28 +1,37 @@
 """Base models, loaded from safetensors alone, and images that depend on the seed alone."""
 
 import hashlib
-import inspect
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import AutoModel, DDIMScheduler, DiffusionPipeline
-from diffusers.loaders.single_file_utils import (
-    SingleFileComponentError,
-    fetch_diffusers_config,
-    load_single_file_checkpoint,
-)
+from diffusers import AutoModel, DiffusionPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from PIL import Image
 from safetensors import SafetensorError
 
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
+from hra_diffusion.pipelines.components import denoiser_name, models, tokenizer_of
+from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.single_files import (
+    guess_config,
+    is_single_file,
+    load_single_file,
+    load_vae_file,
+    read_header,
+)
+from hra_diffusion.text import shorten
 
-_PICKLED = (".ckpt", ".pt", ".pth", ".bin")
+logger = logging.getLogger(__name__)
+
+_TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+_LONGEST_REASON = 600
+"""Characters of a library's error message that are repeated."""
 
 
 def pipeline_class(name: str, revision: str | None = None) -> str:
@@ -52,6 +61,7 @@ def load_pipeline(
     *,
     config: str | None = None,
     vae: str | None = None,
+    prediction_type: str | None = None,
     rescale_betas_zero_snr: bool = False,
     clip_skip: int | None = None,
     dtype: torch.dtype | str = torch.float32,
@@ -64,16 +74,18 @@ def load_pipeline(
         config: the model configuration of a single file: a model folder, of which the JSON files suffice, or a name on
             the hub. By default it is the folder beside the file with the file's name (``sd15`` for
             ``sd15.safetensors``), or diffusers' guess of a model on the hub.
-        vae: another autoencoder instead of the model's own: a folder or a name on the hub.
+        vae: another autoencoder instead of the model's own: a folder or a name on the hub, of an autoencoder or of a
+            model with one, or a single file.
+        prediction_type: "epsilon", "v_prediction" or "sample", instead of the scheduler's and of a single file's marks.
         rescale_betas_zero_snr: rescale the noise schedule to zero terminal signal-to-noise ratio, for training and
-            generating.
+            generating. A single file with the marks ``v_pred`` and ``ztsnr`` is always rescaled.
         clip_skip: number of CLIP's last layers to skip by default; the layer before the last is 1.
         dtype: precision, whatever the files have: a torch dtype or its name ("fp16", "bf16", "fp32"); the autoencoder
             is in float32, since SDXL's overflows in float16.
         options: arguments of ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        ConfigError: the dtype is not supported.
+        ConfigError: the dtype or the prediction type is not supported.
         ModelError: it is no model, or an incomplete or damaged one.
     """
     dtype, config = to_dtype(dtype), config or model_config(name)
@@ -83,27 +95,25 @@ def load_pipeline(
     loading = vae
     try:
         if vae:
-            options["vae"] = AutoModel.from_pretrained(vae, use_safetensors=True)
+            options["vae"] = _load_vae(vae, config)
         loading = name
-        if _is_file(name):
-            pipe = _from_single_file(name, config, getattr(diffusers, index["_class_name"]), left_out | options)
-            for part, component in pipe.components.items():
-                if isinstance(component, torch.nn.Module):
-                    component.to(torch.float32 if part == "vae" else dtype)
+        if is_single_file(name):
+            pipe = load_single_file(name, config, index, dtype, left_out | options)
         else:
             options["dtype"] = {"default": dtype, "vae": torch.float32}
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
-        raise ModelError(f"The model {loading!r} cannot be loaded: {error}") from error
-    if rescale_betas_zero_snr:
-        _rescale(pipe, name)
+        raise ModelError(
+            f"The model {loading!r} cannot be loaded: {_pickled_only(str(loading)) or str(error)[:_LONGEST_REASON]}"
+        ) from error
+    _complete_tokenizers(pipe)
+    _check_channels(pipe, name)
+    if vae:
+        _report_scale(pipe, vae, config)
+    _set_noise_schedule(pipe, name, prediction_type, rescale_betas_zero_snr)
     set_clip_skip(pipe, clip_skip)
     pipe.set_progress_bar_config(disable=True)
     return pipe
-
-
-def _is_file(name: str) -> bool:
-    return Path(name).suffix in (".safetensors", *_PICKLED)
 
 
 def model_config(name: str) -> str:
@@ -112,40 +122,96 @@ def model_config(name: str) -> str:
     Raises:
         ModelError: a single file is missing, pickled or damaged.
     """
-    if not _is_file(name):
+    if not is_single_file(name):
         return name
-    if Path(name).suffix in _PICKLED:
-        raise ModelError(f"{name!r} is pickled, which is never read: convert it to safetensors first.")
     beside = Path(name).with_suffix("")
     if (beside / "model_index.json").is_file():
+        read_header(name)
         return str(beside)
+    return guess_config(name)
+
+
+def _load_vae(vae: str, config: str) -> Any:
+    """Load another autoencoder in float32: from a folder, the hub, a whole model or a single file."""
+    if is_single_file(vae):
+        return load_vae_file(vae, config)
     try:
-        return fetch_diffusers_config(load_single_file_checkpoint(name))["pretrained_model_name_or_path"]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"The model {name!r} cannot be read: {error}") from error
+        return AutoModel.from_pretrained(vae, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        try:  # a whole model
+            return AutoModel.from_pretrained(vae, subfolder="vae", use_safetensors=True)
+        except (OSError, ValueError):
+            raise error from None
 
 
-def _from_single_file(file: str, config: str, kind: Any, options: dict[str, Any]) -> Any:
-    """Load a checkpoint with diffusers' converter, and refuse weights left on the meta device: they are missing."""
-    pipe = kind.from_single_file(file, config=config, **options)
-    for name, component in pipe.components.items():
-        if isinstance(component, torch.nn.Module) and any(p.is_meta for p in component.parameters()):
-            raise ValueError(f"it lacks weights of the {name} that {config} has.")
-    pipe.register_to_config(_name_or_path=file)
-    return pipe
+def _pickled_only(name: str) -> str | None:
+    """Return a sentence for a model folder with components whose weights are pickled only, else None."""
+    files = [path.relative_to(name) for path in sorted(Path(name).glob("*/*.bin"))] if Path(name).is_dir() else []
+    pickled = [path.parent for path in files if not list((Path(name) / path.parent).glob("*.safetensors"))]
+    if not pickled:
+        return None
+    return (
+        f"the weights of its {shorten(dict.fromkeys(map(str, pickled)))} are in .bin files alone, which are pickled: "
+        "reading them can run code of their author, so they are never read. Choose a model with .safetensors files, or "
+        "convert one that you trust: DiffusionPipeline.from_pretrained(model, use_safetensors=False)"
+        ".save_pretrained(folder)."
+    )
 
 
-def _rescale(pipe: Pipeline, name: str) -> None:
-    """Give a pipeline a scheduler of zero terminal signal-to-noise ratio (Lin et al., arXiv 2305.08891)."""
-    config = pipe.scheduler.config
-    if config.get("prediction_type") not in ("v_prediction", "sample"):
+def _complete_tokenizers(pipe: Pipeline) -> None:
+    """Give tokenizers the maximum length of their text encoder where they have none, or a longer one."""
+    for name, model in models(pipe).items():
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if name.startswith("text_encoder") and longest and tokenizer_of(pipe, name).model_max_length > longest:
+            tokenizer_of(pipe, name).model_max_length = longest
+
+
+def _check_channels(pipe: Pipeline, name: str) -> None:
+    """Refuse a text-to-image model whose denoiser takes more or fewer channels than its autoencoder gives."""
+    if type(pipe).__name__ not in _TEXT_TO_IMAGE:
+        return
+    denoiser = denoiser_name(pipe)
+    taken, given = getattr(pipe, denoiser).config.in_channels, pipe.vae.config.latent_channels
+    if taken == given:
+        return
+    if taken == 2 * given + 1:
         raise ModelError(
-            f"--rescale_betas_zero_snr is for models that predict v or the image; {name!r} has "
-            f"{config.get('prediction_type', 'flow')}, which determines no image at pure noise: leave it out."
+            f"{name!r} is an inpainting model: its {denoiser} takes {taken} channels, of which {given} are the latent. "
+            "Use the text-to-image model from which it was made."
         )
-    known = inspect.signature(type(pipe.scheduler).__init__).parameters
-    kind = type(pipe.scheduler) if "rescale_betas_zero_snr" in known else DDIMScheduler
-    pipe.scheduler = kind.from_config(config, rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    raise ModelError(
+        f"The {denoiser} of {name!r} takes latents of {taken} channels, and the autoencoder gives {given}: use an "
+        "autoencoder of the model's own family."
+    )
+
+
+def _report_scale(pipe: Pipeline, vae: str, config: str) -> None:
+    """Warn of another autoencoder with another scaling factor than the model's own, if that can be read."""
+    try:
+        settings: Any = type(pipe.vae).load_config(config, subfolder="vae")
+    except (OSError, ValueError):
+        return
+    model_scale, scale = settings.get("scaling_factor"), pipe.vae.config.scaling_factor
+    if model_scale is not None and model_scale != scale:
+        logger.warning(
+            "The autoencoder %r has the scaling_factor %s, and the model's own has %s: latents are scaled by %s. The "
+            "images are wrong if the autoencoder is not of the model's family.",
+            vae,
+            scale,
+            model_scale,
+            scale,
+        )
+
+
+def _set_noise_schedule(pipe: Pipeline, name: str, prediction_type: str | None, zero_snr: bool) -> None:
+    """Follow the given prediction type, or else the marks of a single file."""
+    header = read_header(name) if is_single_file(name) else None
+    chosen = prediction_type or (header and header.prediction_type)
+    if chosen:
+        set_prediction_type(pipe, chosen, name)
+    marked = header is not None and header.zero_snr and chosen == "v_prediction"
+    if zero_snr or marked:
+        rescale_to_zero_snr(pipe, name)
 
 
 def generate_image(pipe: Pipeline, prompt: str, seed: int, **options: Any) -> Image.Image:
@@ -165,5 +231,6 @@ def image_name(prompt: str, seed: int) -> str:
     slug = re.sub(r"\W+", "-", prompt.lower()).strip("-")
     short = slug.encode()[:80].decode(errors="ignore") or "image"  # file names are measured in bytes
     if short.replace("-", " ") != prompt:
-        short += f"-{hashlib.blake2b(prompt.encode(), digest_size=4).hexdigest()}"
+        digest = hashlib.blake2b(prompt.encode(errors="surrogatepass"), digest_size=4)
+        short += f"-{digest.hexdigest()}"
     return f"{short}-{seed}.png"

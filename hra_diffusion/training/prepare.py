@@ -1,6 +1,7 @@
 """Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
 
 from hra_diffusion.formats.files import check_writable
+from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
 from hra_diffusion.training.objective.noising import noise_process
@@ -21,6 +22,7 @@ def prepare_run(task: Task) -> Run:
         HRAError: the settings, the inputs, the model, the output folder or the checkpoint cannot be used.
     """
     accelerator = make_accelerator(task.config.run)
+    warn_of_unseen_gpu(accelerator.device)
     task.read_inputs(accelerator)
     family = load(task.config.model, PRECISIONS[task.config.run.mixed_precision])
     family.pipe.to(accelerator.device)

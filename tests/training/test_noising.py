@@ -5,8 +5,11 @@ import torch
 from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    IPNDMScheduler,
 )
 
 from hra_diffusion.errors import ConfigError, ModelError
@@ -79,3 +82,9 @@ def test_an_unknown_prediction_type_is_refused():
 def test_a_shift_is_refused_without_flow_matching():
     with pytest.raises(ConfigError, match="--flow_shift is for flow-matching models, and this model predicts epsilon"):
         noise_process(DDPMScheduler(), 3.0)
+
+
+@pytest.mark.parametrize("scheduler", [EDMEulerScheduler(), EDMDPMSolverMultistepScheduler(), IPNDMScheduler()])
+def test_a_scheduler_without_betas_is_refused(scheduler):
+    with pytest.raises(ModelError, match=f"is {type(scheduler).__name__}, which has no betas"):
+        noise_process(scheduler)

@@ -1,6 +1,9 @@
 """Latents of the training images: the autoencoder runs once an image, not once a step.
 
 The encoder's normal distribution is kept, so that each step samples the latent anew: z = (μ + σ ε) · scale.
+
+Some autoencoders (Playground 2.5's) name each channel's mean and standard deviation, ``latents_mean`` and
+``latents_std``: then z = (μ + σ ε − mean) · scale / std, as in SDXL's pipeline.
 """
 
 from collections.abc import Iterable
@@ -35,8 +38,7 @@ def encode(vae: Any, images: Iterable[list[Tensor]]) -> list[Latent]:
     The results are scaled for the denoiser, in float32 on the CPU. AutoencoderKL returns a distribution,
     AutoencoderTiny a point: its std is zero.
     """
-    scale = vae.config.scaling_factor
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    scale, shift = _normalization(vae.config)
     latents: list[Latent] = []
     for crops in images:
         parts: list[tuple[Tensor, Tensor]] = []
@@ -50,3 +52,12 @@ def encode(vae: Any, images: Iterable[list[Tensor]]) -> list[Latent]:
         mean, std = (torch.cat(part) for part in zip(*parts, strict=True))
         latents.append(Latent((mean - shift) * scale, std * scale))
     return latents
+
+
+def _normalization(config: Any) -> tuple[float | Tensor, float | Tensor]:
+    """Return the scale and shift of an autoencoder's latents, numbers or a row of channels (C, 1, 1)."""
+    scale = config.scaling_factor
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is None or std is None:
+        return scale, getattr(config, "shift_factor", None) or 0.0
+    return scale / torch.tensor(std).view(-1, 1, 1), torch.tensor(mean).view(-1, 1, 1)

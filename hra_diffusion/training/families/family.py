@@ -22,6 +22,8 @@ class Family(ABC):
     """
 
     pipeline_class: ClassVar[str]
+    title: Any
+    """The name of the family in messages, a text."""
     denoiser_name: ClassVar[str] = "unet"
     """The pipeline component that denoises."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -44,14 +46,14 @@ class Family(ABC):
         """
         return None
 
-    @abstractmethod
-    def encode_tokens(self, tokens: Conditioning) -> Conditioning:
     def last_layers(self, text_encoder_name: str, count: int) -> str | None:
         """Return a regular expression of the modules in a text encoder's last layers; None for no layer."""
         layers = getattr(self.pipe, text_encoder_name).config.num_hidden_layers
         names = "|".join(map(str, range(layers - count, layers)))
         return rf"(.*\.)?layers\.{f'({names})' if count > 1 else names}\..*" if count else None
 
+    @abstractmethod
+    def encode_tokens(self, tokens: Conditioning) -> Conditioning:
         """Embed token ids (prompts, tokens), named by text encoder, with the text encoders as they are."""
 
     @abstractmethod

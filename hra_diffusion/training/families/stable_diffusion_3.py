@@ -18,6 +18,7 @@ class StableDiffusion3(Family):
     """
 
     pipeline_class = "StableDiffusion3Pipeline"
+    title = "Stable Diffusion 3"
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2")
 

@@ -19,6 +19,7 @@ class StableDiffusionXL(Family):
     """
 
     pipeline_class = "StableDiffusionXLPipeline"
+    title = "Stable Diffusion XL"
     text_encoder_names = ("text_encoder", "text_encoder_2")
     load_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 

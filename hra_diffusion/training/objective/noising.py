@@ -18,6 +18,7 @@ from torch import Tensor
 from hra_diffusion.errors import ConfigError, ModelError
 
 _DIFFUSION_PREDICTIONS = ("epsilon", "sample", "v_prediction")
+_BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid", "laplace")
 
 
 class NoiseProcess(Protocol):
@@ -124,15 +125,33 @@ def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProce
         flow_shift: the shift to train with; the scheduler's own if None.
 
     Raises:
-        ModelError: the scheduler's prediction type is unknown.
+        ModelError: the scheduler's prediction type or noise process is unknown.
         ConfigError: a shift is given, and the model is no flow-matching model.
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
         shift = flow_shift or config.get("shift") or config.get("flow_shift") or 1.0
         return Flow(config.num_train_timesteps, shift)
+    _check_betas(scheduler)
     if flow_shift is not None:
         raise ConfigError(
             f"--flow_shift is for flow-matching models, and this model predicts {config.prediction_type}: leave it out."
         )
     return Diffusion(DDPMScheduler.from_config(config))
+
+
+def _check_betas(scheduler: Any) -> None:
+    """Refuse a scheduler without the betas of a diffusion process: DDPM's defaults would be another process.
+
+    Raises:
+        ModelError: the scheduler has none, such as those of EDM (Karras et al., arXiv 2206.00364).
+    """
+    config = scheduler.config
+    schedule = config.get("beta_schedule")
+    if schedule in _BETA_SCHEDULES or (schedule is not None and config.get("trained_betas") is not None):
+        return
+    found = f"the beta_schedule {str(schedule)[:40]!r}" if schedule else "no betas"
+    raise ModelError(
+        f"The model's scheduler is {type(scheduler).__name__}, which has {found}: its noise process cannot be trained "
+        "here. Use a model of diffusion with betas (DDPM, DDIM, Euler and others) or of flow matching."
+    )
