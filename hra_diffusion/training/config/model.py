@@ -20,7 +20,7 @@ class ModelConfig:
     """Autoencoder (VAE) in place of the model's, such as one for SDXL that works in half precision: a folder or a name
     on the hub, of an autoencoder or of a model with one, or a single file."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
-    """Prediction of the denoiser: noise, v or the image. By default the one that a single file or the scheduler names."""
+    """Prediction of the denoiser: noise, v or the image. By default that of a single file's marks or the scheduler."""
     rescale_betas_zero_snr: bool = False
     """Zero terminal SNR: rescale the noise schedule so that its last step is pure noise, for very dark and very bright
     images; not for models that predict noise."""
