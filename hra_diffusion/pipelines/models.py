@@ -104,7 +104,8 @@ def load_pipeline(
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(
-            f"The model {loading!r} cannot be loaded: {_pickled_only(str(loading)) or str(error)[:_LONGEST_REASON]}"
+            f"The model {loading!r} cannot be loaded: "
+            f"{_pickled_only(str(loading)) or _variant_only(str(loading)) or str(error)[:_LONGEST_REASON]}"
         ) from error
     _complete_tokenizers(pipe)
     _check_channels(pipe, name)
@@ -142,6 +143,16 @@ def _load_vae(vae: str, config: str) -> Any:
             return AutoModel.from_pretrained(vae, subfolder="vae", use_safetensors=True)
         except (OSError, ValueError):
             raise error from None
+
+
+def _variant_only(name: str) -> str | None:
+    """Return a sentence for a model folder whose weights are of a variant only, else None."""
+    files = {path.name for path in Path(name).glob("*/*.safetensors")} if Path(name).is_dir() else set()
+    variants = {file.split(".")[1].split("-")[0] for file in files if file.count(".") > 1}
+    if not variants or len(files) > sum(file.count(".") > 1 for file in files):
+        return None
+    listed = " or ".join(f"--variant {variant}" for variant in sorted(variants))
+    return f"its weight files are of a variant: give {listed}."
 
 
 def _pickled_only(name: str) -> str | None:

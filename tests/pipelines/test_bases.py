@@ -61,6 +61,11 @@ def test_an_adapter_copied_without_its_run_keeps_base_and_revision(run_on_varian
     assert base.options == {"revision": "v1"}
 
 
+def test_a_missing_variant_is_named(run_on_variant):
+    with pytest.raises(ModelError, match="its weight files are of a variant: give --variant fp16"):
+        load_pipeline(str(run_on_variant.parent / "models" / "half"))
+
+
 def test_every_command_loads_the_recorded_base(run_on_variant, calls, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base = recorded_base(run_on_variant).name
