@@ -8,7 +8,7 @@ _TABLE = (
     "α:alpha β:beta γ:gamma Δ:Delta ε:epsilon λ:lambda μ:mu π:pi σ:sigma Σ:sum φ:phi →:-> ←:<- ×:x ·:* −:- –:- —:- "
     '…:... “:" ”:" ≤:<= ≥:>= ≈:~ ½:1/2 ²:^2 √:sqrt °:deg ─:- │:| ├:+ └:+ ╭:+ ╮:+ ╰:+ ╯:+ •:*'
 )
-_SPELLINGS = dict(pair.split(":", 1) for pair in _TABLE.split())
+_SPELLINGS = {character: spelling for character, _, spelling in (pair.partition(":") for pair in _TABLE.split())}
 
 
 def spell_unknown_characters() -> None:

@@ -212,7 +212,7 @@ class TrainingJobs:
     def _launch(self, folder: Path, *flags: str) -> None:
         (folder / STOP).unlink(missing_ok=True)
         with (folder / OUTPUT).open("wb") as output:
-            child = subprocess.Popen(
+            child: subprocess.Popen[bytes] = subprocess.Popen(  # pyright: ignore[reportAssignmentType]
                 _command(folder, *flags),
                 stdin=subprocess.DEVNULL,
                 stdout=output,

@@ -103,7 +103,9 @@ def read_toml(path: Path, default: Config) -> Config:
                 f"The config {path} has {key}, which is of another kind of run: use its command, or remove the key."
             )
         raise ConfigError(f"The config {path} has an unknown key {key!r}{nearest(key, known.keys() | groups)}")
-    values = {key: _convert(f"The config {path} has", key, value, known[key]) for key, value in current_words(flat).items()}
+    values = {
+        key: _convert(f"The config {path} has", key, value, known[key]) for key, value in current_words(flat).items()
+    }
     return with_values(default, overridden_by(values) | values)
 
 
@@ -162,8 +164,9 @@ def to_toml(config: "DataclassInstance") -> str:
     }
     for table in tables.values():
         for name, value in table.items():
-            if not is_utf8(str(value)):
-                raise ConfigError(f"--{name} is {str(value)!r}, which is not UTF-8 and cannot be recorded: rename it.")
+            text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+            if not is_utf8(text):
+                raise ConfigError(f"--{name} is {text!r}, which is not UTF-8 and cannot be recorded: rename it.")
     return tomli_w.dumps(tables)
 
 
