@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -57,6 +58,7 @@ def numbered_request(number: int) -> GenerateRequest:
 def settings_values(request: GenerateRequest) -> list:
     """Return the settings of a request in the order of the page."""
     values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}
+    values["clip_skip"] = request.clip_skip
     return [values[name] for name in SETTINGS]
 
 
@@ -77,6 +79,25 @@ def wait_for_worker(session, seconds: float = 60) -> None:
     while session.worker.pending and time.monotonic() < end:
         time.sleep(0.02)
     assert not session.worker.pending
+
+
+def test_clip_skip_of_a_request_is_the_pipelines(session, tiny_sd):
+    from hra_diffusion import pipelines
+
+    request = replace(numbered_request(0), adapters=(), clip_skip=1)
+    expected = pipelines.generate_image(
+        pipelines.load_pipeline(str(tiny_sd)),
+        request.prompt,
+        0,
+        clip_skip=1,
+        num_inference_steps=1,
+        height=32,
+        width=32,
+        guidance_scale=1.0,
+    )
+    assert generate_image(session, request).tobytes() == expected.tobytes()
+    plain = generate_image(session, replace(request, clip_skip=None))
+    assert plain.tobytes() != expected.tobytes()
 
 
 def test_images_of_many_clients_equal_serial_images(session, address):
