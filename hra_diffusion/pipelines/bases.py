@@ -47,8 +47,8 @@ def find_base(
     """
     records = {str(adapter): recorded_base(adapter, **hub) for adapter in adapters}
     given = dict(options or {})
-    found = str(name) if name else next((record.name for record in records.values() if record.name), None)
-    if found is None:
+    base_name = str(name) if name else next((record.name for record in records.values() if record.name), None)
+    if base_name is None:
         raise ModelError(
             f"{' and '.join(records)} does not name its base model: add --pretrained_model_name_or_path (base=…)."
         )
@@ -57,7 +57,7 @@ def find_base(
         values = {
             adapter: record.options[option]
             for adapter, record in records.items()
-            if option in record.options and (option not in _OF_ONE_MODEL or _is_same(str(record.name), found))
+            if option in record.options and (option not in _OF_ONE_MODEL or _is_same(str(record.name), base_name))
         }
         if option in given:
             merged[option] = given[option]
@@ -68,7 +68,7 @@ def find_base(
         elif any(values.values()):
             merged[option] = next(iter(values.values()))
     precision = next(iter(records.values())).mixed_precision if records else "no"
-    return RecordedBase(name=str(find_data(found)), options=given | merged, mixed_precision=precision)
+    return RecordedBase(name=str(find_data(base_name)), options=given | merged, mixed_precision=precision)
 
 
 def load_base(
@@ -108,10 +108,10 @@ def load_base(
         if not hasattr(pipe.vae, f"enable_{name}"):
             raise ConfigError(f"The autoencoder, {type(pipe.vae).__name__}, has no {name}: leave out --vae_{name}.")
         getattr(pipe.vae, f"enable_{name}")()
-    return place(pipe, device, offload)
+    return move_or_offload(pipe, device, offload)
 
 
-def place(pipe: Pipeline, device: torch.device, offload: Offload = "none") -> Pipeline:
+def move_or_offload(pipe: Pipeline, device: torch.device, offload: Offload = "none") -> Pipeline:
     """Move a pipeline to a device, or let it offload to main memory; returns the pipeline."""
     if offload == "model":
         pipe.enable_model_cpu_offload(device=device)
@@ -132,12 +132,12 @@ def keep_vae_precision(vae: Any) -> None:
     decode, encode = vae.decode, vae.encode
 
     @wraps(decode)
-    def decode_in_own_precision(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def decode_in_vae_precision(latents: Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(latents.device.type, enabled=False):
             return decode(latents.to(vae.dtype), *args, **kwargs)
 
     @wraps(encode)
-    def encode_in_own_precision(images: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def encode_in_vae_precision(images: Tensor, *args: Any, **kwargs: Any) -> Any:
         encoded = encode(images.to(vae.dtype), *args, **kwargs)
         if images.dtype != vae.dtype and hasattr(encoded, "latent_dist"):
             encoded.latent_dist = DiagonalGaussianDistribution(encoded.latent_dist.parameters.to(images.dtype))
@@ -145,7 +145,7 @@ def keep_vae_precision(vae: Any) -> None:
             encoded.latents = encoded.latents.to(images.dtype)
         return encoded
 
-    vae.decode, vae.encode = decode_in_own_precision, encode_in_own_precision
+    vae.decode, vae.encode = decode_in_vae_precision, encode_in_vae_precision
 
 
 def _is_same(name: str, other: str) -> bool:

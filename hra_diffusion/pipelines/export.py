@@ -72,8 +72,8 @@ def export_lora(
     _check_layout(output, layout)
     named_base = base_model(adapter, **hub)
     if base is None or isinstance(base, str | Path):
-        found = find_base([adapter], base, base_options, **hub)
-        pipe = load_pipeline(str(found.name), **found.options)
+        recorded = find_base([adapter], base, base_options, **hub)
+        pipe = load_pipeline(str(recorded.name), **recorded.options)
     else:
         pipe = base
     updates = _updates(pipe, adapter, strength, **hub)

@@ -64,8 +64,8 @@ def merge_hra(
         raise ConfigError("Name at least one adapter to merge.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
-    found = find_base(adapters, base, base_options, **hub)
-    pipe = load_pipeline(str(found.name), **found.options)
+    recorded = find_base(adapters, base, base_options, **hub)
+    pipe = load_pipeline(str(recorded.name), **recorded.options)
     names = [f"{name_from_folder(folder)} {number}" for number, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)

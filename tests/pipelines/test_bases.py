@@ -11,7 +11,7 @@ from hra_diffusion import ConfigError, load_pipeline
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ModelError
 from hra_diffusion.formats.folders import RecordedBase, recorded_base
-from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, place
+from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, move_or_offload
 from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.training.config.base import recorded_path
 from tests.conftest import save_images
@@ -141,7 +141,7 @@ def test_offloading_changes_no_image(tiny_sd, offload):
     for pipe in (whole, offloaded):
         keep_vae_precision(pipe.vae)
     expected = generate_image(whole, "a dog", 0, **SMALL)
-    assert generate_image(place(offloaded, CPU, offload), "a dog", 0, **SMALL).tobytes() == expected.tobytes()
+    assert generate_image(move_or_offload(offloaded, CPU, offload), "a dog", 0, **SMALL).tobytes() == expected.tobytes()
 
 
 def test_offloading_is_refused_on_a_cpu_before_the_model_is_loaded(run_on_variant, calls, capsys):

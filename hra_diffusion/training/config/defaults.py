@@ -54,7 +54,7 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
     default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
-    return _with_found_paths(with_values(config, {**overridden_by(given), **flags}))
+    return _resolve_data_paths(with_values(config, {**overridden_by(given), **flags}))
 
 
 def make_config(kind: type[Config], **settings: Any) -> Config:
@@ -99,12 +99,12 @@ def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> in
     return math.ceil(run.num_train_epochs * images_per_epoch / images_per_step)
 
 
-def _with_found_paths(config: Config) -> Config:
+def _resolve_data_paths(config: Config) -> Config:
     """Return settings that name the project's data by paths of this installation; other paths stay."""
     values = flat_values(config)
-    found = {name: find_data(path) for name in ("instance_data_dir", "train_data_dir") if (path := values.get(name))}
+    paths = {name: find_data(path) for name in ("instance_data_dir", "train_data_dir") if (path := values.get(name))}
     model = config.model.pretrained_model_name_or_path
-    return with_values(config, {**found, "pretrained_model_name_or_path": model and find_data(model)})
+    return with_values(config, {**paths, "pretrained_model_name_or_path": model and find_data(model)})
 
 
 def _relative_to_cwd(path: Path) -> Path:

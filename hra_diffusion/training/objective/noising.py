@@ -150,8 +150,8 @@ def _check_betas(scheduler: Any) -> None:
     schedule = config.get("beta_schedule")
     if schedule in _BETA_SCHEDULES or (schedule is not None and config.get("trained_betas") is not None):
         return
-    found = f"the beta_schedule {str(schedule)[:40]!r}" if schedule else "no betas"
+    betas = f"the beta_schedule {str(schedule)[:40]!r}" if schedule else "no betas"
     raise ModelError(
-        f"The model's scheduler is {type(scheduler).__name__}, which has {found}: its noise process cannot be trained "
+        f"The model's scheduler is {type(scheduler).__name__}, which has {betas}: its noise process cannot be trained "
         "here. Use a model of diffusion with betas (DDPM, DDIM, Euler and others) or of flow matching."
     )
