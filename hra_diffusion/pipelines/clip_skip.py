@@ -3,6 +3,8 @@
 The count is diffusers': 1 is the layer before the last. A1111's and kohya's count is one more, so that 2 is this layer.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -25,22 +27,37 @@ def set_clip_skip(pipe: Pipeline, clip_skip: int | None) -> None:
         ConfigError: the text encoders have not so many layers, or there is no CLIP text encoder.
     """
     check_clip_skip(pipe, clip_skip)
-    for text_encoder in _clip_text_encoders(pipe).values():
-        if not hasattr(text_encoder, "text_model"):
-            # diffusers 0.42 reads text_model.final_layer_norm; transformers 5 has no text_model. Not a submodule.
-            object.__setattr__(text_encoder, "text_model", text_encoder)
-    if clip_skip is None:
+    if not _clip_text_encoders(pipe):
         return
     encode: Any = getattr(pipe, "encode_prompt")  # noqa: B009 - the protocol lists no methods of single families
 
     @wraps(encode)
     def encode_prompt(*args: Any, **options: Any) -> Any:
         if options.get("clip_skip") is None:
+            if clip_skip is None:
+                return encode(*args, **options)
             options["clip_skip"] = clip_skip
-        return encode(*args, **options)
+        with _text_models(pipe):
+            return encode(*args, **options)
 
     setattr(pipe, "encode_prompt", encode_prompt)  # noqa: B010
     setattr(pipe, _DEFAULT, clip_skip)
+
+
+@contextmanager
+def _text_models(pipe: Pipeline) -> Iterator[None]:
+    """Give text encoders of transformers 5 the attribute ``text_model`` that diffusers 0.42 reads to skip layers.
+
+    It is no submodule, and stays within the block: diffusers takes it for a part of the names of a LoRA's modules.
+    """
+    encoders = [encoder for encoder in _clip_text_encoders(pipe).values() if not hasattr(encoder, "text_model")]
+    for encoder in encoders:
+        object.__setattr__(encoder, "text_model", encoder)
+    try:
+        yield
+    finally:
+        for encoder in encoders:
+            object.__delattr__(encoder, "text_model")
 
 
 def check_clip_skip(pipe: Pipeline, clip_skip: int | None) -> None:

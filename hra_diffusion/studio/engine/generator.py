@@ -21,7 +21,7 @@ from hra_diffusion.pipelines import (
     unload_hra_weights,
     using_hra_adapters,
 )
-from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip
+from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip, set_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.events import Event, Generated, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
@@ -138,6 +138,7 @@ class Generator:
 
             pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
             pipe.set_progress_bar_config(disable=True)
+            set_clip_skip(pipe, default_clip_skip(self.pipe))
             image = self._uploads.open(request.image).convert("RGB")
             image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
             options = {"image": image, "strength": request.image_strength}

@@ -36,7 +36,8 @@ class StableDiffusion(Family):
         if clip_skip is None:
             return {"prompt": text_encoder(ids)[0]}
         hidden = text_encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
-        return {"prompt": text_encoder.text_model.final_layer_norm(hidden)}
+        clip = getattr(text_encoder, "text_model", text_encoder)  # transformers 5 has no text_model
+        return {"prompt": clip.final_layer_norm(hidden)}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """See :class:`Family`."""
