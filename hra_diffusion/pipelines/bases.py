@@ -21,7 +21,8 @@ from hra_diffusion.resources import find_data
 Offload = Literal["none", "model", "sequential", "group"]
 
 _OF_ONE_MODEL = ("revision", "variant")
-_PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Precision of the frozen model for each value of --mixed_precision."""
 
 
 def find_base(
@@ -101,7 +102,7 @@ def load_base(
     if offload != "none" and device.type == "cpu":
         raise ConfigError(f"--offload is {offload}, but the models run on the CPU, from main memory: leave it out.")
     if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else _PRECISIONS[base.mixed_precision]
+        dtype = torch.float32 if device.type == "cpu" else PRECISIONS[base.mixed_precision]
     pipe = load_pipeline(str(base.name), **base.options, dtype=to_dtype(dtype))
     keep_vae_precision(pipe.vae)
     for name in (name for name, wanted in (("tiling", vae_tiling), ("slicing", vae_slicing)) if wanted):

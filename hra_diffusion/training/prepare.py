@@ -1,6 +1,7 @@
 """Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
 
 from hra_diffusion.formats.files import check_writable
+from hra_diffusion.pipelines.bases import PRECISIONS
 from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
@@ -9,7 +10,7 @@ from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_prog
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
 from hra_diffusion.training.outputs.trackers import choose_tracker, logging_folder
 from hra_diffusion.training.run import Run, recorded_settings
-from hra_diffusion.training.setup import PRECISIONS, add_adapters, make_accelerator
+from hra_diffusion.training.setup import add_adapters, make_accelerator
 from hra_diffusion.training.task import Plan, Task
 
 

@@ -80,15 +80,13 @@ class Run:
     @property
     def trained_modules(self) -> dict[str, nn.Module]:
         """The modules with trained parameters, by name."""
-        extra = {name: extra.module for name, extra in self.task.extra_modules.items()}
-        return trained_components(self.pipe) | extra
+        return trained_components(self.pipe) | _extra_modules(self.task)
 
     @property
     def saved_modules(self) -> dict[str, Saveable]:
         """The modules of the adapter, by the name of their folder."""
-        extra = {name: extra.module for name, extra in self.task.extra_modules.items()}
         tokens = {TOKENS: TextualInversion(self.pipe)} if token_embeddings(self.pipe) else {}
-        return {**adapted_components(self.pipe), **extra, **tokens}
+        return {**adapted_components(self.pipe), **_extra_modules(self.task), **tokens}
 
     @property
     def images_per_step(self) -> int:
@@ -108,7 +106,7 @@ class Run:
         """Check the disk space for the checkpoints, and describe it in a line.
 
         Raises:
-            OutputError: it has not.
+            OutputError: the disk has too little space.
         """
         run = self.config.run
         return check_disk_space(
@@ -254,3 +252,7 @@ def recorded_settings(config: TrainingConfig) -> str:
         ConfigError: a setting, such as a path, is not valid UTF-8.
     """
     return to_toml(with_values(with_recorded_paths(config), {"resume_from_checkpoint": None}))
+
+
+def _extra_modules(task: Task) -> dict[str, Any]:
+    return {name: extra.module for name, extra in task.extra_modules.items()}

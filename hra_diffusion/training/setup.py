@@ -35,9 +35,6 @@ from hra_diffusion.training.task import Plan, Task
 
 logger = logging.getLogger(__name__)
 
-PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""Precision of the frozen model for each value of --mixed_precision."""
-
 
 def make_accelerator(run: RunConfig) -> Accelerator:
     """Return accelerate's view of the devices.
