@@ -1,18 +1,22 @@
 """HRAConfig: the settings of an adapter, with the names and meanings of PEFT's adapter_config.json."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
+from hra_diffusion.adapter.patterns import check_pattern
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.text import shorten
 
 Bias = Literal["none", "all", "hra_only"]
 
 # Further entries of adapter_config.json.
 _PEFT_EXTRAS = {"peft_type": "HRA", "auto_mapping": None}
 _PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
+
+_MAX_NAMES = 10_000
+"""Limit of a list's length: a file of unknown origin must not take long to compare with a model's modules."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,9 @@ class HRAConfig:
         layers: Any = self.layers_to_transform
         indices = layers if isinstance(layers, tuple) else (layers,)
         if layers is not None and not all(type(index) is int for index in indices):
-            raise ConfigError(f"layers_to_transform must be indices of layers; found {layers!r}.")
+            raise ConfigError(f"layers_to_transform must be indices of layers; found {str(layers)[:80]}.")
+        if len(indices) > _MAX_NAMES:
+            raise ConfigError(f"layers_to_transform has {len(indices):,} indices, more than {_MAX_NAMES:,}.")
         if self.bias not in get_args(Bias):
             raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
         if isinstance(self.target_modules, str):
@@ -99,18 +105,22 @@ class HRAConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(settings.keys() - known - _PEFT_IGNORED):
             warnings.warn(
-                f"Unknown settings in the adapter's configuration are ignored: {', '.join(unknown)}.", stacklevel=2
+                f"Unknown settings in the adapter's configuration are ignored: {shorten(unknown)}.", stacklevel=2
             )
         return cls(**{name: value for name, value in settings.items() if name in known})
 
 
 def _check_names(field: str, value: Any) -> None:
     """Check that a setting is a list of names, a regular expression, or None."""
-    if value is None or (isinstance(value, tuple) and all(isinstance(name, str) for name in value)):
+    if value is None:
+        return
+    if isinstance(value, tuple) and all(isinstance(name, str) for name in value):
+        if len(value) > _MAX_NAMES:
+            raise ConfigError(f"{field} has {len(value):,} names, more than {_MAX_NAMES:,}.")
         return
     if not isinstance(value, str):
-        raise ConfigError(f"{field} must be a list of names, or a regular expression; found {value!r}.")
+        raise ConfigError(f"{field} must be a list of names, or a regular expression; found {str(value)[:80]}.")
     try:
-        re.compile(value)
-    except re.error as error:
-        raise ConfigError(f"{field} is {value!r}, which is no regular expression: {error}.") from error
+        check_pattern(value)
+    except ConfigError as error:
+        raise ConfigError(f"{field} is {value[:80]!r}, which {error}.") from error

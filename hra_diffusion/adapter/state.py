@@ -10,6 +10,7 @@ These are the names in PEFT's files without their prefix `base_model.model`.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Final
 
 from torch import Tensor, nn
@@ -60,12 +61,13 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
     state = AdapterState({})
     modules = dict(base.named_modules())
     parameters = dict(base.named_parameters()) if config.bias != "none" else {}
-    trained = find_named(base, config.modules_to_save or ())
+    trained = dict.fromkeys(find_named(base, config.modules_to_save or ()))
     unknown: list[str] = []
     for key, tensor in sorted(state_dict.items()):
         module = key.removesuffix(COLUMNS)
         bias = key.replace(_BASE_BIAS, ".bias")
-        owner = next((name for name in trained if key.startswith(f"{name}.")), None)
+        parents = accumulate(key.split(".")[:-1], "{}.{}".format)
+        owner = next((name for name in parents if name in trained), None)
         if module != key and module in modules:
             state.columns[module] = tensor
         elif config.bias != "none" and key.endswith(_PEFT_ECHOES):

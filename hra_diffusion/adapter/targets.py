@@ -1,14 +1,16 @@
 """Target modules of an adapter, by PEFT's rules, and their defaults for known architectures."""
 
 import difflib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence, Set
+from itertools import accumulate
 from typing import Any, Final
 
 from torch import nn
 
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.patterns import matches
 from hra_diffusion.errors import TargetError
+from hra_diffusion.text import shorten
 
 UNET_ATTENTION: Final = ("to_q", "to_k", "to_v", "to_out.0")
 UNET_FULL: Final = ("proj_in", "proj_out", *UNET_ATTENTION, "ff.net.0.proj", "ff.net.2")
@@ -52,10 +54,13 @@ def find_targets(model: nn.Module, config: HRAConfig) -> list[str]:
     """
     names = [name for name, _ in model.named_modules() if name]
     targets = _resolve(model, config)
-    matches = [name for name in names if _is_target(name, targets, config) and not _is_excluded(name, config)]
-    if not matches:
+    wanted = targets if isinstance(targets, str) else frozenset(targets)
+    whole, excluded = frozenset(config.modules_to_save or ()), config.exclude_modules or ()
+    excluded = excluded if isinstance(excluded, str) else frozenset(excluded)
+    chosen = [name for name in names if _is_target(name, wanted, config) and not _is_excluded(name, whole, excluded)]
+    if not chosen:
         raise TargetError(_nothing_matched(targets, names, config))
-    return matches
+    return chosen
 
 
 def check_target_names(config: HRAConfig, *models: nn.Module) -> None:
@@ -67,11 +72,11 @@ def check_target_names(config: HRAConfig, *models: nn.Module) -> None:
         TargetError: a name matches no module.
     """
     names = [name for model in models for name, _ in model.named_modules() if name]
+    known = {suffix for name in names for suffix in _suffixes(name)}
     if not isinstance(config.target_modules, str) and "all-linear" in (config.target_modules or ()):
         raise TargetError("all-linear includes all targets: give it alone, or give only the other names.")
     listed = [] if isinstance(config.target_modules, str) else config.target_modules or []
-    missing = [target for target in listed if not any(name == target or _has_suffix(name, [target]) for name in names)]
-    if missing:
+    if missing := [target for target in listed if target not in known]:
         raise TargetError(_nothing_matched(missing, names, config))
 
 
@@ -84,14 +89,15 @@ def find_named(model: nn.Module, names: Sequence[str]) -> list[str]:
         TargetError: none of them matches a module.
     """
     known = [name for name, _ in model.named_modules() if name] if names else []
-    matches = [other for other in known if other in names or _has_suffix(other, names)]
-    if names and not matches:
+    wanted = set(names)
+    saved = [other for other in known if wanted & _suffixes(other)]
+    if names and not saved:
         near = difflib.get_close_matches(names[0], known, n=5, cutoff=0.3) or known[-5:]
         raise TargetError(
-            f"The model has no module {' or '.join(map(repr, names))} to train whole (modules_to_save); some of its "
+            f"The model has no module {shorten(map(repr, names))} to train whole (modules_to_save); some of its "
             f"modules: {', '.join(near)}."
         )
-    return matches
+    return saved
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -142,54 +148,55 @@ def _all_linear(model: nn.Module, config: HRAConfig) -> list[str]:
     return [name for name, module in model.named_modules() if name and is_linear(module) and module is not output]
 
 
-def _is_target(name: str, targets: str | Sequence[str], config: HRAConfig) -> bool:
+def _is_target(name: str, targets: str | Set[str], config: HRAConfig) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, name) is not None
-    if name in targets:
+        return matches(targets, name)
+    return name in targets or (not targets.isdisjoint(_suffixes(name)) and _is_chosen_layer(name, config))
+
+
+def _is_excluded(name: str, whole: Set[str], excluded: str | Set[str]) -> bool:
+    """Whether a module is excluded by its name, or is within a module that trains whole."""
+    if whole and any(not whole.isdisjoint(_suffixes(part)) for part in accumulate(name.split("."), "{}.{}".format)):
         return True
-    return _has_suffix(name, targets) and _is_chosen_layer(name, config)
+    return matches(excluded, name) if isinstance(excluded, str) else not excluded.isdisjoint(_suffixes(name))
 
 
-def _is_excluded(name: str, config: HRAConfig) -> bool:
-    if any(re.match(rf"(^|.*\.){module}($|\..*)", name) for module in config.modules_to_save or ()):
-        return True
-    excluded = config.exclude_modules
-    if not excluded:
-        return False
-    if isinstance(excluded, str):
-        return re.fullmatch(excluded, name) is not None
-    return name in excluded or _has_suffix(name, excluded)
-
-
-def _has_suffix(name: str, suffixes: Iterable[str]) -> bool:
-    return name.endswith(tuple(f".{suffix}" for suffix in suffixes))
+def _suffixes(name: str) -> set[str]:
+    """Return a dotted name without its first parts: {"a.b.c", "b.c", "c"}."""
+    parts = name.split(".")
+    return {".".join(parts[start:]) for start in range(len(parts))}
 
 
 def _is_chosen_layer(name: str, config: HRAConfig) -> bool:
+    """Whether the first number behind the pattern of layers is a chosen one: 1 in "layers.1.experts.0.w"."""
     chosen = config.layers_to_transform
     if chosen is None or chosen == ():
         return True
-    patterns = config.layers_pattern or r"[^.]*"
-    for pattern in (patterns,) if isinstance(patterns, str) else patterns:
-        # The first number is the layer: 1 in "layers.1.experts.0.w".
-        prefix = rf"(?:^|.*?\.){pattern}" if config.layers_pattern else rf".*?\.{pattern}"
-        if match := re.match(rf"{prefix}\.(\d+)\.", name):
-            return int(match[1]) in ((chosen,) if isinstance(chosen, int) else chosen)
+    patterns, parts = config.layers_pattern or (), name.split(".")
+    for pattern in (patterns,) if isinstance(patterns, str) else patterns or (None,):
+        for index in range(1 if pattern else 2, len(parts) - 1):
+            if parts[index].isdecimal() and (pattern is None or _ends_in(".".join(parts[:index]), pattern)):
+                return int(parts[index]) in ((chosen,) if isinstance(chosen, int) else chosen)
     return False
+
+
+def _ends_in(name: str, pattern: str) -> bool:
+    """Whether the last parts of a dotted name match a pattern."""
+    return any(matches(pattern, suffix) for suffix in _suffixes(name))
 
 
 def _nothing_matched(targets: str | Sequence[str], names: Sequence[str], config: HRAConfig) -> str:
     wanted = [targets] if isinstance(targets, str) else list(targets)
     tails = list(dict.fromkeys(".".join(name.split(".")[-parts:]) for name in names for parts in (1, 2, 3)))
-    nearest = [near for target in wanted for near in difflib.get_close_matches(target, tails, n=3, cutoff=0.5)]
+    nearest = [near for target in wanted[:8] for near in difflib.get_close_matches(target, tails, n=3, cutoff=0.5)]
     examples = list(dict.fromkeys([*nearest, *names[-3:]]))[:8]
     limits = [
-        f"{limit} {value!r}"
+        f"{limit} {repr(value)[:200]}"
         for limit in ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
         if (value := getattr(config, limit))
     ]
     within = f" within {' and '.join(limits)}" if limits else ""
     return (
-        f"target_modules {', '.join(map(repr, sorted(wanted)))} match no module of the model{within}; "
+        f"target_modules {shorten(map(repr, sorted(wanted)))} match no module of the model{within}; "
         f"some of its modules are: {', '.join(examples)}."
     )
