@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines.prompt_weights import PromptSyntax
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
 from hra_diffusion.training.config.file import read_run
@@ -38,9 +39,12 @@ class GenerateConfig(BaseConfig, PlacementConfig):
     control_end: float = 1.0
     """End of the control in the denoising process: 0 is noise, 1 the finished image."""
     prompt: str
-    """Prompt of the images."""
+    """Prompt of the images, of any length and with the weights of A1111, such as (word:1.2)."""
     negative_prompt: str | None = None
     """Negative prompt: content to avoid."""
+    prompt_syntax: PromptSyntax = "a1111"
+    """Reading of the prompts: with weights and of any length (a1111), or as text up to the model's maximum length
+    (plain), as in training and validation."""
     pretrained_model_name_or_path: str | None = None
     """Base model: folder, hub name or a single .safetensors file. By default the adapter's base model."""
     seed: int = 0
@@ -60,7 +64,7 @@ class GenerateConfig(BaseConfig, PlacementConfig):
 
 
 _CONTROL_FLAGS = ("annotated", "control_strength", "control_start", "control_end")
-_PIPELINE_FLAGS = ("negative_prompt", "num_inference_steps", "guidance_scale", "height", "width")
+_PIPELINE_FLAGS = ("num_inference_steps", "guidance_scale", "height", "width")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -87,7 +91,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     """
     # these import torch and diffusers: not for --help
     from hra_diffusion.formats.files import check_writable, write_file
-    from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights
+    from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights, prompt_options
     from hra_diffusion.pipelines.components import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
@@ -105,9 +109,10 @@ def generate_images(config: GenerateConfig) -> list[Path]:
             raise ConfigError(f"--{name} is {options[name]}: give a multiple of {step}.")
     paths: list[Path] = []
     with _guiding(config, pipe):
+        options |= prompt_options(pipe, config.prompt, config.negative_prompt, syntax=config.prompt_syntax)
         for seed in range(config.seed, config.seed + config.num_images):
             paths.append(config.output_dir / image_name(config.prompt, seed))
-            write_file(paths[-1], generate_image(pipe, config.prompt, seed, **options).save)
+            write_file(paths[-1], generate_image(pipe, seed=seed, **options).save)
     return paths
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hra_diffusion.pipelines.loading import *
     from hra_diffusion.pipelines.merging import *
     from hra_diffusion.pipelines.models import *
+    from hra_diffusion.pipelines.prompts import *
     from hra_diffusion.pipelines.protocol import *
     from hra_diffusion.pipelines.publishing import *
     from hra_diffusion.pipelines.saving import *
@@ -50,6 +51,7 @@ else:
             "hra_diffusion.pipelines.loading": ("load_hra_weights", "unload_hra_weights"),
             "hra_diffusion.pipelines.merging": ("merge_hra",),
             "hra_diffusion.pipelines.models": ("generate_image", "load_pipeline", "model_config", "pipeline_class"),
+            "hra_diffusion.pipelines.prompts": ("prompt_options",),
             "hra_diffusion.pipelines.protocol": ("Pipeline",),
             "hra_diffusion.pipelines.publishing": ("push_hra_weights",),
             "hra_diffusion.pipelines.saving": ("save_hra_weights",),

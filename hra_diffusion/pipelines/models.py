@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import AutoModel, DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
+from packaging.version import Version
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -28,6 +30,9 @@ from hra_diffusion.pipelines.single_files import (
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
+
+# The name of from_pretrained's precision, which diffusers 0.40 renamed.
+_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 _TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
 _LONGEST_REASON = 600
@@ -100,7 +105,7 @@ def load_pipeline(
         if is_single_file(name):
             pipe = load_single_file(name, config, index, dtype, left_out | options)
         else:
-            options["dtype"] = {"default": dtype, "vae": torch.float32}
+            options[_DTYPE] = {"default": dtype, "vae": torch.float32}
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(
@@ -225,12 +230,12 @@ def _set_noise_schedule(pipe: Pipeline, name: str, prediction_type: str | None, 
         rescale_to_zero_snr(pipe, name)
 
 
-def generate_image(pipe: Pipeline, prompt: str, seed: int, **options: Any) -> Image.Image:
+def generate_image(pipe: Pipeline, prompt: str | None, seed: int, **options: Any) -> Image.Image:
     """Generate one image, as validation and the command line do: the same seed gives the same image.
 
     Args:
         pipe: a text-to-image pipeline.
-        prompt: the prompt.
+        prompt: the prompt, as the pipeline reads it; None with embeddings of `prompt_options`.
         seed: of a CPU generator, so that it means the same on every device.
         options: arguments of the pipeline.
     """

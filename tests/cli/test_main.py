@@ -15,7 +15,7 @@ from PIL import Image
 from hra_diffusion.cli.main import main, run
 from hra_diffusion.cli.train import parse_config
 from hra_diffusion.formats.files import is_portable
-from hra_diffusion.pipelines import disable_hra, generate_image, load_hra_weights, load_pipeline
+from hra_diffusion.pipelines import disable_hra, generate_image, load_hra_weights, load_pipeline, prompt_options
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config.file import to_toml
 
@@ -157,6 +157,20 @@ def test_generate_equals_the_image_from_python(capsys, trained, tiny_sd, tmp_pat
     for seed, path in zip((5, 6), paths, strict=True):
         expected = generate_image(pipe, prompt, seed, num_inference_steps=2)
         assert np.array_equal(np.asarray(Image.open(path)), np.asarray(expected))
+
+
+@pytest.mark.parametrize("syntax", ["a1111", "plain"])
+def test_generate_reads_weights_unless_prompts_are_plain(capsys, trained, tiny_sd, tmp_path, syntax):
+    prompt, negative = "a (red:1.5) sks dog", "(blurry) and a very long negative prompt of many words"
+    flags = ["--negative_prompt", negative, "--prompt_syntax", syntax, "--output_dir", str(tmp_path)]
+    assert main(["generate", "--adapter", str(trained), "--prompt", prompt, *flags]) == 0
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_sd, use_safetensors=True)
+    load_hra_weights(pipe, trained)
+    prompts = (
+        {"prompt": prompt, "negative_prompt": negative} if syntax == "plain" else prompt_options(pipe, prompt, negative)
+    )
+    expected = generate_image(pipe, seed=0, num_inference_steps=2, **prompts)
+    assert np.array_equal(np.asarray(Image.open(capsys.readouterr().out.strip())), np.asarray(expected))
 
 
 def test_image_sizes_unsuited_to_the_model_are_refused(capsys, trained):

@@ -213,13 +213,14 @@ def test_after_a_stop_or_a_closed_tab_the_worker_has_no_request_and_the_next_ima
     ],
     ids=["empty", "long", "emoji", "right-to-left", "html", "nul and surrogate"],
 )
-def test_unusual_prompts_give_images_and_their_truncated_ends_are_escaped(client, session, prompt):
-    request = {"prompt": prompt, "steps": 1, "seed": 1, "new_seed": False}
+@pytest.mark.parametrize("syntax", ["a1111", "plain"])
+def test_unusual_prompts_give_images_and_their_truncated_ends_are_escaped(client, session, syntax, prompt):
+    request = {"prompt": prompt, "steps": 1, "seed": 1, "new_seed": False, "prompt_syntax": syntax}
     if "\ud800" in prompt:  # not valid in JSON: send the text of a client that drops it
         prompt = request["prompt"] = "a\0b"
     gallery, _, warnings, *_ = client.predict(**request, api_name="/generate")
     assert read_request(Path(gallery[0]["image"])).prompt == prompt.replace("\0", "")
-    assert ("its end is ignored" in warnings) == bool(session.worker.generator.truncated_text(prompt))
+    assert ("its end is ignored" in warnings) == bool(session.worker.generator.truncated_text(prompt, syntax))
     assert "<script" not in warnings and "<img" not in warnings
 
 

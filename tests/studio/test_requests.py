@@ -1,6 +1,7 @@
 """Requests and the metadata of PNGs: reading inverts writing, and invalid settings are refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -79,14 +80,14 @@ def test_a_png_of_version_0_1_restores_its_request(tmp_path):
     info.add_text("hra_diffusion", json.dumps({"request": settings, "model": "sd"}))
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
     request = read_request(tmp_path / "a.png")
-    assert request == GenerateRequest.from_json(settings | {"combine": "mean"})
-    assert request.to_json() == settings | {"combine": "mean"}
+    assert request == GenerateRequest.from_json(settings | {"combine": "mean", "prompt_syntax": "plain"})
+    assert request.to_json() == settings | {"combine": "mean", "prompt_syntax": "plain"}
 
 
 def test_settings_in_common_with_a1111_are_read_from_its_png(tmp_path):
     text = (
         "a cat,\non grass\nNegative prompt: ugly\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 965400086, "
-        'Size: 512x768, Model hash: 1, Lora hashes: "a: 1, b: 2", Version: 1'
+        'Size: 512x768, Clip skip: 2, Model hash: 1, Lora hashes: "a: 1, b: 2", Version: 1'
     )
     info = PngInfo()
     info.add_text("parameters", text)
@@ -94,7 +95,8 @@ def test_settings_in_common_with_a1111_are_read_from_its_png(tmp_path):
     request = read_request(tmp_path / "a.png")
     assert (request.prompt, request.negative_prompt) == ("a cat,\non grass", "ugly")
     assert (request.steps, request.guidance_scale, request.seed) == (20, 7.0, 965400086)
-    assert (request.width, request.height) == (512, 768)
+    assert (request.width, request.height, request.clip_skip) == (512, 768, 1)
+    assert request.prompt_syntax == "a1111"
 
 
 @given(st.text())
@@ -184,7 +186,7 @@ def test_settings_unsuitable_for_the_model_are_left_out_by_name(tmp_path):
         "condition": "a" * 32,
     }
     request, changes = restore(hra_diffusion=json.dumps({"request": unsuitable}))
-    assert request == GenerateRequest(prompt="a cat", guidance_scale=4.0, seed=1, width=64, height=16)
+    assert request == replace(default, prompt="a cat", height=16, prompt_syntax="plain")
     assert all(change in changes for change in ("'Heun'", "height is 12", "'gone' is not in the library"))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from hra_diffusion import pipelines
 from hra_diffusion.errors import AdapterFileError, ModelError
-from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.folders import public_name
 from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.studio.engine.schedulers import scheduler_names
 
 _INDEX = "model_index.json"
@@ -32,6 +32,8 @@ class Base:
     """Size multiple of its images, in pixels."""
     schedulers: tuple[str, ...]
     """Names of the available schedulers, the model's default first."""
+    text_encoders: int = 1
+    """Number of its text encoders."""
 
 
 def read_base(source: str, options: Mapping[str, Any] | None = None) -> Base:
@@ -74,6 +76,7 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
         size=unet["sample_size"] * multiple,
         multiple=multiple,
         schedulers=scheduler_names(parts["scheduler"][1], scheduler),
+        text_encoders=sum(name.startswith("text_encoder") for name in parts),
     )
 
 

@@ -18,10 +18,13 @@ from hra_diffusion.pipelines import (
     generate_image,
     load_base,
     load_hra_weights,
+    prompt_options,
     unload_hra_weights,
     using_hra_adapters,
 )
 from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip, set_clip_skip
+from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax
+from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.events import Event, Generated, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
@@ -116,8 +119,10 @@ class Generator:
         self._unload(list(self._loaded))
         return self.pipe
 
-    def truncated_text(self, prompt: str) -> str:
-        """Return the end of a prompt beyond the text encoder's limit; any thread may call."""
+    def truncated_text(self, prompt: str, syntax: PromptSyntax = "plain") -> str:
+        """Return the end of a prompt that is ignored; any thread may call."""
+        if syntax == "a1111" and reads_weights(self.pipe):
+            return prompt[MAX_CHARACTERS:]
         tokenizer = self._tokenizer
         start, end = prompt[:_MAX_CHARACTERS], prompt[_MAX_CHARACTERS:]
         with self._tokenizer_lock:
@@ -147,11 +152,16 @@ class Generator:
             check_clip_skip(self.pipe, clip_skip)
             options["clip_skip"] = clip_skip
         with self._controlled(pipe, request, controls):
+            options |= prompt_options(
+                self.pipe,
+                request.prompt,
+                request.negative_prompt or None,
+                syntax=request.prompt_syntax,
+                clip_skip=clip_skip,
+            )
             return generate_image(
                 pipe,
-                request.prompt,
-                request.seed,
-                negative_prompt=request.negative_prompt or None,
+                seed=request.seed,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance_scale,
                 callback_on_step_end=after_step,

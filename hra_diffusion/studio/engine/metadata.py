@@ -24,6 +24,8 @@ REQUEST_KEY, A1111_KEY = "hra_diffusion", "parameters"
 _NEGATIVE = "Negative prompt: "
 _LAST_LINE = re.compile(r"\s*Steps: \d+,")
 _FIELDS = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed"}
+_BEFORE_WEIGHTS = {"prompt_syntax": "plain"}
+"""Settings of requests that were saved before prompts had weights."""
 
 
 def png_info(request: GenerateRequest, model: str) -> PngInfo:
@@ -88,6 +90,8 @@ def restore_request(
         ImageError: the file is no PNG, or has no settings.
     """
     values, changes = _settings(path), []
+    if "prompt_syntax" not in values and base.text_encoders > 1:  # A1111, which skips no layers of SDXL
+        values.pop("clip_skip", None)
     for name in [field.name for field in fields(GenerateRequest) if field.name in values]:
         try:
             GenerateRequest.from_json({name: values[name]})
@@ -135,6 +139,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
     values |= {name: settings[label].strip() for label, name in _FIELDS.items() if label in settings}
     if size := re.fullmatch(r"(\d+)x(\d+)", settings.get("Size", "")):
         values |= {"width": size[1], "height": size[2]}
+    if layers := re.fullmatch(r"\s*(\d{1,3})\s*", settings.get("Clip skip", "")):
+        values["clip_skip"] = max(0, int(layers[1]) - 1)  # A1111 counts from the last layer, 1
     return values
 
 
@@ -143,4 +149,4 @@ def _parse_request(text: Any) -> dict[str, Any] | None:
         request = json.loads(text)["request"]
     except (TypeError, ValueError, KeyError, RecursionError):
         return None
-    return request if isinstance(request, dict) else None
+    return _BEFORE_WEIGHTS | request if isinstance(request, dict) else None

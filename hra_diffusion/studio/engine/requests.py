@@ -9,12 +9,13 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines.prompt_weights import PromptSyntax
 
 Combine = Literal["mean", "product"]
 MODEL_SCHEDULER = "the model's own"
 
 MAX_PROMPT = 100_000
-"""Limit in characters; a text encoder reads some 77 tokens."""
+"""Limit in characters; the end of long prompts is ignored, and named on the page."""
 MAX_ADAPTERS = 8
 MAX_STRENGTH = 1.5
 MAX_SEED = 2**53 - 1
@@ -25,6 +26,8 @@ _VERSION_0_1 = {"combine": {"lie": "mean"}}
 
 _KINDS = {"clip_skip": int}
 """Types of settings whose default is None, other than texts."""
+
+_CHOICES = {"combine": get_args(Combine), "prompt_syntax": get_args(PromptSyntax)}
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 150),
@@ -80,6 +83,8 @@ class GenerateRequest:
     """End of the control within the denoising range."""
     clip_skip: int | None = None
     """Number of CLIP's last layers to skip; by default that of the base model's settings."""
+    prompt_syntax: PromptSyntax = "a1111"
+    """Reading of the prompts, as in `pipelines.prompt_options`."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings out of range or in contradiction."""
@@ -98,8 +103,9 @@ class GenerateRequest:
             )
         if self.control_start >= self.control_end:
             raise ConfigError(f"control_start is {self.control_start}: give less than control_end, {self.control_end}.")
-        if self.combine not in get_args(Combine):
-            raise ConfigError(f"combine is {self.combine!r}: choose one of {', '.join(get_args(Combine))}.")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
         names = [use.name for use in self.adapters]
         if len(names) > MAX_ADAPTERS or len(set(names)) < len(names):
             raise ConfigError(f"Choose at most {MAX_ADAPTERS} adapters, each once; found {len(names)}.")

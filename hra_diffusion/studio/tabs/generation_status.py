@@ -49,7 +49,7 @@ def truncation_warnings(session: Session, request: GenerateRequest) -> str:
     """Return the HTML of warnings with the truncated ends of the prompts."""
     notes: list[str] = []
     for name, prompt in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        if truncated := session.worker.generator.truncated_text(prompt):
+        if truncated := session.worker.generator.truncated_text(prompt, request.prompt_syntax):
             start = html.escape(truncated[:160]) + ("…" if len(truncated) > 160 else "")
             notes.append(f'<p class="note warning">The {name} is too long; its end is ignored: <q>{start}</q></p>')
     return "".join(notes)

@@ -40,6 +40,7 @@ class Settings:
     control_start: gr.Slider
     control_end: gr.Slider
     clip_skip: gr.Number
+    prompt_syntax: gr.Radio
 
     @property
     def components(self) -> list[gr.components.Component]:

@@ -12,6 +12,7 @@ from hra_diffusion.studio.tabs.control import control_panel
 from hra_diffusion.studio.tabs.picker import adapter_picker
 from hra_diffusion.studio.tabs.settings import Settings
 
+_PROMPT_SYNTAX = [("Weights as in A1111", "a1111"), ("Plain text", "plain")]
 _COMBINE = [("Mean (on the rotation group)", "mean"), ("Product (one after the other)", "product")]
 
 
@@ -111,7 +112,15 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
             minimum=0,
             elem_id="clip-skip",
         )
+        prompt_syntax = gr.Radio(
+            _PROMPT_SYNTAX,
+            value=default.prompt_syntax,
+            label="Prompt syntax",
+            info="(word:1.2) and [word], prompts of any length; or text up to the model's maximum length",
+            elem_id="prompt-syntax",
+        )
     return {
+        "prompt_syntax": prompt_syntax,
         "clip_skip": clip_skip,
         "steps": steps,
         "guidance_scale": guidance,
