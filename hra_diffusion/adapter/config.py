@@ -65,20 +65,22 @@ class HRAConfig:
                 object.__setattr__(self, name, tuple(ordered))
         r: Any = self.r
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-            raise ConfigError(f"The rank r must be a whole number of at least 1, better an even one; found {r!r}.")
+            raise ConfigError(
+                f"The rank r must be a whole number of at least 1, better an even one; found {_short(r)}."
+            )
         for name in ("apply_GS", "init_weights", "inference_mode"):
             if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be true or false; found {getattr(self, name)!r}.")
+                raise ConfigError(f"{name} must be true or false; found {_short(getattr(self, name))}.")
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
             _check_names(name, getattr(self, name))
         layers: Any = self.layers_to_transform
         indices = layers if isinstance(layers, tuple) else (layers,)
         if layers is not None and not all(type(index) is int for index in indices):
-            raise ConfigError(f"layers_to_transform must be indices of layers; found {str(layers)[:80]}.")
+            raise ConfigError(f"layers_to_transform must be indices of layers; found {_short(layers)}.")
         if len(indices) > _MAX_NAMES:
             raise ConfigError(f"layers_to_transform has {len(indices):,} indices, more than {_MAX_NAMES:,}.")
         if self.bias not in get_args(Bias):
-            raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {self.bias!r}.")
+            raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {_short(self.bias)}.")
         if isinstance(self.target_modules, str):
             for name in ("layers_to_transform", "layers_pattern"):
                 if getattr(self, name) is not None:
@@ -101,7 +103,9 @@ class HRAConfig:
             ConfigError: the adapter is of another kind, or a value is out of its range.
         """
         if settings.get("peft_type") != "HRA":
-            raise ConfigError(f"The adapter is not an HRA adapter: its peft_type is {settings.get('peft_type')!r}.")
+            raise ConfigError(
+                f"The adapter is not an HRA adapter: its peft_type is {_short(settings.get('peft_type'))}."
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(settings.keys() - known - _PEFT_IGNORED):
             warnings.warn(
@@ -119,8 +123,13 @@ def _check_names(field: str, value: Any) -> None:
             raise ConfigError(f"{field} has {len(value):,} names, more than {_MAX_NAMES:,}.")
         return
     if not isinstance(value, str):
-        raise ConfigError(f"{field} must be a list of names, or a regular expression; found {str(value)[:80]}.")
+        raise ConfigError(f"{field} must be a list of names, or a regular expression; found {_short(value)}.")
     try:
         check_pattern(value)
     except ConfigError as error:
-        raise ConfigError(f"{field} is {value[:80]!r}, which {error}.") from error
+        raise ConfigError(f"{field} is {_short(value)}, which {error}.") from error
+
+
+def _short(value: Any) -> str:
+    """Return the beginning of a value's text, for messages."""
+    return repr(value)[:80]

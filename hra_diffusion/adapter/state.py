@@ -26,6 +26,8 @@ _BASE_BIAS: Final = ".base_layer.bias"
 # PEFT writes the biases of modules_to_save three times when it saves all biases.
 _PEFT_ECHOES: Final = (".modules_to_save.bias", ".original_module.bias")
 
+_OVERFLOW: Final = "numbers are not finite in the precision of the model"
+
 
 @dataclasses.dataclass(frozen=True)
 class AdapterState:
@@ -80,12 +82,17 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
             unknown.append(key)
     _refuse(config, "it has weights that the model lacks", unknown)
     misfits: list[str] = []
+    overflowing: list[str] = []
     for name in trained:
-        expected = {key: tensor.shape for key, tensor in modules[name].state_dict().items()}
-        actual = {key: tensor.shape for key, tensor in state.copies.get(name, {}).items()}
+        present, copied = modules[name].state_dict(), state.copies.get(name, {})
+        expected = {key: tensor.shape for key, tensor in present.items()}
+        actual = {key: tensor.shape for key, tensor in copied.items()}
         if actual != expected:
             misfits.append(f"{name} has {_shapes(actual)} instead of {_shapes(expected)}")
+        else:
+            overflowing += [f"{name}.{key}" for key in _overflowing(copied, present)]
     _refuse(config, "shapes differ", misfits)
+    _refuse(config, _OVERFLOW, overflowing)
     return state
 
 
@@ -114,6 +121,12 @@ def check_biases(parameters: Mapping[str, Tensor], config: HRAConfig, biases: Ma
     actual = {name: bias.shape for name, bias in biases.items()}
     misfits = [name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)]
     _refuse(config, "biases are missing, too many or of another shape", sorted(misfits))
+    _refuse(config, _OVERFLOW, _overflowing(biases, parameters))
+
+
+def _overflowing(values: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of values that are not finite in the dtype of their targets."""
+    return [name for name, value in values.items() if not value.to(targets[name].dtype).isfinite().all()]
 
 
 def _refuse(config: HRAConfig, reason: str, names: Sequence[str]) -> None:

@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_tensors, replacing
+from hra_diffusion.formats.files import replacing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.pipelines import unload_hra_weights
 from hra_diffusion.pipelines.components import offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive

@@ -1,26 +1,20 @@
-"""Atomic writing of files and folders, and checked reading of JSON and safetensors, never pickle."""
+"""Atomic writing of files and folders."""
 
 import errno
-import json
-import math
 import os
 import re
 import secrets
 import shutil
-import struct
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal
+from pathlib import Path
+from typing import Final, Literal
 
-import torch
+import psutil
 from safetensors import SafetensorError
-from safetensors.torch import load
-from torch import Tensor
 
-from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.errors import OutputError
 
 ON_WINDOWS: Final = os.name == "nt"
 UNPORTABLE: Final = "a name that Windows reserves or does not allow"
@@ -69,6 +63,11 @@ def writing(path: Path) -> Generator[None]:
         raise
     except OSError as error:
         raise _unwritable(str(path), path, error) from error
+    except SafetensorError as error:  # it has the system's error as a text
+        number = re.search(r"\(os error (\d{1,4})\)|\bcode: (\d{1,4})\b", str(error))
+        code = int(number[1] or number[2]) if number else None
+        cause = OSError(str(error)) if code is None else OSError(code, os.strerror(code))
+        raise _unwritable(str(path), path, cause) from error
 
 
 def check_writable(folder: Path, flag: str = "--output_dir") -> None:
@@ -147,23 +146,51 @@ def remove_folder(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove the temporary files of a killed process from a folder, and restore replaced ones."""
+@contextmanager
+def temporary_folder(parent: Path) -> Generator[Path]:
+    """Yield a new, hidden folder, which is removed at the end of the ``with`` block."""
+    folder = _hidden(parent / "folder", "new")
+    with writing(folder):
+        folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(folder: Path, name: str | None = None) -> None:
+    """Remove the temporary files that ended processes left in a folder, and restore replaced ones.
+
+    Args:
+        folder: the folder.
+        name: the name of the file or folder whose temporary files are meant; all by default.
+    """
     for path in folder.glob(".*") if folder.is_dir() else ():
-        if not (leftover := re.fullmatch(r"\.[0-9a-f]{8}-(new|old)-(.+)", path.name)):
+        if not (leftover := _LEFTOVER.fullmatch(path.name)) or _is_alive(leftover["pid"]):
             continue
-        kind, name = leftover.groups()
-        if kind == "old" and not (folder / name).exists():
-            path.rename(folder / name)
+        target = leftover["name"] or ""
+        if name not in (None, target):
+            continue
+        if leftover["kind"] == "old" and not (folder / target).exists():
+            path.rename(folder / target)
         elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
+# Temporary names: with the process's id; without it, of version 0.1, whose imports had names of their own.
+_LEFTOVER = re.compile(r"\.((?P<pid>[0-9a-f]+)-)?[0-9a-f]{8}-(?P<kind>new|old)-(?P<name>.+)|\.import-\w+", re.DOTALL)
+
+
+def _is_alive(pid: str | None) -> bool:
+    """Whether another process, by its id in hexadecimal digits, may still use its temporary files."""
+    return pid is not None and int(pid, 16) != os.getpid() and psutil.pid_exists(int(pid, 16))
+
+
 def _hidden(path: Path, kind: Literal["new", "old"]) -> Path:
     """Return a unique hidden name beside a path, for its new or its old version; see `tidy`."""
-    return path.with_name(f".{secrets.token_hex(4)}-{kind}-{path.name}")
+    return path.with_name(f".{os.getpid():x}-{secrets.token_hex(4)}-{kind}-{path.name}")
 
 
 def sync(path: Path) -> None:
@@ -184,49 +211,6 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        AdapterFileError: the file is missing, is no JSON object, or has a key twice.
-    """
-    try:
-        return _parse_object(path.read_bytes(), path)
-    except OSError as error:
-        raise AdapterFileError(f"Cannot read {path}: {error.strerror or error}.") from error
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file.
-
-    Raises:
-        AdapterFileError: the file is missing or damaged, has a tensor twice or a path as a name, or holds numbers that
-            are not finite.
-    """
-    try:
-        data = path.read_bytes()
-        tensors = load(data)
-    except OSError as error:
-        raise AdapterFileError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except SafetensorError as error:
-        raise AdapterFileError(
-            f"{path} is no intact safetensors file ({error}); pickled files are never read."
-        ) from error
-    _parse_object(data[8 : 8 + struct.unpack("<Q", data[:8])[0]], path)
-    for name in tensors:
-        if "\0" in name or "\\" in name or ".." in PurePosixPath(name).parts or name.startswith("/"):
-            raise AdapterFileError(f"{path} holds a tensor with a path for a name: {name!r}.")
-    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
-    if broken:
-        raise AdapterFileError(f"{path} holds numbers that are not finite, in {', '.join(broken[:8])}.")
-    return tensors
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite; a finite sum proves it quickly, and may only overflow."""
-    return math.isfinite(tensor.sum(dtype=torch.float64).item()) or bool(tensor.isfinite().all())
 
 
 def existing_part(path: Path) -> Path:
@@ -250,20 +234,3 @@ def _unwritable(names: str, path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"Cannot write {names} ({error.strerror or error}); existing files are intact. {remedy}, or write elsewhere."
     )
-
-
-def _parse_object(data: bytes, path: Path) -> dict[str, Any]:
-    def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if repeated := sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1):
-            raise AdapterFileError(f"{path} has these keys more than once: {', '.join(repeated[:8])}.")
-        return dict(pairs)
-
-    try:
-        parsed = json.loads(data, object_pairs_hook=refuse_duplicates)
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, AdapterFileError):
-            raise
-        raise AdapterFileError(f"{path} is no JSON: {error}.") from error
-    if not isinstance(parsed, dict):
-        raise AdapterFileError(f"{path} must hold a JSON object; found a {type(parsed).__name__}.")
-    return parsed

@@ -9,16 +9,15 @@
 A run's output folder has it as ``adapter``. PEFT's files in the folder itself belong to a single component.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
+from hra_diffusion.formats.reading import parse_toml, read_bytes, read_json
 from hra_diffusion.formats.run_folder import BASE_OPTIONS, run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 
@@ -150,8 +149,10 @@ def _run_table(folder: str | Path) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(read_bytes(path).decode())
     except ValueError as error:
+        if isinstance(error, AdapterFileError):
+            raise
         raise AdapterFileError(f"{path} is not valid TOML: {error}") from error
     groups = [value if isinstance(value, dict) else {key: value} for key, value in table.items()]
     return {key: value for group in groups for key, value in group.items()}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
 from hra_diffusion.errors import ConfigError, ImageError
@@ -86,6 +87,8 @@ def read_layers(path: Path) -> Layers:
                 return _decode(image)
             except ImageError as error:
                 raise ImageError(f"{path} {error}") from None
+            except MemoryError as error:
+                raise ImageError(f"{path} needs more memory than there is: scale it down.") from error
             except Exception as error:  # for damaged files, decoders raise anything from SyntaxError to struct.error
                 reason = " ".join(str(error).split())
                 raise ImageError(f"{path} is damaged ({reason}): remove it or save it anew.") from error
@@ -122,6 +125,8 @@ def parse_color(name: str) -> Color:
 
 
 def _open(path: Path) -> Image.Image:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ImageError(f"{path} cannot be read: it is a pipe, socket or device, not a file.")
     try:
         return Image.open(path, formats=("HEIF",) if _is_heic(path) else FORMATS)
     except Image.DecompressionBombError as error:
@@ -181,10 +186,19 @@ def _white_is_zero(image: Any) -> bool:
 
 def _from_16_bits(image: Image.Image, white: int, inverted: bool) -> tuple[Image.Image, Image.Image | None]:
     """Scale 16-bit gray, which Pillow would clip to white, to 8 bits."""
-    values = np.asarray(image).astype(np.float64)
-    gray = Image.fromarray(np.rint((white - values if inverted else values) * (255 / white)).astype(np.uint8))
+    values, levels = np.asarray(image), np.arange(2**16)
+    gray = np.rint(np.clip(white - levels if inverted else levels, 0, white) * (255 / white)).astype(np.uint8)
     key = image.info.get("transparency")
-    return gray, None if key is None else Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+    alpha = None if key is None else _look_up(np.where(levels == key, 0, 255).astype(np.uint8), values)
+    return _look_up(gray, values), alpha
+
+
+def _look_up(table: npt.NDArray[np.uint8], values: npt.NDArray[Any]) -> Image.Image:
+    """Return the entries of a table at 16-bit values as an image; row by row, since NumPy widens indices to 64 bits."""
+    result = np.empty(values.shape, np.uint8)
+    for row, line in zip(result, values, strict=True):
+        row[:] = table[line]
+    return Image.fromarray(result)
 
 
 def _without_alpha(image: Image.Image, stored: str) -> tuple[Image.Image, Image.Image | None]:

@@ -42,15 +42,22 @@ def restore(described: Any, tensors: Mapping[str, Tensor]) -> Any:
     Raises:
         AdapterFileError: JSON and tensors do not match.
     """
+    try:
+        return _restore(described, tensors)
+    except RecursionError as error:
+        raise AdapterFileError("A saved state is damaged: it is nested too deeply.") from error
+
+
+def _restore(described: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(described, list):
-        return [restore(item, tensors) for item in cast("list[Any]", described)]
+        return [_restore(item, tensors) for item in cast("list[Any]", described)]
     if not isinstance(described, dict):
         return described
     try:
         ((kind, content),) = cast("dict[str, Any]", described).items()
         if kind == "tensor":
             return tensors[content]
-        items = [restore(item, tensors) for item in content]
+        items = [_restore(item, tensors) for item in content]
         return {"dict": dict, "tuple": tuple}[kind](items)
     except (KeyError, TypeError, ValueError) as error:
         raise AdapterFileError(f"A saved state is damaged: {str(described)[:80]!r} cannot be understood.") from error

@@ -19,8 +19,10 @@ from hra_diffusion.adapter.model import AdaptedModel, ejected
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
-from hra_diffusion.formats.files import read_json, read_tensors, write_together
+from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder
+from hra_diffusion.formats.reading import read_json, reading
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.text import shorten
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -72,9 +74,11 @@ def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
         raise AdapterFileError(
             f"{folder} holds {pickled[0]}, which is pickled and never read: save it as {WEIGHTS_FILE}."
         )
+    settings = read_json(folder / CONFIG_FILE)
     try:
-        config = HRAConfig.from_peft(read_json(folder / CONFIG_FILE))
-    except (ConfigError, TypeError) as error:
+        with reading(folder / CONFIG_FILE):
+            config = HRAConfig.from_peft(settings)
+    except ConfigError as error:
         raise AdapterFileError(f"{folder / CONFIG_FILE}: {error}") from error
     return config, _renamed(read_tensors(weights), lambda name: name.removeprefix(_PREFIX))
 

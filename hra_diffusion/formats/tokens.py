@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_tensors
+from hra_diffusion.formats.tensors import read_tensors
 
 FOLDER: Final = "tokens"
 PATTERN: Final = f"{FOLDER}/*/*.safetensors"

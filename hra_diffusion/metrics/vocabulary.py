@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hra_diffusion.errors import ModelError
-from hra_diffusion.formats.files import read_json
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.metrics.bootstrap import FloatArray
 from hra_diffusion.metrics.encoders import Clip
 

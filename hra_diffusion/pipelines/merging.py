@@ -9,7 +9,7 @@ import torch
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ConfigError, OutputError
-from hra_diffusion.formats.files import replacing
+from hra_diffusion.formats.files import replacing, tidy
 from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.pipelines.activation import set_hra_adapters
 from hra_diffusion.pipelines.bases import find_base
@@ -73,6 +73,7 @@ def merge_hra(
     for name, component in adapted_components(pipe).items():
         setattr(pipe, name, component.merge_and_unload(safe_merge=True))
     fold_tokens(pipe)
+    tidy(output.parent, output.name)
     with replacing(output) as folder:
         pipe.to(dtype).save_pretrained(folder)
     return output

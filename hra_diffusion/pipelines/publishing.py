@@ -8,7 +8,6 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
-from hra_diffusion.formats.files import read_json
 from hra_diffusion.formats.folders import (
     ENCODER,
     ENCODER_FILES,
@@ -21,6 +20,7 @@ from hra_diffusion.formats.folders import (
 )
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, result_file
 from hra_diffusion.formats.tokens import token_files
 

@@ -11,7 +11,7 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter import HRALinear
 from hra_diffusion.adapter.targets import UNET_ATTENTION, UNET_FULL
-from hra_diffusion.errors import ConfigError, HRAError, TargetError
+from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError, TargetError
 from hra_diffusion.householder import chain_matrix
 
 TARGETS = ("q", "v", "out")
@@ -294,3 +294,14 @@ def test_gradient_checkpointing_gives_the_same_gradients(net, x, use_reentrant):
         run(x).square().sum().backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"modules_to_save": ["head"]}, {"bias": "all"}])
+def test_trained_values_that_overflow_in_the_model_s_precision_are_refused(net, settings):
+    model = HRAModel(net, HRAConfig(target_modules=["q"], **settings))
+    config, tensors = model.adapter_state_dict()
+    name = next(name for name in tensors if not name.endswith("hra_u"))
+    half = model.unload().half()
+    with pytest.raises(AdapterFileError, match=r"not finite in the precision of the model: .*bias|head"):
+        HRAModel(half, config, state_dict=tensors | {name: torch.full_like(tensors[name], 1e5)})
+    HRAModel(half, config, state_dict=tensors)

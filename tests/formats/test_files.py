@@ -11,17 +11,9 @@ from safetensors.torch import save
 
 from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.formats import files
-from hra_diffusion.formats.files import (
-    check_writable,
-    is_portable,
-    read_json,
-    read_tensors,
-    replacing,
-    sync,
-    tidy,
-    write_file,
-    write_together,
-)
+from hra_diffusion.formats.files import check_writable, is_portable, replacing, sync, tidy, write_file, write_together
+from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.tensors import read_tensors
 
 
 def safetensors(header: str, data: bytes = b"") -> bytes:

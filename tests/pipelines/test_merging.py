@@ -1,5 +1,7 @@
 """Merged models: diffusers alone generates the images of the pipeline with adapters."""
 
+import resource
+
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
@@ -31,7 +33,7 @@ def test_the_command_merges_the_mixture_of_the_pipeline(
 def test_half_precision_is_rounded_once(adapters, tiny_sd, load, tmp_path):
     merge_hra({adapters / "a": 1.0}, tmp_path / "full", base=tiny_sd)
     merge_hra({str(adapters / "a"): 1.0}, tmp_path / "half", base=tiny_sd, dtype="fp16")
-    full, half = (load(StableDiffusionPipeline, tmp_path / name, dtype=torch.float16) for name in ("full", "half"))
+    full, half = (load(StableDiffusionPipeline, tmp_path / name).to(torch.float16) for name in ("full", "half"))
     expected = full.unet.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in half.unet.state_dict().items())
 
@@ -91,3 +93,18 @@ def test_the_command_reads_the_words_of_version_0_1(adapters, tiny_sd, tmp_path)
         assert main(["merge", str(tiny_sd), str(tmp_path / combine), "--adapters", *mixed, "--combine", combine]) == 0
     files = [(tmp_path / combine / "unet" / "diffusion_pytorch_model.safetensors") for combine in ("lie", "mean")]
     assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_full_disk_leaves_nothing_and_the_next_merge_tidies_what_a_killed_one_left(adapters, tiny_sd, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"Cannot write .*out .*existing files are intact"):
+            merge_hra({adapters / "a": 1.0}, tmp_path / "out", base=tiny_sd)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+    for name in ("out", "other"):
+        (tmp_path / f".3fffff-0123abcd-new-{name}").mkdir()
+    merge_hra({adapters / "a": 1.0}, tmp_path / "out", base=tiny_sd)
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".3fffff-0123abcd-new-other"}

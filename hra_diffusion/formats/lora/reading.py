@@ -11,8 +11,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_tensors
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
+from hra_diffusion.formats.reading import reading
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.text import shorten
 
 
@@ -54,7 +55,13 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
     if path.is_dir():
         raise AdapterFileError(f"{path} is a folder: name the .safetensors file of a LoRA in it.")
     tensors = read_tensors(path)
-    scales, modules = _scales(path), list(modules)
+    with reading(path):
+        return _factors(path, tensors, list(modules))
+
+
+def _factors(path: Path, tensors: dict[str, Tensor], modules: list[ModuleKey]) -> dict[ModuleKey, Factors]:
+    """Return the factors among tensors, which are removed from the dict; all of them must belong to a module."""
+    scales = _scales(path)
     kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
     factors: dict[ModuleKey, Factors] = {}
     for component, module in modules:
@@ -65,6 +72,10 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
             if A is None or B is None:
                 continue
             alpha = tensors.pop(f"{name}.alpha", None)
+            if not (A.ndim in (2, 4) and B.ndim in (2, 4) and A.numel() and B.numel() and len(A) == B[0].numel()):
+                raise AdapterFileError(
+                    f"{path} has factors of {name} whose shapes do not fit: {tuple(A.shape)} and {tuple(B.shape)}."
+                )
             scale = scales.get(component, 1.0) if alpha is None else alpha.item() / len(A)
             factors[component, module] = Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
             del tensors[f"{name}.{down}"], tensors[f"{name}.{up}"]
@@ -83,9 +94,9 @@ def _scales(path: Path) -> dict[str, float]:
     try:
         described = json.loads(header)
         return {
-            key.removesuffix(".lora_alpha"): alpha / described[key.removesuffix("lora_alpha") + "r"]
+            key.removesuffix(".lora_alpha"): float(alpha / described[key.removesuffix("lora_alpha") + "r"])
             for key, alpha in described.items()
             if key.endswith(".lora_alpha")
         }
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+    except Exception as error:  # also OverflowError for numbers such as 10 ** 400, and RecursionError
         raise AdapterFileError(f"{path} has a damaged header: lora_adapter_metadata is {header[:80]!r}.") from error

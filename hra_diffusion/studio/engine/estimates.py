@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_json, write_file
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.studio.engine.training_job import Preset
 
 _TIME = re.compile(r"([\d.]+) s a step, .* and (\d+) s before")

@@ -12,10 +12,11 @@ import hra_diffusion
 from hra_diffusion import pipelines
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
-from hra_diffusion.formats.files import read_json, write_file
+from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
 from hra_diffusion.studio.engine.model_worker import ModelWorker

@@ -26,7 +26,8 @@ from typing import Any
 import psutil
 
 from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError
-from hra_diffusion.formats.files import read_json, write_file
+from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.studio.engine.library import check_name
 from hra_diffusion.studio.engine.training_job import TrainingJob, settings_file
 from hra_diffusion.training.config import DreamBoothConfig

@@ -16,8 +16,6 @@ from hra_diffusion.formats.contents import read_components
 from hra_diffusion.formats.files import (
     UNPORTABLE,
     is_portable,
-    read_json,
-    read_tensors,
     remove_folder,
     replacing,
     sync,
@@ -33,6 +31,8 @@ from hra_diffusion.formats.folders import (
     run_settings,
 )
 from hra_diffusion.formats.peft import CONFIG_FILE
+from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,6 @@ Keys may be in their tables or outside of any. The name and type of each key are
 with the nearest match. Missing keys keep the default.
 """
 
-import tomllib
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass, replace
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_or
 import tomli_w
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.reading import check_regular, parse_toml
 from hra_diffusion.formats.run_folder import run_file
 from hra_diffusion.text import is_utf8, nearest
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
@@ -82,7 +82,7 @@ def read_toml(path: Path, default: Config) -> Config:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The config {path} cannot be read ({error.strerror}): check its path.") from error
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError
@@ -125,6 +125,7 @@ def read_run(folder: Path, default: Config) -> Config:
     path = run_file(folder, "config.toml")
     if path is None:
         return default
+    check_regular(path)
     is_control = "[control]" in path.read_text(encoding="utf-8").splitlines()
     if is_control != isinstance(default, ControlNetConfig) and path.parent != Path(folder):
         return default  # the adapter is of another run than the folder that holds it

@@ -16,7 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import read_tensors, write_together
+from hra_diffusion.formats.files import write_together
+from hra_diffusion.formats.tensors import read_tensors
 
 Tensors = dict[str, Tensor]
 

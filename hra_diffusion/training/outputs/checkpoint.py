@@ -21,14 +21,10 @@ from typing import Any, Protocol
 from safetensors.torch import save
 
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.files import (
-    read_json,
-    read_tensors,
-    remove_folder,
-    replacing,
-    write_together,
-)
+from hra_diffusion.formats.files import remove_folder, replacing, write_together
 from hra_diffusion.formats.nested import flatten, restore
+from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.tensors import read_tensors
 
 logger = logging.getLogger(__name__)
 
