@@ -27,6 +27,19 @@ def find_data(path: AnyPath) -> AnyPath:
     return type(path)(DATA / relative) if in_data else path
 
 
+def recorded_path(name: str) -> str:
+    """Return the path of a local model or folder as files record it: absolute, except for the project's data."""
+    path = Path(name)
+    is_data = path.parts[:1] == ("assets",) and path.resolve() == (DATA / path).resolve()  # found from anywhere
+    return name if is_data or not path.exists() else str(path.absolute())
+
+
+def relative_to(path: str | Path) -> str:
+    """Name the working directory in brackets for a relative path that does not exist; "" for other paths."""
+    is_missing = not Path(path).is_absolute() and not Path(path).exists()
+    return f" (relative to {Path.cwd()})" if is_missing else ""
+
+
 def find_config(name: Path) -> Path:
     """Return a config's path: a file, or the config of configs/ with this name, whose ending may be left out.
 

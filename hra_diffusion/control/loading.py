@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.files import replacing
+from hra_diffusion.formats.files import replacing, write_together
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.pipelines import unload_hra_weights
-from hra_diffusion.pipelines.components import offloading_suspended
+from hra_diffusion.pipelines.components import base_files_of, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -94,4 +94,5 @@ def save_hra_control(pipe: Pipeline, control: Control, folder: str | Path) -> Pa
     with replacing(Path(folder)) as new, offloading_suspended(pipe):
         pipe.unet.save_pretrained(new / "unet", control.adapter_name)
         control.encoder.save_pretrained(new / ENCODER)
+        write_together({new / name: data for name, data in base_files_of(pipe).items()})
     return Path(folder)

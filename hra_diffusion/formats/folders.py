@@ -4,7 +4,8 @@
     ├── unet/          adapter_config.json, adapter_model.safetensors
     ├── text_encoder/  the same
     ├── tokens/        learned tokens, if any: see :mod:`hra_diffusion.formats.tokens`
-    └── condition_encoder/  of a control: see :mod:`hra_diffusion.control.loading`
+    ├── condition_encoder/  of a control: see :mod:`hra_diffusion.control.loading`
+    └── base.json      settings of the base, such as its variant, other than the defaults
 
 A run's output folder has it as ``adapter``. PEFT's files in the folder itself belong to a single component.
 """
@@ -18,15 +19,16 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.reading import parse_toml, read_bytes, read_json
-from hra_diffusion.formats.run_folder import BASE_OPTIONS, run_file
+from hra_diffusion.formats.run_folder import BASE_FILE, base_settings, run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
+from hra_diffusion.resources import relative_to
 
 _BASE = "base_model_name_or_path"
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
 
 _PATTERNS = (
     *(prefix + name for prefix in ("", "*/", "adapter/*/") for name in FILES),
-    *(prefix + name for prefix in ("", "adapter/") for name in (PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
+    *(prefix + name for prefix in ("", "adapter/") for name in (BASE_FILE, PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
 )
 
 
@@ -49,8 +51,8 @@ def component_folders(source: str | Path, subfolder: str | None = None, **hub: A
     if (root / CONFIG_FILE).exists():
         return {"": root}
     raise AdapterFileError(
-        f"There is no adapter in {root}: name the output folder of a run, or an adapter's, which holds one "
-        f"sub-folder for each adapted component (unet, text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
+        f"There is no adapter in {root}{relative_to(root)}: name the output folder of a run, or an adapter's, which "
+        f"holds one sub-folder for each adapted component (unet, text_encoder), with {CONFIG_FILE} and {WEIGHTS_FILE}."
     )
 
 
@@ -60,7 +62,7 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
     Raises:
         AdapterFileError: a file is damaged.
     """
-    return read_tokens(parts[""] if "" in parts else next(iter(parts.values())).parent)
+    return read_tokens(_folder_of(parts))
 
 
 def encoder_beside(parts: Mapping[str, Path]) -> Path | None:
@@ -102,22 +104,33 @@ class RecordedBase:
 
 
 def recorded_base(source: str | Path, subfolder: str | None = None, **hub: Any) -> RecordedBase:
-    """Return an adapter's base model, from config.toml of its run and from adapter_config.json.
+    """Return an adapter's base model, from config.toml of its run, or else from its own files.
 
-    The run's config.toml counts; a config.toml beside the adapter that is about another base does not.
+    The run's config.toml counts; another one beside the adapter counts only if it is about the same base and the
+    adapter's folder has no base.json.
 
     Raises:
         AdapterFileError: there is no adapter, or a file is damaged.
     """
-    parts = component_folders(source, subfolder, **hub).values()
-    named = next((json for part in parts if (json := read_json(part / CONFIG_FILE)).get(_BASE)), {})
-    run = _run_table(source)
-    name, revision = named.get(_BASE), named.get("revision")
+    parts = component_folders(source, subfolder, **hub)
+    named = next((json for part in parts.values() if (json := read_json(part / CONFIG_FILE)).get(_BASE)), {})
+    name, record_file = named.get(_BASE), _folder_of(parts) / BASE_FILE
+    record = read_json(record_file) if record_file.is_file() else None
+    run, path = _run_table(source), run_file(source, "config.toml")
     run_name = run.get("pretrained_model_name_or_path")
-    if not run or not (_is_of_run(Path(source)) or name in (None, run_name)):
-        return RecordedBase(name=name, options={"revision": revision})
-    options = {option: run.get(key) or None for key, option in BASE_OPTIONS.items()}
-    return RecordedBase(name=run_name or name, options=options, mixed_precision=run.get("mixed_precision", "no"))
+    if run and (_is_of_run(Path(source)) or (record is None and name in (None, run_name))):
+        name, settings = run_name or name, run
+    elif record is None:
+        return RecordedBase(name=name, options={"revision": named.get("revision")})
+    else:
+        settings, path = {"revision": named.get("revision")} | record, record_file
+    options, mixed_precision = base_settings(settings, path or record_file)
+    return RecordedBase(name=name, options=options, mixed_precision=mixed_precision)
+
+
+def _folder_of(parts: Mapping[str, Path]) -> Path:
+    """Return the adapter's folder, of the folders of :func:`component_folders`."""
+    return parts[""] if "" in parts else next(iter(parts.values())).parent
 
 
 def _is_of_run(folder: Path) -> bool:

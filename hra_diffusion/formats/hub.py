@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.resources import relative_to
 from hra_diffusion.text import nearest
 
 
@@ -32,7 +33,9 @@ def local_folder(source: str | Path, subfolder: str | None, files: Iterable[str]
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub)) / (subfolder or "")
     except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{source!r} is no folder here, and the hub cannot be asked for it: {error}") from error
+        raise AdapterFileError(
+            f"{source!r} is no folder here{relative_to(source)}, and the hub cannot be asked for it: {error}"
+        ) from error
 
 
 def check_arguments(

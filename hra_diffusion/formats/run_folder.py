@@ -3,7 +3,12 @@
 Functions take the run's folder or the adapter's, one below.
 """
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from hra_diffusion.errors import AdapterFileError
 
 SHEET, METRICS, TABLE, FIGURE = "before_after.png", "metrics.json", "metrics.md", "metrics.png"
 RESULTS = (SHEET, METRICS, TABLE, FIGURE)
@@ -18,6 +23,41 @@ BASE_OPTIONS = {
     "clip_skip": "clip_skip",
 }
 """Settings of a run that say what its base is, each with its option of ``pipelines.load_pipeline``."""
+
+BASE_FILE = "base.json"
+"""File in an adapter's folder with the settings of its base, beside those that PEFT's files have."""
+_KINDS = {"rescale_betas_zero_snr": bool, "clip_skip": int}
+
+
+def base_files(settings: Mapping[str, Any], mixed_precision: str = "no") -> dict[str, bytes]:
+    """Return the file that records an adapter's base, by name; none without settings other than the defaults.
+
+    Args:
+        settings: options of ``pipelines.load_pipeline``.
+        mixed_precision: precision of the training run: no, fp16 or bf16.
+    """
+    record: dict[str, Any] = {flag: settings[name] for flag, name in BASE_OPTIONS.items() if settings.get(name)}
+    record |= {} if mixed_precision == "no" else {"mixed_precision": mixed_precision}
+    return {BASE_FILE: json.dumps(record, indent=2).encode()} if record else {}
+
+
+def base_settings(settings: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str]:
+    """Check the settings of a base that a file records, by flag.
+
+    Returns:
+        The options of ``pipelines.load_pipeline``, and the precision: no, fp16 or bf16.
+
+    Raises:
+        AdapterFileError: a setting has the wrong type, or the precision is another one.
+    """
+    for flag in BASE_OPTIONS:
+        value, kind = settings.get(flag), _KINDS.get(flag, str)
+        if value is not None and type(value) is not kind:
+            raise AdapterFileError(f"{path} has {flag} = {value!r}, which should be of the type {kind.__name__}.")
+    precision = settings.get("mixed_precision", "no")
+    if precision not in ("no", "fp16", "bf16"):
+        raise AdapterFileError(f"{path} has mixed_precision = {precision!r}, which should be no, fp16 or bf16.")
+    return {option: settings.get(flag) or None for flag, option in BASE_OPTIONS.items()}, precision
 
 
 def run_file(folder: str | Path, name: str) -> Path | None:

@@ -1,7 +1,7 @@
 """The components of a pipeline that hold adapters, and access to their tensors while a pipeline offloads models."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.run_folder import base_files
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import nearest
@@ -16,6 +17,7 @@ from hra_diffusion.text import nearest
 # threading.RLock is a function, and the class behind it has no public name.
 _locks: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _creating_lock = threading.Lock()
+_OPTIONS = "_hra_base_options"
 
 
 def adapted_components(pipe: Pipeline) -> dict[str, HRAModel]:
@@ -37,6 +39,16 @@ def tokenizer_name(text_encoder: str) -> str:
 def tokenizer_of(pipe: Pipeline, text_encoder: str) -> Any:
     """Return a text encoder's tokenizer."""
     return getattr(pipe, tokenizer_name(text_encoder))
+
+
+def set_base_options(pipe: Pipeline, options: Mapping[str, Any]) -> None:
+    """Let a pipeline keep the options of `load_pipeline`, which its adapters' folders record."""
+    setattr(pipe, _OPTIONS, options)
+
+
+def base_files_of(pipe: Pipeline, mixed_precision: str = "no") -> dict[str, bytes]:
+    """Return the file that records a pipeline's base in an adapter's folder, if any: see `base_files`."""
+    return base_files(getattr(pipe, _OPTIONS, {}), mixed_precision)
 
 
 def size_multiple(pipe: Pipeline) -> int:

@@ -20,7 +20,7 @@ from hra_diffusion.formats.lora import Factors, ModuleKey, read_lora
 from hra_diffusion.formats.peft import adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import models, offloading_suspended
+from hra_diffusion.pipelines.components import base_files_of, models, offloading_suspended
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.resources import find_data
@@ -102,6 +102,7 @@ def fit_lora(
             )
             files = _adapter_files(components[name], chains, config)
             contents |= {output / name / part: data for part, data in files.items()}
+        contents |= {output / name: data for name, data in base_files_of(pipe).items()}
     write_together(contents)
     layers = {f"{component}.{module}": fit.residual / fit.norm for (component, module), fit in fits.items()}
     return Fit(

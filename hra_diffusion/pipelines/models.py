@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
-from hra_diffusion.pipelines.components import denoiser_name, models, tokenizer_of
+from hra_diffusion.pipelines.components import denoiser_name, models, set_base_options, tokenizer_of
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.single_files import (
@@ -27,6 +27,7 @@ from hra_diffusion.pipelines.single_files import (
     load_vae_file,
     read_header,
 )
+from hra_diffusion.resources import recorded_path, relative_to
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -55,9 +56,9 @@ def _index(name: str, revision: str | None) -> dict[str, Any]:
         return {"_class_name": index["_class_name"], **index}
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"{name!r} is no model folder and no model of the hub that can be reached: a model folder holds "
-            "model_index.json beside unet, text_encoder, tokenizer, vae and scheduler. A single file needs a folder "
-            "beside it with its name, without .safetensors, and the model's JSON files."
+            f"{name!r} is no model folder{relative_to(name)} and no model of the hub that can be reached: a model "
+            "folder holds model_index.json beside unet, text_encoder, tokenizer, vae and scheduler. A single file "
+            "needs a folder beside it with its name, without .safetensors, and the model's JSON files."
         ) from error
 
 
@@ -109,7 +110,7 @@ def load_pipeline(
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         raise ModelError(
-            f"The model {loading!r} cannot be loaded: "
+            f"The model {loading!r}{relative_to(str(loading))} cannot be loaded: "
             f"{_pickled_only(str(loading)) or _variant_only(str(loading)) or str(error)[:_LONGEST_REASON]}"
         ) from error
     _complete_tokenizers(pipe)
@@ -118,6 +119,8 @@ def load_pipeline(
         _report_scale(pipe, vae, config)
     _set_noise_schedule(pipe, name, prediction_type, rescale_betas_zero_snr)
     set_clip_skip(pipe, clip_skip)
+    noise = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
+    set_base_options(pipe, options | noise | {"clip_skip": clip_skip, "vae": vae and recorded_path(vae)})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -15,13 +15,14 @@ from hra_diffusion.formats.folders import (
     component_folders,
     encoder_beside,
     public_name,
+    recorded_base,
     run_settings,
     tokens_beside,
 )
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
 from hra_diffusion.formats.reading import read_json
-from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, result_file
+from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, base_files, result_file
 from hra_diffusion.formats.tokens import token_files
 
 CARD = "README.md"
@@ -65,7 +66,7 @@ def push_hra_weights(
     """
     folder = Path(folder)
     parts = component_folders(folder)
-    files = _adapter_files(parts)
+    files = _adapter_files(folder, parts)
     prompts = {Path(path): prompt for path, prompt in (images or {}).items()}
     sheet = result_file(folder, SHEET)
     files |= _read_images([*prompts, *([sheet] if sheet else [])])
@@ -86,7 +87,7 @@ def push_hra_weights(
         raise OutputError(f"The adapter {folder} cannot be published as {repo_id!r}: {error}") from error
 
 
-def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
+def _adapter_files(folder: Path, parts: Mapping[str, Path]) -> dict[str, bytes]:
     """Read and check an adapter's files, without paths of this machine; return them by name in the repository."""
     files: dict[str, bytes] = {}
     for component, part in parts.items():
@@ -99,6 +100,9 @@ def _adapter_files(parts: Mapping[str, Path]) -> dict[str, bytes]:
         files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
     encoder = encoder_beside(parts)
     encoder_files = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
+    base = recorded_base(folder)
+    vae = base.options.get("vae")
+    files |= base_files({**base.options, "vae": vae and public_name(vae)}, base.mixed_precision)
     return files | token_files(tokens_beside(parts)) | encoder_files
 
 

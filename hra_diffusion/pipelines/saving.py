@@ -8,8 +8,9 @@ from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import ENCODER
 from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.formats.peft import CONFIG_FILE, adapter_files
+from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.formats.tokens import PATTERN, token_files
-from hra_diffusion.pipelines.components import adapted_components, holders, offloading_suspended
+from hra_diffusion.pipelines.components import adapted_components, base_files_of, holders, offloading_suspended
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.publishing import push_hra_weights
 from hra_diffusion.pipelines.tokens import tokens_of
@@ -58,6 +59,8 @@ def save_hra_weights(
             for name, data in adapter_files(model, adapter_name).items()
         }
         contents |= {folder / path: data for path, data in tokens.items()}
+    if record := base_files_of(pipe) or ({BASE_FILE: b"{}"} if (folder / BASE_FILE).exists() else {}):
+        contents |= {folder / name: data for name, data in record.items()}
     write_together(contents)
     if push_to_hub:
         push_hra_weights(folder, repo_id or folder.resolve().name, **hub)

@@ -21,6 +21,7 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines import adapted_components, token_embeddings
+from hra_diffusion.pipelines.components import base_files_of
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import TrainingConfig
@@ -142,6 +143,7 @@ class Run:
             folder=self.plan.folder,
             trainer=trainer,
             components=self.saved_modules,
+            adapter_files=_base_record(self),
             fingerprint=self.plan.fingerprint,
             config=self.config.run,
         )
@@ -189,7 +191,7 @@ class Run:
         unshard(trainer.loss)
         if self.is_main:
             replaces_another = folder.is_dir()
-            save_adapter(self.saved_modules, folder)
+            save_adapter(self.saved_modules, folder, _base_record(self))
             if replaces_another:
                 clear_results(self.plan.folder)
         return folder
@@ -252,6 +254,11 @@ def recorded_settings(config: TrainingConfig) -> str:
         ConfigError: a setting, such as a path, is not valid UTF-8.
     """
     return to_toml(with_values(with_recorded_paths(config), {"resume_from_checkpoint": None}))
+
+
+def _base_record(run: Run) -> dict[str, bytes]:
+    """Return the file that records the base in the adapter's folder, by name, if there is one."""
+    return base_files_of(run.pipe, run.config.run.mixed_precision)
 
 
 def _extra_modules(task: Task) -> dict[str, Any]:

@@ -1,20 +1,27 @@
 """The base model of an adapter: recorded by its run, found by every command, loaded in the run's precision."""
 
+import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from peft import PeftModel
 
-from hra_diffusion import ConfigError, load_pipeline
+from hra_diffusion import AdapterFileError, ConfigError, export_lora, fit_lora, load_pipeline
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ModelError
 from hra_diffusion.formats.folders import RecordedBase, recorded_base
+from hra_diffusion.formats.run_folder import BASE_FILE
+from hra_diffusion.pipelines import load_hra_weights, save_hra_weights
 from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, move_or_offload
 from hra_diffusion.pipelines.models import generate_image
-from hra_diffusion.training.config.base import recorded_path
+from hra_diffusion.resources import recorded_path
+from hra_diffusion.studio.engine.library import Library
 from tests.conftest import save_images
+from tests.versions import GROUPS_ON_A_CPU, MODELS_ON_A_CPU
 
 CPU = torch.device("cpu")
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
@@ -29,6 +36,7 @@ def run_on_variant(tiny_sd, tmp_path_factory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         flags = ["--pretrained_model_name_or_path", "models/half", "--variant", "fp16", "--revision", "v1"]
+        flags += ["--clip_skip", "1", "--mixed_precision", "bf16"]
         images = ["--instance_data_dir", "dog", "--num_validation_images", "1", "--num_inference_steps", "2"]
         assert main(["train", *flags, *images, "--max_train_steps", "2", "--output_dir", "run"]) == 0
     return root / "run"
@@ -55,10 +63,64 @@ def test_a_run_records_its_base_with_an_absolute_path(run_on_variant):
     assert f'instance_data_dir = "{run_on_variant.parent / "dog"}"' in (run_on_variant / "config.toml").read_text()
 
 
-def test_an_adapter_copied_without_its_run_keeps_base_and_revision(run_on_variant, tmp_path):
-    base = recorded_base(shutil.copytree(run_on_variant / "adapter", tmp_path / "copy"))
-    assert base.name == str(run_on_variant.parent / "models" / "half")
-    assert base.options == {"revision": "v1"}
+def test_an_adapter_copied_without_its_run_keeps_its_base(run_on_variant, tmp_path, monkeypatch):
+    base = recorded_base(run_on_variant)
+    checkpoint = run_on_variant / "checkpoint-2" / "adapter"
+    for number, folder in enumerate((run_on_variant / "adapter", checkpoint)):
+        copy = shutil.copytree(folder, tmp_path / f"copy {number}")
+        assert recorded_base(copy) == base
+        assert (base.options["variant"], base.options["clip_skip"], base.mixed_precision) == ("fp16", 1, "bf16")
+        assert main(["generate", "--adapter", str(copy), "--prompt", "a dog", "--output_dir", str(tmp_path)]) == 0
+    pipe = DiffusionPipeline.from_pretrained(base.name, variant="fp16", use_safetensors=True)
+    monkeypatch.chdir(tmp_path)
+    PeftModel.from_pretrained(pipe.unet, "copy 0/unet")
+
+
+def test_every_writer_of_adapters_records_the_base(run_on_variant, tmp_path, monkeypatch):
+    base = recorded_base(run_on_variant)
+    pipe = load_base(base, device=CPU)
+    load_hra_weights(pipe, run_on_variant)
+    save_hra_weights(pipe, tmp_path / "saved")
+    export_lora(run_on_variant, tmp_path / "lora.safetensors")
+    fit_lora(tmp_path / "lora.safetensors", tmp_path / "fitted", base=base.name, base_options=base.options)
+    Library(tmp_path / "library").add(tmp_path / "saved", "dog")
+    for folder in ("saved", "fitted", "library/dog"):
+        found = recorded_base(tmp_path / folder)
+        assert (found.name, found.options["variant"], found.options["clip_skip"]) == (base.name, "fp16", 1)
+    plain = DiffusionPipeline.from_pretrained(base.name, variant="fp16", use_safetensors=True)
+    load_hra_weights(plain, run_on_variant)
+    save_hra_weights(plain, tmp_path / "saved")  # the record of another pipeline would be wrong
+    assert not recorded_base(tmp_path / "saved").options["variant"]
+    save_hra_weights(plain, tmp_path / "new")  # default settings need no record
+    assert not (tmp_path / "new" / BASE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"variant": 3}, "variant = 3, which should be of the type str"),
+        ({"clip_skip": "1"}, "clip_skip = '1', which should be of the type int"),
+        ({"mixed_precision": "fp8"}, "mixed_precision = 'fp8', which should be no, fp16 or bf16"),
+    ],
+)
+def test_a_damaged_record_is_refused(subject_folder, tmp_path, record, message):
+    copy = shutil.copytree(subject_folder, tmp_path / "copy")
+    (copy / BASE_FILE).write_text(json.dumps(record))
+    with pytest.raises(AdapterFileError, match=message):
+        recorded_base(copy)
+
+
+def test_a_missing_relative_path_is_reported_with_the_folder_it_was_relative_to(tiny_sd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = re.escape(f"(relative to {tmp_path})")
+    with pytest.raises(ModelError, match=f"'models/sd' is no model folder {place} and no model of the hub"):
+        load_pipeline("models/sd")
+    with pytest.raises(ModelError, match=f"The model './vae' {place} cannot be loaded"):
+        load_pipeline(str(tiny_sd), vae="./vae")
+    with pytest.raises(AdapterFileError, match=f"There is no adapter in dog {place}"):
+        find_base(["dog"])
+    with pytest.raises(AdapterFileError, match=f"'outputs/dog' is no folder here {place}, and the hub"):
+        find_base(["outputs/dog"])
 
 
 def test_a_missing_variant_is_named(run_on_variant):
@@ -84,7 +146,7 @@ def test_flags_override_the_recorded_base(run_on_variant, tiny_sd):
     base = find_base([run_on_variant], None, {"revision": "v2"})
     assert (base.options["revision"], base.options["variant"]) == ("v2", "fp16")
     other = find_base([run_on_variant], tiny_sd)  # another model has other revisions and variants
-    assert (other.name, other.options) == (str(tiny_sd), {})
+    assert (other.name, other.options) == (str(tiny_sd), {"clip_skip": 1})
 
 
 def test_adapters_with_different_bases_are_refused_together(run_on_variant, tmp_path):
@@ -135,7 +197,7 @@ def test_a_half_precision_pipeline_edits_images_with_a_float32_autoencoder(tiny_
     assert generate_image(edited, "a cat", 0, **options).size == (32, 32)
 
 
-@pytest.mark.parametrize("offload", ["model", "group"])
+@pytest.mark.parametrize("offload", [MODELS_ON_A_CPU, GROUPS_ON_A_CPU])
 def test_offloading_changes_no_image(tiny_sd, offload):
     whole, offloaded = load_pipeline(str(tiny_sd)), load_pipeline(str(tiny_sd))
     for pipe in (whole, offloaded):

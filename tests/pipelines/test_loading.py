@@ -220,7 +220,7 @@ def test_an_adapter_is_loaded_from_a_repository_of_the_hub(pipe, adapters, tmp_p
     expected = image(pipe)
     load_hra_weights(pipe, "someone/cats", subfolder="tabby", revision="v1", cache_dir=tmp_path)
     assert torch.equal(image(pipe), expected)
-    with pytest.raises(AdapterFileError, match="'someone/dogs' is no folder here, and the hub cannot be asked"):
+    with pytest.raises(AdapterFileError, match=r"'someone/dogs' is no folder here \(relative to .*, and the hub"):
         load_hra_weights(pipe, "someone/dogs", "dogs", cache_dir=tmp_path)
 
 

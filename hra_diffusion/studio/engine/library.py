@@ -32,6 +32,7 @@ from hra_diffusion.formats.folders import (
 )
 from hra_diffusion.formats.peft import CONFIG_FILE
 from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 THUMBNAILS = ("thumbnail.png", "before_after.png")
-EXTRA_FILES = ("config.toml", "metrics.md", "metrics.json", *THUMBNAILS)
+EXTRA_FILES = ("config.toml", BASE_FILE, "metrics.md", "metrics.json", *THUMBNAILS)
 """Files beside the adapter, from a run or an archive."""
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from hra_diffusion.formats.run_folder import BASE_OPTIONS
-from hra_diffusion.resources import DATA
+from hra_diffusion.resources import recorded_path
 from hra_diffusion.training.config.file import flat_values, with_values
 from hra_diffusion.training.config.root import TrainingConfig
 
@@ -67,13 +67,6 @@ class PlacementConfig:
     def placement(self) -> dict[str, Any]:
         """The options of ``pipelines.load_base``."""
         return {name: getattr(self, name) for name in ("dtype", "offload", "vae_tiling", "vae_slicing")}
-
-
-def recorded_path(name: str) -> str:
-    """Return the path of a local model or folder as a run records it: absolute, except for the project's data."""
-    path = Path(name)
-    is_data = path.parts[:1] == ("assets",) and path.resolve() == (DATA / path).resolve()  # found from anywhere
-    return name if is_data or not path.exists() else str(path.absolute())
 
 
 def with_recorded_paths(config: Config) -> Config:

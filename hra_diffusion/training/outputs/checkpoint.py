@@ -56,8 +56,8 @@ class Checkpoint:
     """Contents of log.jsonl."""
 
 
-def save_adapter(components: Mapping[str, Saveable], folder: Path) -> None:
-    """Save components as ``<folder>/<name>/``, all or none; replace an existing folder.
+def save_adapter(components: Mapping[str, Saveable], folder: Path, files: Mapping[str, bytes] | None = None) -> None:
+    """Save components as ``<folder>/<name>/``, and files, all or none; replace an existing folder.
 
     Raises:
         OutputError: the folder cannot be written; an existing one is intact.
@@ -65,10 +65,13 @@ def save_adapter(components: Mapping[str, Saveable], folder: Path) -> None:
     with replacing(folder) as new:
         for name, component in components.items():
             component.save_pretrained(new / name)
+        write_together({new / name: content for name, content in (files or {}).items()})
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, components: Mapping[str, Saveable]) -> None:
-    """Write ``checkpoint-<step>`` in a run's folder.
+def save_checkpoint(
+    path: Path, checkpoint: Checkpoint, components: Mapping[str, Saveable], files: Mapping[str, bytes] | None = None
+) -> None:
+    """Write ``checkpoint-<step>`` in a run's folder; components and files are those of `save_adapter`.
 
     Raises:
         OutputError: it cannot be written; earlier ones are intact.
@@ -78,7 +81,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint, components: Mapping[str,
     contents = {TENSORS: save(tensors), REST: json.dumps(rest).encode(), LOG: checkpoint.log}
     try:
         with replacing(path) as new:
-            save_adapter(components, new / "adapter")
+            save_adapter(components, new / "adapter", files)
             write_together({new / name: content for name, content in contents.items()})
     except OutputError as error:
         needed = sum(map(len, contents.values())) / 1e6

@@ -36,6 +36,8 @@ class RunRecorder:
     trainer: Trainer
     components: Mapping[str, Saveable]
     """The trained components to save, by name."""
+    adapter_files: Mapping[str, bytes]
+    """Further files of the adapter's folder, by name."""
     fingerprint: Mapping[str, Any]
     """See :func:`hra_diffusion.training.outputs.resuming.fingerprint`."""
     config: RunConfig
@@ -89,7 +91,7 @@ class RunRecorder:
             log = (self.folder / LOG).read_bytes()
             checkpoint = Checkpoint(step=step, fingerprint=self.fingerprint, state=self.trainer.state_dict(), log=log)
             with self.trainer.inference_weights():
-                save_checkpoint(path, checkpoint, self.components)
+                save_checkpoint(path, checkpoint, self.components, self.adapter_files)
             self.saved = path
             self._prune_and_plot()
         return path
