@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ModelError
+from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
 from hra_diffusion.pipelines.components import denoiser_name, models, set_base_options, tokenizer_of
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
@@ -28,7 +29,6 @@ from hra_diffusion.pipelines.single_files import (
     read_header,
 )
 from hra_diffusion.resources import recorded_path, relative_to
-from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +109,10 @@ def load_pipeline(
             options[_DTYPE] = {"default": dtype, "vae": torch.float32}
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
+        revision = options.get("revision") if loading == name else None
         raise ModelError(
             f"The model {loading!r}{relative_to(str(loading))} cannot be loaded: "
-            f"{_pickled_only(str(loading)) or _variant_only(str(loading)) or str(error)[:_LONGEST_REASON]}"
+            f"{explain_weights(str(loading), revision) or str(error)[:_LONGEST_REASON]}"
         ) from error
     _complete_tokenizers(pipe)
     _check_channels(pipe, name)
@@ -151,30 +152,6 @@ def _load_vae(vae: str, config: str) -> Any:
             return AutoModel.from_pretrained(vae, subfolder="vae", use_safetensors=True)
         except (OSError, ValueError):
             raise error from None
-
-
-def _variant_only(name: str) -> str | None:
-    """Return a sentence for a model folder whose weights are of a variant only, else None."""
-    files = {path.name for path in Path(name).glob("*/*.safetensors")} if Path(name).is_dir() else set()
-    variants = {file.split(".")[1].split("-")[0] for file in files if file.count(".") > 1}
-    if not variants or len(files) > sum(file.count(".") > 1 for file in files):
-        return None
-    listed = " or ".join(f"--variant {variant}" for variant in sorted(variants))
-    return f"its weight files are of a variant: give {listed}."
-
-
-def _pickled_only(name: str) -> str | None:
-    """Return a sentence for a model folder with components whose weights are pickled only, else None."""
-    files = [path.relative_to(name) for path in sorted(Path(name).glob("*/*.bin"))] if Path(name).is_dir() else []
-    pickled = [path.parent for path in files if not list((Path(name) / path.parent).glob("*.safetensors"))]
-    if not pickled:
-        return None
-    return (
-        f"the weights of its {shorten(dict.fromkeys(map(str, pickled)))} are in .bin files alone, which are pickled: "
-        "reading them can run code of their author, so they are never read. Choose a model with .safetensors files, or "
-        "convert one that you trust: DiffusionPipeline.from_pretrained(model, use_safetensors=False)"
-        ".save_pretrained(folder)."
-    )
 
 
 def _complete_tokenizers(pipe: Pipeline) -> None:

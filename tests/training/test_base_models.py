@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers import DDIMScheduler
@@ -10,6 +12,7 @@ from diffusers import DDIMScheduler
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import load_pipeline
 from hra_diffusion.pipelines.components import default_size
+from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.data.buckets import checked_resolution
 from hra_diffusion.training.data.latents import encode
@@ -104,12 +107,44 @@ def test_another_scaling_factor_of_another_autoencoder_is_reported(tiny_sd, tmp_
     assert "has the scaling_factor 0.13025, and the model's own has 0.18215" in caplog.text
 
 
-def test_pickled_weights_are_refused_with_the_reason_and_the_remedy(tiny_sd, tmp_path):
-    copy = shutil.copytree(tiny_sd, tmp_path / "model")
-    for weights in copy.glob("*/*.safetensors"):
+def pickle_weights(folder: Path) -> Path:
+    """Rename the weight files below a folder as if they were pickled; return the folder."""
+    for weights in folder.rglob("*.safetensors"):
         weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ModelError, match=r"text_encoder, unet, vae are in \.bin files alone.*use_safetensors=False"):
+    return folder
+
+
+def save_in_hub_cache(folder: Path, name: str, cache: Path) -> None:
+    """Copy a model into a cache in the layout of huggingface_hub, as its branch main."""
+    repository, commit = cache / f"models--{name.replace('/', '--')}", "0" * 40
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+
+
+def test_pickled_weights_are_refused_with_the_reason_and_the_remedy(tiny_sd, tmp_path):
+    copy = pickle_weights(shutil.copytree(tiny_sd, tmp_path / "model"))
+    reason = r"text_encoder, unet, vae are in \.bin files alone.*use_safetensors=False"
+    with pytest.raises(ModelError, match=reason):
         load_pipeline(str(copy))
+    with pytest.raises(ModelError, match=reason):
+        read_base(str(copy))
+    vae = pickle_weights(shutil.copytree(tiny_sd / "vae", tmp_path / "vae"))
+    (vae / "diffusion_pytorch_model.safetensors").unlink(missing_ok=True)
+    with pytest.raises(ModelError, match=r"the weights are in \.bin files alone.*use_safetensors=False"):
+        load_pipeline(str(tiny_sd), vae=str(vae))
+
+
+def test_pickled_weights_of_the_hub_are_refused_with_the_reason_and_the_remedy(tiny_sd, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    save_in_hub_cache(tiny_sd, "someone/sd", tmp_path / "hub")
+    assert load_pipeline("someone/sd").unet
+    save_in_hub_cache(pickle_weights(shutil.copytree(tiny_sd, tmp_path / "model")), "someone/old", tmp_path / "hub")
+    with pytest.raises(ModelError, match=r"unet, vae are in \.bin files alone.*use_safetensors=False"):
+        load_pipeline("someone/old")
+    save_in_hub_cache(tmp_path / "model" / "vae", "someone/old-vae", tmp_path / "hub")
+    with pytest.raises(ModelError, match=r"'someone/old-vae'.* the weights are in \.bin files alone"):
+        load_pipeline("someone/sd", vae="someone/old-vae")
 
 
 def test_an_inpainting_model_is_refused(tiny_sd, tmp_path):

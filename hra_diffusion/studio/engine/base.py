@@ -10,6 +10,7 @@ from hra_diffusion.errors import AdapterFileError, ModelError
 from hra_diffusion.formats.folders import public_name
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.studio.engine.schedulers import scheduler_names
 
 _INDEX = "model_index.json"
@@ -27,7 +28,7 @@ class Base:
     name: str
     """Name for display and publication, without folders."""
     size: int
-    """Native side of its images, in pixels."""
+    """Native side of its images, the shorter one, in pixels."""
     multiple: int
     """Size multiple of its images, in pixels."""
     schedulers: tuple[str, ...]
@@ -69,11 +70,12 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
     vae = _json(source, config, "vae/config.json", revision)
     scheduler = _json(source, config, "scheduler/scheduler_config.json", revision)
     multiple = 2 ** (len(vae["block_out_channels"]) - 1)
+    sides = unet["sample_size"]
     return Base(
         source=source,
         options=options,
         name=public_name(source),
-        size=unet["sample_size"] * multiple,
+        size=(min(sides) if isinstance(sides, list) else sides) * multiple,
         multiple=multiple,
         schedulers=scheduler_names(parts["scheduler"][1], scheduler),
         text_encoders=sum(name.startswith("text_encoder") for name in parts),
@@ -93,4 +95,5 @@ def _json(source: str, config: str, name: str, revision: str | None) -> dict[str
 def _check_weights(folder: Path, parts: list[str]) -> None:
     for name in parts:
         if not any((folder / name).glob("*.safetensors")):
-            raise ModelError(f"The model {str(folder)!r} is incomplete: there is no .safetensors file in its {name}.")
+            reason = explain_weights(str(folder)) or f"there is no .safetensors file in its {name}."
+            raise ModelError(f"The model {str(folder)!r} is incomplete: {reason}")

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hra_diffusion.training.data.latents import normalization
+
 _PATCHES, _SIDE = 6, 128
 _MAX_SIDE = 320
 
@@ -40,8 +42,8 @@ def _fit(vae: Any, device: torch.device) -> Tensor:
     images = nn.functional.interpolate(coarse, (_SIDE, _SIDE), mode="bilinear")
     encoded = vae.encode(images.to(device, next(vae.parameters()).dtype))
     latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    latents = (latents - (getattr(vae.config, "shift_factor", None) or 0)) * vae.config.scaling_factor
-    latents = latents.float().cpu()
+    scale, shift = normalization(vae.config)
+    latents = (latents.float().cpu() - shift) * scale
     colors = nn.functional.interpolate(images, latents.shape[-2:], mode="area")
     channels = latents.permute(0, 2, 3, 1).flatten(0, 2)
     inputs = torch.cat([channels, torch.ones(len(channels), 1)], 1)

@@ -38,7 +38,7 @@ def encode(vae: Any, images: Iterable[list[Tensor]]) -> list[Latent]:
     The results are scaled for the denoiser, in float32 on the CPU. AutoencoderKL returns a distribution,
     AutoencoderTiny a point: its std is zero.
     """
-    scale, shift = _normalization(vae.config)
+    scale, shift = normalization(vae.config)
     latents: list[Latent] = []
     for crops in images:
         parts: list[tuple[Tensor, Tensor]] = []
@@ -54,7 +54,7 @@ def encode(vae: Any, images: Iterable[list[Tensor]]) -> list[Latent]:
     return latents
 
 
-def _normalization(config: Any) -> tuple[float | Tensor, float | Tensor]:
+def normalization(config: Any) -> tuple[float | Tensor, float | Tensor]:
     """Return the scale and shift of an autoencoder's latents, numbers or a row of channels (C, 1, 1)."""
     scale = config.scaling_factor
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
