@@ -36,6 +36,10 @@ class OutputError(HRAError, OSError):
     """A result cannot be written to its path."""
 
 
+class OutOfMemoryError(HRAError, MemoryError):
+    """A device or the machine has too little memory."""
+
+
 class MissingExtraError(HRAError, ImportError):
     """A package of an extra is not installed."""
 

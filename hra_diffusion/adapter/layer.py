@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.adapter.mixture import BlendCache, Mixture
@@ -188,7 +189,12 @@ def factor_together(layers: Iterable[HRALayer]) -> None:
     for layer in layers:
         layer.ready = None  # An interrupted pass may have left one.
         columns = layer.active_columns()
-        if type(columns) is nn.Parameter and not columns.is_meta and len(columns.shape) == 2 and layer.reflects_input:
+        if (
+            isinstance(columns, nn.Parameter)
+            and not (is_traceable_wrapper_subclass(columns) or columns.is_meta)
+            and len(columns.shape) == 2
+            and layer.reflects_input
+        ):
             batches[columns.shape, columns.dtype, columns.device, layer.expected_dtype].append((layer, columns))
     for batch in batches.values():
         with full_precision(batch[0][1].device):

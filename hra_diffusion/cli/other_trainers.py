@@ -43,7 +43,7 @@ COUNTERPARTS = (
         "--rescale_betas_zero_snr",
     ),
     Counterpart("no_half_vae", "kohya", "", "the autoencoder is always in float32"),
-    Counterpart("fp8_base fp8_base_unet", "kohya", "--quantization int8", "the frozen denoiser in 8 bits"),
+    Counterpart("fp8_base fp8_base_unet", "kohya", "--quantization fp8", "the frozen denoiser in 8 bits"),
     Counterpart("controlnet_model_name_or_path", "diffusers", "", "a control is an adapter and a small encoder here"),
     Counterpart("tokenizer_name tokenizer_cache_dir", "diffusers, kohya", "", "the model's own tokenizer is used"),
     Counterpart("disable_mmap_load_safetensors", "kohya", "", "safetensors files are always mapped into memory"),

@@ -67,7 +67,7 @@ def evaluate_adapter(
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt
     references = read_images(image_files(config.reference_dir), config.reference_dir)
-    device = pipe.device if pipe else PartialState().device or "cpu"
+    device = PartialState().device or "cpu"
     models = load_metric_models(
         str(base.name), clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
     )

@@ -117,7 +117,6 @@ class ControlNet:
         """Make the condition encoder."""
         generator = stream(self.config.run.seed, f"start of {ENCODER}")
         self.encoder = make_encoder(family.pipe, self.annotator, generator)
-        nn.Module.to(self.encoder, family.pipe.device)
 
     @property
     def extra_modules(self) -> dict[str, ExtraModule]:
@@ -204,7 +203,7 @@ class ControlNet:
         conditions = [
             make_crop_conditions(pair, self._size, self.annotator, pairs, source_encoder.seed) for pair in self.pairs
         ]
-        no_prompt = source_encoder.family.encode_prompts([""], text_encoder_trains=False)
+        (no_prompt,) = source_encoder.encode_captions([""])
         no_condition = {CONDITION_KEPT: torch.zeros(1)}
         source = replace(
             source,

@@ -26,10 +26,9 @@ def prepare_run(task: Task) -> Run:
     warn_of_unseen_gpu(accelerator.device)
     task.read_inputs(accelerator)
     family = load(task.config.model, PRECISIONS[task.config.run.mixed_precision])
-    family.pipe.to(accelerator.device)
     task.plan(family, accelerator.num_processes)
     config = task.config
-    add_adapters(family, config.adapter, config.model, config.run)
+    add_adapters(family, config.adapter, config.model, config.run, accelerator.device)
     task.add_modules(family)
     tracker = choose_tracker(config.run.report_to)
     noise_process(family.pipe.scheduler, config.objective.flow_shift)

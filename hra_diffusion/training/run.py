@@ -6,9 +6,9 @@
 >>> for _ in run.generate_before_after(): ...
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import nn
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
+from hra_diffusion.out_of_memory import explain_out_of_memory
 from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.pipelines.components import base_files_of
 from hra_diffusion.pipelines.models import image_name
@@ -29,8 +30,9 @@ from hra_diffusion.training.config.base import with_recorded_paths
 from hra_diffusion.training.config.file import to_toml, with_values
 from hra_diffusion.training.data.cache import Cache
 from hra_diffusion.training.data.sources import SourceEncoder
+from hra_diffusion.training.devices.memory_flags import flags_for_generating, flags_for_training
 from hra_diffusion.training.devices.memory_format import memory_format, set_memory_format
-from hra_diffusion.training.devices.offloading import move, offloadable_models, on_device
+from hra_diffusion.training.devices.offloading import finish_training, ready_to_generate
 from hra_diffusion.training.devices.sharding import unshard, unsharded
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.families.textual_inversion import TextualInversion
@@ -56,7 +58,8 @@ class Run:
     validation: Validation
     """Images to generate during and after training."""
     _recorder: RunRecorder | None = None
-    _offloaded: list[nn.Module] = field(default_factory=list)
+    _has_ended: bool = False
+    """Whether the pipeline has the weights to generate with, for good."""
 
     @property
     def config(self) -> TrainingConfig:
@@ -121,7 +124,12 @@ class Run:
 
     def generate_class_images(self) -> Iterator[int]:
         """Generate missing class images; yields the number of images so far."""
-        with self.accelerator.main_process_first(), self.accelerator.autocast():
+        with (
+            self._explained("generating class images", flags_for_generating),
+            self.accelerator.main_process_first(),
+            ready_to_generate(self.pipe, self.accelerator),
+            self.accelerator.autocast(),
+        ):
             yield from self.task.generate_class_images()
 
     def start(self) -> RunRecorder:
@@ -136,7 +144,10 @@ class Run:
             return self._recorder
         for _ in self.generate_class_images():
             pass
-        with memory_format(self.pipe.vae.encoder, torch.channels_last):
+        with (
+            self._explained("encoding the images", flags_for_generating),
+            memory_format(self.pipe.vae.encoder, torch.channels_last),
+        ):
             trainer = self.build_trainer(Cache(self.task.image_settings.cache_dir))
         set_memory_format(self.family.model, torch.channels_last)
         self._recorder = RunRecorder(
@@ -149,8 +160,6 @@ class Run:
         )
         if self.plan.checkpoint:
             self._recorder.resume(self.plan.checkpoint)
-        self._offloaded = offloadable_models(self.pipe, trainer.loss)
-        move(self._offloaded, "cpu")
         return self._recorder
 
     def steps(self) -> Iterator[StepRecord]:
@@ -160,20 +169,9 @@ class Run:
                 clear_validation(self.plan.folder)
             settings = recorded_settings(self.config)
             write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
-        yield from self.start().steps(self.plan.total_steps)
-
-    def dry_run_steps(self, count: int) -> Iterator[StepRecord]:
-        """Take the first steps of the run and undo them; nothing is written."""
-        weights = self._trained_parameters()
-        before = [weight.detach().clone() for weight in weights]
-        try:
-            trainer = self.build_trainer(Cache(None))
-            with memory_format(self.family.model, torch.channels_last):
-                yield from trainer.steps(count)
-        finally:
-            with torch.no_grad():
-                for weight, value in zip(weights, before, strict=True):
-                    weight.copy_(value)
+        recorder = self.start()
+        with self._explained("training", flags_for_training):
+            yield from recorder.steps(self.plan.total_steps)
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step, if there is none, and return its folder."""
@@ -186,8 +184,8 @@ class Run:
         trainer = self.start().trainer
         trainer.copy_inference_weights()
         set_memory_format(self.family.model, torch.contiguous_format)
-        move(self._offloaded, self.accelerator.device)
-        self._offloaded = []
+        finish_training(self.pipe, self.accelerator, [trainer.loss])
+        self._has_ended = True
         unshard(trainer.loss)
         if self.is_main:
             replaces_another = folder.is_dir()
@@ -220,10 +218,12 @@ class Run:
 
     @contextmanager
     def _inference(self) -> Iterator[None]:
-        """Have the whole pipeline on the device, with the weights to generate with, within a ``with`` block."""
+        """Have the pipeline ready to generate images, with the weights to generate with, within a ``with`` block."""
+        trainer = self.start().trainer
         with (
-            on_device(self._offloaded, self.accelerator.device),
-            self.start().trainer.inference_weights(),
+            self._explained("generating images", flags_for_generating),
+            nullcontext() if self._has_ended else ready_to_generate(self.pipe, self.accelerator, [trainer.loss]),
+            trainer.inference_weights(),
             memory_format(self.family.model, torch.contiguous_format),
             self.accelerator.autocast(),
         ):
@@ -233,6 +233,7 @@ class Run:
         """Encode the images and build the trainer; with a cache, other processes read what the first one wrote."""
         source_encoder = SourceEncoder(
             family=self.family,
+            device=self.accelerator.device,
             data=self.task.image_settings,
             text_encoder_trains=self.config.adapter.text_encoder_trains,
             seed=self.config.run.seed,
@@ -241,6 +242,9 @@ class Run:
         with self.accelerator.main_process_first() if cache.folder else nullcontext():
             sources = self.task.sources(source_encoder)
         return build_trainer(self.task, sources, self.family, self.accelerator, self.plan)
+
+    def _explained(self, phase: str, flags: Callable[[TrainingConfig], Iterator[str]]) -> AbstractContextManager[None]:
+        return explain_out_of_memory(phase, lambda: flags(self.config))
 
     def _trained_parameters(self) -> list[nn.Parameter]:
         modules: dict[str, Any] = self.trained_modules

@@ -20,6 +20,7 @@ from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
 from hra_diffusion.training.config.base import recorded_path
 from hra_diffusion.training.data.batches import Batches, Source
+from hra_diffusion.training.devices.block_swap import swap_blocks
 from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
 from hra_diffusion.training.devices.quantization import quantize
 from hra_diffusion.training.devices.sharding import set_up_sharding
@@ -51,16 +52,21 @@ def make_accelerator(run: RunConfig) -> Accelerator:
         raise ConfigError(f"--mixed_precision is {run.mixed_precision}, which does not work here: {error}") from error
     if run.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ConfigError("--mixed_precision is fp16, which a CPU cannot train in: choose bf16 or no.")
+    if run.blocks_to_swap and accelerator.num_processes > 1:
+        raise ConfigError("--blocks_to_swap is for one process: leave it out, or launch with FSDP, which shards.")
     if run.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
     return accelerator
 
 
-def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig) -> None:
+def add_adapters(
+    family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig, device: torch.device
+) -> None:
     """Add new adapters to the trained components of the pipeline, and freeze everything else.
 
     Raises:
         TargetError: a target module matches no layer.
+        ConfigError: the package for quantization is missing, or there are fewer blocks than --blocks_to_swap.
     """
     pipe = family.pipe
     targets = {family.denoiser_name: adapter.target_modules}
@@ -69,7 +75,7 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
     for component in models(pipe).values():
         component.requires_grad_(False)
     if model.quantization:
-        quantize(family.model, model.quantization)
+        quantize(family.model, model.quantization, device)
     for name, modules in targets.items():
         config = HRAConfig(
             r=adapter.rank,
@@ -81,6 +87,8 @@ def add_adapters(family: Family, adapter: AdapterConfig, model: ModelConfig, run
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
+    if run.blocks_to_swap:
+        swap_blocks(family.model, run.blocks_to_swap, device)
     if run.torch_compile:
         # With dynamic shapes a checkpointed block would be recomputed by another graph.
         family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)

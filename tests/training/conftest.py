@@ -2,8 +2,9 @@
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image, ImageDraw
 
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
 from tests import models
 
@@ -37,3 +38,38 @@ def config(tiny_sd, images, tmp_path, fresh_accelerate):
 def tiny_sd3(tiny_sd, tmp_path_factory):
     """Return the folder of a tiny Stable Diffusion 3 with T5."""
     return models.save_stable_diffusion_3(tmp_path_factory.mktemp("models") / "tiny-sd3", tiny_sd)
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """A folder of five captioned images of boxes."""
+    folder = tmp_path / "scenes"
+    folder.mkdir()
+    for at in range(5):
+        image = Image.new("RGB", (48, 32), "white")
+        ImageDraw.Draw(image).rectangle((4 + 4 * at, 6, 16 + 4 * at, 20 + at), fill=(40 * at, 0, 255))
+        image.save(folder / f"{at}.png")
+        (folder / f"{at}.txt").write_text(f"box {at}")
+    return folder
+
+
+@pytest.fixture
+def control_config(tiny_sd, scenes, tmp_path, fresh_accelerate):
+    values = {
+        "pretrained_model_name_or_path": str(tiny_sd),
+        "train_data_dir": scenes,
+        "output_dir": tmp_path / "run",
+        "random_flip": True,
+        "color_jitter": 0.1,
+        "max_train_steps": 4,
+        "train_batch_size": 2,
+        "learning_rate": 0.5,
+        "num_inference_steps": 2,
+        "num_validation_images": 2,
+        "checkpointing_steps": 2,
+        "report_to": "none",
+        "proportion_empty_prompts": 0.2,
+        "proportion_empty_conditions": 0.2,
+        "proportion_empty_both": 0.2,
+    }
+    return with_values(ControlNetConfig(), values)

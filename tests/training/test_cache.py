@@ -99,7 +99,9 @@ def encoded(tiny_sd, images, tmp_path):
         results = []
         for cache in (Cache(tmp_path / "cache"), Cache()):
             calls.clear()
-            source_encoder = SourceEncoder(family=family, data=data, text_encoder_trains=False, seed=seed, cache=cache)
+            source_encoder = SourceEncoder(
+                family=family, device=torch.device("cpu"), data=data, text_encoder_trains=False, seed=seed, cache=cache
+            )
             results.append((source_encoder.encode("instance", examples), len(calls)))
         (source, times), (fresh, _) = results
         for one, other in zip(source.latents, fresh.latents, strict=True):

@@ -14,6 +14,7 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.errors import OutputError
 from hra_diffusion.training import dry_run
 from hra_diffusion.training.config.file import to_toml, with_values
+from hra_diffusion.training.data.cache import Cache
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.outputs.disk_space import check_disk_space
 from hra_diffusion.training.prepare import prepare_run
@@ -37,6 +38,9 @@ def test_a_dry_run_describes_the_run_and_writes_nothing(config, images, tmp_path
         "7 of 7, each of 4 images",
         "s a step",
         "GB at most",
+        "on a GPU  encode: vae 0.",
+        "on a GPU  train: unet 0.",
+        "on a GPU  validate: text_encoder 0.",
         "3 checkpoints of ",
     ):
         assert text in output
@@ -61,7 +65,7 @@ def test_dry_run_steps_do_not_affect_the_run(config, tmp_path):
         run = prepare_run(
             DreamBooth(with_values(config, {"with_prior_preservation": False, "output_dir": tmp_path / name}))
         )
-        losses = [record.loss for record in run.dry_run_steps(steps)]
+        losses = [record.loss for record in dry_run.undone_steps(run, run.build_trainer(Cache(None)), steps)]
         assert len(losses) == steps
         list(run.steps())
         weights.append([weight.detach() for weight in run.start().trainer.weights.values()])

@@ -42,7 +42,9 @@ def family(tiny_sd):
 
 
 def weights(family, examples, data, size=(32, 32)):
-    source_encoder = SourceEncoder(family=family, data=data, text_encoder_trains=False, seed=0, cache=Cache())
+    source_encoder = SourceEncoder(
+        family=family, device=torch.device("cpu"), data=data, text_encoder_trains=False, seed=0, cache=Cache()
+    )
     source = source_encoder.encode("instance", [(example, size) for example in examples])
     return [latent.weight for latent in source.latents]
 

@@ -44,7 +44,20 @@ def test_nf4_rounds_weights_to_16_levels_per_block_of_64():
     assert ((rounded - weight).abs() <= 0.16 * scale).all()
 
 
-@pytest.mark.parametrize(("kind", "package", "close"), [("int8", "torchao", 0.02), ("nf4", "bitsandbytes", 0.1)])
+def test_fp8_rounds_weights_to_a_mantissa_of_3_bits():
+    pytest.importorskip("torchao")
+    model = nn.Sequential(nn.Linear(64, 48))
+    weight = model[0].weight.detach().clone()
+    quantize(model, "fp8")
+    rounded = model[0].weight.dequantize()
+    assert not torch.equal(rounded, weight)
+    tiny = weight.abs().amax(1, keepdim=True) * 2**-15  # below, numbers of e4m3 are 2⁻⁹ of the largest, 448, apart
+    assert ((rounded - weight).abs() <= weight.abs() * 2**-4 * 1.01 + tiny).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "package", "close"), [("int8", "torchao", 0.02), ("fp8", "torchao", 0.05), ("nf4", "bitsandbytes", 0.1)]
+)
 def test_a_quantized_base_trains_nearly_the_same_adapter(config, tmp_path, kind, package, close):
     pytest.importorskip(package)
     _, whole_losses, whole = trained(config)
@@ -59,9 +72,12 @@ def test_a_quantized_base_trains_nearly_the_same_adapter(config, tmp_path, kind,
     assert generate_image(pipe, "a sks dog", 0, num_inference_steps=1, output_type="np").shape == (32, 32, 3)
 
 
-@pytest.mark.parametrize(("kind", "package"), [("int8", "torchao"), ("nf4", "bitsandbytes")])
-def test_a_missing_package_is_named_with_its_extra(monkeypatch, kind, package):
+@pytest.mark.parametrize(
+    ("kind", "package", "extra"),
+    [("int8", "torchao", "int8"), ("fp8", "torchao", "int8"), ("nf4", "bitsandbytes", "nf4")],
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, kind, package, extra):
     for name in (f"{package}.quantization", f"{package}.nn"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ConfigError, match=rf"package {package} .*pip install 'hra-diffusion\[{kind}\]'"):
+    with pytest.raises(ConfigError, match=rf"package {package} .*pip install 'hra-diffusion\[{extra}\]'"):
         quantize(nn.Linear(2, 2), kind)

@@ -30,6 +30,7 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "lr_warmup_steps": 0,
             "lr_num_cycles": 1,
             "clip_skip": 0,
+            "blocks_to_swap": 0,
             "max_train_steps": 1,
             "num_train_epochs": 1,
             "train_batch_size": 1,

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from hra_diffusion.formats.run_folder import BASE_OPTIONS
 
+Quantization = Literal["int8", "fp8", "nf4"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -26,9 +28,9 @@ class ModelConfig:
     images; not for models that predict noise."""
     clip_skip: int | None = None
     """Clip skip: number of CLIP's last layers that prompts skip, 1 for many anime models (2 in A1111 and kohya)."""
-    quantization: Literal["int8", "nf4"] | None = None
-    """Quantization of the frozen denoiser during training: 8 bits (int8) or 4 bits (nf4); none by default. The command
-    generate always uses the whole model."""
+    quantization: Quantization | None = None
+    """Quantization of the frozen denoiser during training: 8 bits (int8, fp8) or 4 bits (nf4); none by default. The
+    command generate always uses the whole model."""
 
     @property
     def loading(self) -> dict[str, Any]:

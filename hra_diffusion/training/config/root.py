@@ -34,6 +34,8 @@ class TrainingConfig:
                 check_value(name, value)
         if self.objective.snr_gamma is not None and self.objective.debiased_estimation_loss:
             raise ConfigError("--snr_gamma and --debiased_estimation_loss are both weightings of the loss: choose one.")
+        if self.run.blocks_to_swap:
+            self._check_block_swap()
         if self.optimizer.optimizer == "schedule_free" and self.optimizer.lr_scheduler != "constant":
             raise ConfigError(
                 f"--lr_scheduler is {self.optimizer.lr_scheduler}, but --optimizer schedule_free has no "
@@ -42,6 +44,22 @@ class TrainingConfig:
         if self.optimizer.optimizer == "prodigy" and self.optimizer.text_encoder_lr is not None:
             raise ConfigError(
                 "--text_encoder_lr contradicts --optimizer prodigy, which finds one rate for all: leave one out."
+            )
+
+    def _check_block_swap(self) -> None:
+        if not self.run.gradient_checkpointing:
+            raise ConfigError(
+                "--blocks_to_swap saves no memory without --gradient_checkpointing, since the backward pass needs the "
+                "weights of all blocks: add it."
+            )
+        if self.run.torch_compile:
+            raise ConfigError(
+                "--blocks_to_swap and --torch_compile contradict each other: compiled blocks expect their weights in "
+                "one place. Leave one out."
+            )
+        if self.model.quantization == "nf4":
+            raise ConfigError(
+                "--blocks_to_swap cannot move weights in nf4: choose --quantization int8 or fp8, or leave one out."
             )
 
 

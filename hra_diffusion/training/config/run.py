@@ -21,6 +21,9 @@ class RunConfig:
     """Gradient accumulation: batches in an optimizer step."""
     gradient_checkpointing: bool = False
     """Gradient checkpointing: less memory, by computing activations twice."""
+    blocks_to_swap: int = 0
+    """Block swap: number of the denoiser's blocks whose frozen weights are in main memory, and are copied to the device
+    when the block is called: less memory, slower steps. It needs gradient_checkpointing."""
     torch_compile: bool = False
     """torch.compile of the denoiser's repeated blocks: a slow first step, then faster steps on a GPU."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ENCODER_BATCH_SIZE = 4
-"""Crops in one call of the autoencoder: more need memory and save little time."""
+ENCODER_PIXELS = 4 * 512 * 512
+"""Pixels of the crops in one call of the autoencoder: more need memory and save little time."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def encode(vae: Any, images: Iterable[list[Tensor]]) -> list[Latent]:
     latents: list[Latent] = []
     for crops in images:
         parts: list[tuple[Tensor, Tensor]] = []
-        for pixels in torch.stack(crops).split(ENCODER_BATCH_SIZE):
+        batch_size = max(1, ENCODER_PIXELS // crops[0][0].numel())
+        for pixels in torch.stack(crops).split(batch_size):
             encoded = vae.encode(pixels.to(vae.device, vae.dtype))
             if hasattr(encoded, "latent_dist"):
                 mean, std = encoded.latent_dist.mean, encoded.latent_dist.std

@@ -1,15 +1,13 @@
 """Images and captions → latents and conditions for the denoiser, computed once before the first step."""
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from hra_diffusion.formats.images import parse_color
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
@@ -21,7 +19,8 @@ from hra_diffusion.training.data.crops import Crop, augmented_crops, cover, cove
 from hra_diffusion.training.data.latents import Latent, encode
 from hra_diffusion.training.data.masks import read_mask
 from hra_diffusion.training.data.subjects import Example
-from hra_diffusion.training.families import Conditioning, Family
+from hra_diffusion.training.devices.offloading import on_device
+from hra_diffusion.training.families import Conditioning, Family, PromptPart
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +30,13 @@ class SourceEncoder:
     """Encodes images and captions with the model of a run."""
 
     family: Family
+    device: torch.device
+    """The models that encode are on the device while they do, and on the CPU afterwards."""
     data: ImageConfig
     text_encoder_trains: bool
     seed: int
     cache: Cache
+    _fingerprints: dict[nn.Module, str] = field(default_factory=dict)
 
     def encode(
         self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0, prior_prediction: bool = False
@@ -48,9 +50,10 @@ class SourceEncoder:
             prior_prediction: whether the base model's prediction is the target.
         """
         pairs = list(examples)
-        latents = [self._latent(*pair) for pair in pairs]
+        with on_device([self.family.pipe.vae], self.device):
+            latents = [self._latent(*pair) for pair in pairs]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
-        conditions = [self._condition(caption) for caption in captions]
+        conditions = self.encode_captions(captions)
         caption_index = {caption: index for index, caption in enumerate(captions)}
         order = [index for index, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
         rows = [caption_index[pairs[index][0].caption] for index in order]
@@ -63,6 +66,15 @@ class SourceEncoder:
             prior_prediction=prior_prediction,
         )
 
+    def encode_captions(self, captions: Sequence[str]) -> list[Conditioning]:
+        """Encode captions, by one part of the text encoders after another."""
+        conditions: list[Conditioning] = [{} for _ in captions]
+        for part in self.family.prompt_parts(self.text_encoder_trains):
+            with on_device(part.text_encoders, self.device):
+                for condition, caption in zip(conditions, captions, strict=True):
+                    condition |= self._condition(part, caption)
+        return conditions
+
     def _latent(self, example: Example, size: Size) -> Latent:
         crops, background = self._crops(example, size), parse_color(self.data.background_color)
 
@@ -72,7 +84,7 @@ class SourceEncoder:
             (latent,) = encode(self.family.pipe.vae, [[to_tensor(crop.apply(covering, size)) for crop in crops]])
             return {"mean": latent.mean, "deviation": latent.std}
 
-        key = (self._autoencoder, example.photo.digest, size, crops, background)
+        key = (self._fingerprint(self.family.pipe.vae), example.photo.digest, size, crops, background)
         tensors = self.cache.fetch("latents", key, encode_crops)
         latent = Latent(mean=tensors["mean"], std=tensors["deviation"])  # the name in the files of version 0.1
         return replace(latent, weight=self._weight(example, size, latent)) if example.mask else latent
@@ -98,23 +110,17 @@ class SourceEncoder:
     def _crops(self, example: Example, size: Size) -> list[Crop]:
         return augmented_crops(example.photo.size, size, self.data, self.seed, example.photo.digest)
 
-    def _condition(self, caption: str) -> Conditioning:
-        if self.text_encoder_trains:
-            return self.family.encode_prompts([caption], True)
-        tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in self._components("tokenizer")]
+    def _condition(self, part: PromptPart, caption: str) -> Conditioning:
+        if not part.text_encoders:
+            return part.encode([caption])
+        tokens = [tokenizer(caption, verbose=False).input_ids for tokenizer in part.tokenizers]
+        fingerprints = [self._fingerprint(text_encoder) for text_encoder in part.text_encoders]
         clip_skip = default_clip_skip(self.family.pipe)
-        key = (self._text_encoders, tokens) if clip_skip is None else (self._text_encoders, tokens, clip_skip)
-        return self.cache.fetch("prompts", key, lambda: self.family.encode_prompts([caption], False))
+        key = (fingerprints, tokens) if clip_skip is None else (fingerprints, tokens, clip_skip)
+        return self.cache.fetch("prompts", key, lambda: part.encode([caption]))
 
-    @cached_property
-    def _autoencoder(self) -> str:
-        return self.cache.fingerprint(self.family.pipe.vae)
-
-    @cached_property
-    def _text_encoders(self) -> list[str]:
-        return [self.cache.fingerprint(text_encoder) for text_encoder in self._components("text_encoder")]
-
-    def _components(self, kind: str) -> list[Any]:
-        """Return the pipeline's components of a kind, such as text_encoder and text_encoder_2."""
-        components = sorted((name, part) for name, part in self.family.pipe.components.items() if name.startswith(kind))
-        return [part for _, part in components if part is not None]
+    def _fingerprint(self, model: nn.Module) -> str:
+        """Digest a model, once; see :meth:`Cache.fingerprint`."""
+        if model not in self._fingerprints:
+            self._fingerprints[model] = self.cache.fingerprint(model)
+        return self._fingerprints[model]

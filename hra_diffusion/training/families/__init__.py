@@ -6,12 +6,12 @@ from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines import load_pipeline, pipeline_class
 from hra_diffusion.pipelines.bases import keep_vae_precision
 from hra_diffusion.training.config import ModelConfig
-from hra_diffusion.training.families.family import Conditioning, Denoiser, Family
+from hra_diffusion.training.families.family import Conditioning, Denoiser, Family, PromptPart
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
 from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
 
-__all__ = ["FAMILIES", "Conditioning", "Denoiser", "Family", "load"]
+__all__ = ["FAMILIES", "Conditioning", "Denoiser", "Family", "PromptPart", "load"]
 
 FAMILIES = {family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)}
 

@@ -1,7 +1,8 @@
 """A model family: how its text encoders encode prompts, and how its denoiser is called."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -12,6 +13,17 @@ from hra_diffusion.pipelines.protocol import Pipeline
 
 Conditioning = dict[str, Tensor]
 """Inputs of the denoiser besides latents and timesteps, by name; the first dimension counts prompts or examples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPart:
+    """A part of the encoding of prompts, whose text encoders are on the device together."""
+
+    encode: Callable[[list[str]], Conditioning]
+    """Encodes prompts; the result is on the CPU."""
+    text_encoders: Sequence[nn.Module] = ()
+    """None of them while prompts are only tokenized."""
+    tokenizers: Sequence[Any] = ()
 
 
 class Family(ABC):
@@ -60,16 +72,27 @@ class Family(ABC):
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
         """Call the denoiser on latents (B, C, h, w) in its precision; timesteps (B,); returns (B, C, h, w)."""
 
-    def encode_prompts(self, prompts: list[str], text_encoder_trains: bool) -> Conditioning:
-        """Encode prompts ahead of training, on the CPU.
+    def prompt_parts(self, text_encoder_trains: bool) -> list[PromptPart]:
+        """Return the parts of the encoding of prompts ahead of training.
 
-        Returns token ids while the text encoders train, and embeddings otherwise.
+        Prompts become token ids while the text encoders train, and embeddings otherwise.
         """
-        tokens = {name: self._tokenize(name, prompts) for name in self.text_encoder_names}
         if text_encoder_trains:
-            return tokens
-        with torch.no_grad():
-            return {name: embedding.cpu() for name, embedding in self.encode_tokens(tokens).items()}
+            return [PromptPart(encode=self._tokenize_prompts)]
+        return [
+            PromptPart(
+                encode=self._embed_prompts,
+                text_encoders=[getattr(self.pipe, name) for name in self.text_encoder_names],
+                tokenizers=[tokenizer_of(self.pipe, name) for name in self.text_encoder_names],
+            )
+        ]
+
+    def encode_prompts(self, prompts: list[str], text_encoder_trains: bool) -> Conditioning:
+        """Encode prompts by all parts, with the text encoders where they are."""
+        conditioning: Conditioning = {}
+        for part in self.prompt_parts(text_encoder_trains):
+            conditioning |= part.encode(prompts)
+        return conditioning
 
     def denoiser(self, text_encoder_trains: bool) -> "Denoiser":
         """Return the module that maps (noisy latents, timesteps, conditioning) to the prediction."""
@@ -89,6 +112,14 @@ class Family(ABC):
         tokenizer = tokenizer_of(self.pipe, text_encoder_name)
         convert = getattr(self.pipe, "maybe_convert_prompt", lambda prompts, _: prompts)
         return tokenizer, convert(prompts, tokenizer)
+
+    def _tokenize_prompts(self, prompts: list[str]) -> Conditioning:
+        return {name: self._tokenize(name, prompts) for name in self.text_encoder_names}
+
+    @torch.no_grad()
+    def _embed_prompts(self, prompts: list[str]) -> Conditioning:
+        embeddings = self.encode_tokens(self._tokenize_prompts(prompts))
+        return {name: embedding.cpu() for name, embedding in embeddings.items()}
 
     def _tokenize(self, text_encoder_name: str, prompts: list[str]) -> Tensor:
         tokenizer, converted = self._convert_prompts(text_encoder_name, prompts)

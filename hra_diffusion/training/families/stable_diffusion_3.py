@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hra_diffusion.training.families.family import Conditioning, Family
+from hra_diffusion.training.families.family import Conditioning, Family, PromptPart
 from hra_diffusion.training.families.stable_diffusion_xl import encode_with_clips
 
 T5_TOKENS = 256
@@ -22,9 +22,15 @@ class StableDiffusion3(Family):
     denoiser_name = "transformer"
     text_encoder_names = ("text_encoder", "text_encoder_2")
 
-    def encode_prompts(self, prompts: list[str], text_encoder_trains: bool) -> Conditioning:
+    def prompt_parts(self, text_encoder_trains: bool) -> list[PromptPart]:
         """See :class:`Family`; T5's embeddings are computed ahead in either case."""
-        return super().encode_prompts(prompts, text_encoder_trains) | {"t5": self._encode_with_t5(prompts)}
+        t5, tokenizer = self.pipe.text_encoder_3, self.pipe.tokenizer_3
+        part = PromptPart(
+            encode=self._encode_with_t5,
+            text_encoders=[] if t5 is None else [t5],
+            tokenizers=[] if t5 is None else [tokenizer],
+        )
+        return [*super().prompt_parts(text_encoder_trains), part]
 
     def encode_tokens(self, tokens: Conditioning) -> Conditioning:
         """See :class:`Family`: embeddings (prompts, tokens, width) and both encoders' pooled embeddings."""
@@ -43,9 +49,10 @@ class StableDiffusion3(Family):
         ).sample
 
     @torch.no_grad()
-    def _encode_with_t5(self, prompts: list[str]) -> Tensor:
+    def _encode_with_t5(self, prompts: list[str]) -> Conditioning:
         t5, tokenizer = self.pipe.text_encoder_3, self.pipe.tokenizer_3
         if t5 is None:
-            return torch.zeros(len(prompts), T5_TOKENS, self.pipe.transformer.config.joint_attention_dim)
+            # Zeros, as many as when generating: 256 tokens, or CLIP's 77 before diffusers 0.36.
+            return {"t5": self.pipe._get_t5_prompt_embeds(prompts, 1, T5_TOKENS, torch.device("cpu"), torch.float32)}
         tokens = tokenizer(prompts, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt")
-        return t5(tokens.input_ids.to(t5.device))[0].cpu()
+        return {"t5": t5(tokens.input_ids.to(t5.device))[0].cpu()}

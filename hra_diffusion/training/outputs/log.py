@@ -41,8 +41,8 @@ class Log:
 
 
 def read_log(path: Path) -> list[StepRecord]:
-    """Read the records of a log; NaN and infinite numbers are read as NaN."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    """Read the records of a log, up to the last complete line; NaN and infinite numbers are read as NaN."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [
         StepRecord(**_map_values(json.loads(line), lambda value: nan if value is None else value)) for line in lines
     ]

@@ -35,6 +35,7 @@ FREE = frozenset(
         "num_train_epochs",
         "train_batch_size",  # compared over all devices, below
         "gradient_checkpointing",
+        "blocks_to_swap",
         "checkpointing_steps",
         "checkpoints_total_limit",
         "resume_from_checkpoint",

@@ -1,0 +1,187 @@
+"""Predicted memory of a run on a GPU, by phase: the models compute on tensors without data, whose bytes are counted.
+
+The numbers are bytes of tensors. A GPU's driver (0.3 to 0.6 GB), the workspaces of its libraries and the gaps between
+tensors come on top.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from hra_diffusion.pipelines.components import models
+from hra_diffusion.training.data.latents import ENCODER_PIXELS
+from hra_diffusion.training.devices.block_swap import swapped_weights
+from hra_diffusion.training.devices.live_bytes import LiveBytes
+from hra_diffusion.training.families import Conditioning, Denoiser, Family
+
+_OF_THE_LOSS = ("latents", "noise", "timesteps", "weights", "added_noise", "prior_prediction")
+"""Inputs of the loss that are no conditions of the denoiser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseMemory:
+    """The memory of one component in one phase."""
+
+    phase: str
+    """encode, train or validate."""
+    component: str
+    weights: int
+    """Bytes of its weights on the device; in training with the optimizer's state."""
+    peak: int
+    """Largest number of bytes at once, weights included."""
+    launches: int
+    """Operations: of a batch of crops, a prompt, a forward and backward pass, a denoising step, an image."""
+
+
+def predict_memory(
+    denoiser: nn.Module,
+    family: Family,
+    inputs: Mapping[str, Tensor],
+    *,
+    precision: torch.dtype = torch.float32,
+    copies_of_trained_weights: int = 3,
+) -> list[PhaseMemory]:
+    """Predict the memory of a run on a GPU, where models are on the device only while a phase calls them.
+
+    Args:
+        denoiser: the task's denoiser, with adapters.
+        family: the model that the denoiser belongs to.
+        inputs: a batch of the loss.
+        precision: the precision of autocast.
+        copies_of_trained_weights: their gradients and the optimizer's state: 3 for Adam.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with FakeCopyMode(mode):
+        denoiser, family = copy.deepcopy((denoiser, family))
+    device = next(denoiser.parameters()).device
+    text_encoder_trains = isinstance(denoiser, Denoiser) and denoiser.text_encoder_trains
+    distinct = _distinct_prompts(inputs, family) if text_encoder_trains else 0
+    with mode:
+        phases = _Phases(
+            denoiser=denoiser,
+            family=family,
+            latents=torch.empty(inputs["latents"].shape, device=device),
+            conditions={
+                name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                for name, tensor in inputs.items()
+                if name not in _OF_THE_LOSS
+            },
+            distinct_prompts=distinct,
+            precision=precision,
+        )
+        return [*phases.encode_phase(), phases.train_phase(copies_of_trained_weights), *phases.validate_phase()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Phases:
+    """The phases of a run, on models and a batch without data."""
+
+    denoiser: Any
+    family: Family
+    latents: Tensor
+    conditions: Conditioning
+    distinct_prompts: int
+    """Prompts of the batch if the text encoders train, else 0."""
+    precision: torch.dtype
+
+    def encode_phase(self) -> Iterator[PhaseMemory]:
+        vae = self.family.pipe.vae
+        height, width = (side * self.family.pipe.vae_scale_factor for side in self.latents.shape[2:])
+        crops = torch.empty(max(1, ENCODER_PIXELS // (height * width)), 3, height, width, device=vae.device)
+        yield self._measure("encode", "vae", [vae], lambda: vae.encode(crops))
+        yield from self._encode_prompts("encode", text_encoder_trains=self.distinct_prompts > 0)
+
+    def train_phase(self, copies: int) -> PhaseMemory:
+        trained = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
+        state = [torch.empty_like(weight) for weight in trained for _ in range(copies - 1)]  # gradients are computed
+        self.denoiser.text_encoder_trains = False  # encoded here: the number of distinct prompts is known
+
+        def step() -> None:
+            timesteps = torch.zeros(len(self.latents), dtype=torch.long, device=self.latents.device)
+            with torch.enable_grad():
+                prediction = self.denoiser(self.latents, timesteps, self._embedded(len(self.latents)))
+                (prediction.float() - self.latents).square().mean().backward()
+
+        return self._measure("train", self.family.denoiser_name, [self.denoiser], step, state)
+
+    def validate_phase(self) -> Iterator[PhaseMemory]:
+        pipe, latent = self.family.pipe, self.latents[:1]
+        yield from self._encode_prompts("validate", text_encoder_trains=False)
+        conditions = self._embedded(2)  # with guidance and without
+        noisy = latent.to(self.family.model.dtype).expand(2, -1, -1, -1)
+        timesteps = torch.zeros(2, dtype=torch.long, device=latent.device)
+        model = self.family.model
+        yield self._measure(
+            "validate", self.family.denoiser_name, [model], lambda: self.family.predict(noisy, timesteps, conditions)
+        )
+        yield self._measure("validate", "vae", [pipe.vae], lambda: pipe.vae.decode(latent.to(pipe.vae.device)))
+
+    def _encode_prompts(self, phase: str, *, text_encoder_trains: bool) -> Iterator[PhaseMemory]:
+        names = {model: name for name, model in models(self.family.pipe).items()}
+        for part in self.family.prompt_parts(text_encoder_trains):
+            if part.text_encoders:
+                name = ", ".join(names[encoder] for encoder in part.text_encoders)
+                yield self._measure(phase, name, part.text_encoders, partial(part.encode, [""]))
+
+    def _embedded(self, rows: int) -> Conditioning:
+        """Return the conditions of a number of examples, with embeddings of their prompts."""
+        conditions = {name: tensor[:1].expand(rows, *tensor.shape[1:]) for name, tensor in self.conditions.items()}
+        if not self.distinct_prompts:
+            return conditions
+        tokens = {name: self.conditions[name][: self.distinct_prompts] for name in self.family.text_encoder_names}
+        embeddings = self.family.encode_tokens(tokens)
+        chosen = torch.zeros(rows, dtype=torch.long, device=self.latents.device)
+        return conditions | {name: embedding[chosen] for name, embedding in embeddings.items()}
+
+    def _measure(
+        self,
+        phase: str,
+        component: str,
+        models: Iterable[nn.Module],
+        compute: Callable[[], object],
+        state: Iterable[Tensor] = (),
+    ) -> PhaseMemory:
+        live = LiveBytes()
+        weights = live.add([*state, *(tensor for model in models for tensor in _on_the_device(model))])
+        half = self.precision is not torch.float32
+        autocast = torch.autocast(self.latents.device.type, self.precision) if half else nullcontext()
+        with live, torch.no_grad(), _NormsInFloat32(), autocast:
+            compute()
+        return PhaseMemory(phase=phase, component=component, weights=weights, peak=live.peak, launches=live.launches)
+
+
+class _NormsInFloat32(TorchFunctionMode):
+    """Computes normalizations in float32 under autocast, as a GPU does; a CPU keeps their precision."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        options: dict[str, Any] = kwargs or {}
+        if func in (functional.layer_norm, functional.group_norm) and torch.is_autocast_enabled("cpu"):
+            args, options = tree_map(_float32, args), tree_map(_float32, options)
+        return func(*args, **options)
+
+
+def _float32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) else value
+
+
+def _on_the_device(model: nn.Module) -> list[Tensor]:
+    """Return a model's parameters and buffers, without those of swapped blocks."""
+    swapped = set(swapped_weights(model))
+    return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor not in swapped]
+
+
+def _distinct_prompts(inputs: Mapping[str, Tensor], family: Family) -> int:
+    """Return the number of distinct prompts in a batch of token ids."""
+    return len(torch.cat([inputs[name] for name in family.text_encoder_names], 1).unique(dim=0))
