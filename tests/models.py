@@ -4,7 +4,9 @@ A function `make_…` returns a model, a function `save_…` writes a model's fo
 imported when a factory runs: tests of the mathematics start without them.
 """
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import nn
@@ -39,7 +41,10 @@ def make_tokenizer():
 
     letters = sorted(ByteLevel.alphabet())
     tokens = [*letters, *(letter + WORD_END for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=40)
+    with TemporaryDirectory() as folder:  # The constructor takes tokens in transformers 5 and files before.
+        Path(folder, "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), "utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n", "utf-8")
+        return CLIPTokenizer.from_pretrained(folder, model_max_length=40)
 
 
 def make_unet(**options):

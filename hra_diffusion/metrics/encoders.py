@@ -106,9 +106,7 @@ def pooled(features: Any) -> Tensor:
 def _load(name: str, local_files_only: bool, model_class: Any, *helper_classes: Any) -> tuple[Any, ...]:
     source = {"revision": _REVISIONS.get(name, "main"), "local_files_only": local_files_only}
     try:
-        model, info = model_class.from_pretrained(
-            name, use_safetensors=True, dtype=torch.float32, output_loading_info=True, **source
-        )
+        model, info = model_class.from_pretrained(name, use_safetensors=True, output_loading_info=True, **source)
         helpers = [helper.from_pretrained(name, **source) for helper in helper_classes]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
@@ -122,7 +120,7 @@ def _load(name: str, local_files_only: bool, model_class: Any, *helper_classes: 
             f"{name!r} is no {model_class.__name__}, or incomplete: it lacks {', '.join(missing[:4])}"
             f"{' and more' if missing[4:] else ''}."
         )
-    return model, *helpers
+    return model.float(), *helpers
 
 
 def _first_line(error: Exception) -> str:

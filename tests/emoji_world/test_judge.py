@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import CLIPModel, CLIPProcessor
 
@@ -144,8 +145,8 @@ def test_the_exported_judge_loads_as_clip_and_is_below_8_megabytes(clip, tokeniz
     assert sum(path.stat().st_size for path in target.iterdir()) < 8e6
     assert (target / "README.md").read_text() == "# second"
     assert list(tmp_path.iterdir()) == [target]
+    assert {tensor.dtype for tensor in load_file(target / "model.safetensors").values()} == {torch.float16}
     model, processor = CLIPModel.from_pretrained(target), CLIPProcessor.from_pretrained(target)
-    assert model.dtype == torch.float16
     images = [unseen.image for unseen in score.unseen_scenes(renderer, 2)]
     prompts = ["a cat on the beach", "a blue dog"]
     inputs = processor(text=prompts, images=images, padding=True, truncation=True, return_tensors="pt")

@@ -15,6 +15,7 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
 from hra_diffusion.formats.original_names import original_names
 from hra_diffusion.pipelines import adapted_components
+from tests.versions import older
 
 STRENGTHS = (0.5, 1.0, 1.3)
 PIXEL = 1 / 255
@@ -42,7 +43,9 @@ def case(request, tiny_sd, tiny_sdxl, adapters):
 
 
 @pytest.mark.parametrize("layout", ["kohya", "diffusers"])
-def test_diffusers_generates_the_same_with_the_lora(case, layout, load, image, tmp_path):
+def test_diffusers_generates_the_same_with_the_lora(request, case, layout, load, image, tmp_path):
+    if "convolutions-kohya" in request.node.name and older("diffusers", "0.39"):
+        pytest.skip("diffusers 0.39: kohya's names of convolutions outside of blocks are read")
     kind, folder, adapter = case
     pipe, other = load(kind, folder), load(kind, folder)
     base = image(other)
@@ -53,7 +56,7 @@ def test_diffusers_generates_the_same_with_the_lora(case, layout, load, image, t
         file = export_lora(
             adapter, tmp_path / "x.safetensors", base=folder, layout=layout, strength=strength, dtype="fp32"
         )
-        other.load_lora_weights(file, use_safetensors=True)
+        other.load_lora_weights(file.parent, weight_name=file.name, use_safetensors=True)
         assert off(expected, base) > 5 * PIXEL
         assert off(image(other), expected) < PIXEL / 10
         other.unload_lora_weights()

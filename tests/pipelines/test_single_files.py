@@ -60,8 +60,8 @@ def original_vae(vae) -> dict[str, torch.Tensor]:
 
 def original_tensors(pipe) -> dict[str, torch.Tensor]:
     """The weights of a Stable Diffusion 1 by the names of the original code."""
-    text = {
-        f"cond_stage_model.transformer.text_model.{name}": tensor
+    text = {  # Names of transformers 4 start with text_model, too.
+        f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}": tensor
         for name, tensor in pipe.text_encoder.state_dict().items()
     }
     positions = torch.arange(pipe.text_encoder.config.max_position_embeddings)[None]

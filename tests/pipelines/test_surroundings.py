@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.hooks import apply_group_offloading
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from hra_diffusion import (
@@ -22,13 +22,14 @@ from hra_diffusion import (
 )
 from hra_diffusion.errors import AdapterFileError, ConfigError, MergeError
 from hra_diffusion.pipelines import disable_hra
+from hra_diffusion.pipelines.bases import move_or_offload
 from hra_diffusion.pipelines.components import lock_of, offloading_suspended
+from tests.versions import GROUPS_ON_A_CPU, MODELS_ON_A_CPU, needs
 
 CPU = torch.device("cpu")
-OFFLOADS = {
-    "model": lambda pipe: pipe.enable_model_cpu_offload(device=CPU),
-    "groups": lambda pipe: pipe.enable_group_offload(CPU, offload_type="leaf_level"),
-}
+REPEATED_BLOCKS = pytest.param(
+    "repeated blocks", marks=needs("diffusers", "0.35", "models have compile_repeated_blocks")
+)
 
 
 @pytest.fixture
@@ -46,15 +47,15 @@ def close(one, other, tolerance: float = 1e-5) -> bool:
     return torch.allclose(one, other, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("offload", OFFLOADS)
+@pytest.mark.parametrize("offload", [MODELS_ON_A_CPU, GROUPS_ON_A_CPU])
 @pytest.mark.parametrize("first", [True, False])
 def test_offloading_works_before_and_after_loading(pipe, adapters, expected, image, offload, first, tmp_path):
     whole, half, base = expected
     if first:
-        OFFLOADS[offload](pipe)
+        move_or_offload(pipe, CPU, offload)
     load_hra_weights(pipe, adapters / "a")
     if not first:
-        OFFLOADS[offload](pipe)
+        move_or_offload(pipe, CPU, offload)
     assert close(image(pipe), whole)
     set_hra_adapters(pipe, "default", 0.5)
     assert close(image(pipe), half)
@@ -107,6 +108,7 @@ def test_a_fused_pipeline_with_sequential_offloading_restores_its_weights(pipe, 
     assert torch.equal(image(pipe), base)
 
 
+@needs("diffusers", "0.41", "groups offload without an accelerator")
 def test_groups_of_layers_on_a_disk_generate_and_refuse_changes(pipe, adapters, expected, image, tmp_path):
     load_hra_weights(pipe, adapters / "a")
     set_hra_adapters(pipe, "default", 0.5)
@@ -122,6 +124,7 @@ def test_groups_of_layers_on_a_disk_generate_and_refuse_changes(pipe, adapters, 
     assert close(image(pipe), expected[1])
 
 
+@needs("diffusers", "0.41", "groups offload without an accelerator")
 def test_changes_without_tensors_work_with_groups_of_layers_on_a_disk(pipe, adapters, expected, image, tmp_path):
     whole, _, base = expected
     apply_group_offloading(pipe.vae, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "vae"))
@@ -200,7 +203,7 @@ def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters
     assert close(half, expected[0], 0.15)
 
 
-@pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
+@pytest.mark.parametrize("how", ["whole", "in place", REPEATED_BLOCKS])
 def test_compiled_models_generate_the_same_images(pipe, adapters, expected, image, how):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)
@@ -242,7 +245,6 @@ def test_a_saved_pipeline_has_no_adapter_keys(pipe, adapters, expected, image, t
         fuse_hra(pipe)
     pipe.save_pretrained(tmp_path)
     for path in tmp_path.rglob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            assert not [key for key in file.offset_keys() if "hra" in key or "base_layer" in key]
+        assert not [key for key in load_file(path) if "hra" in key or "base_layer" in key]
     again = StableDiffusionPipeline.from_pretrained(tmp_path, use_safetensors=True)
     assert close(image(again), expected[0] if fused else expected[2], 1e-4)
