@@ -15,7 +15,7 @@ from hra_diffusion.training.config.base import BaseConfig
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(BaseConfig):
-    """Write a whole model with adapters merged into its weights."""
+    """Write a whole model with adapters merged into its weights, in float32 on the CPU."""
 
     model: tyro.conf.Positional[str]
     """Base model: a folder in diffusers' layout, a hub name, or a single .safetensors file."""

@@ -31,7 +31,8 @@ def merge_hra(
 ) -> Path:
     """Write a model folder in diffusers' layout, with adapters merged into a base.
 
-    Merging is done in float32, whatever the precision of the files.
+    Merging is done in float32 on the CPU, whatever the precision of the files. It needs main memory of about 1.5 times
+    the model in float32, and no GPU.
 
     Args:
         adapters: the strength of every adapter, by its folder or repository; a product has their order.

@@ -15,7 +15,7 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ModelError
 from hra_diffusion.formats.folders import RecordedBase, recorded_base
 from hra_diffusion.formats.run_folder import BASE_FILE
-from hra_diffusion.pipelines import load_hra_weights, save_hra_weights
+from hra_diffusion.pipelines import load_hra_weights, prompt_options, save_hra_weights
 from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, move_or_offload
 from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.resources import recorded_path
@@ -204,6 +204,44 @@ def test_offloading_changes_no_image(tiny_sd, offload):
         keep_vae_precision(pipe.vae)
     expected = generate_image(whole, "a dog", 0, **SMALL)
     assert generate_image(move_or_offload(offloaded, CPU, offload), "a dog", 0, **SMALL).tobytes() == expected.tobytes()
+
+
+@pytest.fixture
+def loaded_at_once(monkeypatch) -> list[int]:
+    """Let accelerate's hooks load layers onto the CPU as onto a GPU; record the loaded weights of each loading.
+
+    Accelerate itself puts a tensor that is on the CPU already into the module, which wants a parameter.
+    """
+    loaded, counts = set(), []
+
+    def place(module, name, device, value=None, **_):
+        holder, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        tensor = (getattr(holder, leaf) if value is None else value).detach().to(device)
+        if leaf not in holder._parameters:
+            holder._buffers[leaf] = tensor
+            return
+        holder._parameters[leaf] = torch.nn.Parameter(tensor, requires_grad=False)
+        (loaded.discard if tensor.is_meta else loaded.add)((id(holder), leaf))
+        counts.append(len(loaded))
+
+    monkeypatch.setattr("accelerate.hooks.set_module_tensor_to_device", place)
+    return counts
+
+
+def test_sequential_offloading_changes_no_image_and_loads_one_layer_at_a_time(tiny_sd, run_on_variant, loaded_at_once):
+    images = []
+    for offload in ("none", "sequential"):
+        pipe = load_pipeline(str(tiny_sd))
+        keep_vae_precision(pipe.vae)
+        load_hra_weights(pipe, run_on_variant)
+        move_or_offload(pipe, CPU, offload)
+        loaded_at_once.clear()
+        for prompt in ("a dog", "a (red:1.3) dog, " * 6):
+            images.append(generate_image(pipe, seed=0, **prompt_options(pipe, prompt), **SMALL))
+    assert images[0].tobytes() == images[2].tobytes() and images[1].tobytes() == images[3].tobytes()
+    parameters = sum(len(list(getattr(pipe, name).parameters())) for name in ("unet", "vae", "text_encoder"))
+    assert 0 < max(loaded_at_once) < parameters / 10
+    assert {weight.device.type for weight in pipe.unet.parameters()} == {"meta"}
 
 
 def test_offloading_is_refused_on_a_cpu_before_the_model_is_loaded(run_on_variant, calls, capsys):

@@ -1,15 +1,18 @@
 """Merged models: diffusers alone generates the images of the pipeline with adapters."""
 
 import resource
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import StableDiffusionPipeline
 
-from hra_diffusion import HRAConfig, HRAModel, load_hra_weights, merge_hra, set_hra_adapters
+from hra_diffusion import HRAConfig, HRAModel, load_hra_weights, load_pipeline, merge_hra, set_hra_adapters
 from hra_diffusion.cli.main import main
 from hra_diffusion.cli.merge import adapter_and_strength
 from hra_diffusion.errors import AdapterFileError, ConfigError, ModelError, OutputError
+from tests.pipelines.test_single_files import save_real_size
 
 
 def off(one: torch.Tensor, other: torch.Tensor) -> float:
@@ -36,6 +39,41 @@ def test_half_precision_is_rounded_once(adapters, tiny_sd, load, tmp_path):
     full, half = (load(StableDiffusionPipeline, tmp_path / name).to(torch.float16) for name in ("full", "half"))
     expected = full.unet.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in half.unet.state_dict().items())
+
+
+def test_a_merge_needs_no_gpu(adapters, tiny_sd, load, tmp_path, monkeypatch):
+    merge_hra({adapters / "a": 1.0}, tmp_path / "cpu", base=tiny_sd)
+    PartialState()
+    monkeypatch.setitem(PartialState._shared_state, "device", torch.device("meta"))  # a GPU that computes nothing
+    merge_hra({adapters / "a": 1.0}, tmp_path / "gpu", base=tiny_sd)
+    for path in (tmp_path / "cpu").rglob("*.safetensors"):
+        assert (tmp_path / "gpu" / path.relative_to(tmp_path / "cpu")).read_bytes() == path.read_bytes()
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from hra_diffusion import merge_hra
+
+def status(name):
+    return int(re.search(name + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = status("VmRSS")
+merge_hra({sys.argv[2]: 1.0}, sys.argv[3], base=sys.argv[1], dtype="fp16")
+print((status("VmHWM") - before) / (2 * Path(sys.argv[1]).stat().st_size))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from /proc")
+def test_a_merge_needs_about_one_and_a_half_times_the_model_in_float32(python, make_adapter, tmp_path):
+    """Measured 1.49 times with all linear layers of UNet and text encoder adapted."""
+    file = save_real_size(tmp_path, divisor=2)
+    make_adapter(load_pipeline(str(file)), tmp_path / "adapter")
+    result = python("-c", MEASURE, file, tmp_path / "adapter", tmp_path / "out")
+    assert float(result.stdout.split()[-1]) <= 1.7, result.stderr
 
 
 def test_fully_trained_modules_and_biases_are_merged_too(pipe, tiny_sd, load, image, tmp_path):

@@ -1,4 +1,4 @@
-"""Previews of latents, and the size of a base, from the model's settings."""
+"""Previews of latents, and size and precision of a base, from the settings of model and adapters."""
 
 import io
 import json
@@ -9,8 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from hra_diffusion.formats.run_folder import BASE_FILE
+from hra_diffusion.pipelines import load_base
 from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.preview import Preview
+from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.data.latents import encode
 from tests.models import make_autoencoder
 
@@ -43,3 +48,20 @@ def test_the_size_of_a_base_may_be_a_pair(tiny_sd, tmp_path, sample_size, size):
     path = copy / "unet" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sample_size": sample_size}))
     assert read_base(str(copy)).size == size
+
+
+def test_images_on_a_gpu_have_the_precision_of_the_adapters_runs(tiny_sd, adapter_folders, tmp_path):
+    base = read_base(str(tiny_sd))
+    library = Library(tmp_path / "library")
+    worker = ModelWorker(base, library, Uploads(tmp_path / "uploads"), mixed_precision="fp16")
+    assert worker.recorded_base.mixed_precision == "fp16"  # of the training jobs: there is no adapter
+    for name, precision in {"amber": "bf16", "birch": "bf16"}.items():
+        copy = shutil.copytree(adapter_folders[name], tmp_path / name)
+        (copy / BASE_FILE).write_text(json.dumps({"mixed_precision": precision}))
+        library.add(copy, name)
+        assert worker.recorded_base.mixed_precision == "bf16"
+    pipe = load_base(worker.recorded_base, device="meta")  # stands for a GPU: weights are not computed with
+    assert pipe.unet.dtype == torch.bfloat16
+    library.add(adapter_folders["cedar"], "cedar")  # of a run in float32
+    assert worker.recorded_base.mixed_precision == "fp16"
+    worker.close()

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from hra_diffusion.errors import BusyError, ConfigError, HRAError
-from hra_diffusion.formats.folders import RecordedBase
+from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError, HRAError
+from hra_diffusion.formats.folders import RecordedBase, recorded_base
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.conditions import find_control
@@ -41,7 +41,7 @@ class ModelWorker:
         library: the available adapters.
         uploads: initial images and conditions.
         max_waiting: largest number of requests in the queue; further ones are refused.
-        mixed_precision: precision of training jobs, and so of images on a GPU: no, fp16 or bf16.
+        mixed_precision: precision of training jobs: no, fp16 or bf16.
         placement: options of `pipelines.load_base`: dtype, offload, vae_tiling, vae_slicing.
     """
 
@@ -80,11 +80,22 @@ class ModelWorker:
             if self._generator is None:
                 from hra_diffusion.studio.engine.generator import Generator  # imports diffusers, which takes seconds
 
-                base = RecordedBase(
-                    name=self.base.source, options=self.base.options, mixed_precision=self._mixed_precision
-                )
-                self._generator = Generator(base, self.library, self.uploads, self._placement)
+                self._generator = Generator(self.recorded_base, self.library, self.uploads, self._placement)
             return self._generator
+
+    @property
+    def recorded_base(self) -> RecordedBase:
+        """The base with the precision of images on a GPU: that of the runs of the library's adapters of this base.
+
+        If these differ, or there are none, it is the precision of training jobs.
+        """
+        precisions: set[str] = set()
+        for entry in self.library.entries():
+            if entry.base == self.base.name:
+                with suppress(AdapterFileError):
+                    precisions.add(recorded_base(entry.folder).mixed_precision)
+        precision = precisions.pop() if len(precisions) == 1 else self._mixed_precision
+        return RecordedBase(name=self.base.source, options=self.base.options, mixed_precision=precision)
 
     def warm_up(self) -> None:
         """Start to load the weights in the background; errors are logged."""
