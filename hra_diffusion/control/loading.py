@@ -10,18 +10,24 @@ In a run's output folder the control is the folder ``adapter``.
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from torch import Tensor
 
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import replacing, write_together
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.pipelines import unload_hra_weights
 from hra_diffusion.pipelines.components import base_files_of, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.text import shorten
+
+_MAX_SIZES = {"out_channels": 4096, "scale_factor": 64}
+"""Limits of an encoder's settings: larger ones could exhaust the memory."""
 
 
 def load_hra_control(
@@ -76,12 +82,31 @@ def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -
             f"{folder} holds no control: a control has a folder {ENCODER} beside unet. Load an adapter without one "
             "with load_hra_weights."
         )
-    read_tensors(path / ENCODER_FILES[1])
+    config, tensors = read_json(path / ENCODER_FILES[0]), read_tensors(path / ENCODER_FILES[1])
     try:
-        encoder = ConditionEncoder.from_pretrained(path, use_safetensors=True, low_cpu_mem_usage=False)
+        encoder = _make_encoder(config, tensors)
         encoder.annotator  # noqa: B018 (raises for an unknown annotator)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise AdapterFileError(f"The encoder {path} cannot be read: {error}") from error
+    except Exception as error:  # of diffusers, for settings of other types
+        raise AdapterFileError(f"The encoder {path} cannot be read: {str(error)[:400]}") from error
+    return encoder
+
+
+def _make_encoder(config: dict[str, Any], tensors: dict[str, Tensor]) -> ConditionEncoder:
+    """Make an encoder of exactly these tensors.
+
+    Raises:
+        AdapterFileError: a size is out of its range, or a tensor is missing, unknown or of another shape.
+    """
+    for name, most in _MAX_SIZES.items():
+        if type(size := config.get(name, 1)) is not int or not 1 <= size <= most:
+            raise AdapterFileError(f"its {name} is {str(size)[:40]}: give a whole number from 1 to {most}.")
+    with torch.device("meta"):
+        encoder: Any = ConditionEncoder.from_config(config)
+    expected = {name: tuple(tensor.shape) for name, tensor in encoder.state_dict().items()}
+    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wrong := sorted(dict(expected.items() ^ actual.items())):
+        raise AdapterFileError(f"these tensors are missing, unknown or of another shape: {shorten(wrong)}.")
+    encoder.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return encoder
 
 

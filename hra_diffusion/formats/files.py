@@ -140,9 +140,14 @@ def replacing(folder: Path) -> Generator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder atomically: it is hidden first."""
+    """Remove a folder atomically: it is hidden first.
+
+    Raises:
+        OutputError: it cannot be removed; it is unchanged.
+    """
     hidden = _hidden(folder, "new")
-    folder.rename(hidden)
+    with writing(folder):
+        folder.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
 
 
@@ -171,12 +176,13 @@ def tidy(folder: Path, name: str | None = None) -> None:
         target = leftover["name"] or ""
         if name not in (None, target):
             continue
-        if leftover["kind"] == "old" and not (folder / target).exists():
-            path.rename(folder / target)
-        elif path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        with suppress(OSError):  # of another user, for example
+            if leftover["kind"] == "old" and not (folder / target).exists():
+                path.rename(folder / target)
+            elif path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 # Temporary names: with the process's id; without it, of version 0.1, whose imports had names of their own.

@@ -53,8 +53,8 @@ def check_regular(path: Path) -> None:
     with reading(path):
         mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
-        found = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
-        raise AdapterFileError(f"Cannot read {path}: it is a {found}, not a file.")
+        type_ = "folder" if stat.S_ISDIR(mode) else "pipe, socket or device"
+        raise AdapterFileError(f"Cannot read {path}: it is a {type_}, not a file.")
 
 
 def read_bytes(path: Path) -> bytes:

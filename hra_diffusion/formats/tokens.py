@@ -16,6 +16,8 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.tensors import read_tensors
 
 FOLDER: Final = "tokens"
+_MAX: Final = 512
+"""Limit of a token's vectors; a prompt of CLIP has 77."""
 PATTERN: Final = f"{FOLDER}/*/*.safetensors"
 
 Tokens = Mapping[str, Mapping[str, Tensor]]
@@ -40,8 +42,10 @@ def read_tokens(folder: Path) -> Tokens:
     tokens: dict[str, dict[str, Tensor]] = {}
     for path in sorted(folder.glob(PATTERN)):
         tensors = read_tensors(path)
-        if len(tensors) != 1 or any(tensor.ndim != 2 for tensor in tensors.values()):
+        if len(tensors) != 1 or any(tensor.ndim != 2 or not 1 <= len(tensor) <= _MAX for tensor in tensors.values()):
             shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-            raise AdapterFileError(f"{path} should hold one token's vectors, of shape (n, width); found {shapes}.")
+            raise AdapterFileError(
+                f"{path} should hold one token's vectors, of shape (n, width), n ≤ {_MAX}; found {shapes}."
+            )
         tokens.setdefault(path.parent.name, {}).update(tensors)
     return tokens

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.doors import Doors, is_loopback
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.session import DAY, Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
@@ -22,6 +24,8 @@ from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 
 logger = logging.getLogger(__name__)
 
+SESSIONS = 500
+"""Limit of the tabs and API clients whose state is kept, some 0.3 MB each; a client without a session is one more."""
 _LOGO = (
     '<svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true"><rect width="32" height="32" rx="9"/>'
     '<path d="M7 25 25 7" stroke-dasharray="2.5 3"/><path d="M7 25V11"/><path d="M7 25H21"/></svg>'
@@ -36,8 +40,8 @@ def serve(config: StudioConfig) -> None:
         ModelError: the base does not exist or is incomplete.
         OutputError: the studio's folder is not writable.
     """
-    warn_if_public(config)
     check_address(config.host, config.port)
+    warn_if_public(config)
     session = Session(config)
     page = build_page(session)
     try:
@@ -59,10 +63,13 @@ def check_address(host: str, port: int | None) -> None:
 
 
 def warn_if_public(config: StudioConfig) -> None:
-    """Warn of a public address without a password."""
-    if config.share and not config.auth:
+    """Warn of an address that others reach without a password."""
+    flag = "--share" if config.share else "" if is_loopback(config.host) else f"--host {config.host}"
+    if flag and not config.credentials:
         logger.warning(
-            "--share without --auth: anybody with the address can generate, train and delete. Add --auth USER:PASSWORD."
+            "%s without --auth: anybody who reaches the address can generate, train and delete. Add --auth "
+            "USER:PASSWORD, or --auth_file.",
+            flag,
         )
 
 
@@ -111,15 +118,16 @@ def build_page(session: Session) -> gr.Blocks:
 def launch_options(session: Session) -> dict[str, Any]:
     """Return the keyword arguments of `Blocks.launch`."""
     config = session.config
-    user, _, password = (config.auth or "").partition(":")
     private = (session.jobs.folder, session.library.folder, session.uploads.folder)
     return {
         "server_name": config.host,
         "server_port": config.port,
-        "auth": [(user, password)] if config.auth else None,
+        "auth": [config.credentials] if config.credentials else None,
         "share": config.share,
         "inbrowser": config.open,
         "mcp_server": config.mcp,
+        "app_kwargs": {"middleware": [Middleware(Doors, config=config)]},
+        "state_session_capacity": SESSIONS,
         "theme": make_theme(),
         "css": CSS,
         "head": HEAD,

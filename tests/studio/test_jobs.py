@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, ConfigError, ImageError
-from hra_diffusion.studio.engine import jobs as jobs_module
+from hra_diffusion.studio.engine import processes
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.jobs import Status, TrainingJobs
 from hra_diffusion.studio.engine.library import Library
@@ -126,13 +126,13 @@ time.sleep(60)
 def test_a_job_on_windows_is_stopped_by_an_event_of_the_console_and_may_save_a_checkpoint(monkeypatch):
     monkeypatch.setattr(signal, "CTRL_BREAK_EVENT", signal.SIGUSR1, raising=False)
     monkeypatch.setattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 512, raising=False)
-    assert jobs_module._process_group() == {"creationflags": 512}
+    assert processes.process_group() == {"creationflags": 512}
     child = subprocess.Popen(
         [sys.executable, "-c", STOPPED_BY_AN_EVENT], stdout=subprocess.PIPE, start_new_session=True
     )
     with child:
         assert child.stdout.readline() == b"ready\n"
-        jobs_module._request_checkpoint(psutil.Process(child.pid))
+        processes.request_checkpoint(psutil.Process(child.pid))
         assert child.wait(30) == 7
 
 
@@ -144,7 +144,7 @@ def test_a_job_of_another_console_is_ended(monkeypatch):
     with child:
         process = psutil.Process(child.pid)
         monkeypatch.setattr(process, "send_signal", unreachable)
-        jobs_module._request_checkpoint(process)
+        processes.request_checkpoint(process)
         assert child.wait(30) == -signal.SIGTERM
 
 

@@ -1,10 +1,14 @@
 """Command-line options of ``hra-diffusion studio`` and ``app.py``."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
+
+AUTH_VARIABLE = "HRA_STUDIO_AUTH"
+"""Environment variable with USER:PASSWORD, which process lists do not show."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +24,9 @@ class StudioConfig(BaseConfig, PlacementConfig):
     port: int | None = None
     """Port to listen at; the first free one from 7860 on by default."""
     auth: str | None = None
-    """USER:PASSWORD required by the page and the API."""
+    """USER:PASSWORD required by the page, the API and MCP. Process lists show it: better use --auth_file."""
+    auth_file: Path | None = None
+    """File with USER:PASSWORD; by default that of the environment variable HRA_STUDIO_AUTH."""
     share: bool = False
     """Open a public address through gradio's servers; set --auth as well."""
     open: bool = False
@@ -32,9 +38,37 @@ class StudioConfig(BaseConfig, PlacementConfig):
 
     def __post_init__(self) -> None:
         """Raise ConfigError for options out of range."""
-        if self.auth is not None and not all(self.auth.partition(":")):
-            raise ConfigError("--auth must be USER:PASSWORD, neither of them empty.")
+        if self.auth is not None and self.auth_file is not None:
+            raise ConfigError("--auth and --auth_file both give a password: remove one of them.")
+        if self.credentials and self.mcp:
+            raise ConfigError(
+                "--mcp cannot be combined with a password: the interface of language models has none, and would let "
+                "everybody in. Remove --mcp, or the password and keep the studio at 127.0.0.1."
+            )
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise ConfigError(f"--port is {self.port}: give a number from 1 to 65535.")
         if self.max_waiting < 1:
             raise ConfigError(f"--max_waiting is {self.max_waiting}: give a number at least 1.")
+
+    @property
+    def credentials(self) -> tuple[str, str] | None:
+        """The user and the password, or None without one.
+
+        Raises:
+            ConfigError: they are incomplete, or their file cannot be read.
+        """
+        origin, text = "--auth", self.auth
+        if self.auth_file is not None:
+            origin = f"--auth_file {self.auth_file}"
+            try:
+                text = self.auth_file.read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{origin} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        elif text is None:
+            origin, text = AUTH_VARIABLE, os.environ.get(AUTH_VARIABLE)
+        if text is None:
+            return None
+        user, _, password = text.partition(":")
+        if not (user and password):
+            raise ConfigError(f"{origin} must be USER:PASSWORD, neither of them empty.")
+        return user, password

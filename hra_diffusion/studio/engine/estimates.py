@@ -6,6 +6,7 @@ Class images and validation images take additional time.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -31,6 +32,11 @@ class Estimate:
     memory: float
     """Peak memory in GB."""
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for anything but finite numbers: the file may be damaged."""
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in vars(self).values()):
+            raise TypeError
+
     def seconds(self, preset: Preset) -> float:
         """Return the training time of a preset, in seconds."""
         return self.before + self.step * preset.steps
@@ -46,7 +52,7 @@ class Estimates:
         """Return the estimate of a base, or None before the first dry run."""
         try:
             return Estimate(**self._load()[base])
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, OverflowError):
             return None
 
     def save(self, base: str, report: Mapping[str, str]) -> None:

@@ -4,7 +4,6 @@ import re
 import shutil
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -12,25 +11,28 @@ import hra_diffusion
 from hra_diffusion import pipelines
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
-from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.files import is_portable, temporary_folder, write_file, writing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES
 from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
 from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.requests import AdapterUse
-from hra_diffusion.studio.engine.uploads import read_upload
+from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 MAX_BYTES = 500_000_000
 """Limit of an imported adapter, unpacked."""
 _MAX_MEMBERS, _MAX_TEXT = 200, 1_000_000
 """Limits: files of an archive, and bytes of a text file."""
+_MAX_ENTRIES, _MAX_ZIP_END = 10_000, 65_557
+"""Limits: all files of an archive, and bytes of its end, which counts them."""
 _THUMBNAIL = 640
 _PATTERNS = ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save")
-_MAX_VALUES = {"out_channels": 4096, "scale_factor": 64, "blocks": 256}
-"""Limits of a control's encoder and annotator settings: larger ones could exhaust the memory."""
+_MAX_BLOCKS = 256
+"""Limit of an annotator's setting: a larger one could exhaust the memory."""
 _COMPONENT = re.compile(r"(unet|transformer|text_encoder)(_\d)?")
 
 
@@ -101,8 +103,8 @@ def import_adapter(worker: ModelWorker, library: Library, files: Sequence[Path],
         raise AdapterFileError("Choose a .zip of an adapter's folder, its two files, or a LoRA's .safetensors file.")
     if sum(file.stat().st_size for file in files) > MAX_BYTES:
         raise AdapterFileError(f"The files have more than {MAX_BYTES / 1e6:.0f} MB.")
-    with tempfile.TemporaryDirectory(dir=library.folder, prefix=".import-") as temporary:
-        folder, lost = Path(temporary) / folder_name, 0.0
+    with temporary_folder(library.folder) as temporary:
+        folder, lost = temporary / folder_name, 0.0
         folder.mkdir()
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             _unpack(files[0], folder)
@@ -132,11 +134,11 @@ def _check_sizes(folder: Path) -> None:
             raise AdapterFileError(
                 f"{path.name} has more than {_MAX_TEXT / 1e6:.0f} MB: no adapter has a text file of this size."
             )
-    entry, encoder = read_entry(folder, built_in=False), find_encoder(folder)
-    numbers = {**entry.annotator_settings, **(read_json(encoder / ENCODER_FILES[0]) if encoder else {})}
-    for name, most in _MAX_VALUES.items():
-        if not isinstance(number := numbers.get(name, 1), int) or not 1 <= number <= most:
-            raise AdapterFileError(f"The control has {name} {str(number)[:40]}: give a whole number from 1 to {most}.")
+    blocks = read_entry(folder, built_in=False).annotator_settings.get("blocks", 1)
+    if not isinstance(blocks, int) or not 1 <= blocks <= _MAX_BLOCKS:
+        raise AdapterFileError(
+            f"The control has {str(blocks)[:40]} blocks: give a whole number from 1 to {_MAX_BLOCKS}."
+        )
 
 
 def _check_names(folder: Path) -> None:
@@ -155,8 +157,9 @@ def _check_names(folder: Path) -> None:
 def _shrink_thumbnails(folder: Path) -> None:
     for path in (folder / name for name in THUMBNAILS):
         if path.exists():
-            image = read_upload(path)
-            image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            with DECODING:
+                image = read_upload(path)
+                image.thumbnail((_THUMBNAIL, _THUMBNAIL))
             write_file(path, image.save)
 
 
@@ -180,6 +183,7 @@ def _check_fits(worker: ModelWorker, folder: Path) -> tuple[str, ...]:
 
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack the adapter's files by the names of folder and file, ignoring the paths of the archive."""
+    _check_entries(archive)
     try:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if _target(PurePosixPath(member.filename))]
@@ -189,13 +193,26 @@ def _unpack(archive: Path, folder: Path) -> None:
                 )
             for member in members:
                 target = folder / (_target(PurePosixPath(member.filename)) or "")
-                target.parent.mkdir(exist_ok=True)
+                target.parent.mkdir(parents=True, exist_ok=True)
                 if target.exists():
                     raise AdapterFileError(f"{archive.name} holds several adapters: make a zip of each.")
                 with opened.open(member) as source, target.open("wb") as file:
                     file.write(source.read(MAX_BYTES))
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError) as error:
-        raise AdapterFileError(f"{archive.name} is no readable zip: {error}") from error
+    except HRAError:
+        raise
+    except Exception as error:  # of zlib, bz2, lzma and zipfile, for damaged archives
+        raise AdapterFileError(f"{archive.name} is no readable zip: {str(error)[:200]}.") from error
+
+
+def _check_entries(archive: Path) -> None:
+    """Refuse an archive of too many files before zipfile makes an object of each."""
+    with archive.open("rb") as file:
+        file.seek(max(0, archive.stat().st_size - _MAX_ZIP_END))
+        end = file.read()
+    record = end[end.rfind(b"PK\5\6") :]
+    entries = int.from_bytes(record[10:12], "little")
+    if len(record) >= 22 and entries > _MAX_ENTRIES:
+        raise AdapterFileError(f"{archive.name} has {entries:,} files or more: make a zip of the adapter alone.")
 
 
 def _target(path: PurePosixPath) -> Path | None:
@@ -203,6 +220,9 @@ def _target(path: PurePosixPath) -> Path | None:
     folder, name = path.parent.name, path.name
     if folder == ENCODER:
         return Path(ENCODER, name) if name in ENCODER_FILES else None
+    if path.parent.parent.name == TOKENS and path.suffix == ".safetensors":
+        known = (_COMPONENT.fullmatch(folder) and is_portable(name)) and not name.startswith(".")
+        return Path(TOKENS, folder, name) if known else None
     if name in FILES:
         return Path(folder if _COMPONENT.fullmatch(folder) else "", name)
     return Path(name) if name in EXTRA_FILES else None
@@ -215,11 +235,20 @@ def new_folder(folder: Path) -> Path:
 
 
 def zip_folder(folder: Path) -> Path:
-    """Replace a folder by an uncompressed zip of the same name."""
+    """Replace a folder by an uncompressed zip of the same name.
+
+    Raises:
+        OutputError: the disk is full; neither the folder nor the zip is left.
+    """
     file = folder.with_name(f"{folder.name}.zip")
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                archive.write(path, Path(folder.name) / path.relative_to(folder))
-    shutil.rmtree(folder)
+    try:
+        with writing(file), zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    archive.write(path, Path(folder.name) / path.relative_to(folder))
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return file

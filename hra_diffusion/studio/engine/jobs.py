@@ -12,31 +12,36 @@ The folder holds the complete state of a job: a reopened page or a restarted stu
 import json
 import os
 import re
-import signal
 import subprocess
-import sys
 import threading
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError
-from hra_diffusion.formats.files import write_file
-from hra_diffusion.formats.reading import read_json
+from hra_diffusion.errors import BusyError, ConfigError, HRAError
+from hra_diffusion.formats.files import remove_folder, replacing, write_file, writing
+from hra_diffusion.formats.reading import check_regular, reading
 from hra_diffusion.studio.engine.library import check_name
+from hra_diffusion.studio.engine.processes import (
+    PROCESS,
+    job_environment,
+    process_group,
+    request_checkpoint,
+    running_process,
+    train_command,
+)
 from hra_diffusion.studio.engine.training_job import TrainingJob, settings_file
+from hra_diffusion.text import is_utf8
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.checkpoint import LOG
 from hra_diffusion.training.outputs.log import read_log
 
-PROCESS, OUTPUT, STOP = "process.json", "output.txt", "stop.txt"
+OUTPUT, STOP = "output.txt", "stop.txt"
 _MAX_CHARACTERS = 4000
 _KILLED = (
     "The process ended without an error message: it was killed, or the memory was exhausted. Resume continues from the "
@@ -51,6 +56,7 @@ class Status(Enum):
     FINISHED = "finished"
     STOPPED = "stopped"
     FAILED = "failed"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +74,7 @@ class Job:
     seconds_left: float | None
     """Estimate for the remaining steps, where one is possible."""
     error: str | None
-    """The error of a failed job."""
+    """The error of a failed job, or the reason why a job is unreadable."""
 
     @property
     def resumable(self) -> bool:
@@ -77,19 +83,23 @@ class Job:
 
     def records(self) -> list[StepRecord]:
         """Return the log records of the completed steps."""
-        return _records(self.folder)
+        return [] if self.status is Status.UNREADABLE else _records(self.folder)
 
     def validation_images(self) -> list[tuple[int, Path]]:
         """Return the validation images with their steps, the newest first."""
         images = [
-            (int(path.parent.name.removeprefix("step-")), path) for path in self.folder.glob("validation/step-*/*.png")
+            (int(step), path)
+            for path in self.folder.glob("validation/step-*/*.png")
+            if (step := path.parent.name.removeprefix("step-")).isdecimal()
         ]
         return sorted(((step, path) for step, path in images if not path.name.startswith(".")), reverse=True)
 
     def metrics_table(self) -> str | None:
         """Return the final metrics as a Markdown table, without the path of the studio's folder."""
         path = self.folder / "metrics.md"
-        return path.read_text(encoding="utf-8").replace(f"{self.folder.parent}{os.sep}", "") if path.is_file() else None
+        if not path.is_file():
+            return None
+        return path.read_text(encoding="utf-8", errors="replace").replace(f"{self.folder.parent}{os.sep}", "")
 
 
 class TrainingJobs:
@@ -101,9 +111,9 @@ class TrainingJobs:
         self._starting = threading.Lock()
 
     def all(self) -> list[Job]:
-        """Return all jobs, the most recently started first."""
-        folders = [path.parent for path in self.folder.glob(f"*/{PROCESS}") if not path.parent.name.startswith(".")]
-        return [self.get(folder.name) for folder in sorted(folders, key=_start_time, reverse=True)]
+        """Return all jobs, the most recently started first; those with damaged files are unreadable."""
+        folders = sorted(self._folders().items(), key=lambda item: _start_time(item[1]), reverse=True)
+        return [_read_job(name, folder) for name, folder in folders]
 
     def get(self, name: str) -> Job:
         """Return a job by name.
@@ -111,23 +121,17 @@ class TrainingJobs:
         Raises:
             ConfigError: the name is unknown.
         """
-        folder = self.folder / check_name(name)
-        if not (folder / PROCESS).is_file():
-            raise ConfigError(f"There is no training job named {name!r}.")
-        config = read_toml(settings_file(folder), DreamBoothConfig())
-        records, total_steps = _records(folder), config.run.max_train_steps or 0
-        step = records[-1].step if records else 0
-        status, error = self._status(folder, step, total_steps)
-        return Job(
-            name=name,
-            folder=folder,
-            status=status,
-            phase=_phase(folder, config, status, step, total_steps),
-            step=step,
-            total_steps=total_steps,
-            seconds_left=_seconds_left(folder, step, total_steps) if status is Status.RUNNING else None,
-            error=error,
-        )
+        folders = self._folders()
+        if not isinstance(name, str) or name not in folders:
+            raise ConfigError(f"There is no training job named {str(name)[:80]!r}.")
+        return _read_job(name, folders[name])
+
+    def _folders(self) -> dict[str, Path]:
+        """Return the folders of all jobs by name; other characters than UTF-8's are escaped."""
+        for child in self._children.values():
+            child.poll()  # reaps a zombie process
+        paths = [path for path in self.folder.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        return {path.name if is_utf8(path.name) else ascii(path.name)[1:-1]: path for path in paths}
 
     def running(self) -> Job | None:
         """Return the running job, or None."""
@@ -140,14 +144,20 @@ class TrainingJobs:
             BusyError: another job is running.
             ConfigError: the name is taken, or a setting is invalid.
             ImageError: an image cannot be read or cropped.
+            OutputError: the files cannot be written, or the process cannot be started.
         """
         folder = self.folder.absolute() / check_name(job.name)
         with self._starting:
             self._check_none_running()
             if folder.exists():
                 raise ConfigError(f"There is a training job named {job.name!r} already: choose another name.")
-            job.write(folder, job.config(base, default, folder))
-            self._launch(folder)
+            with replacing(folder) as new:
+                job.write(new, job.config(base, default, folder))
+            try:
+                self._launch(folder)
+            except BaseException:
+                remove_folder(folder)
+                raise
         return self.get(folder.name)
 
     def resume(self, name: str) -> Job:
@@ -161,7 +171,7 @@ class TrainingJobs:
             self._check_none_running()
             job = self.get(name)
             if not job.resumable:
-                raise ConfigError(f"The training job {name!r} is finished: start a new one to train longer.")
+                raise ConfigError(f"The training job {name!r} is {job.status.value}: start a new one.")
             self._launch(job.folder.absolute(), "--resume_from_checkpoint", "latest")
         return self.get(name)
 
@@ -172,9 +182,23 @@ class TrainingJobs:
             ConfigError: the name is unknown.
         """
         folder = self.get(name).folder
-        if process := _process(folder):
+        if process := running_process(folder):
             (folder / STOP).touch()
-            _request_checkpoint(process)
+            request_checkpoint(process)
+
+    def delete(self, name: str) -> None:
+        """Delete the folder of a job, with its images and checkpoints.
+
+        Raises:
+            BusyError: the job is running.
+            ConfigError: the name is unknown.
+            OutputError: the folder cannot be removed.
+        """
+        with self._starting:
+            folder = self.get(name).folder
+            if running_process(folder):
+                raise BusyError(f"The training job {name!r} is running: stop it first.")
+            remove_folder(folder)
 
     def dry_run(self, job: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
         """Measure the time and memory of a job in two training steps.
@@ -193,11 +217,11 @@ class TrainingJobs:
         """
         job.write(folder, job.config(base, default, folder))
         done = subprocess.run(
-            _command(folder, "--dry_run"),
+            train_command(folder, "--dry_run"),
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env=_utf8_environment(),
+            env=job_environment(),
             check=False,
         )
         if done.returncode:
@@ -212,75 +236,74 @@ class TrainingJobs:
 
     def _launch(self, folder: Path, *flags: str) -> None:
         (folder / STOP).unlink(missing_ok=True)
-        with (folder / OUTPUT).open("wb") as output:
+        with writing(folder), (folder / OUTPUT).open("wb") as output:
             child: subprocess.Popen[bytes] = subprocess.Popen(  # pyright: ignore[reportAssignmentType]
-                _command(folder, *flags),
+                train_command(folder, *flags),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=_utf8_environment(),
-                **_process_group(),
+                env=job_environment(),
+                **process_group(),
             )
         self._children[folder.name] = child
         process = {"pid": child.pid, "created": psutil.Process(child.pid).create_time(), "started": time.time()}
-        write_file(folder / PROCESS, lambda path: path.write_text(json.dumps(process), encoding="utf-8"))
-
-    def _status(self, folder: Path, step: int, total_steps: int) -> tuple[Status, str | None]:
-        if child := self._children.get(folder.name):
-            child.poll()  # reaps a zombie process
-        if _process(folder):
-            return Status.RUNNING, None
-        if step >= total_steps and (folder / "adapter").is_dir():
-            return Status.FINISHED, None
-        file = folder / OUTPUT
-        output = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-        if error := _error(output):
-            return Status.FAILED, error
-        stopped = (folder / STOP).exists() or "Stopped after step" in output
-        return (Status.STOPPED, None) if stopped else (Status.FAILED, _KILLED)
-
-
-def _command(folder: Path, *flags: str) -> list[str]:
-    return [sys.executable, "-m", "hra_diffusion.cli.main", "train", "--config", str(settings_file(folder)), *flags]
-
-
-def _utf8_environment() -> dict[str, str]:
-    """Return the environment of a command whose output is read here: Windows has another encoding."""
-    return {**os.environ, "PYTHONIOENCODING": "utf-8"}
-
-
-def _process_group() -> dict[str, Any]:
-    """Return arguments of Popen for a process that the signals of the studio's terminal do not reach."""
-    if hasattr(signal, "CTRL_BREAK_EVENT"):  # on Windows
-        return {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP")}  # noqa: B009
-    return {"start_new_session": True}
-
-
-def _request_checkpoint(process: psutil.Process) -> None:
-    """Send the signal that stops a run with a checkpoint; on Windows it is an event of the common console.
-
-    A process of another console, as after a restart of the studio, is ended: it resumes from its last checkpoint.
-    """
-    with suppress(psutil.NoSuchProcess):  # the job has just ended
         try:
-            process.send_signal(getattr(signal, "CTRL_BREAK_EVENT", signal.SIGTERM))
-        except (OSError, SystemError):
-            process.terminate()
+            write_file(folder / PROCESS, lambda path: path.write_text(json.dumps(process), encoding="utf-8"))
+        except BaseException:  # a process that nobody could find and stop
+            child.kill()
+            child.wait()
+            raise
 
 
-def _process(folder: Path) -> psutil.Process | None:
-    """Return the process of a running job; the time of creation excludes a reused process id."""
+def _read_job(name: str, folder: Path) -> Job:
+    """Return the snapshot of a job's folder."""
     try:
-        recorded = read_json(folder / PROCESS)
-        process = psutil.Process(int(recorded["pid"]))
-        same = abs(process.create_time() - float(recorded["created"])) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-    except (psutil.Error, AdapterFileError, KeyError, TypeError, ValueError):
-        return None
+        with reading(folder):
+            settings = settings_file(folder)
+            check_regular(settings)
+            config = read_toml(settings, DreamBoothConfig())
+            records, total_steps = _records(folder), config.run.max_train_steps or 0
+            step = records[-1].step if records else 0
+            status, error = _status(folder, step, total_steps)
+            return Job(
+                name=name,
+                folder=folder,
+                status=status,
+                phase=_phase(folder, config, status, step, total_steps),
+                step=step,
+                total_steps=total_steps,
+                seconds_left=_seconds_left(folder, step, total_steps) if status is Status.RUNNING else None,
+                error=error,
+            )
+    except HRAError as error:
+        status = Status.RUNNING if running_process(folder) else Status.UNREADABLE
+        return Job(
+            name=name,
+            folder=folder,
+            status=status,
+            phase=status.value,
+            step=0,
+            total_steps=0,
+            seconds_left=None,
+            error=str(error)[:_MAX_CHARACTERS],
+        )
+
+
+def _status(folder: Path, step: int, total_steps: int) -> tuple[Status, str | None]:
+    if running_process(folder):
+        return Status.RUNNING, None
+    if step >= total_steps and (folder / "adapter").is_dir():
+        return Status.FINISHED, None
+    file = folder / OUTPUT
+    output = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    if error := _error(output):
+        return Status.FAILED, error
+    stopped = (folder / STOP).exists() or "Stopped after step" in output
+    return (Status.STOPPED, None) if stopped else (Status.FAILED, _KILLED)
 
 
 def _start_time(folder: Path) -> float:
-    return os.path.getmtime(folder / PROCESS)
+    return next((path.stat().st_mtime for path in (folder / PROCESS, folder) if path.exists()), 0.0)
 
 
 def _error(output: str) -> str | None:
@@ -291,10 +314,12 @@ def _error(output: str) -> str | None:
 
 
 def _records(folder: Path) -> list[StepRecord]:
-    try:
-        return read_log(folder / LOG)
-    except (OSError, ValueError):  # no log yet, or an incomplete last line
+    file = folder / LOG
+    if not file.exists():
         return []
+    check_regular(file)
+    with reading(file):
+        return read_log(file)
 
 
 def _phase(folder: Path, config: DreamBoothConfig, status: Status, step: int, total_steps: int) -> str:

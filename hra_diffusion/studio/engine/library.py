@@ -3,6 +3,7 @@
 Adapters of the project are read-only; those of the studio can be added, renamed and deleted.
 """
 
+import filecmp
 import logging
 import re
 import shutil
@@ -13,14 +14,7 @@ from typing import Any
 
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
-from hra_diffusion.formats.files import (
-    UNPORTABLE,
-    is_portable,
-    remove_folder,
-    replacing,
-    sync,
-    write_file,
-)
+from hra_diffusion.formats.files import UNPORTABLE, is_portable, remove_folder, replacing, sync, write_file
 from hra_diffusion.formats.folders import (
     ENCODER,
     ENCODER_FILES,
@@ -29,12 +23,14 @@ from hra_diffusion.formats.folders import (
     find_encoder,
     public_name,
     run_settings,
+    tokens_beside,
 )
-from hra_diffusion.formats.peft import CONFIG_FILE
+from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.formats.tensors import read_tensors
-from hra_diffusion.formats.tokens import FOLDER as TOKENS
+from hra_diffusion.formats.tokens import PATTERN as TOKENS
+from hra_diffusion.text import is_utf8
 
 logger = logging.getLogger(__name__)
 
@@ -147,25 +143,35 @@ class Library:
         """
         target = self.new_entry_folder(name)
         read_components(source)
-        encoder = find_encoder(source)
+        parts, encoder = component_folders(source), find_encoder(source)
+        tokens_beside(parts)
         if encoder:
             read_tensors(encoder / ENCODER_FILES[1])
+        files = {Path(component, name): part / name for component, part in parts.items() for name in FILES}
+        roots = {part if component == "" else part.parent for component, part in parts.items()}
+        files |= {path.relative_to(root): path for root in roots for path in root.glob(TOKENS)}
+        files |= {Path(ENCODER, name): encoder / name for name in ENCODER_FILES if encoder}
+        files |= {Path(name): source / name for name in EXTRA_FILES if (source / name).is_file()}
+        files |= {Path(THUMBNAILS[0]): thumbnail} if thumbnail else {}
         with replacing(target) as new:
-            for component, part in component_folders(source).items():
-                shutil.copytree(part, new / component, ignore=shutil.ignore_patterns("[!a]*"))
-                if (tokens := part.parent / TOKENS).is_dir():
-                    shutil.copytree(tokens, new / TOKENS, dirs_exist_ok=True)
-            if encoder:
-                (new / ENCODER).mkdir(exist_ok=True)
-                for file in ENCODER_FILES:
-                    shutil.copyfile(encoder / file, new / ENCODER / file)
-            for extra in EXTRA_FILES:
-                if (source / extra).is_file():
-                    shutil.copyfile(source / extra, new / extra)
-            if thumbnail:
-                shutil.copyfile(thumbnail, new / THUMBNAILS[0])
+            for relative, path in files.items():
+                (new / relative).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, new / relative)
             read_entry(new, built_in=False)
         return self.entry(target.name)
+
+    def find_copy(self, source: Path) -> Entry | None:
+        """Return an adapter of the studio with the same weights, if any.
+
+        Args:
+            source: an adapter's folder, or the output folder of a run.
+        """
+        parts = component_folders(source)
+        for entry in self._entries(self.folder, built_in=False):
+            pairs = [(part / WEIGHTS_FILE, entry.folder / name / WEIGHTS_FILE) for name, part in parts.items()]
+            if all(copy.is_file() and filecmp.cmp(file, copy, shallow=False) for file, copy in pairs):
+                return entry
+        return None
 
     def set_thumbnail(self, name: str, image: Path) -> None:
         """Set the thumbnail of an adapter of the studio.
@@ -231,8 +237,11 @@ def _entry(folder: Path, built_in: bool) -> Entry:
     encoder = find_encoder(folder)
     config = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
     settings, trigger = config.get("annotator_settings") or {}, run_settings(folder).get("instance_prompt")
+    annotator = str(config.get("annotator", "given")) if encoder else None
     if not isinstance(settings, dict) or not isinstance(trigger, str | None):
         raise AdapterFileError("The adapter's annotator settings or its prompt are invalid.")
+    if not is_utf8(f"{folder.name}{base}{trigger}{annotator}"):  # a page could not display it
+        raise AdapterFileError("The adapter's name, base, prompt or annotator is not UTF-8.")
     return Entry(
         name=folder.name,
         folder=folder,
@@ -240,7 +249,7 @@ def _entry(folder: Path, built_in: bool) -> Entry:
         rank=max(ranks),
         base=public_name(base) if base else None,
         trigger=trigger,
-        annotator=str(config.get("annotator", "given")) if encoder else None,
+        annotator=annotator,
         annotator_settings=settings,
         thumbnail=next((folder / name for name in THUMBNAILS if (folder / name).is_file()), None),
         built_in=built_in,

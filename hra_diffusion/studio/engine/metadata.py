@@ -17,13 +17,15 @@ from PIL.PngImagePlugin import PngInfo
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.requests import MODEL_SCHEDULER, GenerateRequest
+from hra_diffusion.studio.engine.requests import MAX_PROMPT, MODEL_SCHEDULER, GenerateRequest
 from hra_diffusion.studio.engine.schedulers import check_scheduler
 
 REQUEST_KEY, A1111_KEY = "hra_diffusion", "parameters"
 _NEGATIVE = "Negative prompt: "
 _LAST_LINE = re.compile(r"\s*Steps: \d+,")
 _FIELDS = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed"}
+_MAX_CHARACTERS = 2 * MAX_PROMPT + 20_000
+"""Limit of A1111's text: two prompts and their settings."""
 _BEFORE_WEIGHTS = {"prompt_syntax": "plain"}
 """Settings of requests that were saved before prompts had weights."""
 
@@ -127,7 +129,13 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def parse_parameters(text: str) -> dict[str, Any]:
-    """Parse A1111's text format; missing settings are left out."""
+    """Parse A1111's text format; missing settings are left out.
+
+    Raises:
+        ImageError: the text is too long.
+    """
+    if len(text) > _MAX_CHARACTERS:
+        raise ImageError(f"The settings in this image have {len(text):,} characters, more than {_MAX_CHARACTERS:,}.")
     lines = text.split("\n")
     last = next((i for i in range(len(lines) - 1, -1, -1) if _LAST_LINE.match(lines[i])), len(lines))
     negative = next((i for i, line in enumerate(lines[:last]) if line.startswith(_NEGATIVE)), last)
@@ -135,7 +143,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
         "prompt": "\n".join(lines[:negative]).strip(),
         "negative_prompt": "\n".join(lines[negative:last]).removeprefix(_NEGATIVE).strip(),
     }
-    settings = dict(re.findall(r"([A-Z][\w ]*): ([^,]+)", "\n".join(lines[last:])))
+    parts = (part.partition(": ") for line in lines[last:] for part in line.split(","))
+    settings = {name.strip(): value for name, _, value in parts if value}
     values |= {name: settings[label].strip() for label, name in _FIELDS.items() if label in settings}
     if size := re.fullmatch(r"(\d+)x(\d+)", settings.get("Size", "")):
         values |= {"width": size[1], "height": size[2]}

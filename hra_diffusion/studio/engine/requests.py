@@ -27,6 +27,9 @@ _VERSION_0_1 = {"combine": {"lie": "mean"}}
 _KINDS = {"clip_skip": int}
 """Types of settings whose default is None, other than texts."""
 
+_MAX_DIGITS = 40
+"""Limit of a number in characters."""
+
 _CHOICES = {"combine": get_args(Combine), "prompt_syntax": get_args(PromptSyntax)}
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -172,7 +175,12 @@ def _converted(name: str, value: Any, kind: type) -> Any:
         raise ConfigError(f"{name} must be a text; found {str(value)[:80]!r}.")
     wanted = "a whole number" if kind is int else "a number"
     try:
-        if isinstance(value, bool) or not math.isfinite(float(value)) or (kind is int and float(value) % 1):
+        if (
+            isinstance(value, bool)
+            or len(str(value)) > _MAX_DIGITS
+            or not math.isfinite(float(value))
+            or (kind is int and float(value) % 1)
+        ):
             raise ValueError
         return kind(float(value)) if not isinstance(value, int) else kind(value)
     except (TypeError, ValueError, OverflowError):

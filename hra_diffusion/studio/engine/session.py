@@ -9,6 +9,7 @@ outputs/studio/
 └── cache/       uploads and downloads of browsers, removed after a day
 """
 
+import logging
 import shutil
 import tempfile
 import threading
@@ -23,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError, HRAError
-from hra_diffusion.formats.files import write_file, writing
+from hra_diffusion.errors import ConfigError, HRAError, OutputError
+from hra_diffusion.formats.files import tidy, write_file, writing
 from hra_diffusion.resources import DATA, find_data
 from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
@@ -39,11 +40,13 @@ from hra_diffusion.studio.engine.metadata import png_info, restore_request
 from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
-from hra_diffusion.studio.engine.uploads import Uploads, read_upload
+from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.base import BaseConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.config.file import with_values
+
+logger = logging.getLogger(__name__)
 
 IMPORTED = "adopted.txt"
 """Marks a job whose adapter is in the library; holds its name there."""
@@ -82,6 +85,9 @@ class Session:
             with writing(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
+        tidy(self.folder)
+        for folder in (path for pattern in ("*/", "*/*/", "*/*/*/") for path in self.folder.glob(pattern)):
+            tidy(folder)
         _remove_old_files(self.cache)
         base = find_data(config.base)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
@@ -97,6 +103,7 @@ class Session:
             placement=config.placement,
         )
         self._stop_flags: dict[str, set[threading.Event]] = defaultdict(set)
+        self._imported: set[Path] = set()
         self._lock = threading.Lock()
 
     @property
@@ -158,9 +165,19 @@ class Session:
             raise ConfigError(
                 "There is no control for the image: choose a control among the adapters, or remove the image."
             )
-        upload = read_upload(image, alpha=True)
-        condition = make_condition(upload, control, annotator, (request.width, request.height))
+        with DECODING:
+            upload = read_upload(image, alpha=True)
+            condition = make_condition(upload, control, annotator, (request.width, request.height))
         return replace(request, condition=self.uploads.save(condition))
+
+    def with_start_image(self, request: GenerateRequest, image: Path) -> GenerateRequest:
+        """Return a request with the start image of image to image.
+
+        Raises:
+            ImageError: the image is unreadable.
+        """
+        with DECODING:
+            return replace(request, image=self.uploads.save(read_upload(image)))
 
     def stop(self, client: str) -> None:
         """Stop the requests of a client, within a step."""
@@ -218,14 +235,20 @@ class Session:
         """Add the adapter of a finished job to the library, once."""
         with self._lock:
             mark = job.folder / IMPORTED
-            if mark.exists():
+            if job.folder in self._imported or mark.exists():
                 return
             images = [path for _, path in job.validation_images()]
             try:
-                entry = self.library.add(job.folder, self.library.free_name(job.name), next(iter(images[-1:]), None))
+                entry = self.library.find_copy(job.folder) or self.library.add(
+                    job.folder, self.library.free_name(job.name), next(iter(images[-1:]), None)
+                )
             except HRAError:
                 return  # the job reports its error
-            write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
+            self._imported.add(job.folder)
+            try:
+                write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
+            except OutputError as error:
+                logger.warning("%s", error)
 
 
 def _remove_old_files(cache: Path) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.engine.library import check_name
-from hra_diffusion.studio.engine.uploads import MAX_FILES, read_upload
+from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import to_toml, with_values
 
@@ -18,7 +18,7 @@ SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
 """The settings of a run in its folder, and their name in version 0.1."""
 IMAGES = "images"
 CROPS = ("whole", "middle", "start", "end")
-_NUMBERS = re.compile(r"\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)\s*")
+_NUMBERS = re.compile(r"\s*(\d{1,6})" + r"\s*,\s*(\d{1,6})" * 3 + r"\s*")
 _MAX_CHARACTERS = 200
 
 
@@ -142,14 +142,14 @@ class TrainingJob:
 
         Raises:
             ConfigError: a setting is not valid UTF-8; nothing is written.
-            ImageError: an image cannot be read or cropped; nothing is written.
+            ImageError: an image cannot be read or cropped; earlier ones are written.
             OutputError: the folder cannot be written.
         """
         settings = to_toml(config)
-        cropped = [(read_cropped(image), image.caption.strip()) for image in self.images]
-        for number, (image, caption) in enumerate(cropped):
-            write_file(folder / IMAGES / f"{number:03d}.png", image.save)
-            if caption:
+        for number, image in enumerate(self.images):
+            with DECODING:
+                write_file(folder / IMAGES / f"{number:03d}.png", read_cropped(image).save)
+            if caption := image.caption.strip():
                 text = caption.encode("utf-8", "replace").decode()
                 write_file(folder / IMAGES / f"{number:03d}.txt", lambda path, t=text: path.write_text(t, "utf-8"))
         write_file(folder / SETTINGS_FILE, lambda path: path.write_text(settings, encoding="utf-8"))

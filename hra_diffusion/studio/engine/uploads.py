@@ -1,6 +1,7 @@
 """Uploaded images: bytes and pixels are limited before an image is decoded."""
 
 import hashlib
+import threading
 from pathlib import Path
 
 from PIL import Image
@@ -8,11 +9,14 @@ from PIL import Image
 from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.images import WHITE, read_layers
+from hra_diffusion.formats.reading import reading
 
 MAX_BYTES = 30_000_000
 MAX_PIXELS = 50_000_000
 MAX_FILES = 200
 _DIGEST = 32
+DECODING = threading.RLock()
+"""Held while an upload is decoded and used, so that requests of many clients hold one decoded image at a time."""
 
 
 def read_upload(path: Path, *, alpha: bool = False) -> Image.Image:
@@ -21,6 +25,11 @@ def read_upload(path: Path, *, alpha: bool = False) -> Image.Image:
     Raises:
         ImageError: the file is missing, too large or no image; the message has its name without the folder.
     """
+    with DECODING:
+        return _decode(path, alpha)
+
+
+def _decode(path: Path, alpha: bool) -> Image.Image:
     try:
         size = path.stat().st_size
     except (OSError, ValueError):
@@ -73,6 +82,7 @@ class Uploads:
         return path
 
     def open(self, digest: str) -> Image.Image:
-        """Decode a saved image; errors as in `path`."""
-        with Image.open(self.path(digest)) as image:
+        """Decode a saved image; errors as in `path`, or the file is damaged."""
+        path = self.path(digest)
+        with reading(path, ImageError), Image.open(path) as image:
             return image.copy()

@@ -20,6 +20,7 @@ from PIL import Image
 
 from hra_diffusion.errors import HRAError
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 logger = logging.getLogger(__name__)
 
@@ -126,10 +127,13 @@ def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:
     Args:
         image: an image, the path of one, or the bytes of a JPEG file, which are used unchanged.
         side: longest side of the thumbnail, in pixels.
+
+    Raises:
+        ImageError: the file is damaged.
     """
     if isinstance(image, Path):
-        with Image.open(image) as opened:
-            return data_url(opened.convert("RGB"), side)
+        with DECODING:
+            return data_url(read_upload(image), side)
     if isinstance(image, Image.Image):
         small = image.convert("RGB")
         small.thumbnail((side, side))
@@ -137,6 +141,14 @@ def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:
         small.save(file, "JPEG", quality=88)
         image = file.getvalue()
     return f"data:image/jpeg;base64,{base64.b64encode(image).decode()}"
+
+
+def thumbnail_url(image: Path | None, side: int) -> str:
+    """Return a thumbnail as a data URL; "" without an image or for a damaged one."""
+    try:
+        return data_url(image, side) if image else ""
+    except HRAError:
+        return ""
 
 
 def format_duration(seconds: float) -> str:
@@ -151,6 +163,12 @@ def format_duration(seconds: float) -> str:
 def note(text: str, kind: str = "plain") -> str:
     """Return a paragraph of escaped text as HTML; "" for an empty text."""
     return f'<p class="note {kind}">{html.escape(text)}</p>' if text else ""
+
+
+def ask_for_confirmation(name: str | None) -> Any:
+    """Return the visibility of the confirmation of a deletion, and its question as HTML."""
+    escaped = html.escape(str(name)[:80])
+    return gr.update(visible=bool(name)), f"<p class='note'>Delete <b>{escaped}</b>? This cannot be undone.</p>"
 
 
 def empty_state(title: str, text: str, extra_html: str = "") -> str:

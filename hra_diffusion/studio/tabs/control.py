@@ -11,7 +11,7 @@ from hra_diffusion.studio.engine.conditions import ANNOTATORS, AS_TRAINED, NO_AN
 from hra_diffusion.studio.engine.exporting import new_folder
 from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.uploads import read_upload
+from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 from hra_diffusion.studio.tabs.common import note, reports_errors, served_copy
 
 _HELP = "Choose a control among the adapters above. Its strength is on its card."
@@ -105,7 +105,8 @@ def _connect_sketch(
             raise ConfigError("The sketch is empty: draw something first.")
         entries = [session.library.entry(use.name) for use in parse_adapter_uses(adapters or [])]
         path = new_folder(session.cache) / "sketch.png"
-        write_file(path, sketch_condition(read_upload(Path(sketch["composite"])), entries).save)
+        with DECODING:
+            write_file(path, sketch_condition(read_upload(Path(sketch["composite"])), entries).save)
         return str(path), NO_ANNOTATOR
 
     button.click(use_sketch, [pad, adapters], [image, annotator], api_visibility="private")

@@ -189,6 +189,8 @@ def _connect_load_settings(session: Session, settings: Settings, results: _Resul
     @reports_errors
     def load_settings(png: str) -> list[Any]:
         """Load the settings of a PNG. Returns the settings' values, in the order of the parameters of /generate."""
+        if not isinstance(png, str):
+            raise ConfigError("There is no image to read settings from: choose a PNG file.")
         request, changes = session.restore(Path(png))
         for change in changes:
             gr.Warning(html.escape(change, quote=False))

@@ -9,7 +9,14 @@ import gradio as gr
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.jobs import Job, Status
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import empty_state, format_duration, reports_errors, served_copy, strip_folders
+from hra_diffusion.studio.tabs.common import (
+    ask_for_confirmation,
+    empty_state,
+    format_duration,
+    reports_errors,
+    served_copy,
+    strip_folders,
+)
 from hra_diffusion.studio.tabs.loss_plot import loss_plot
 
 _NO_JOB = empty_state("No training job", "Choose images, fill in name and class, and press Train.")
@@ -20,6 +27,7 @@ _TITLES = {
     Status.FINISHED: "Finished: the adapter is in the library",
     Status.STOPPED: "Stopped",
 }
+_PROBLEMS = {Status.FAILED: "Training failed", Status.UNREADABLE: "This job cannot be read"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,7 @@ class JobView:
     status: gr.HTML
     stop: gr.Button
     resume: gr.Button
+    delete: gr.Button
     loss: gr.HTML
     validation_images: gr.Gallery
     metrics: gr.Markdown
@@ -46,6 +55,7 @@ def job_view(session: Session) -> JobView:
     view = _job_components(session)
     _connect_updates(session, view)
     _connect_actions(session, view)
+    _connect_deletion(session, view)
     return view
 
 
@@ -67,6 +77,7 @@ def _job_components(session: Session) -> JobView:
     with gr.Row(elem_classes="tools"):
         stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-job")
         resume = gr.Button("Resume", size="sm", visible=False, elem_id="resume-job")
+        delete = gr.Button("Delete…", size="sm", visible=False, elem_id="delete-job")
     loss = gr.HTML("", label="loss", elem_id="loss")
     validation_images = gr.Gallery(
         label="Validation images",
@@ -82,7 +93,7 @@ def _job_components(session: Session) -> JobView:
     metrics = gr.Markdown("", elem_id="metrics")
     timer = gr.Timer(1.0, active=running is not None)
     displayed, ended = gr.State(_NOT_DISPLAYED), gr.State("")
-    return JobView(job, status, stop, resume, loss, validation_images, metrics, timer, displayed, ended)
+    return JobView(job, status, stop, resume, delete, loss, validation_images, metrics, timer, displayed, ended)
 
 
 def _connect_updates(session: Session, view: JobView) -> None:
@@ -92,7 +103,7 @@ def _connect_updates(session: Session, view: JobView) -> None:
     def update(name: str | None, displayed: tuple[str, int, str]) -> list[Any]:
         if not name:
             hidden = gr.update(visible=False)
-            return [_NO_JOB, hidden, hidden, "", hidden, "", gr.Timer(active=False), displayed, ""]
+            return [_NO_JOB, hidden, hidden, hidden, "", hidden, "", gr.Timer(active=False), displayed, ""]
         job = session.job(name)
         current = (job.name, job.step, job.status.value)
         running, changed = job.status is Status.RUNNING, current != tuple(displayed)
@@ -100,6 +111,7 @@ def _connect_updates(session: Session, view: JobView) -> None:
             _status(job),
             gr.update(visible=running),
             gr.update(visible=job.resumable),
+            gr.update(visible=not running),
             loss_plot(job.records()) if changed else gr.skip(),
             _gallery(session, job) if changed else gr.skip(),
             job.metrics_table() or "",
@@ -112,6 +124,7 @@ def _connect_updates(session: Session, view: JobView) -> None:
         view.status,
         view.stop,
         view.resume,
+        view.delete,
         view.loss,
         view.validation_images,
         view.metrics,
@@ -162,6 +175,28 @@ def _connect_actions(session: Session, view: JobView) -> None:
     gr.api(list_jobs, api_name="jobs")
 
 
+def _connect_deletion(session: Session, view: JobView) -> None:
+    """Let the button Delete ask for a confirmation, and delete the job."""
+    with gr.Group(visible=False, elem_classes="panel") as confirmation:
+        question = gr.HTML("")
+        with gr.Row():
+            confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-job")
+            cancel = gr.Button("Cancel", elem_id="cancel-delete-job")
+
+    @reports_errors
+    def delete_job(job: str | None) -> Any:
+        """Delete a training job with its images and checkpoints. Its adapter stays in the library."""
+        session.jobs.delete(_checked_name(job))
+        names = job_names(session)
+        return gr.update(choices=names, value=next(iter(names), None)), gr.update(visible=False)
+
+    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    view.delete.click(ask_for_confirmation, view.job, [confirmation, question], **options)
+    cancel.click(lambda: gr.update(visible=False), None, confirmation, **options)
+    view.job.change(lambda: gr.update(visible=False), None, confirmation, **options)
+    confirm.click(delete_job, view.job, [view.job, confirmation], api_name="delete_job")
+
+
 def _checked_name(name: str | None) -> str:
     if not name or not isinstance(name, str):
         raise ConfigError("Choose a training job first.")
@@ -170,9 +205,9 @@ def _checked_name(name: str | None) -> str:
 
 def _status(job: Job) -> str:
     """Return the HTML of a job's status."""
-    if job.status is Status.FAILED:
+    if job.status in _PROBLEMS:
         error = html.escape(strip_folders(job.error or ""))
-        return f'<div class="status failed" role="alert"><b>Training failed</b><p>{error}</p></div>'
+        return f'<div class="status failed" role="alert"><b>{_PROBLEMS[job.status]}</b><p>{error}</p></div>'
     left = f" · {format_duration(job.seconds_left)} left" if job.seconds_left else ""
     running = job.status is Status.RUNNING
     text = html.escape(f"{job.phase}{left}" if running else f"{job.step} of {job.total_steps} steps")

@@ -14,7 +14,7 @@ from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, wr
 from hra_diffusion.studio.engine.library import Entry
 from hra_diffusion.studio.engine.requests import Combine, parse_adapter_uses
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, note, reports_errors
+from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, reports_errors, thumbnail_url
 from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
 from hra_diffusion.studio.tabs.settings import Settings
 
@@ -162,7 +162,7 @@ def _delete_panel(session: Session, settings: Settings, picker: gr.HTML) -> tupl
         session.library.delete(name)
         return _update_cards(session, None)
 
-    delete.click(_ask_for_confirmation, picker, [confirmation, question], api_visibility="private")
+    delete.click(ask_for_confirmation, picker, [confirmation, question], api_visibility="private")
     cancel.click(lambda: gr.update(visible=False), None, confirmation, api_visibility="private")
     return confirmation, confirm.click(delete_adapter, picker, [picker, settings.adapters], api_name="delete")
 
@@ -172,15 +172,11 @@ def _update_cards(session: Session, selected: str | None) -> list[Any]:
     return [gr.update(value=selected, entries=card_entries(session)), gr.update(entries=card_entries(session))]
 
 
-def _ask_for_confirmation(name: str | None) -> Any:
-    escaped = html.escape(str(name)[:80])
-    return gr.update(visible=bool(name)), f"<p class='note'>Delete <b>{escaped}</b>? This cannot be undone.</p>"
-
-
 def _details(entry: Entry, components: list[Component]) -> str:
     """Return the HTML of an adapter's details: thumbnail, facts and rotation angles."""
     name = html.escape(entry.name)
-    image = f'<img src="{data_url(entry.thumbnail, 640)}" alt="Image generated with {name}">' if entry.thumbnail else ""
+    url = thumbnail_url(entry.thumbnail, 640)
+    image = f'<img src="{url}" alt="Image generated with {name}">' if url else ""
     parameters = sum(component.parameters for component in components)
     layers = sum(len(component.layers) for component in components)
     facts = {

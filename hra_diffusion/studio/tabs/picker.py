@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import data_url
+from hra_diffusion.studio.tabs.common import thumbnail_url
 
 _SCRIPT = (Path(__file__).parents[1] / "picker.js").read_text(encoding="utf-8")
 
@@ -43,7 +43,7 @@ def card_entries(session: Session) -> list[dict[str, Any]]:
             "rank": entry.rank,
             "annotator": entry.annotator or "",
             "trigger": entry.trigger or "",
-            "thumbnail": data_url(entry.thumbnail, 160) if entry.thumbnail else "",
+            "thumbnail": thumbnail_url(entry.thumbnail, 160),
         }
         for entry in session.library.entries()
     ]

@@ -13,7 +13,6 @@ from hra_diffusion.errors import ImageError
 from hra_diffusion.studio.engine.conditions import AS_TRAINED, NO_ANNOTATOR
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.uploads import read_upload
 from hra_diffusion.studio.tabs.common import client_id, named_parameters, served_copy
 
 
@@ -75,9 +74,10 @@ def request_from_settings(session: Session, values: dict[str, Any]) -> GenerateR
     """Make the request from the settings' values; raises ConfigError, and ImageError for unusable images."""
     if values.get("new_seed"):
         values["seed"] = secrets.randbelow(_MAX_RANDOM_SEED)
-    if image := values.get("image"):
-        values["image"] = session.uploads.save(read_upload(Path(image)))
+    image = values.pop("image", None)
     request = GenerateRequest.from_json(values)
+    if image:
+        request = session.with_start_image(request, Path(image))
     if values.get("control_image"):
         request = session.with_condition(request, Path(values["control_image"]), values["annotator"])
     return request
