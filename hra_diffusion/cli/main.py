@@ -13,10 +13,9 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from hra_diffusion.cli.stopping import Stopped
-from hra_diffusion.cli.terminal import spell_unknown_characters
+from hra_diffusion.cli.terminal import flushed_output, is_of_output, prepare_streams, report
 from hra_diffusion.errors import HRAError
 from hra_diffusion.text import nearest
 from hra_diffusion.version import __version__
@@ -38,49 +37,52 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a sub-command and return its exit code."""
-    spell_unknown_characters()
     name, *arguments = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
-        width = max(map(len, COMMANDS))
-        print("usage: hra-diffusion COMMAND [OPTIONS]\n")
-        print("\n".join(f"  {command:<{width}}  {does}" for command, does in COMMANDS.items()))
-        print(
-            "\nhra-diffusion COMMAND --help lists the options of a command; hra-diffusion --version prints the version."
-        )
-        return 0
+        return run(_print_help, ())
     if name == "--version":
-        print(f"hra-diffusion {__version__}")
-        return 0
+        return run(lambda _: print(f"hra-diffusion {__version__}"), ())
     if name not in COMMANDS:
-        print(f"hra-diffusion: unknown command {name!r}{nearest(name, COMMANDS)}", file=sys.stderr)
+        prepare_streams()
+        report(f"hra-diffusion: unknown command {name!r}{nearest(name, COMMANDS)}")
         return 2
     return run(importlib.import_module(f"hra_diffusion.cli.{name.replace('-', '_')}").main, arguments)
 
 
+def _print_help(_: Sequence[str]) -> None:
+    width = max(map(len, COMMANDS))
+    print("usage: hra-diffusion COMMAND [OPTIONS]\n")
+    print("\n".join(f"  {command:<{width}}  {does}" for command, does in COMMANDS.items()))
+    print("\nhra-diffusion COMMAND --help lists the options of a command; hra-diffusion --version prints the version.")
+
+
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
     """Run a command's function; errors become messages on stderr."""
-    spell_unknown_characters()
+    prepare_streams()
     _quiet_libraries()
     _tune_garbage_collection()
     try:
-        command(arguments)
+        with flushed_output():
+            command(arguments)
     except HRAError as error:
-        print(f"Error: {error}", file=sys.stderr)
+        report(f"Error: {error}")
         return 2
-    except BrokenPipeError:  # the reader of the output has ended
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
     except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
+        lost = is_of_output(error)
+        if isinstance(error, BrokenPipeError):  # the reader of the output has ended
+            return 141
+        if lost:
+            report(f"Error: The output cannot be written: {error.strerror}.")
+        elif error.errno in (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP):
+            report(f"Error: {error.filename} cannot be used here: {error.strerror}.")
+        else:
             raise
-        print(f"Error: {error.filename} cannot be used here: {error.strerror}.", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        with suppress(OSError):  # the terminal was closed
-            print(f"\n{stopped}", file=sys.stderr)
+        report(f"\n{stopped}")
         return stopped.exit_code
     except KeyboardInterrupt:
-        print("\nInterrupted: files that were complete are kept.", file=sys.stderr)
+        report("\nInterrupted: files that were complete are kept.")
         return 130
     return 0
 

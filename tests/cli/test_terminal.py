@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hra_diffusion.cli.main import main
+from hra_diffusion.cli.main import COMMANDS, main
 from hra_diffusion.cli.terminal import spell_unknown_characters
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -109,3 +109,57 @@ def test_images_whose_names_are_not_utf8_are_trained_and_printed_with_escapes(
     assert main(["train", *flags, "--max_train_steps", "1", "--report_to", "none", "--dry_run"]) == 0
     output.flush()
     assert r"\udcfe.png: 40×40" in output.buffer.getvalue().decode()
+
+
+COMMAND = f'"{sys.executable}" -m hra_diffusion.cli.main'
+
+
+def in_shell(script: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a bash script in which $HRA is the command."""
+    script = f"set -o pipefail; {script.replace('$HRA', COMMAND)}"
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(["bash", "-c", script], capture_output=True, cwd=PROJECT, env=settings, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "error"),
+    [
+        ("$HRA --help | true", 141, b""),
+        ("$HRA --help | head -1", 0, b""),
+        ("$HRA --help > /dev/full", 2, b"Error: The output cannot be written: No space left on device.\n"),
+        ("$HRA --version > /dev/full", 2, b"Error: The output cannot be written: No space left on device.\n"),
+        ("$HRA --help >&-", 0, b""),
+        ("$HRA --help <&-", 0, b""),
+        ("$HRA --help <&- >&- 2>&-", 0, b""),
+        ("$HRA nothing 2> /dev/full", 2, b""),
+        ("$HRA nothing 2>&-", 2, b""),
+        ("$HRA inspect nowhere 2> /dev/full", 2, b""),
+        ("$HRA inspect nowhere <&- >&-", 2, b"Error: There is no adapter in "),
+    ],
+)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_closed_full_and_broken_streams_end_no_command_in_a_traceback(script, code, error, unbuffered):
+    done = in_shell(script, PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == code or (code == 0 and done.returncode == 141), done
+    assert done.stderr.startswith(error) and done.stderr.count(b"\n") == bool(error), done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_every_command_survives_every_stream(name):
+    for script in ("| true", "| head -1", "> /dev/full", ">&-", "<&-", "2>&-", "<&- >&- 2>&-"):
+        done = in_shell(f"$HRA {name} --help {script}")
+        assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr, done.stderr
+        assert done.returncode in (0, 1, 2, 141)
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = in_shell(f"$HRA {name} --help", **plain)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.isascii()
+
+
+def test_a_description_is_printed_in_a_locale_without_utf8(trained):
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = in_shell(f"$HRA inspect {trained}", **plain)
+    assert (done.returncode, done.stderr) == (0, b""), done.stderr
+    assert b"largest angle" in done.stdout and done.stdout.isascii()
+    done = in_shell(f"$HRA inspect {trained} | true")
+    assert (done.returncode, done.stderr) == (141, b"")
