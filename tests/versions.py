@@ -1,4 +1,4 @@
-"""Tests that need a newer library than the oldest supported one."""
+"""Tests of what a library has only since a version that is newer than the oldest supported one."""
 
 from importlib.metadata import version
 
@@ -11,11 +11,7 @@ def older(library: str, than: str) -> bool:
     return Version(version(library)) < Version(than)
 
 
-def needs(library: str, oldest: str, reason: str) -> pytest.MarkDecorator:
-    """Skip a test where a library is older than a version; the reason says what came with the version."""
-    return pytest.mark.skipif(older(library, oldest), reason=f"{library} {oldest}: {reason}")
-
-
-# Users offload to a CPU, and not from one.
-MODELS_ON_A_CPU = pytest.param("model", marks=needs("diffusers", "0.35", "models offload without an accelerator"))
-GROUPS_ON_A_CPU = pytest.param("group", marks=needs("diffusers", "0.41", "groups offload without an accelerator"))
+# Users offload from an accelerator to the CPU; tests do it without the accelerator.
+offloads_groups = pytest.mark.skipif(
+    older("diffusers", "0.41"), reason="diffusers 0.41: groups of layers are offloaded without an accelerator"
+)

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
-from diffusers.hooks import apply_group_offloading
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
@@ -15,7 +14,6 @@ from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.formats.folders import RecordedBase, recorded_base
 from hra_diffusion.formats.run_folder import BASE_OPTIONS
-from hra_diffusion.pipelines.components import models
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.resources import find_data
@@ -121,8 +119,7 @@ def move_or_offload(pipe: Pipeline, device: torch.device, offload: Offload = "no
     elif offload == "sequential":
         pipe.enable_sequential_cpu_offload(device=device)
     elif offload == "group":
-        for model in models(pipe).values():  # diffusers 0.36 and newer do so with enable_group_offload
-            apply_group_offloading(model, device, offload_type="leaf_level")
+        pipe.enable_group_offload(device, offload_type="leaf_level")
     else:
         pipe.to(device)
     return pipe

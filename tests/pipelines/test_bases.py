@@ -21,7 +21,7 @@ from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.resources import recorded_path
 from hra_diffusion.studio.engine.library import Library
 from tests.conftest import save_images
-from tests.versions import GROUPS_ON_A_CPU, MODELS_ON_A_CPU
+from tests.versions import offloads_groups
 
 CPU = torch.device("cpu")
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
@@ -197,7 +197,7 @@ def test_a_half_precision_pipeline_edits_images_with_a_float32_autoencoder(tiny_
     assert generate_image(edited, "a cat", 0, **options).size == (32, 32)
 
 
-@pytest.mark.parametrize("offload", [MODELS_ON_A_CPU, GROUPS_ON_A_CPU])
+@pytest.mark.parametrize("offload", ["model", pytest.param("group", marks=offloads_groups)])
 def test_offloading_changes_no_image(tiny_sd, offload):
     whole, offloaded = load_pipeline(str(tiny_sd)), load_pipeline(str(tiny_sd))
     for pipe in (whole, offloaded):

@@ -24,12 +24,9 @@ from hra_diffusion.errors import AdapterFileError, ConfigError, MergeError
 from hra_diffusion.pipelines import disable_hra
 from hra_diffusion.pipelines.bases import move_or_offload
 from hra_diffusion.pipelines.components import lock_of, offloading_suspended
-from tests.versions import GROUPS_ON_A_CPU, MODELS_ON_A_CPU, needs
+from tests.versions import offloads_groups
 
 CPU = torch.device("cpu")
-REPEATED_BLOCKS = pytest.param(
-    "repeated blocks", marks=needs("diffusers", "0.35", "models have compile_repeated_blocks")
-)
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ def close(one, other, tolerance: float = 1e-5) -> bool:
     return torch.allclose(one, other, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("offload", [MODELS_ON_A_CPU, GROUPS_ON_A_CPU])
+@pytest.mark.parametrize("offload", ["model", pytest.param("group", marks=offloads_groups)])
 @pytest.mark.parametrize("first", [True, False])
 def test_offloading_works_before_and_after_loading(pipe, adapters, expected, image, offload, first, tmp_path):
     whole, half, base = expected
@@ -108,7 +105,7 @@ def test_a_fused_pipeline_with_sequential_offloading_restores_its_weights(pipe, 
     assert torch.equal(image(pipe), base)
 
 
-@needs("diffusers", "0.41", "groups offload without an accelerator")
+@offloads_groups
 def test_groups_of_layers_on_a_disk_generate_and_refuse_changes(pipe, adapters, expected, image, tmp_path):
     load_hra_weights(pipe, adapters / "a")
     set_hra_adapters(pipe, "default", 0.5)
@@ -124,7 +121,7 @@ def test_groups_of_layers_on_a_disk_generate_and_refuse_changes(pipe, adapters, 
     assert close(image(pipe), expected[1])
 
 
-@needs("diffusers", "0.41", "groups offload without an accelerator")
+@offloads_groups
 def test_changes_without_tensors_work_with_groups_of_layers_on_a_disk(pipe, adapters, expected, image, tmp_path):
     whole, _, base = expected
     apply_group_offloading(pipe.vae, CPU, CPU, "leaf_level", offload_to_disk_path=str(tmp_path / "vae"))
@@ -203,7 +200,7 @@ def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters
     assert close(half, expected[0], 0.15)
 
 
-@pytest.mark.parametrize("how", ["whole", "in place", REPEATED_BLOCKS])
+@pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
 def test_compiled_models_generate_the_same_images(pipe, adapters, expected, image, how):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)

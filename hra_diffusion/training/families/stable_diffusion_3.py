@@ -52,7 +52,6 @@ class StableDiffusion3(Family):
     def _encode_with_t5(self, prompts: list[str]) -> Conditioning:
         t5, tokenizer = self.pipe.text_encoder_3, self.pipe.tokenizer_3
         if t5 is None:
-            # Zeros, as many as when generating: 256 tokens, or CLIP's 77 before diffusers 0.36.
-            return {"t5": self.pipe._get_t5_prompt_embeds(prompts, 1, T5_TOKENS, torch.device("cpu"), torch.float32)}
+            return {"t5": torch.zeros(len(prompts), T5_TOKENS, self.pipe.transformer.config.joint_attention_dim)}
         tokens = tokenizer(prompts, padding="max_length", max_length=T5_TOKENS, truncation=True, return_tensors="pt")
         return {"t5": t5(tokens.input_ids.to(t5.device))[0].cpu()}
