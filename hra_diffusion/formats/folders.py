@@ -19,7 +19,7 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.reading import parse_toml, read_bytes, read_json
-from hra_diffusion.formats.run_folder import BASE_FILE, base_settings, run_file
+from hra_diffusion.formats.run_folder import BASE_FILE, BASE_PATHS, base_settings, run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
 from hra_diffusion.resources import relative_to
 
@@ -152,8 +152,7 @@ def run_settings(folder: str | Path) -> dict[str, Any]:
         AdapterFileError: the file is damaged.
     """
     flat = {key: value for key, value in _run_table(folder).items() if not key.endswith("_dir")}
-    paths = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path")
-    return flat | {key: public_name(flat[key]) for key in paths if flat.get(key)}
+    return flat | {key: public_name(flat[key]) for key in BASE_PATHS if flat.get(key)}
 
 
 def _run_table(folder: str | Path) -> dict[str, Any]:

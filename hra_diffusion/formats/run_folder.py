@@ -18,11 +18,19 @@ BASE_OPTIONS = {
     "revision": "revision",
     "variant": "variant",
     "pretrained_vae_model_name_or_path": "vae",
+    "pretrained_config_name_or_path": "config",
     "prediction_type": "prediction_type",
     "rescale_betas_zero_snr": "rescale_betas_zero_snr",
     "clip_skip": "clip_skip",
 }
 """Settings of a run that say what its base is, each with its option of ``pipelines.load_pipeline``."""
+
+BASE_PATHS = (
+    "pretrained_model_name_or_path",
+    "pretrained_vae_model_name_or_path",
+    "pretrained_config_name_or_path",
+)
+"""Settings of a run that name models, by path or hub name."""
 
 BASE_FILE = "base.json"
 """File in an adapter's folder with the settings of its base, beside those that PEFT's files have."""

@@ -20,7 +20,7 @@ from hra_diffusion.resources import find_data
 
 Offload = Literal["none", "model", "sequential", "group"]
 
-_OF_ONE_MODEL = ("revision", "variant")
+_OF_ONE_MODEL = ("revision", "variant", "config")
 PRECISIONS = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Precision of the frozen model for each value of --mixed_precision."""
 
@@ -33,7 +33,8 @@ def find_base(
 ) -> RecordedBase:
     """Return the base model of adapters: what the caller names, and else what the adapters' files record.
 
-    A base other than the recorded one has its own revision and variant; the other recorded settings apply to it, too.
+    A base other than the recorded one has its own revision, variant and config; the other recorded settings apply to
+    it, too.
 
     Args:
         adapters: folders of adapters or runs, or repositories on the hub.

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from hra_diffusion.dtypes import to_dtype
-from hra_diffusion.errors import ModelError
+from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
 from hra_diffusion.pipelines.components import denoiser_name, models, set_base_options, tokenizer_of
@@ -91,9 +91,14 @@ def load_pipeline(
         options: arguments of ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        ConfigError: the dtype or the prediction type is not supported.
+        ConfigError: the dtype or the prediction type is not supported, or a config is for no single file.
         ModelError: it is no model, or an incomplete or damaged one.
     """
+    if config and not is_single_file(name):
+        raise ConfigError(
+            f"--pretrained_config_name_or_path is for a model in a single file, not {name!r}: leave it out."
+        )
+    paths = {option: path and recorded_path(path) for option, path in (("vae", vae), ("config", config))}
     dtype, config = to_dtype(dtype), config or model_config(name)
     index = _index(config, options.get("revision"))
     left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
@@ -121,7 +126,7 @@ def load_pipeline(
     _set_noise_schedule(pipe, name, prediction_type, rescale_betas_zero_snr)
     set_clip_skip(pipe, clip_skip)
     noise = {"prediction_type": prediction_type, "rescale_betas_zero_snr": rescale_betas_zero_snr}
-    set_base_options(pipe, options | noise | {"clip_skip": clip_skip, "vae": vae and recorded_path(vae)})
+    set_base_options(pipe, options | noise | paths | {"clip_skip": clip_skip})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -101,8 +101,8 @@ def _adapter_files(folder: Path, parts: Mapping[str, Path]) -> dict[str, bytes]:
     encoder = encoder_beside(parts)
     encoder_files = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
     base = recorded_base(folder)
-    vae = base.options.get("vae")
-    files |= base_files({**base.options, "vae": vae and public_name(vae)}, base.mixed_precision)
+    public = {name: public_name(path) for name in ("vae", "config") if (path := base.options.get(name))}
+    files |= base_files({**base.options, **public}, base.mixed_precision)
     return files | token_files(tokens_beside(parts)) | encoder_files
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from peft import PeftModel
+from safetensors.torch import save_file
 
 from hra_diffusion import AdapterFileError, ConfigError, export_lora, fit_lora, load_pipeline
 from hra_diffusion.cli.main import main
@@ -19,12 +21,26 @@ from hra_diffusion.pipelines import load_hra_weights, prompt_options, save_hra_w
 from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, move_or_offload
 from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.resources import recorded_path
+from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.studio.engine.library import Library
 from tests.conftest import save_images
+from tests.pipelines.test_single_files import original_tensors
 from tests.versions import offloads_groups
 
 CPU = torch.device("cpu")
 SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 2.0}
+
+
+def train(*flags: str) -> None:
+    """Train on the images in dog, into run; accelerate has one state a process, and runs differ in precision."""
+    images = ["--instance_data_dir", "dog", "--num_validation_images", "1", "--num_inference_steps", "2"]
+    for state in (AcceleratorState, GradientState):
+        state._reset_state()
+    try:
+        assert main(["train", *flags, *images, "--max_train_steps", "2", "--output_dir", "run"]) == 0
+    finally:
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +53,7 @@ def run_on_variant(tiny_sd, tmp_path_factory) -> Path:
         patch.chdir(root)
         flags = ["--pretrained_model_name_or_path", "models/half", "--variant", "fp16", "--revision", "v1"]
         flags += ["--clip_skip", "1", "--mixed_precision", "bf16"]
-        images = ["--instance_data_dir", "dog", "--num_validation_images", "1", "--num_inference_steps", "2"]
-        assert main(["train", *flags, *images, "--max_train_steps", "2", "--output_dir", "run"]) == 0
+        train(*flags)
     return root / "run"
 
 
@@ -108,6 +123,22 @@ def test_a_damaged_record_is_refused(subject_folder, tmp_path, record, message):
     (copy / BASE_FILE).write_text(json.dumps(record))
     with pytest.raises(AdapterFileError, match=message):
         recorded_base(copy)
+
+
+def test_the_configuration_of_a_single_file_is_recorded(tiny_sd, tmp_path, monkeypatch):
+    pipe = load_pipeline(str(tiny_sd))
+    save_file(original_tensors(pipe), tmp_path / "sd.safetensors")
+    save_images(tmp_path / "dog")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_sd, "config")
+    flags = ["--pretrained_model_name_or_path", "sd.safetensors", "--pretrained_config_name_or_path", "config"]
+    train(*flags)
+    assert read_base("sd.safetensors", {"config": "config"}).size == 32
+    monkeypatch.chdir(shutil.copytree("run/adapter", tmp_path / "elsewhere" / "copy"))
+    assert recorded_base(".").options["config"] == str(tmp_path / "config")
+    assert main(["generate", "--adapter", ".", "--prompt", "a dog"]) == 0
+    with pytest.raises(ConfigError, match="--pretrained_config_name_or_path is for a model in a single file"):
+        load_pipeline(str(tiny_sd), config="config")
 
 
 def test_a_missing_relative_path_is_reported_with_the_folder_it_was_relative_to(tiny_sd, tmp_path, monkeypatch):

@@ -47,9 +47,11 @@ def read_base(source: str, options: Mapping[str, Any] | None = None) -> Base:
     Raises:
         ModelError: the source is no model, is incomplete, or has an architecture that the studio does not support.
     """
-    config = pipelines.model_config(source) if Path(source).is_file() else source
+    options = options or {}
+    is_file = Path(source).is_file()
+    config = (options.get("config") or pipelines.model_config(source)) if is_file else source
     try:
-        return _read(source, config, options or {})
+        return _read(source, config, options)
     except (KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"The model {source!r} cannot be used: its JSON files are incomplete ({error}).") from error
 

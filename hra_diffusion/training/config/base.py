@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from hra_diffusion.formats.run_folder import BASE_OPTIONS
+from hra_diffusion.formats.run_folder import BASE_OPTIONS, BASE_PATHS
 from hra_diffusion.resources import recorded_path
 from hra_diffusion.training.config.file import flat_values, with_values
 from hra_diffusion.training.config.root import TrainingConfig
@@ -21,7 +21,6 @@ _FOLDERS = (
     "validation_data_dir",
     "cache_dir",
 )
-_MODELS = ("pretrained_model_name_or_path", "pretrained_vae_model_name_or_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,9 @@ class BaseConfig:
     """Autoencoder (VAE) in place of the base model's: folder or hub name. By default that of the adapter's
     training run."""
 
+    pretrained_config_name_or_path: str | None = None
+    """Configuration of a base model in a single file: model folder or hub name. By default that of the adapter's
+    training run, or the folder beside the file."""
     clip_skip: int | None = None
     """Clip skip: number of CLIP's last layers that prompts skip. By default that of the adapter's training run."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
@@ -72,6 +74,6 @@ class PlacementConfig:
 def with_recorded_paths(config: Config) -> Config:
     """Return settings as a run records them, with absolute paths of its inputs."""
     values = flat_values(config)
-    paths: dict[str, Any] = {name: recorded_path(values[name]) for name in _MODELS if values.get(name)}
+    paths: dict[str, Any] = {name: recorded_path(values[name]) for name in BASE_PATHS if values.get(name)}
     paths |= {name: Path(recorded_path(str(values[name]))) for name in _FOLDERS if values.get(name)}
     return with_values(config, paths)

@@ -21,6 +21,9 @@ class ModelConfig:
     pretrained_vae_model_name_or_path: str | None = None
     """Autoencoder (VAE) in place of the model's, such as one for SDXL that works in half precision: a folder or a name
     on the hub, of an autoencoder or of a model with one, or a single file."""
+    pretrained_config_name_or_path: str | None = None
+    """Configuration of a base model in a single file: a model folder, of which the JSON files suffice, or a name on the
+    hub. By default it is the folder beside the file with the file's name, or a guess from the weights."""
     prediction_type: Literal["epsilon", "v_prediction", "sample"] | None = None
     """Prediction of the denoiser: noise, v or the image. By default that of a single file's marks or the scheduler."""
     rescale_betas_zero_snr: bool = False

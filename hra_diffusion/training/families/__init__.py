@@ -27,7 +27,7 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
         ModelError: there is no such folder or model, or its family cannot be trained.
     """
     name = str(model.pretrained_model_name_or_path)
-    kind = pipeline_class(name, model.revision)
+    kind = pipeline_class(model.pretrained_config_name_or_path or name, model.revision)
     if kind not in FAMILIES:
         raise ModelError(f"{name!r} is a {kind}, which cannot be trained here: use a model of {', '.join(FAMILIES)}.")
     family = FAMILIES[kind]

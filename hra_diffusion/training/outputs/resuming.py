@@ -21,6 +21,7 @@ FREE = frozenset(
         "pretrained_model_name_or_path",
         "revision",
         "variant",
+        "pretrained_config_name_or_path",
         "pretrained_vae_model_name_or_path",  # its weights are in the model's digest
         "instance_data_dir",
         "class_data_dir",
