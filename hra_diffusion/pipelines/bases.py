@@ -110,6 +110,7 @@ def load_base(
         if not hasattr(pipe.vae, f"enable_{name}"):
             raise ConfigError(f"The autoencoder, {type(pipe.vae).__name__}, has no {name}: leave out --vae_{name}.")
         getattr(pipe.vae, f"enable_{name}")()
+    decode_one_by_one(pipe, device)
     return move_or_offload(pipe, device, offload)
 
 
@@ -124,6 +125,12 @@ def move_or_offload(pipe: Pipeline, device: torch.device, offload: Offload = "no
     else:
         pipe.to(device)
     return pipe
+
+
+def decode_one_by_one(pipe: Pipeline, device: torch.device) -> None:
+    """Decode the images of a batch one by one on a device with memory of its own; a CPU decodes them together."""
+    if device.type != "cpu" and hasattr(pipe.vae, "enable_slicing"):
+        pipe.vae.enable_slicing()
 
 
 def keep_vae_precision(vae: Any) -> None:

@@ -1,7 +1,7 @@
 """Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
 
 from hra_diffusion.formats.files import check_writable
-from hra_diffusion.pipelines.bases import PRECISIONS
+from hra_diffusion.pipelines.bases import PRECISIONS, decode_one_by_one
 from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
@@ -26,6 +26,7 @@ def prepare_run(task: Task) -> Run:
     warn_of_unseen_gpu(accelerator.device)
     task.read_inputs(accelerator)
     family = load(task.config.model, PRECISIONS[task.config.run.mixed_precision])
+    decode_one_by_one(family.pipe, accelerator.device)
     task.plan(family, accelerator.num_processes)
     config = task.config
     add_adapters(family, config.adapter, config.model, config.run, accelerator.device)

@@ -126,7 +126,8 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"
 
 
 def test_there_is_a_config_for_each_common_case():
-    usual = ["embedded", "embedded_control", "face", "style", "subject-sd15-8gb", "subject-sdxl-12gb"]
+    usual = ["embedded", "embedded_control", "face", "style", "subject-sd15-8gb", "subject-sd35-medium-12gb"]
+    usual.append("subject-sdxl-12gb")
     assert [path.stem for path in CONFIGS] == usual
 
 

@@ -1,5 +1,10 @@
 """Predicted memory equals that of the same computation with data; live bytes are those of tensors in use."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -100,6 +105,19 @@ def test_swapped_blocks_and_quantized_layers_need_less(config):
         weights.append(predicted(run, run.build_trainer(Cache(None)))["train", "unet"].weights)
     assert weights[1] < weights[0]
     assert weights[2] < weights[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["subject-sd15-8gb", "subject-sdxl-12gb", "subject-sd35-medium-12gb"])
+def test_a_config_needs_less_memory_than_its_name_says(name):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "benchmarks/memory.py", "--only", name]
+    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    peaks = [float(size) for size in re.findall(r"\| +([\d.]+) GB \| +\d+ +\|$", printed, re.MULTILINE)]
+    assert len(peaks) >= 5
+    assert max(peaks) + 1 <= int(re.search(r"(\d+)gb$", name)[1])
+    figures = re.findall(r"([\d.]+) GB", (root / "configs" / f"{name}.toml").read_text())
+    assert f"{max(peaks):.1f}" in figures
 
 
 def test_half_precision_keeps_normalizations_in_float32(config):

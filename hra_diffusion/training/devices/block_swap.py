@@ -1,9 +1,9 @@
 """Block swap: the frozen weights of a denoiser's last blocks are in main memory, and on the device while called.
 
-The swapped blocks share one place on the device: calling a block loads its weights there, over those of the block
-called before. Gradient checkpointing calls each block again in the backward pass, and so loads it again; without it,
-autograd would keep the weights of all blocks on the device. Frozen weights do not change, so nothing is copied back.
-Trained weights stay on the device. kohya's and SimpleTuner's scripts have the same flag.
+Calling a swapped block loads its weights to the device, and removes those of the swapped block called before. Gradient
+checkpointing calls each block again in the backward pass, and so loads it again; without it, autograd would keep the
+weights of all blocks on the device. Frozen weights do not change, so nothing is copied back. Trained weights stay on
+the device. kohya's and SimpleTuner's scripts have the same flag.
 """
 
 import logging
@@ -37,9 +37,9 @@ def swap_blocks(model: nn.Module, count: int, device: torch.device) -> None:
         raise ConfigError(
             f"--blocks_to_swap is {count}, and the denoiser has {len(blocks)} blocks: give {len(blocks)} or fewer."
         )
-    place: list[SwappedBlock] = []
+    resident: list[SwappedBlock] = []
     for block in blocks[len(blocks) - count :]:
-        SwappedBlock(block, device, place)
+        SwappedBlock(block, device, resident)
 
 
 def swapped_weights(model: nn.Module) -> list[nn.Parameter]:
@@ -56,10 +56,10 @@ class SwappedBlock:
     Args:
         block: the block.
         device: the device on which it is called.
-        place: the swapped block whose weights are on the device, if any; shared by all blocks.
+        resident: the swapped block whose weights are on the device, if any; shared by all blocks.
     """
 
-    def __init__(self, block: nn.Module, device: torch.device, place: "list[SwappedBlock]") -> None:
+    def __init__(self, block: nn.Module, device: torch.device, resident: "list[SwappedBlock]") -> None:
         self.weights = [
             (module, name, _pinned(weight, device))
             for module in block.modules()
@@ -67,7 +67,7 @@ class SwappedBlock:
             if weight is not None and not weight.requires_grad
         ]
         self._device = device
-        self._place = place
+        self._resident = resident
         self._apply = block._apply
         block.__dict__["_swapped"] = self
         block.__dict__["_apply"] = self._apply_to_others
@@ -75,12 +75,12 @@ class SwappedBlock:
         self._unload_weights()
 
     def _load_weights(self, *_: Any) -> None:
-        """Have the frozen weights on the device, in place of another block's."""
-        if self._place == [self]:
+        """Have the frozen weights on the device, and no other block's."""
+        if self._resident == [self]:
             return
-        for other in self._place:
+        for other in self._resident:
             other._unload_weights()
-        self._place[:] = [self]
+        self._resident[:] = [self]
         for module, name, weight in self.weights:
             copy = weight.detach().to(self._device, copy=True, non_blocking=True)
             module._parameters[name] = nn.Parameter(copy, requires_grad=False)
@@ -92,7 +92,7 @@ class SwappedBlock:
 
     def _apply_to_others(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         """Move or cast everything but the frozen weights; see `torch.nn.Module._apply`."""
-        self._place[:] = [block for block in self._place if block is not self]
+        self._resident[:] = [block for block in self._resident if block is not self]
         for module, name, _ in self.weights:
             module._parameters[name] = None
         try:
@@ -102,7 +102,7 @@ class SwappedBlock:
 
 
 def _pinned(weight: nn.Parameter, device: torch.device) -> nn.Parameter:
-    """Return a weight in page-locked memory, from which a GPU copies faster; quantized weights stay as they are."""
+    """Copy a weight to page-locked memory, for fast copies to a GPU; return a quantized weight as it is."""
     if device.type != "cuda" or type(weight.data) is not Tensor:
         return weight
     return nn.Parameter(weight.data.pin_memory(), requires_grad=False)

@@ -13,10 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
 
 from hra_diffusion.pipelines.components import models
 from hra_diffusion.training.data.latents import ENCODER_PIXELS
@@ -50,23 +47,31 @@ def predict_memory(
     *,
     precision: torch.dtype = torch.float32,
     copies_of_trained_weights: int = 3,
+    images_at_once: int = 4,
 ) -> list[PhaseMemory]:
     """Predict the memory of a run on a GPU, where models are on the device only while a phase calls them.
 
     Args:
-        denoiser: the task's denoiser, with adapters.
+        denoiser: the task's denoiser, with adapters; it may be without data already.
         family: the model that the denoiser belongs to.
         inputs: a batch of the loss.
         precision: the precision of autocast.
         copies_of_trained_weights: their gradients and the optimizer's state: 3 for Adam.
+        images_at_once: images that are generated together; each is decoded alone.
     """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(mode):
-        denoiser, family = copy.deepcopy((denoiser, family))
-    device = next(denoiser.parameters()).device
+    weight = next(denoiser.parameters())
+    device = weight.device
+    if isinstance(weight.data, FakeTensor):
+        mode = weight.data.fake_mode
+    else:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with FakeCopyMode(mode):
+            denoiser, family = copy.deepcopy((denoiser, family))
     text_encoder_trains = isinstance(denoiser, Denoiser) and denoiser.text_encoder_trains
     distinct = _distinct_prompts(inputs, family) if text_encoder_trains else 0
     with mode:
+        if precision is not torch.float32:
+            _normalize_in_float32([denoiser, *models(family.pipe).values()])
         phases = _Phases(
             denoiser=denoiser,
             family=family,
@@ -79,7 +84,11 @@ def predict_memory(
             distinct_prompts=distinct,
             precision=precision,
         )
-        return [*phases.encode_phase(), phases.train_phase(copies_of_trained_weights), *phases.validate_phase()]
+        return [
+            *phases.encode_phase(),
+            phases.train_phase(copies_of_trained_weights),
+            *phases.validate_phase(2 * images_at_once),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +123,12 @@ class _Phases:
 
         return self._measure("train", self.family.denoiser_name, [self.denoiser], step, state)
 
-    def validate_phase(self) -> Iterator[PhaseMemory]:
+    def validate_phase(self, rows: int) -> Iterator[PhaseMemory]:
         pipe, latent = self.family.pipe, self.latents[:1]
         yield from self._encode_prompts("validate", text_encoder_trains=False)
-        conditions = self._embedded(2)  # with guidance and without
-        noisy = latent.to(self.family.model.dtype).expand(2, -1, -1, -1)
-        timesteps = torch.zeros(2, dtype=torch.long, device=latent.device)
+        conditions = self._embedded(rows)  # with guidance: two rows an image
+        noisy = latent.to(self.family.model.dtype).expand(rows, -1, -1, -1)
+        timesteps = torch.zeros(rows, dtype=torch.long, device=latent.device)
         model = self.family.model
         yield self._measure(
             "validate", self.family.denoiser_name, [model], lambda: self.family.predict(noisy, timesteps, conditions)
@@ -155,25 +164,19 @@ class _Phases:
         weights = live.add([*state, *(tensor for model in models for tensor in _on_the_device(model))])
         half = self.precision is not torch.float32
         autocast = torch.autocast(self.latents.device.type, self.precision) if half else nullcontext()
-        with live, torch.no_grad(), _NormsInFloat32(), autocast:
+        with live, torch.no_grad(), autocast:
             compute()
         return PhaseMemory(phase=phase, component=component, weights=weights, peak=live.peak, launches=live.launches)
 
 
-class _NormsInFloat32(TorchFunctionMode):
-    """Computes normalizations in float32 under autocast, as a GPU does; a CPU keeps their precision."""
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        options: dict[str, Any] = kwargs or {}
-        if func in (functional.layer_norm, functional.group_norm) and torch.is_autocast_enabled("cpu"):
-            args, options = tree_map(_float32, args), tree_map(_float32, options)
-        return func(*args, **options)
-
-
-def _float32(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) else value
+def _normalize_in_float32(models: Iterable[nn.Module]) -> None:
+    """Let models compute normalizations in float32, as a GPU does under autocast; a CPU keeps their precision."""
+    for model in models:
+        for norm in model.modules():
+            if isinstance(norm, (nn.LayerNorm, nn.GroupNorm)):
+                for name, weight in norm._parameters.items():
+                    norm._parameters[name] = None if weight is None else nn.Parameter(weight.float(), False)
+                norm.register_forward_pre_hook(lambda _, inputs: tuple(tensor.float() for tensor in inputs))
 
 
 def _on_the_device(model: nn.Module) -> list[Tensor]:
@@ -183,5 +186,6 @@ def _on_the_device(model: nn.Module) -> list[Tensor]:
 
 
 def _distinct_prompts(inputs: Mapping[str, Tensor], family: Family) -> int:
-    """Return the number of distinct prompts in a batch of token ids."""
-    return len(torch.cat([inputs[name] for name in family.text_encoder_names], 1).unique(dim=0))
+    """Return the number of distinct prompts in a batch of token ids; of all prompts if the ids have no data."""
+    tokens = torch.cat([inputs[name] for name in family.text_encoder_names], 1)
+    return len(tokens if isinstance(tokens, FakeTensor) else tokens.unique(dim=0))

@@ -18,7 +18,7 @@ from hra_diffusion.pipelines.protocol import Pipeline
 
 
 def other_models(pipe: Pipeline, trained: Iterable[nn.Module]) -> list[nn.Module]:
-    """Return the models of a pipeline that training steps do not need: those outside the trained modules."""
+    """Return the models of a pipeline outside the trained modules: training steps do not need them."""
     needed = {module for model in trained for module in model.modules()}
     return [model for model in models(pipe).values() if model not in needed]
 

@@ -88,7 +88,7 @@ class Family(ABC):
         ]
 
     def encode_prompts(self, prompts: list[str], text_encoder_trains: bool) -> Conditioning:
-        """Encode prompts by all parts, with the text encoders where they are."""
+        """Encode prompts by all parts, each text encoder on its present device."""
         conditioning: Conditioning = {}
         for part in self.prompt_parts(text_encoder_trains):
             conditioning |= part.encode(prompts)

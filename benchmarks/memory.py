@@ -1,0 +1,223 @@
+"""Predicted memory and launches of the shipped configs on a GPU: `python benchmarks/memory.py`.
+
+    --only subject-sdxl-12gb …    some of the configs
+
+The models have their true sizes and no data, so that this takes a minute and little memory on any machine; see
+`hra_diffusion.training.devices.memory_prediction`. `--measure` takes a training step of Stable Diffusion 1.5 in float32
+on the CPU, with data, and prints its memory beside the prediction.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from measure import describe_machine, print_table, process_peak
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+)
+
+from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.pipelines.bases import PRECISIONS
+from hra_diffusion.resources import DATA
+from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config.file import read_toml
+from hra_diffusion.training.devices.memory_prediction import PhaseMemory, predict_memory
+from hra_diffusion.training.families import FAMILIES
+from hra_diffusion.training.setup import add_adapters
+
+TOKENIZER = DATA / "assets" / "emoji-sd" / "tokenizer"
+CPU = torch.device("cpu")
+
+
+class T5Tokenizer:
+    """A tokenizer whose prompts have no content."""
+
+    def __call__(self, prompts: list[str], *, max_length: int, **_: Any) -> Any:
+        return argparse.Namespace(input_ids=torch.zeros(len(prompts), max_length, dtype=torch.long))
+
+
+def clip(width: int, layers: int, heads: int, projection: int, *, projected: bool) -> Any:
+    """Return a CLIP text encoder."""
+    config = CLIPTextConfig(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        projection_dim=projection,
+    )
+    return (CLIPTextModelWithProjection if projected else CLIPTextModel)(config)
+
+
+def autoencoder(channels: int, size: int) -> AutoencoderKL:
+    """Return the autoencoder of Stable Diffusion, in float32."""
+    torch.set_default_dtype(torch.float32)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(128, 256, 512, 512),
+        layers_per_block=2,
+        latent_channels=channels,
+        sample_size=size,
+    )
+
+
+def stable_diffusion_15() -> Any:
+    """Return Stable Diffusion 1.5."""
+    return StableDiffusionPipeline(
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        text_encoder=clip(768, 12, 12, 768, projected=False),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        scheduler=DDPMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        vae=autoencoder(4, 512),
+    )
+
+
+def stable_diffusion_xl() -> Any:
+    """Return Stable Diffusion XL."""
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(320, 640, 1280),
+        cross_attention_dim=2048,
+        transformer_layers_per_block=(1, 2, 10),
+        attention_head_dim=(5, 10, 20),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    return StableDiffusionXLPipeline(
+        unet=unet,
+        text_encoder=clip(768, 12, 12, 768, projected=False),
+        text_encoder_2=clip(1280, 32, 20, 1280, projected=True),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER),
+        scheduler=DDPMScheduler(),
+        add_watermarker=False,
+        vae=autoencoder(4, 1024),
+    )
+
+
+def stable_diffusion_35_medium() -> Any:
+    """Return Stable Diffusion 3.5 medium."""
+    transformer = SD3Transformer2DModel(
+        sample_size=128,
+        num_layers=24,
+        num_attention_heads=24,
+        attention_head_dim=64,
+        joint_attention_dim=4096,
+        caption_projection_dim=1536,
+        pooled_projection_dim=2048,
+        out_channels=16,
+        pos_embed_max_size=384,
+        dual_attention_layers=tuple(range(13)),
+        qk_norm="rms_norm",
+    )
+    with unset_fake_temporarily():  # it reads its own values
+        scheduler = FlowMatchEulerDiscreteScheduler()
+    t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, feed_forward_proj="gated-gelu")
+    return StableDiffusion3Pipeline(
+        transformer=transformer,
+        text_encoder=clip(768, 12, 12, 768, projected=True),
+        text_encoder_2=clip(1280, 32, 20, 1280, projected=True),
+        text_encoder_3=T5EncoderModel(t5),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_3=T5Tokenizer(),
+        scheduler=scheduler,
+        vae=autoencoder(16, 1024),
+    )
+
+
+MODELS: dict[str, Callable[[], Any]] = {
+    "subject-sd15-8gb": stable_diffusion_15,
+    "subject-sdxl-12gb": stable_diffusion_xl,
+    "subject-sd35-medium-12gb": stable_diffusion_35_medium,
+}
+
+
+def predict(path: Path) -> list[PhaseMemory]:
+    """Predict the memory of a config of configs/."""
+    config = read_toml(path, DreamBoothConfig())
+    precision = PRECISIONS[config.run.mixed_precision]
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        torch.set_default_dtype(precision)
+        pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
+        family = FAMILIES[type(pipe).__name__](pipe)
+        add_adapters(family, config.adapter, config.model, config.run, CPU)
+        trains = config.adapter.text_encoder_trains
+        rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
+        side = (config.data.resolution or 0) // pipe.vae_scale_factor
+        conditions = family.encode_prompts([""], trains) | {"sizes": torch.zeros(1, 6)}
+        inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
+        inputs["latents"] = torch.zeros(rows, pipe.vae.config.latent_channels, side, side)
+        return predict_memory(family.denoiser(trains), family, inputs, precision=precision)
+
+
+def measure() -> None:
+    """Compare the prediction of a step of Stable Diffusion 1.5 with the memory of this process."""
+    before = process_peak()
+    pipe = stable_diffusion_15()
+    family = FAMILIES["StableDiffusionPipeline"](pipe)
+    for model in (pipe.unet, pipe.text_encoder, pipe.vae):
+        model.requires_grad_(False)
+    pipe.unet = HRAModel(pipe.unet, HRAConfig(r=8, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    denoiser = family.denoiser(False)
+    inputs = {"latents": torch.randn(1, 4, 64, 64)} | family.encode_prompts([""], False)
+    (step,) = (part for part in predict_memory(denoiser, family, inputs) if part.phase == "train")
+    others = sum(weight.nbytes for model in (pipe.text_encoder, pipe.vae) for weight in model.parameters())
+    optimizer = torch.optim.AdamW(weight for weight in denoiser.parameters() if weight.requires_grad)
+    for _ in range(2):
+        latents = inputs["latents"]
+        prediction = denoiser(latents, torch.zeros(1, dtype=torch.long), inputs)
+        (prediction - latents).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    print(
+        f"a step of Stable Diffusion 1.5, 512 px, float32: {step.peak / 1e9:.2f} GB predicted, "
+        f"{process_peak() - before - others / 1e9:.2f} GB measured"
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--measure", action="store_true")
+    options = parser.parse_args()
+    print(describe_machine())
+    if options.measure:
+        measure()
+        return
+    for name in options.only:
+        rows = [
+            (part.phase, part.component, f"{part.weights / 1e9:.2f} GB", f"{part.peak / 1e9:.2f} GB", part.launches)
+            for part in predict(DATA / "configs" / f"{name}.toml")
+        ]
+        print_table(name, ("phase", "component", "weights", "peak", "launches"), rows)
+
+
+if __name__ == "__main__":
+    main()
