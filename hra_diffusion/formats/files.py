@@ -35,6 +35,8 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
         OutputError: a file cannot be written; existing files are intact.
     """
     temporary = {path: _hidden(path, "new") for path in contents}
+    earlier = {path: _hidden(path, "old") for path in contents if len(contents) > 1 and path.exists()}
+    renamed: list[Path] = []
     try:
         for path, content in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,14 +44,24 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
+        for path, hidden in earlier.items():
+            with suppress(OSError):  # a file system without hard links
+                os.link(path, hidden)
         for path, hidden in temporary.items():
             hidden.replace(path)
+            renamed.append(path)
         for folder in {path.parent for path in contents}:
             sync(folder)
     except OSError as error:
+        for path in renamed:
+            with suppress(OSError):
+                if path in earlier:
+                    earlier[path].replace(path)
+                else:
+                    path.unlink()
         raise _unwritable(", ".join(map(str, contents)), next(iter(contents)), error) from error
     finally:
-        for hidden in temporary.values():
+        for hidden in (*temporary.values(), *earlier.values()):
             with suppress(OSError):
                 hidden.unlink()
 

@@ -8,7 +8,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from hra_diffusion.errors import ModelError
 
@@ -55,7 +55,7 @@ def read_header(file: str) -> Header:
         with safe_open(file, framework="pt") as opened:
             shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
             metadata = opened.metadata() or {}
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of safetensors, for damaged files
         raise ModelError(f"The model {file!r} cannot be read: {error}") from error
     prediction_type = "v_prediction" if "v_pred" in shapes else _named_prediction_type(metadata)
     return Header(shapes, prediction_type, "ztsnr" in shapes)

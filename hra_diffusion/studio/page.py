@@ -80,7 +80,8 @@ class Page(gr.Blocks):
         """Read the values of a request as gradio does; other errors than gr.Error become messages."""
         try:
             return await super().preprocess_data(block_fn, *values, **keywords)
-        except gr.Error:
+        except gr.Error as error:
+            error.print_exception = False  # gradio logs a traceback of its own refusals
             raise
         except Exception as error:
             raise user_error(

@@ -210,3 +210,20 @@ def test_output_folders_with_reserved_names_are_refused_on_windows(windows, tmp_
         OutputError, match=r"has 'aux\.d', a name that Windows reserves.*choose another with --cache_dir"
     ):
         check_writable(Path("runs/aux.d/x"), "--cache_dir")
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failure_between_the_files_of_one_write_leaves_all_of_them_as_they_were(tmp_path, monkeypatch, failing):
+    (tmp_path / "a").write_text("earlier")
+    replace, calls = Path.replace, []
+
+    def replace_or_fail(path, target):
+        calls.append(path)
+        if len(calls) == failing + 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace_or_fail)
+    with pytest.raises(OutputError, match="existing files are intact"):
+        write_together({tmp_path / name: b"new" for name in "abc"})
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "earlier"}

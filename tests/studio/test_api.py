@@ -419,6 +419,7 @@ def test_unreadable_parameters_are_refused_with_a_message(address, subject):
         assert f"/{endpoint} cannot read" in call_endpoint(address, endpoint, data)
     for endpoint, data in {"import_adapter": [[], None], "rename": ["amber", None]}.items():
         assert "is no name" in call_endpoint(address, endpoint, data)
+    assert "choose a PNG file" in call_endpoint(address, "restore", [None])
 
 
 def test_captions_and_crops_stay_with_their_images(client, session, tmp_path):
@@ -593,9 +594,8 @@ def test_a_merged_model_generates_the_image_of_its_adapters(client, session, tmp
 
 def test_every_action_is_a_named_endpoint(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    wanted = (
-        "generate before_after stop restore annotate grid check estimate train job jobs stop_job resume_job delete_job"
-    )
+    jobs = "train job jobs stop_job resume_job delete_job"
+    wanted = f"generate before_after stop restore annotate grid check estimate {jobs}"
     library = "adapters adapter rename delete import_adapter export_lora export_model push"
     assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}
     assert [parameter["parameter_name"] for parameter in named["/generate"]["parameters"]][:2] == [
