@@ -1,6 +1,6 @@
 """The checks, one session each: `nox` runs lint, types, layers and the quick tests.
 
-Sessions run in the environment of nox itself, which `pip install -e '.[dev]'` prepares.
+Sessions run in the environment of nox itself, which `pip install -e '.[dev]'` prepares; `oldest` makes its own.
 """
 
 import sys
@@ -47,6 +47,15 @@ def layers(session: nox.Session) -> None:
 def quick(session: nox.Session) -> None:
     """Run the tests without the slow ones."""
     run(session, "pytest", "-m", "not slow")
+
+
+@nox.session(venv_backend="venv", python="3.11")
+def oldest(session: nox.Session) -> None:
+    """Run the quick tests with the oldest Python and the oldest supported libraries, in an environment of their own."""
+    requirements = session.run(sys.executable, "tests/oldest.py", external=True, silent=True)
+    session.install("torch==2.13.0")
+    session.install("--editable", ".", *str(requirements).split())
+    session.run("pytest", "-m", "not slow", *session.posargs)
 
 
 @nox.session
