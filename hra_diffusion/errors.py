@@ -40,6 +40,10 @@ class OutOfMemoryError(HRAError, MemoryError):
     """A device or the machine has too little memory."""
 
 
+class DivergedError(HRAError, ArithmeticError):
+    """A loss, a gradient or a weight of a training run is not finite."""
+
+
 class MissingExtraError(HRAError, ImportError):
     """A package of an extra is not installed."""
 

@@ -22,7 +22,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder
 from hra_diffusion.formats.reading import read_json, reading
-from hra_diffusion.formats.tensors import read_tensors
+from hra_diffusion.formats.tensors import check_finite, read_tensors
 from hra_diffusion.text import shorten
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -49,8 +49,10 @@ def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[st
 
     Raises:
         ConfigError: the adapter is unknown.
+        AdapterFileError: a weight is not finite.
     """
     config, tensors = model.adapter_state_dict(adapter_name)
+    check_finite(tensors, f"The adapter {adapter_name!r}")
     base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
     names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
     if not _selects(model, config, names):  # the modules were chosen by a state_dict

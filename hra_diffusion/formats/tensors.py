@@ -1,6 +1,7 @@
 """Checked reading of safetensors files, never pickle."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -39,10 +40,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         tensors = load(data)
         parse_object(data[8 : 8 + length], path)
         _check_names(path, tensors)
-        broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
-    if broken:
-        raise AdapterFileError(f"{path} holds numbers that are not finite, in {shorten(broken)}.")
+    check_finite(tensors, str(path))
     return tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
+    """Check that all numbers are finite in float32.
+
+    Args:
+        tensors: tensors by name.
+        owner: the file or adapter that they belong to, for the message.
+
+    Raises:
+        AdapterFileError: a number is not finite.
+    """
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
+    if broken:
+        raise AdapterFileError(f"{owner} holds numbers that are not finite, in {shorten(broken)}.")
 
 
 def _check_names(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.tensors import read_tensors
+from hra_diffusion.formats.tensors import check_finite, read_tensors
 
 FOLDER: Final = "tokens"
 _MAX: Final = 512
@@ -25,7 +25,13 @@ Tokens = Mapping[str, Mapping[str, Tensor]]
 
 
 def token_files(tokens: Tokens) -> dict[str, bytes]:
-    """Return the files of tokens, by path within an adapter's folder."""
+    """Return the files of tokens, by path within an adapter's folder.
+
+    Raises:
+        AdapterFileError: a vector is not finite.
+    """
+    for table in tokens.values():
+        check_finite(table, "The learned tokens")
     return {
         f"{FOLDER}/{text_encoder}/{token.strip('<>')}.safetensors": save({token: vectors.contiguous()})
         for text_encoder, table in tokens.items()

@@ -22,6 +22,7 @@ from hra_diffusion.formats.folders import (
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
 from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, base_files, result_file
 from hra_diffusion.formats.tokens import token_files
 
@@ -100,6 +101,8 @@ def _adapter_files(folder: Path, parts: Mapping[str, Path]) -> dict[str, bytes]:
         files[f"{component}/{CONFIG_FILE}".lstrip("/")] = json.dumps(settings, indent=2, sort_keys=True).encode()
     encoder = encoder_beside(parts)
     encoder_files = {f"{ENCODER}/{name}": (encoder / name).read_bytes() for name in ENCODER_FILES} if encoder else {}
+    for path in encoder.glob("*.safetensors") if encoder else ():
+        read_tensors(path)  # checks them
     base = recorded_base(folder)
     public = {name: public_name(path) for name in ("vae", "config") if (path := base.options.get(name))}
     files |= base_files({**base.options, **public}, base.mixed_precision)

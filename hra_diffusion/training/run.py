@@ -178,10 +178,16 @@ class Run:
         return self.start().save()
 
     def save(self) -> Path:
-        """Save the adapter and return its folder. The pipeline keeps the saved weights; training has ended."""
+        """Save the adapter and return its folder. The pipeline keeps the saved weights; training has ended.
+
+        Raises:
+            DivergedError: a weight is not finite; nothing is written.
+            OutputError: the folder cannot be written.
+        """
         folder = self.plan.folder / "adapter"
         self.accelerator.wait_for_everyone()
         trainer = self.start().trainer
+        trainer.check_finite()
         trainer.copy_inference_weights()
         set_memory_format(self.family.model, torch.contiguous_format)
         finish_training(self.pipe, self.accelerator, [trainer.loss])

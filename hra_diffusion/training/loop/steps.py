@@ -5,17 +5,22 @@ The caller decides how to use a record (a progress bar, a log line, a validation
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import nan
+from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from hra_diffusion.errors import DivergedError
 from hra_diffusion.training.devices.sharding import average_gradients
 
 if TYPE_CHECKING:  # it imports diffusers, which readers of step records do not need
     from hra_diffusion.training.data.batches import Batch
+
+
+_SKIPPED_STEPS = 20
+"""Steps in a row that fp16's scaler may skip: it starts at 2¹⁶ and halves its scale each time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +63,14 @@ def train(
         steps: number of optimizer steps of the run.
         max_grad_norm: gradients are clipped to this norm.
         start: number of steps done already.
+
+    Raises:
+        DivergedError: the loss or the gradient's norm is not finite. With fp16, up to 20 such steps in a row
+            are allowed: the scaler skips them, and lowers its scale.
     """
     trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
     accumulation = accelerator.gradient_accumulation_steps
+    skipped = 0
     for step in range(start, steps):
         losses: dict[str, float] = {}
         penalties = 0.0
@@ -86,7 +96,7 @@ def train(
             for group in optimizer.param_groups
         }
         lr_scheduler.step()
-        yield StepRecord(
+        record = StepRecord(
             step=step + 1,
             loss=penalties + sum(batch.weights[name] * loss for name, loss in losses.items()),
             losses=losses,
@@ -94,6 +104,17 @@ def train(
             gradient_norm=float(norm),
             learning_rates=rates,
         )
+        skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+        if not 0 < skipped <= _SKIPPED_STEPS:
+            _check_finite(record)
+        yield record
+
+
+def _check_finite(record: StepRecord) -> None:
+    for name, value in (("loss", record.loss), ("norm of the gradient", record.gradient_norm)):
+        if not isfinite(value):
+            rates = ", ".join(f"{rate:.3g} of {component}" for component, rate in record.learning_rates.items())
+            raise DivergedError(f"The {name} of step {record.step} is {value}, at the learning rates {rates}.")
 
 
 def _means(per_example: Tensor, batch: "Batch") -> dict[str, Tensor]:

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.errors import AdapterFileError, DivergedError
+from hra_diffusion.text import shorten
 from hra_diffusion.training.data.batches import Batch
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.steps import StepRecord, train
@@ -79,6 +80,18 @@ class Trainer:
             with torch.no_grad():
                 for name, weight in self.weights.items():
                     weight.copy_(stored[name])
+
+    def check_finite(self) -> None:
+        """Check the trained weights and their average.
+
+        Raises:
+            DivergedError: a weight is not finite.
+        """
+        averages = {f"the average of {name}": weight for name, weight in (self.ema.weights if self.ema else {}).items()}
+        weights = {**self.weights, **averages}
+        finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()
+        if broken := [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]:
+            raise DivergedError(f"After step {self.global_step}, weights are not finite: {shorten(broken)}.")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the next steps depend on; batches are functions of their index."""

@@ -2,10 +2,12 @@
 
 import logging
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion.errors import DivergedError
 from hra_diffusion.formats.files import remove_folder, tidy, write_file
 from hra_diffusion.formats.run_folder import RESULTS
 from hra_diffusion.training.config import RunConfig
@@ -59,7 +61,7 @@ class RunRecorder:
     def steps(self, total: int) -> Iterator[StepRecord]:
         """Train until ``total`` steps are done; log and save each step before it is yielded."""
         if not self.trainer.accelerator.is_main_process:
-            yield from self.trainer.steps(total)
+            yield from self._finite_steps(total)
             return
         tidy(self.folder)
         if not self.trainer.global_step and (old := checkpoints(self.folder)):
@@ -71,7 +73,7 @@ class RunRecorder:
         with Log(self.folder / LOG, self.log) as log:
             if self.trainer.global_step:  # a run may have been killed right after its last checkpoint
                 self._prune_and_plot()
-            for record in self.trainer.steps(total):
+            for record in self._finite_steps(total):
                 log.write(record)
                 if record.step % self.config.checkpointing_steps == 0 or record.step == total:
                     self.save()
@@ -83,11 +85,14 @@ class RunRecorder:
         Only the main process writes.
 
         Raises:
+            DivergedError: a weight is not finite; nothing is written.
             OutputError: the checkpoint cannot be written; earlier ones are intact.
         """
         step = self.trainer.global_step
         path = self.folder / f"checkpoint-{step}"
         if path != self.saved and self.trainer.accelerator.is_main_process:
+            with self._explained():
+                self.trainer.check_finite()
             log = (self.folder / LOG).read_bytes()
             checkpoint = Checkpoint(step=step, fingerprint=self.fingerprint, state=self.trainer.state_dict(), log=log)
             with self.trainer.inference_weights():
@@ -95,6 +100,22 @@ class RunRecorder:
             self.saved = path
             self._prune_and_plot()
         return path
+
+    def _finite_steps(self, total: int) -> Iterator[StepRecord]:
+        with self._explained():
+            yield from self.trainer.steps(total)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Add the last good checkpoint and the usual causes to an error of numbers that are not finite."""
+        try:
+            yield
+        except DivergedError as error:
+            good = f"the last good checkpoint is {self.saved}" if self.saved else "this run has no checkpoint yet"
+            raise DivergedError(
+                f"{error} Training ends, and this step is not saved; {good}. Usual causes: a learning rate that is too "
+                "high (--learning_rate, --text_encoder_lr, --encoder_lr), fp16 (try --mixed_precision bf16)."
+            ) from error
 
     def _prune_and_plot(self) -> None:
         """Remove superfluous checkpoints, and plot the losses so far in loss.png."""
