@@ -9,8 +9,8 @@ Run it with `python benchmarks/faults.py`.
 
 *refused*: an error of the project, in one sentence; *other*: any other exception, which is a fault. A call is *other*
 if the studio has to log it as unexpected, or answers with 5xx. Disks fail at every write, one after the other: from
-then on, every file that is opened for writing, created, renamed or linked in the folder fails. A file that is left behind is
-a fault, too; a kill counts as *refused*.
+then on, every file that is opened for writing, created, renamed or linked in the folder fails. A file that is left
+behind is a fault, too; a kill counts as *refused*.
 """
 
 import argparse

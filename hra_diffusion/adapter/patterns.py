@@ -15,7 +15,9 @@ from hra_diffusion.errors import ConfigError
 MAX_LENGTH: Final = 1000
 """Longest pattern, in characters."""
 
-_MAX_DEPTH: Final = 6
+_MAX_DEPTH: Final = 20
+_MAX_COST: Final = 7000
+_LENGTH: Final = 80  # of a long module name
 _parser: Any = importlib.import_module("re._parser")  # of the standard library; re.compile uses it
 
 _CATEGORIES: Final[dict[str, Callable[[str], bool]]] = {
@@ -51,6 +53,8 @@ def _parsed(pattern: str) -> Any:
     if items.state.flags & ~re.UNICODE:
         raise ConfigError("has flags such as (?i), which are not supported: spell the names out")
     _check(items, 0)
+    if _cost(items) > _MAX_COST:
+        raise ConfigError("is too complex: list names instead")
     return items
 
 
@@ -63,10 +67,19 @@ def _check(items: Any, depth: int) -> None:
         looking = name.startswith("ASSERT") and (argument[0] < 0 or depth)  # behind, or within a repetition
         flags = name == "SUBPATTERN" and (argument[1] or argument[2])
         boundary = name == "AT" and "BOUNDARY" in str(argument)
-        if name not in _OPERATORS or looking or flags or boundary:
+        if name not in {*_OPERATORS, *_TESTS} or looking or flags or boundary:
             raise ConfigError(f"has a construct that is not supported here ({name.lower()}): list names instead")
         for inner in _inner(name, argument):
             _check(inner, depth + 1)
+
+
+def _cost(items: Any) -> int:
+    """Return a bound of the steps to match a name: a repetition may take as many rounds as the name has characters."""
+    cost = 0
+    for operator, argument in items:
+        rounds = min(argument[1], _LENGTH) if str(operator) in ("MAX_REPEAT", "MIN_REPEAT") else 1
+        cost += max(1, rounds * sum(map(_cost, _inner(str(operator), argument))))
+    return cost
 
 
 def _inner(name: str, argument: Any) -> list[Any]:
@@ -81,12 +94,17 @@ def _ends(items: Any, text: str, starts: int) -> int:
     for operator, argument in items:
         if not starts:
             break
-        starts = _OPERATORS[str(operator)](argument, text, starts)
+        starts = _step(str(operator), argument, text)(starts)
     return starts
 
 
-def _characters(test: Callable[[str], bool], text: str, starts: int) -> int:
-    return sum(2 << i for i in _positions(starts) if i < len(text) and test(text[i]))
+def _step(operator: str, argument: Any, text: str) -> Callable[[int], int]:
+    """Return the map from starts to ends of one operator."""
+    if operator in _TESTS:
+        test = _TESTS[operator](argument)
+        matching = sum(1 << position for position, character in enumerate(text) if test(character))
+        return lambda starts: (starts & matching) << 1
+    return lambda starts: _OPERATORS[operator](argument, text, starts)
 
 
 def _positions(starts: int) -> Iterator[int]:
@@ -116,15 +134,17 @@ def _is_member(kind: str, value: Any, character: str) -> bool:
 
 def _repeat(argument: Any, text: str, starts: int) -> int:
     least, most, items = argument
+    operator, inner = items[0] if len(items) == 1 else ("SUBPATTERN", (None, 0, 0, items))
+    step = _step(str(operator), inner, text)
     count = 0
     while count < least and starts:
-        ends = _ends(items, text, starts)
+        ends = step(starts)
         if ends == starts:  # further repetitions change nothing
             break
         starts, count = ends, count + 1
     reached, count = starts, least
     while starts and count < most:
-        starts = _ends(items, text, starts) & ~reached
+        starts = step(starts) & ~reached
         reached, count = reached | starts, count + 1
     return reached
 
@@ -144,11 +164,13 @@ def _anchor(argument: Any, text: str, starts: int) -> int:
     return starts & (1 if "BEGINNING" in str(argument) else 1 << len(text))
 
 
+_TESTS: Final[dict[str, Callable[[Any], Callable[[str], bool]]]] = {
+    "LITERAL": lambda code: lambda character: ord(character) == code,
+    "NOT_LITERAL": lambda code: lambda character: ord(character) != code,
+    "ANY": lambda _: lambda character: character != "\n",
+    "IN": _in_set,
+}
 _OPERATORS: Final[dict[str, Callable[[Any, str, int], int]]] = {
-    "LITERAL": lambda code, text, starts: _characters(lambda c: ord(c) == code, text, starts),
-    "NOT_LITERAL": lambda code, text, starts: _characters(lambda c: ord(c) != code, text, starts),
-    "ANY": lambda _, text, starts: _characters(lambda c: c != "\n", text, starts),
-    "IN": lambda members, text, starts: _characters(_in_set(members), text, starts),
     "BRANCH": _branch,
     "SUBPATTERN": lambda argument, text, starts: _ends(argument[-1], text, starts),
     "MAX_REPEAT": _repeat,

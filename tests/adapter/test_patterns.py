@@ -4,7 +4,7 @@ import re
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -30,7 +30,11 @@ _patterns = st.recursive(
 @settings(max_examples=300, deadline=None)
 @given(pattern=_patterns, name=st.text("ab.1", max_size=6))
 def test_a_pattern_matches_the_same_names_as_in_python(pattern, name):
-    assert matches(pattern, name) == bool(re.fullmatch(pattern, name))
+    try:
+        matched = matches(pattern, name)
+    except ConfigError:
+        assume(False)  # it is too complex
+    assert matched == bool(re.fullmatch(pattern, name))
 
 
 @pytest.mark.parametrize(
@@ -42,7 +46,7 @@ def test_lookaheads_and_sets_match_as_in_python(pattern):
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"(\w+\.?)+!", "(a|a)*!", r"((\w+)+)+!", r"\w*" * 40 + "!", "((){65535}){65535}!", "(?:(?:.+)+)+!" * 60]
+    "pattern", [r"(\w+\.?)+!", "(a|a)*!", r"(\w+)+!", r"\w*" * 40 + "!", "((){65535}){65535}!", "(?:.+)+!"]
 )
 def test_a_pattern_for_which_backtracking_is_exponential_ends_at_once(pattern):
     model, start = nn.ModuleDict({NAME.replace(".", "_"): nn.Linear(2, 2)}), time.monotonic()
@@ -60,7 +64,8 @@ def test_a_pattern_for_which_backtracking_is_exponential_ends_at_once(pattern):
         ("(?<=a)b", "assert"),
         ("((?=a))*", "assert"),
         ("(?i)A", "flags such as"),
-        ("(" * 7 + "a" + ")" * 7, "levels deep"),
+        ("(?:(?:.+)+)+", "too complex"),
+        ("(.+.+)*" * 10, "too complex"),
         ("(" * 400 + ")" * 400, "levels deep"),
         ("[", "is no regular expression"),
     ],
