@@ -388,3 +388,14 @@ def test_an_export_to_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_label_of_a_long_prompt_in_a_grid_is_shortened():
+    from hra_diffusion.studio.engine.grid import Axis, Grid
+    from hra_diffusion.studio.engine.requests import GenerateRequest
+
+    x, y = Axis.parse("prompt", "a" * 90_000 + "\nb"), Axis.parse("seed", "1, 2")
+    grid, start = Grid.from_request(GenerateRequest(width=64, height=64), x, y), time.monotonic()
+    assert grid.labels(x) == ["a" * 200 + "…", "b"]
+    grid.compose([Image.new("RGB", (64, 64))] * 4)
+    assert time.monotonic() - start < 1

@@ -12,6 +12,8 @@ from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 AXES = ("strength", "adapter", "seed", "prompt")
 NO_ADAPTER = "none"
 MAX_VALUES, MAX_CELLS = 12, 64
+_MAX_LABEL = 200
+"""Characters of a label: drawing a prompt of 100,000 takes seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,9 @@ class Grid:
         return cls(x=x, y=y, rows=rows)
 
     def labels(self, axis: Axis) -> list[str]:
-        """Return the labels of the columns or rows."""
-        return [value if axis.kind in ("prompt", "adapter") else f"{axis.kind} {value}" for value in axis.values]
+        """Return the labels of the columns or rows, the starts of long ones."""
+        labels = [value if axis.kind in ("prompt", "adapter") else f"{axis.kind} {value}" for value in axis.values]
+        return [label if len(label) <= _MAX_LABEL else f"{label[:_MAX_LABEL]}…" for label in labels]
 
     def compose(self, images: Sequence[Image.Image]) -> Image.Image:
         """Compose the images, given row by row, into one labeled image."""
