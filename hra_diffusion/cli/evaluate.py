@@ -27,7 +27,10 @@ class _Arguments(EvaluateConfig):
 def main(arguments: Sequence[str]) -> None:
     """Measure an adapter, write the results and print the table."""
     config = parse_settings(_Arguments, arguments, prog="hra-diffusion evaluate")
-    print(evaluation.evaluate_adapter(config, progress=progress_bar("measuring")).to_markdown())
+    from hra_diffusion.out_of_memory import explain_out_of_memory  # imports torch: not for --help
+
+    with explain_out_of_memory("measuring", lambda: ["--batch_size 1", *config.memory_flags]):
+        print(evaluation.evaluate_adapter(config, progress=progress_bar("measuring")).to_markdown())
 
 
 def evaluate_run(folder: Path, pipe: "Pipeline") -> str:

@@ -23,4 +23,7 @@ class _Arguments(EvaluateControlConfig):
 def main(arguments: Sequence[str]) -> None:
     """Measure a control, write the results and print the table."""
     config = parse_settings(_Arguments, arguments, prog="hra-diffusion evaluate-control")
-    print(evaluation.evaluate_control(config, progress=progress_bar("measuring")))
+    from hra_diffusion.out_of_memory import explain_out_of_memory  # imports torch: not for --help
+
+    with explain_out_of_memory("measuring", lambda: ["--batch_size 1", *config.memory_flags]):
+        print(evaluation.evaluate_control(config, progress=progress_bar("measuring")))

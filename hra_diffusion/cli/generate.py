@@ -79,7 +79,11 @@ def main(arguments: Sequence[str]) -> None:
     unused = [name for name in _CONTROL_FLAGS if getattr(config, name) != getattr(GenerateConfig, name)]
     if unused and not config.control:
         raise ConfigError(f"--{unused[0]} needs a control: add --control and --image.")
-    for path in generate_images(config):
+    from hra_diffusion.out_of_memory import explain_out_of_memory  # imports torch: not for --help
+
+    with explain_out_of_memory("generating images", lambda: config.memory_flags):
+        paths = generate_images(config)
+    for path in paths:
         print(path)
 
 

@@ -5,6 +5,7 @@ import torch
 
 from hra_diffusion.errors import HRAError, OutOfMemoryError
 from hra_diffusion.out_of_memory import explain_out_of_memory
+from hra_diffusion.resources import DATA
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.devices.memory_flags import flags_for_generating, flags_for_training
@@ -99,3 +100,24 @@ def test_a_run_that_runs_out_of_memory_names_its_flags(config, monkeypatch):
     monkeypatch.setattr(run.pipe.vae, "decode", fail)
     with pytest.raises(OutOfMemoryError, match="while generating images: add --mixed_precision bf16"):
         list(run.generate_validation())
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["generate", "--adapter"], "while generating images: add --dtype fp16; or else --offload model, --vae_tiling"),
+        (["generate", "--vae_tiling", "--adapter"], "add --dtype fp16; or else --offload model, smaller images."),
+        (["evaluate", "--dtype", "fp32"], "while measuring: add --batch_size 1; or else --offload model, --vae_tiling"),
+    ],
+)
+def test_commands_that_generate_name_their_flags(command, expected, monkeypatch, tmp_path, capsys):
+    from hra_diffusion.cli.main import main
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("hra_diffusion.pipelines.bases.load_pipeline", fail)
+    adapter = str(DATA / "assets" / "adapters" / "tiger")
+    flags = ["--prompt", "a tiger"] if command[0] == "generate" else []
+    assert main([*command, adapter, *flags, "--output_dir", str(tmp_path)]) == 2
+    assert expected in capsys.readouterr().err

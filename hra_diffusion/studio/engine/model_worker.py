@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError, HRAError
 from hra_diffusion.formats.folders import RecordedBase, recorded_base
+from hra_diffusion.out_of_memory import explain_out_of_memory
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.conditions import find_control
@@ -122,7 +123,8 @@ class ModelWorker:
         def work() -> None:
             try:
                 if not stop.is_set():
-                    self.generator(request, stop, events.put)
+                    with explain_out_of_memory("generating images", lambda: ["smaller or fewer images"]):
+                        self.generator(request, stop, events.put)
             except BaseException as error:
                 events.put(error)
             finally:

@@ -70,6 +70,13 @@ class PlacementConfig:
         """The options of ``pipelines.load_base``."""
         return {name: getattr(self, name) for name in ("dtype", "offload", "vae_tiling", "vae_slicing")}
 
+    @property
+    def memory_flags(self) -> list[str]:
+        """The flags that lower the memory and are not in use, the most useful first."""
+        unused = {"--dtype fp16": not self.dtype, "--offload model": self.offload == "none"}
+        unused |= {"--vae_tiling": not self.vae_tiling, "smaller images": True}
+        return [flag for flag, is_unused in unused.items() if is_unused]
+
 
 def with_recorded_paths(config: Config) -> Config:
     """Return settings as a run records them, with absolute paths of its inputs."""
