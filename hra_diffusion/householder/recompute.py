@@ -46,8 +46,8 @@ def recompute(x: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 
 def _is_packed(saved: Any) -> bool:
-    """Return whether a tensor was saved through hooks; PyTorch has no public function for this."""
-    return saved.unpack_hook is not None
+    """Return whether a tensor may have been saved through hooks; before torch 2.13 nothing tells."""
+    return getattr(saved, "unpack_hook", True) is not None
 
 
 def _correlate_product(node: Any, q: Tensor) -> Tensor:

@@ -105,6 +105,12 @@ def test_contradictory_settings_are_refused(swapped, changes, message):
         with_values(swapped, changes)
 
 
+def test_a_transformer_swaps_its_blocks(swapped, tiny_sd3):
+    values = {"pretrained_model_name_or_path": str(tiny_sd3), "blocks_to_swap": 1, "resolution": 32}
+    transformer = prepare_run(DreamBooth(with_values(swapped, values))).pipe.transformer
+    assert set(swapped_weights(transformer)) == set(frozen(transformer.transformer_blocks[-1]))
+
+
 def test_more_blocks_than_the_model_has_are_refused(swapped):
     with pytest.raises(ConfigError, match=r"--blocks_to_swap is 100, and the denoiser has \d+ blocks"):
         prepare_run(DreamBooth(with_values(swapped, {"blocks_to_swap": 100})))

@@ -22,14 +22,14 @@ def swap_blocks(model: nn.Module, count: int, device: torch.device) -> None:
     """Keep the frozen weights of a model's last blocks in main memory, except for the block called last.
 
     Args:
-        model: a denoiser of diffusers, which names its repeated blocks; frozen, but for adapters in it.
+        model: a denoiser of diffusers, which names its blocks; frozen, but for adapters in it.
         count: number of blocks.
         device: the device on which the model is called.
 
     Raises:
         ConfigError: the model has fewer blocks.
     """
-    kinds: Any = getattr(model, "_repeated_blocks", None) or ()
+    kinds: Any = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     if device.type == "cpu":
         logger.warning("--blocks_to_swap saves no memory on the CPU, which computes from main memory: leave it out.")
