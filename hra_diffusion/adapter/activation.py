@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.layer import factor_together
 from hra_diffusion.adapter.merging import merge_layers
 from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
+from hra_diffusion.adapter.rows import BASE
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.text import nearest
 
@@ -71,6 +73,29 @@ class Activation:
             trains = name in self.active.names and not self.active.inference_mode and not config.inference_mode
             for parameter in self._injection.trained_parameters(name):
                 parameter.requires_grad = trains
+
+    @contextmanager
+    def rows(self, adapter_names: Sequence[str]) -> Generator[None]:
+        """Use another adapter for each example of a batch within a `with` block; "__base__" for the base model.
+
+        Raises:
+            ConfigError: an adapter is unknown, adapters are merged, or an adapter trains biases.
+        """
+        names = list(adapter_names)
+        self.check_known(*(name for name in names if name != BASE))
+        if self.merged:
+            raise ConfigError("adapter_names needs unmerged adapters: unmerge them first.")
+        if with_bias := [name for name in names if name != BASE and self.configs[name].bias != "none"]:
+            raise ConfigError(f"The adapter {with_bias[0]!r} trains biases, which all rows of a batch share.")
+        rows = [() if name == BASE else ((name, self.active.strengths[name]),) for name in names]
+        wrappers = (*self._injection.layers.values(), *self._injection.copies.values())
+        for wrapper in wrappers:
+            wrapper.rows = rows
+        try:
+            yield
+        finally:
+            for wrapper in wrappers:
+                wrapper.rows = None
 
     def merge(self, mixture: Mixture, **options: bool) -> None:
         """Merge a mixture into the original weights; see `merge_layers`."""

@@ -69,6 +69,21 @@ class ColumnStore:
         target[:, columns.shape[1] :] = 0
         self._orthonormal.discard(adapter)
 
+    def accepts(self, adapter: str, chain: Tensor) -> bool:
+        """Return whether a chain can be an adapter's: orthonormal, anchor and columns each, after Gram–Schmidt."""
+        if not self.is_orthonormal(adapter):
+            return True
+        parts = chain.float().split(self[adapter].shape[1], dim=1)
+        return all(torch.allclose(part.mT @ part, torch.eye(part.shape[1]), atol=1e-3) for part in parts)
+
+    @torch.no_grad()
+    def reload(self, adapter: str, chain: Tensor) -> None:
+        """Write the columns (d, k) of an adapter's chain over its own in place, behind their anchor if it has one."""
+        anchor = self.anchors.get(adapter)
+        if anchor is not None:
+            anchor.copy_(chain[:, : anchor.shape[1]])
+        self[adapter].copy_(chain[:, 0 if anchor is None else anchor.shape[1] :])
+
     def remove(self, adapter: str) -> None:
         """Remove an adapter, if present."""
         for prefix in (_COLUMNS, _ANCHOR):

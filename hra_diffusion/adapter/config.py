@@ -1,13 +1,17 @@
 """HRAConfig: the settings of an adapter, with the names and meanings of PEFT's adapter_config.json."""
 
 import dataclasses
+import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
 
 from hra_diffusion.adapter.patterns import check_pattern
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.text import shorten
+from hra_diffusion.text import nearest, shorten
 
 Bias = Literal["none", "all", "hra_only"]
 
@@ -15,13 +19,16 @@ Bias = Literal["none", "all", "hra_only"]
 _PEFT_EXTRAS = {"peft_type": "HRA", "auto_mapping": None}
 _PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
 
+CONFIG_FILE: Final = "adapter_config.json"
+_MAX_BYTES = 10_000_000
+
 _MAX_NAMES = 10_000
 """Limit of a list's length: a file of unknown origin must not take long to compare with a model's modules."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True)
 class HRAConfig:
-    """The settings of one HRA adapter; lists are stored as tuples.
+    """The settings of one HRA adapter; lists are stored as tuples. They can be set until a model uses them.
 
     Args:
         r: number of reflections a layer (≥ 1). Training can start at the base model only with an even number.
@@ -58,11 +65,12 @@ class HRAConfig:
     revision: str | None = None
 
     def __post_init__(self) -> None:
+        self.__dict__["_is_complete"] = False
         for name in ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"):
             value = getattr(self, name)
             if isinstance(value, list | set | frozenset):
                 ordered = value if isinstance(value, list) else sorted(value)
-                object.__setattr__(self, name, tuple(ordered))
+                setattr(self, name, tuple(ordered))
         r: Any = self.r
         if isinstance(r, bool) or not isinstance(r, int) or r < 1:
             raise ConfigError(
@@ -87,6 +95,70 @@ class HRAConfig:
                     raise ConfigError(f"{name} needs target_modules to be a list of names; found a string.")
         if self.layers_pattern and self.layers_to_transform is None:
             raise ConfigError("layers_pattern needs the indices of layers: give layers_to_transform, too.")
+        self.__dict__["_is_complete"] = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field, and check all of them; a wrong value is not kept.
+
+        Raises:
+            ConfigError: there is no such field, its value is wrong, or a model uses the settings.
+        """
+        if name not in _field_names(type(self)):
+            raise ConfigError(f"HRAConfig has no setting {name!r}{nearest(name, _field_names(type(self)))}")
+        if self.__dict__.get("_is_used"):
+            raise ConfigError(f"A model uses these settings: {name} cannot change any more. Make another HRAConfig.")
+        before = self.__dict__.get(name)
+        super().__setattr__(name, value)
+        if self.__dict__.get("_is_complete"):
+            try:
+                self.__post_init__()
+            except ConfigError:
+                self.__dict__[name] = before
+                self.__dict__["_is_complete"] = True
+                raise
+
+    def mark_used(self) -> None:
+        """Refuse further changes."""
+        self.__dict__["_is_used"] = True
+
+    @property
+    def peft_type(self) -> str:
+        """The kind of the adapter in PEFT's words."""
+        return "HRA"
+
+    @property
+    def is_prompt_learning(self) -> bool:
+        """False: PEFT asks."""
+        return False
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write adapter_config.json into a folder, as a whole."""
+        path = Path(save_directory) / CONFIG_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(self.to_peft(), indent=2, sort_keys=True), encoding="utf-8")
+        temporary.replace(path)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "HRAConfig":
+        """Read adapter_config.json from a folder on this machine.
+
+        Raises:
+            ConfigError: there is no such file, it is damaged, or of another kind of adapter.
+        """
+        path = Path(folder) / CONFIG_FILE
+        try:
+            text = path.read_bytes()[:_MAX_BYTES].decode()
+            settings: Any = json.loads(text)
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} cannot be read as an adapter's settings: {_short(str(error))}") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"{path} holds no settings of an adapter.")
+        return cls.from_peft({str(name): value for name, value in settings.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings by name, as PEFT's configs do."""
+        return self.to_peft()
 
     def to_peft(self) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json."""
@@ -106,12 +178,17 @@ class HRAConfig:
             raise ConfigError(
                 f"The adapter is not an HRA adapter: its peft_type is {_short(settings.get('peft_type'))}."
             )
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = _field_names(cls)
         if unknown := sorted(settings.keys() - known - _PEFT_IGNORED):
             warnings.warn(
                 f"Unknown settings in the adapter's configuration are ignored: {shorten(unknown)}.", stacklevel=2
             )
         return cls(**{name: value for name, value in settings.items() if name in known})
+
+
+@cache
+def _field_names(kind: type[HRAConfig]) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind))
 
 
 def _check_names(field: str, value: Any) -> None:

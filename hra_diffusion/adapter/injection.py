@@ -112,6 +112,33 @@ class Injection:
                 columns = orthonormal_columns(columns.float())
             layer.columns.overwrite(adapter, columns)
 
+    def reload(self, adapter: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
+        """Overwrite an adapter's tensors in place with those of a file of the same adapter.
+
+        Raises:
+            AdapterFileError: the tensors do not fit; nothing is changed.
+        """
+        layers = {name: layer for name, layer in self.layers.items() if adapter in layer.columns}
+        with self.ejected() as base:
+            state = sort_state(base, config, state_dict)
+        chains = {name: layer.columns.chain(adapter) for name, layer in layers.items()}
+        if different := {
+            name
+            for name in chains.keys() | state.columns.keys()
+            if name not in chains or name not in state.columns or chains[name].shape != state.columns[name].shape
+        }:
+            raise AdapterFileError(
+                f"The file is not of the adapter {adapter!r}: other columns of {shorten(different)}."
+            )
+        check_biases(self.biases[adapter].parameters, config, state.biases)
+        if skew := [name for name, layer in layers.items() if not layer.columns.accepts(adapter, state.columns[name])]:
+            raise AdapterFileError(f"The file is not of the adapter {adapter!r}: not orthonormal in {shorten(skew)}.")
+        for name, layer in layers.items():
+            layer.columns.reload(adapter, state.columns[name])
+        for name, values in state.copies.items():
+            self.copies[name].copies[adapter].load_state_dict(values)
+        self.biases[adapter].load(state.biases)
+
     def pad(self, adapter: str, rank: int) -> None:
         """Apply Gram–Schmidt to an adapter's columns once and for all, and append zero columns up to `rank`."""
         for layer in self.layers.values():

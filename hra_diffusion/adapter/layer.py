@@ -7,13 +7,15 @@ The base layer is called as it is: it may be quantized, offloaded, hooked or com
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hra_diffusion.adapter.columns import ColumnStore
-from hra_diffusion.adapter.mixture import BlendCache, Mixture
+from hra_diffusion.adapter.mixture import Blend, BlendCache, Mixture
+from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
@@ -33,6 +35,7 @@ class HRALayer(Wrapper):
         mixture: the active adapters with their strengths.
         enabled: False for the base layer.
         merged: the adapters in the base layer's weight, with their strengths; empty when none is merged.
+        rows: the adapters of the examples in a mixed batch; None for the active mixture.
         ready: the active columns and their chain, when factored ahead for the current pass of the whole model.
     """
 
@@ -43,6 +46,7 @@ class HRALayer(Wrapper):
         self.mixture: Mixture = ()
         self.enabled = True
         self.merged: Mixture = ()
+        self.rows: Rows | None = None
         self.ready: tuple[Tensor, CompactWY] | None = None
         self._unmerged_weight: list[nn.Parameter] = []
 
@@ -158,6 +162,8 @@ class HRALayer(Wrapper):
 
     def reflect_input(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
+        if self.rows is not None:
+            return call_by_adapter(self.rows, x, self._reflect_rows)
         ready = None if torch.compiler.is_compiling() else self.ready  # one graph, also where it is computed again
         columns, factored = ready or (self.active_columns(), None)
         if columns is None:
@@ -165,6 +171,23 @@ class HRALayer(Wrapper):
         x = x.to(compute_dtype(x))
         usable = factored if factored and factored.U.dtype == x.dtype else None
         return reflect(x, columns.to(x.device), usable, output_is_kept=output_is_kept)
+
+    def _reflect_rows(self, x: Tensor, blend: Blend) -> Tensor:
+        columns = self.columns_of_rows(blend)
+        return x if columns is None else reflect(x.to(compute_dtype(x)), columns.to(x.device)).to(x.dtype)
+
+    def columns_of_rows(self, blend: Blend) -> Tensor | None:
+        """Return the columns of one adapter of a mixed batch; None for the base model, or when it is absent here."""
+        return self.blends.mix((blend,), tuple(self.rows or ())) if blend else None
+
+    def named_modules(self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
+        """Yield the base layer first: a model's first parameter, and so its dtype, are those of its base."""
+        memo = set() if memo is None else memo
+        if self not in memo:
+            yield from self.base_layer.named_modules(memo, f"{prefix}.base_layer".lstrip("."), remove_duplicate)
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
 
     def extra_repr(self) -> str:
         """Name the adapters and their ranks."""

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from hra_diffusion.adapter.layer import HRALayer, compute_dtype
+from hra_diffusion.adapter.rows import call_by_adapter
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
 from hra_diffusion.householder.compact_wy import factor, full_precision
@@ -67,7 +68,13 @@ class HRAConv2d(HRALayer):
         if self.reflects_input:
             rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
-        columns = self.active_columns()
+        if self.rows is None:
+            return self._convolve(x, self.active_columns(), *args, **kwargs)
+        return call_by_adapter(
+            self.rows, x, lambda x, blend: self._convolve(x, self.columns_of_rows(blend), *args, **kwargs)
+        )
+
+    def _convolve(self, x: Tensor, columns: Tensor | None, *args: object, **kwargs: object) -> Tensor:
         if columns is None:
             return self.base_layer(x, *args, **kwargs)
         x = x.to(compute_dtype(x))

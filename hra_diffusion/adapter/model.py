@@ -3,9 +3,11 @@
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +15,17 @@ from torch import Tensor, nn
 from hra_diffusion.adapter.activation import Activation, check_strength
 from hra_diffusion.adapter.adapter_mixin import AdapterMixin
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.heads import with_heads
 from hra_diffusion.adapter.injection import Injection
+from hra_diffusion.adapter.peft_names import PeftNames
 from hra_diffusion.adapter.proxy import ModelProxy
 from hra_diffusion.adapter.targets import architecture_targets
 from hra_diffusion.adapter.wrapper import Wrapper
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.householder.gram_schmidt import orthogonality_penalty
 
 
-class AdaptedModel(AdapterMixin, ModelProxy):
+class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
     """A model with HRA adapters; see `hra_diffusion.model.HRAModel`, which adds files.
 
     The model is changed in place: an adapted layer replaces each target module and holds it, and everything except the
@@ -90,9 +94,12 @@ class AdaptedModel(AdapterMixin, ModelProxy):
             ConfigError: the name is taken or invalid, or the adapter conflicts with another; the model is unchanged.
         """
         self._check_new(adapter_name, config)
+        if state_dict is None:
+            config = with_heads(config, self.model)
         if config.target_modules is None and state_dict is None:  # PEFT has no default for some architectures.
             config = replace(config, target_modules=architecture_targets(self.model))
         self._injection.add(adapter_name, config, state_dict, on_meta=low_cpu_mem_usage, generator=generator)
+        config.mark_used()
         self.peft_config[adapter_name] = config
         self._activate(tuple(self.active_adapters) or (adapter_name,), {**self.strengths, adapter_name: 1.0})
         if state_dict is None and config.init_weights and config.r % 2 and not config.apply_GS:
@@ -150,6 +157,36 @@ class AdaptedModel(AdapterMixin, ModelProxy):
         self._activation.change()
         if adapter_name in self.merged_adapters:
             self._activation.merge(self._activation.merged)
+
+    def restore_adapter(self, adapter_name: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
+        """Overwrite an adapter's columns, biases and copies in place with those of the same adapter at another time.
+
+        Its settings and its `requires_grad` stay; an optimizer keeps its parameters.
+
+        Raises:
+            ConfigError: the adapter is unknown.
+            AdapterFileError: the tensors do not fit; nothing is changed.
+        """
+        if config.r != self._plain_config(adapter_name).r:
+            raise AdapterFileError(
+                f"The adapter {adapter_name!r} has rank {self.peft_config[adapter_name].r}, and the file's another, "
+                f"{config.r}: load it under another name."
+            )
+        self._injection.reload(adapter_name, self.peft_config[adapter_name], state_dict)
+        self._activation.change()
+
+    @contextmanager
+    def parameters_replaced(self, values: Mapping[str, Tensor]) -> Generator[None]:
+        """Give trained parameters other values within a `with` block, by their names in this object."""
+        replaced = [(p, p.data) for name, p in self.named_parameters() if name in values and p.requires_grad]
+        for name, parameter in self.named_parameters():
+            if name in values and parameter.requires_grad:
+                parameter.data = values[name].to(parameter.device, parameter.dtype)
+        try:
+            yield
+        finally:
+            for parameter, data in replaced:
+                parameter.data = data
 
     def merge_and_unload(
         self, progressbar: bool = False, safe_merge: bool = False, adapter_names: Sequence[str] | None = None
@@ -210,6 +247,20 @@ class AdaptedModel(AdapterMixin, ModelProxy):
         """
         config = self._plain_config(adapter_name)
         return config, self._injection.state(adapter_name, config).flat()
+
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the model; `generate` takes `adapter_names`, too."""
+        value = super().__getattr__(name)
+        return partial(self.call_model, value) if name == "generate" else value
+
+    def call_model(
+        self, function: Callable[..., Any], *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """Call a method of the model, with another adapter for each example if they are named."""
+        if adapter_names is None:
+            return function(*args, **kwargs)
+        with self._activation.rows(adapter_names):
+            return function(*args, **kwargs)
 
     def _plain_config(self, adapter_name: str) -> HRAConfig:
         """Return the settings of an adapter as a plain chain."""

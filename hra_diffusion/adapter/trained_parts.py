@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hra_diffusion.adapter.mixture import Blend
+from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 
 _COPY = "trained_"
@@ -16,11 +18,13 @@ class TrainedCopy(Wrapper):
 
     Attributes:
         active: name of the adapter whose copy is called; None for the frozen module.
+        rows: the adapters of the examples in a mixed batch; None for the active one.
     """
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
         self.active: str | None = None
+        self.rows: Rows | None = None
 
     @property
     def copies(self) -> dict[str, nn.Module]:
@@ -45,8 +49,14 @@ class TrainedCopy(Wrapper):
         return self.base_layer if self.active is None else self.copies[self.active]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the active module."""
-        return self.active_module(*args, **kwargs)
+        """Call the active module; in a mixed batch, the copy of each row's adapter."""
+        if self.rows is None:
+            return self.active_module(*args, **kwargs)
+        x, *others = args
+        return call_by_adapter(self.rows, x, lambda x, blend: self._module_of_rows(blend)(x, *others, **kwargs))
+
+    def _module_of_rows(self, blend: Blend) -> nn.Module:
+        return next((self.copies[name] for name, _ in blend if name in self.copies), self.base_layer)
 
 
 class TrainedBiases:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 
-from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.errors import AdapterFileError, OutputError
 from hra_diffusion.resources import relative_to
 from hra_diffusion.text import nearest
 
@@ -36,6 +36,45 @@ def local_folder(source: str | Path, subfolder: str | None, files: Iterable[str]
         raise AdapterFileError(
             f"{source!r} is no folder here{relative_to(source)}, and the hub cannot be asked for it: {error}"
         ) from error
+
+
+def upload_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    commit_message: str = "Upload adapter",
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Publish a folder on the hub, and return the commit's address.
+
+    Args:
+        folder: the folder.
+        repo_id: the repository, created if need be.
+        commit_message: the first line of the commit.
+        private: whether a new repository is private.
+        token: the user's token; by default the stored one.
+        revision: the branch.
+        create_pr: open a pull request instead.
+
+    Raises:
+        OutputError: the hub refuses it.
+    """
+    api = HfApi(token=token)
+    try:
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit: Any = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:  # the HTTP library, and so the error, depends on huggingface_hub's version
+        raise OutputError(f"The folder {folder} cannot be published as {repo_id!r}: {error}") from error
+    return commit.commit_url
 
 
 def check_arguments(

@@ -5,16 +5,20 @@ product H = H₁ ⋯ H_r. All checks precede the first change of a model.
 """
 
 import json
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.config import CONFIG_FILE, HRAConfig
+from hra_diffusion.adapter.layers import wrap
 from hra_diffusion.adapter.model import AdaptedModel, ejected
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import find_targets
@@ -25,7 +29,6 @@ from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.formats.tensors import check_finite, read_tensors
 from hra_diffusion.text import shorten
 
-CONFIG_FILE: Final = "adapter_config.json"
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
 _PREFIX: Final = "base_model.model."
@@ -98,18 +101,49 @@ def swap_adapter(
 
 
 def read_adapter_for(
-    model: nn.Module, folder: str | Path, is_trainable: bool = False
+    model: nn.Module,
+    folder: str | Path,
+    is_trainable: bool = False,
+    *,
+    key_mapping: Mapping[str, str] | None = None,
+    ignore_mismatched_sizes: bool = False,
 ) -> tuple[HRAConfig, dict[str, Tensor]]:
     """Read an adapter folder, and check its completeness for a model.
+
+    Args:
+        model: the model.
+        folder: the adapter's folder.
+        is_trainable: whether the adapter will train.
+        key_mapping: replacements in the tensors' names, by regular expression, as in PEFT.
+        ignore_mismatched_sizes: leave out, with a warning, columns of another length than their layer's inputs.
 
     Raises:
         AdapterFileError: the files are missing, damaged, or incomplete.
     """
     config, tensors = read_adapter(folder)
+    for pattern, replacement in (key_mapping or {}).items():
+        tensors = _renamed(tensors, partial(re.sub, pattern, replacement))
     with ejected(model) as base:
         tensors = _with_known_prefix(base, tensors)
         _check_complete(base, config, tensors)
+        if ignore_mismatched_sizes:
+            tensors = _without_mismatches(base, tensors)
     return replace(config, inference_mode=not is_trainable), tensors
+
+
+def _without_mismatches(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out columns of another length than their layer's inputs, with a warning."""
+    modules = dict(model.named_modules())
+    misfits = [
+        key
+        for key, tensor in tensors.items()
+        if (name := key.removesuffix(COLUMNS)) != key
+        and name in modules
+        and wrap(name, modules[name]).unfolded_size != len(tensor)
+    ]
+    if misfits:
+        warnings.warn(f"Columns of another length than their layer's are left out: {shorten(misfits)}.", stacklevel=2)
+    return {key: tensor for key, tensor in tensors.items() if key not in misfits}
 
 
 def fits(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:

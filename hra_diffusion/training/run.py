@@ -9,6 +9,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import nn
 
 from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.peft import save_adapter as save_adapter_of
 from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.out_of_memory import explain_out_of_memory
@@ -35,10 +37,10 @@ from hra_diffusion.training.devices.memory_format import memory_format, set_memo
 from hra_diffusion.training.devices.offloading import finish_training, ready_to_generate
 from hra_diffusion.training.devices.sharding import unshard, unsharded
 from hra_diffusion.training.families import Family
-from hra_diffusion.training.families.textual_inversion import TextualInversion
+from hra_diffusion.training.families.textual_inversion import save_tokens
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.loop.trainer import Trainer, trained_count
-from hra_diffusion.training.outputs.checkpoint import Saveable, save_adapter
+from hra_diffusion.training.outputs.checkpoint import Save, save_adapter
 from hra_diffusion.training.outputs.disk_space import check_disk_space
 from hra_diffusion.training.outputs.recording import VALIDATION, RunRecorder, clear_results, clear_validation
 from hra_diffusion.training.outputs.validation import Validation
@@ -87,10 +89,12 @@ class Run:
         return trained_components(self.pipe) | _extra_modules(self.task)
 
     @property
-    def saved_modules(self) -> dict[str, Saveable]:
-        """The modules of the adapter, by the name of their folder."""
-        tokens = {TOKENS: TextualInversion(self.pipe)} if token_embeddings(self.pipe) else {}
-        return {**adapted_components(self.pipe), **_extra_modules(self.task), **tokens}
+    def saved_modules(self) -> dict[str, Save]:
+        """How to write each module of the adapter, by the name of its folder."""
+        adapters = {name: partial(save_adapter_of, model) for name, model in adapted_components(self.pipe).items()}
+        extra = {name: module.save_pretrained for name, module in _extra_modules(self.task).items()}
+        tokens = {TOKENS: partial(save_tokens, self.pipe)} if token_embeddings(self.pipe) else {}
+        return {**adapters, **extra, **tokens}
 
     @property
     def images_per_step(self) -> int:

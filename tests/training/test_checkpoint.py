@@ -51,12 +51,12 @@ def test_a_file_is_replaced_only_by_a_complete_one(tmp_path):
 
 def test_an_adapter_is_replaced_as_a_whole_or_not_at_all(tmp_path):
     folder = tmp_path / "run" / "adapter"
-    save_adapter({"unet": adapted(0), "text_encoder": adapted(1)}, folder)
+    save_adapter({"unet": adapted(0).save_pretrained, "text_encoder": adapted(1).save_pretrained}, folder)
     before = everything_in(tmp_path)
     with pytest.raises(OutputError, match=r"adapter \(No space left on device\); existing files are intact"):
-        save_adapter({"unet": adapted(2), "text_encoder": Unsaveable()}, folder)
+        save_adapter({"unet": adapted(2).save_pretrained, "text_encoder": Unsaveable().save_pretrained}, folder)
     assert everything_in(tmp_path) == before
-    save_adapter({"unet": adapted(2)}, folder)
+    save_adapter({"unet": adapted(2).save_pretrained}, folder)
     after = everything_in(tmp_path)
     assert {Path(name).parts[:3] for name in after} >= {("run", "adapter", "unet")}
     assert not any("text_encoder" in name for name in after)

@@ -8,7 +8,6 @@ would outweigh the rest of a prompt. It therefore trains like a reflection's col
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 
@@ -28,16 +27,10 @@ _NAME = "default"
 """The adapter's name in the pipeline while it trains."""
 
 
-@dataclass(frozen=True)
-class TextualInversion:
-    """The trained token embeddings of a pipeline, with ``save_pretrained``."""
-
-    pipe: Pipeline
-
-    def save_pretrained(self, save_directory: Path) -> None:
-        """Write the files of the embeddings; ``save_directory`` ends with ``formats.tokens.FOLDER``."""
-        files = token_files(tokens_of(self.pipe, _NAME))
-        write_together({save_directory.parent / path: data for path, data in files.items()})
+def save_tokens(pipe: Pipeline, folder: Path) -> None:
+    """Write the files of a pipeline's trained token embeddings; ``folder`` ends with ``formats.tokens.FOLDER``."""
+    files = token_files(tokens_of(pipe, _NAME))
+    write_together({folder.parent / path: data for path, data in files.items()})
 
 
 def add_textual_inversion(

@@ -13,10 +13,10 @@ A checkpoint has no random state: the random numbers of step 300 depend on the s
 import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from safetensors.torch import save
 
@@ -34,12 +34,8 @@ _FINGERPRINT = "identity"
 """Key of the run's fingerprint in REST. It keeps its first name, so that existing checkpoints stay readable."""
 
 
-class Saveable(Protocol):
-    """A trained part of a pipeline: an adapted component, token embeddings, a condition encoder."""
-
-    def save_pretrained(self, save_directory: Path) -> None:
-        """Write the trained weights into a folder."""
-        ...
+Save = Callable[[Path], object]
+"""Writes a trained part of a pipeline into a folder: an adapted component, token embeddings, a condition encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +52,20 @@ class Checkpoint:
     """Contents of log.jsonl."""
 
 
-def save_adapter(components: Mapping[str, Saveable], folder: Path, files: Mapping[str, bytes] | None = None) -> None:
+def save_adapter(components: Mapping[str, Save], folder: Path, files: Mapping[str, bytes] | None = None) -> None:
     """Save components as ``<folder>/<name>/``, and files, all or none; replace an existing folder.
 
     Raises:
         OutputError: the folder cannot be written; an existing one is intact.
     """
     with replacing(folder) as new:
-        for name, component in components.items():
-            component.save_pretrained(new / name)
+        for name, save_component in components.items():
+            save_component(new / name)
         write_together({new / name: content for name, content in (files or {}).items()})
 
 
 def save_checkpoint(
-    path: Path, checkpoint: Checkpoint, components: Mapping[str, Saveable], files: Mapping[str, bytes] | None = None
+    path: Path, checkpoint: Checkpoint, components: Mapping[str, Save], files: Mapping[str, bytes] | None = None
 ) -> None:
     """Write ``checkpoint-<step>`` in a run's folder; components and files are those of `save_adapter`.
 

@@ -16,7 +16,7 @@ from hra_diffusion.training.loop.trainer import Trainer
 from hra_diffusion.training.outputs.checkpoint import (
     LOG,
     Checkpoint,
-    Saveable,
+    Save,
     checkpoints,
     load_checkpoint,
     prune_checkpoints,
@@ -36,7 +36,7 @@ class RunRecorder:
 
     folder: Path
     trainer: Trainer
-    components: Mapping[str, Saveable]
+    components: Mapping[str, Save]
     """The trained components to save, by name."""
     adapter_files: Mapping[str, bytes]
     """Further files of the adapter's folder, by name."""
