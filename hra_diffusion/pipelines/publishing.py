@@ -22,8 +22,8 @@ from hra_diffusion.formats.folders import (
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, read_adapter
 from hra_diffusion.formats.reading import read_json
-from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, base_files, result_file
+from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import token_files
 
 CARD = "README.md"
