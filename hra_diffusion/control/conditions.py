@@ -4,7 +4,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-from hra_diffusion.control.annotators import Annotator, Depth
+from hra_diffusion.control.annotators import Annotator, Depth, Given
 from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.images import WHITE, Color, read_layers
 
@@ -34,9 +34,13 @@ def annotate(path: Path, annotator: Annotator, image: Image.Image) -> Image.Imag
 def read_control_image(path: Path, annotator: Annotator, background: Color = WHITE) -> Image.Image:
     """Decode an image for an annotator: RGB over a background, or RGBA for one that reads transparency.
 
+    Where conditions are given, the image is a condition: see `read_condition`.
+
     Raises:
         ImageError: the file cannot be read.
     """
+    if isinstance(annotator, Given):
+        return read_condition(path, annotator)
     layers = read_layers(path)
     return layers.whole() if annotator.reads_transparency else layers.over(background)
 

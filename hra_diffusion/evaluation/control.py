@@ -63,6 +63,11 @@ def evaluate_control(config: EvaluateControlConfig, *, progress: Callable[[int, 
         inception = load_inception(device)
     except ModelError as error:
         notes.append(f"FID is not measured: {error}")
+    if not control.annotator.reads_any_image:
+        notes.append(
+            f"Conditions are not compared: no annotator makes conditions of the kind {control.annotator.name!r} of "
+            "generated images."
+        )
     rows = trial.measure(control.annotator, models, inception)
     about = {"base": base.name, "control": str(config.run), "pairs": len(trial.prompts), "folder": str(folder)}
     return "\n".join([write_control_report(output, rows, about), *notes])

@@ -52,16 +52,16 @@ class ControlNet:
 
     Attributes:
         pairs: images with captions and conditions.
-        annotator: makes conditions of images.
+        annotator: makes conditions of images; `Given` if the conditions are files of an unknown kind.
         encoder: the condition encoder, which trains.
         resolution: side of the training images in pixels.
     """
 
+    annotator: Annotator
     encoder: ConditionEncoder
 
     def __init__(self, config: ControlNetConfig) -> None:
         self.config = config
-        self.annotator = make_annotator(config.control.annotator, config.control.settings)
         self.pairs: Sequence[Pair] = ()
         self.resolution = 0
         self._root = Path()
@@ -84,11 +84,15 @@ class ControlNet:
             check_writable(config.pairs.cache_dir, "--cache_dir")
         with accelerator.main_process_first():
             root = self._root = _pairs_folder(config.pairs)
-        folder = config.run.output_dir or Path("outputs", config.control.annotator)
+        if config.control.annotator:
+            make_annotator(config.control.annotator, config.control.settings)
+        self.pairs = read_pairs(root, config.pairs)
+        name = config.control.annotator or self._default_annotator
+        self.annotator = make_annotator(name, config.control.settings)
+        folder = config.run.output_dir or Path("outputs", name)
         check_writable(folder)
         check_output_folders([root, root / CONDITIONS_FOLDER], {"--output_dir": folder})
-        self.config = with_values(config, {"output_dir": folder})
-        self.pairs = read_pairs(root, config.pairs)
+        self.config = with_values(config, {"output_dir": folder, "annotator": name})
         if self._has_conditions and config.pairs.random_flip and not self.annotator.mirrors:
             raise ConfigError(
                 f"--random_flip does not go with conditions of {self.annotator.name} from files, which change with "
@@ -224,6 +228,11 @@ class ControlNet:
     @property
     def _size(self) -> Size:
         return self.resolution, self.resolution
+
+    @property
+    def _default_annotator(self) -> str:
+        """Given conditions are of an unknown kind, unless there are settings of their annotator."""
+        return "given" if self._has_conditions and not self.config.control.settings else "canny"
 
     @property
     def _has_conditions(self) -> bool:

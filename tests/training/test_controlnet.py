@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import load_file
 
 from hra_diffusion import StableDiffusionHRAControlPipeline, load_hra_weights
@@ -150,6 +150,46 @@ def test_unmatched_files_and_flags_are_named(scenes, caplog):
     Image.open(folder / "1.png").save(folder / "1.jpg")
     with pytest.raises(ImageError, match=r"1\.jpg and 1\.png are two conditions of one image"):
         read_pairs(scenes, PairsConfig())
+
+
+def test_given_conditions_are_used_as_they_are_wherever_the_control_is_used(
+    control_config, tiny_sd, scenes, tmp_path, capsys, caplog
+):
+    folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
+    for path in folder.glob("*.png"):
+        ImageOps.posterize(Image.open(path).convert("RGB"), 2).save(path)
+    run = train(with_values(control_config, {"max_train_steps": 1}))
+    assert run.config.control.annotator == "given"
+    assert (
+        json.loads((run.folder / "adapter" / "condition_encoder" / "config.json").read_text())["annotator"] == "given"
+    )
+    assert "conditions have colors" not in caplog.text
+    common = ["generate", "--control", str(run.folder), "--prompt", "box", "--image", str(folder / "1.png")]
+    common += ["--num_inference_steps", "2"]
+    for flags, name in (([], "plain"), (["--annotated"], "annotated")):
+        assert main([*common, *flags, "--output_dir", str(tmp_path / name)]) == 0
+    plain, annotated = (Image.open(tmp_path / name / "box-0.png").tobytes() for name in ("plain", "annotated"))
+    assert plain == annotated
+    pipe = StableDiffusionHRAControlPipeline.from_pretrained(tiny_sd, control=run.folder)
+    options = {"num_inference_steps": 2, "generator": torch.Generator().manual_seed(0)}
+    assert pipe("box", image=Image.open(folder / "1.png"), **options).images[0].tobytes() == plain
+    assert main(["evaluate-control", str(run.folder), "--pairs_dir", str(scenes), "--num_pairs", "2"]) == 0
+    assert "Conditions are not compared: no annotator makes conditions of the kind 'given'" in capsys.readouterr().out
+
+
+def test_the_annotator_named_for_given_conditions_is_recorded_and_others_are_reported(control_config, scenes, caplog):
+    assert prepare_run(ControlNet(control_config)).config.control.annotator == "canny"  # without conditions
+    folder = shutil.copytree(scenes, scenes / "conditioning_images", ignore=shutil.ignore_patterns("*.txt"))
+    settings = with_values(control_config, {"annotator_settings": ("low=40",)})
+    assert prepare_run(ControlNet(settings)).config.control.annotator == "canny"  # settings of canny
+    named = with_values(control_config, {"annotator": "scribble"})
+    assert prepare_run(ControlNet(named)).config.control.annotator == "scribble"
+    assert "--annotator is scribble, but these conditions have colors" in caplog.text
+    caplog.clear()
+    for path in folder.glob("*.png"):
+        make_annotator("scribble")(Image.open(path)).save(path)
+    prepare_run(ControlNet(named))
+    assert "conditions have colors" not in caplog.text
 
 
 def test_an_invalid_condition_is_refused_before_the_start(control_config, scenes):

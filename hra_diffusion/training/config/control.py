@@ -41,9 +41,10 @@ class PairsConfig(ImageConfig):
 class ControlConfig:
     """Control: annotator, condition encoder and conditioning dropout."""
 
-    annotator: str = "canny"
+    annotator: str | None = None
     """Annotator (preprocessor), which makes conditions: canny, scribble, soft_edge, color, segmentation, depth, normal,
-    face or pose; given for conditions of another kind."""
+    face or pose; given for conditions of another kind. By default given if the pairs have conditions, else canny. For
+    pairs with conditions, it says what made them, and what makes those of generated images."""
     annotator_model: str | None = None
     """Model of the annotator: of transformers for segmentation, depth and normal, of mediapipe for face and pose."""
     annotator_settings: tuple[str, ...] | None = None

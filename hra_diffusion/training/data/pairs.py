@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.annotators import Annotator, Canny, Given, Scribble, SoftEdge
 from hra_diffusion.control.conditions import annotate, read_condition, read_control_image
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.images import Color, check_same_shape, parse_color, read_layers
@@ -150,13 +150,31 @@ def _conditions(
 def check_conditions(pairs: Sequence[Pair], annotator: Annotator, config: PairsConfig) -> None:
     """Check that the annotator finds a condition in each image, such as a face; edges are in every image.
 
+    Given conditions with colors are reported if the annotator makes edges.
+
     Raises:
         ImageError: the annotator finds none in an image.
     """
+    if isinstance(annotator, Canny | Scribble | SoftEdge):
+        files = [pair.condition for pair in pairs if pair.condition]
+        if colored := [path.name for path in files if _has_colors(read_condition(path, annotator))]:
+            logger.warning(
+                "--annotator is %s, but these conditions have colors, unlike its own: %s. Images to generate from are "
+                "annotated by %s; for conditions of another kind leave --annotator out.",
+                annotator.name,
+                shorten(colored),
+                annotator.name,
+            )
     for pair in pairs if not annotator.reads_any_image else ():
         image = pair.read_condition_or_image(annotator, parse_color(config.background_color))
         if not pair.condition:
             annotate(pair.example.photo.path, annotator, image)
+
+
+def _has_colors(condition: Image.Image) -> bool:
+    """Whether more than 1 % of the pixels are not gray, up to the artifacts of lossy compression."""
+    channels = np.asarray(condition.convert("RGB").resize((64, 64), Image.Resampling.BOX), np.int16)
+    return float((np.ptp(channels, axis=2) > 32).mean()) > 0.01
 
 
 def make_crop_conditions(pair: Pair, size: Size, annotator: Annotator, config: PairsConfig, seed: int) -> list[Tensor]:
