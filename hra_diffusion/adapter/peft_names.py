@@ -64,8 +64,9 @@ class PeftNames:
 
     @property
     def active_peft_config(self) -> HRAConfig:
-        """The settings of the first active adapter."""
-        return self._activation.configs[self._activation.active.names[0]]
+        """The settings of the first active adapter, or of the first one while none is active."""
+        names = (*self._activation.active.names, *self._activation.configs)
+        return self._activation.configs[names[0]]
 
     @property
     def peft_type(self) -> str:

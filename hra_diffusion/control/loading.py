@@ -18,6 +18,7 @@ from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.files import replacing, write_together
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
+from hra_diffusion.formats.peft import save_adapter
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.pipelines import unload_hra_weights
@@ -117,7 +118,7 @@ def save_hra_control(pipe: Pipeline, control: Control, folder: str | Path) -> Pa
         OutputError: the folder cannot be written; its earlier content is intact.
     """
     with replacing(Path(folder)) as new, offloading_suspended(pipe):
-        pipe.unet.save_pretrained(new / "unet", control.adapter_name)
+        save_adapter(pipe.unet, new / "unet", control.adapter_name)
         control.encoder.save_pretrained(new / ENCODER)
         write_together({new / name: data for name, data in base_files_of(pipe).items()})
     return Path(folder)
