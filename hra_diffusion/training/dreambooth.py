@@ -15,7 +15,7 @@ from torch import nn
 
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.images import parse_color
-from hra_diffusion.pipelines.components import size_multiple
+from hra_diffusion.pipelines.components import size_multiple, tokenizer_of
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config.defaults import number_of_steps, resolve
 from hra_diffusion.training.config.file import with_values
@@ -34,6 +34,7 @@ from hra_diffusion.training.data.subjects import (
     read_examples,
     subject_folders,
 )
+from hra_diffusion.training.data.trigger_words import report_trigger_words
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.families.textual_inversion import add_textual_inversion
 from hra_diffusion.training.outputs.validation import SubjectValidation, subject_validation
@@ -105,6 +106,8 @@ class DreamBooth:
         Raises:
             HRAError: a placeholder token, or the folder of the class images, cannot be used.
         """
+        tokenizers = [tokenizer_of(family.pipe, name) for name in family.text_encoder_names]
+        report_trigger_words(self.subjects, self.examples, tokenizers)
         captions = dict.fromkeys(example.caption for example in self.examples)
         if self.config.adapter.train_text_encoder_ti:
             prompts = [subject.prompt for subject in self.subjects]
