@@ -10,6 +10,7 @@ from PIL import Image
 
 from hra_diffusion.metrics.vocabulary import Vocabulary
 from hra_diffusion.pipelines import disable_hra
+from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 
 PHOTO_CONTEXTS = (
@@ -135,11 +136,12 @@ class Generations:
 
 
 def _generate_batch(pipe: Pipeline, inputs: Sequence[tuple[str, int]], plan: EvaluationPlan) -> list[Image.Image]:
-    return pipe(
+    output = pipe(
         [prompt for prompt, _ in inputs],
         generator=[torch.Generator().manual_seed(seed) for _, seed in inputs],
         height=plan.resolution,
         width=plan.resolution,
         num_inference_steps=plan.num_inference_steps,
         guidance_scale=plan.guidance_scale,
-    ).images
+    )
+    return images_of(output)

@@ -16,6 +16,7 @@ from hra_diffusion.pipelines.bases import find_base
 from hra_diffusion.pipelines.components import adapted_components
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder
 from hra_diffusion.pipelines.models import load_pipeline
+from hra_diffusion.pipelines.single_files import is_single_file
 from hra_diffusion.pipelines.tokens import fold_tokens
 
 
@@ -66,7 +67,9 @@ def merge_hra(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OutputError(f"{output} exists already: choose another folder, so that no model is overwritten.")
     recorded = find_base(adapters, base, base_options, **hub)
-    pipe = load_pipeline(str(recorded.name), **recorded.options)
+    pipe = load_pipeline(
+        str(recorded.name), **recorded.options, safety_checker=None if is_single_file(str(recorded.name)) else True
+    )
     names = [f"{name_from_folder(folder)} {number}" for number, folder in enumerate(adapters, 1)]
     for name, folder in zip(names, adapters, strict=True):
         load_hra_weights(pipe, folder, name, **hub)

@@ -70,6 +70,7 @@ def load_pipeline(
     prediction_type: str | None = None,
     rescale_betas_zero_snr: bool = False,
     clip_skip: int | None = None,
+    safety_checker: Any = None,
     dtype: torch.dtype | str = torch.float32,
     **options: Any,
 ) -> Pipeline:
@@ -86,6 +87,8 @@ def load_pipeline(
         rescale_betas_zero_snr: rescale the noise schedule to zero terminal signal-to-noise ratio, for training and
             generating. A single file with the marks ``v_pred`` and ``ztsnr`` is always rescaled.
         clip_skip: number of CLIP's last layers to skip by default; the layer before the last is 1.
+        safety_checker: None, which generates all images; True for the model's own, or a checker: it replaces images by
+            black ones.
         dtype: precision, whatever the files have: a torch dtype or its name ("fp16", "bf16", "fp32"); the autoencoder
             is in float32, since SDXL's overflows in float16.
         options: arguments of ``DiffusionPipeline.from_pretrained``.
@@ -101,7 +104,8 @@ def load_pipeline(
     paths = {option: path and recorded_path(path) for option, path in (("vae", vae), ("config", config))}
     dtype, config = to_dtype(dtype), config or model_config(name)
     index = _index(config, options.get("revision"))
-    left_out = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
+    left_out: dict[str, Any] = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
+    left_out |= _defaults(index["_class_name"], safety_checker, is_checked="safety_checker" in index)
     pipe: Any
     loading = vae
     try:
@@ -129,6 +133,14 @@ def load_pipeline(
     set_base_options(pipe, options | noise | paths | {"clip_skip": clip_skip})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _defaults(kind: str, safety_checker: Any, is_checked: bool) -> dict[str, Any]:
+    """Return options that let every command generate the same images: no watermark, and a checker on demand only."""
+    defaults: dict[str, Any] = {"add_watermarker": False} if kind.startswith("StableDiffusionXL") else {}
+    if is_checked and safety_checker is None:
+        return defaults | {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    return defaults if safety_checker in (None, True) else defaults | {"safety_checker": safety_checker}
 
 
 def model_config(name: str) -> str:
@@ -224,7 +236,19 @@ def generate_image(pipe: Pipeline, prompt: str | None, seed: int, **options: Any
         seed: of a CPU generator, so that it means the same on every device.
         options: arguments of the pipeline.
     """
-    return pipe(prompt, generator=torch.Generator().manual_seed(seed), **options).images[0]
+    return images_of(pipe(prompt, generator=torch.Generator().manual_seed(seed), **options))[0]
+
+
+def images_of(output: Any) -> list[Any]:
+    """Return the images of a pipeline's output; warn of those that its safety checker has blackened."""
+    if count := sum(map(bool, getattr(output, "nsfw_content_detected", None) or ())):
+        logger.warning(
+            "The pipeline's safety checker has replaced %s of %s images by black ones: use another prompt or seed, or "
+            "load the pipeline without the checker, as load_pipeline does.",
+            count,
+            len(output.images),
+        )
+    return output.images
 
 
 def image_name(prompt: str, seed: int) -> str:

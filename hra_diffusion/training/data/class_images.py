@@ -14,6 +14,7 @@ from pathlib import Path
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import disable_hra
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
+from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.data.dataset import IMAGE_SUFFIXES, Photo, check_images, image_files
@@ -62,7 +63,7 @@ class ClassImages:
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
             with disable_hra(self.pipe):
-                images = self.pipe(
+                output = self.pipe(
                     [self.prompt] * len(batch),
                     height=self.resolution,
                     width=self.resolution,
@@ -70,8 +71,8 @@ class ClassImages:
                     guidance_scale=self.guidance_scale,
                     # The stream's name decides the images: it stays.
                     generator=[stream(self.seed, "class picture", int(path.stem[-5:])) for path in batch],
-                ).images
-            for path, image in zip(batch, images, strict=True):
+                )
+            for path, image in zip(batch, images_of(output), strict=True):
                 write_file(path, image.save)
             yield self.count - len(missing) + start + len(batch)
 

@@ -30,17 +30,11 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
     kind = pipeline_class(model.pretrained_config_name_or_path or name, model.revision)
     if kind not in FAMILIES:
         raise ModelError(f"{name!r} is a {kind}, which cannot be trained here: use a model of {', '.join(FAMILIES)}.")
-    family = FAMILIES[kind]
-    pipe = load_pipeline(
-        name,
-        **model.loading,
-        dtype=dtype,
-        **family.load_options,
-    )
+    pipe = load_pipeline(name, **model.loading, dtype=dtype)
     if kind != StableDiffusionXL.pipeline_class and getattr(pipe.vae.config, "latents_mean", None) is not None:
         raise ModelError(
             f"The autoencoder of {name!r} has latents_mean and latents_std, which a {kind} ignores when it generates "
             "images: use an autoencoder of the model's own family."
         )
     keep_vae_precision(pipe.vae)
-    return family(pipe)
+    return FAMILIES[kind](pipe)

@@ -1,7 +1,7 @@
 """A model family: how its text encoders encode prompts, and how its denoiser is called."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -40,8 +40,6 @@ class Family(ABC):
     """The pipeline component that denoises."""
     text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
     """The trainable text encoders of the pipeline; each has a tokenizer of the same number."""
-    load_options: ClassVar[Mapping[str, Any]] = {}
-    """Options to load the pipeline with."""
 
     def __init__(self, pipe: Pipeline) -> None:
         self.pipe = pipe

@@ -1,7 +1,5 @@
 """Stable Diffusion 1.x and 2.x (Rombach et al., arXiv 2112.10752), with any prediction type."""
 
-from typing import Any, ClassVar
-
 from torch import Tensor
 
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
@@ -12,12 +10,6 @@ class StableDiffusion(Family):
     """A UNet that attends to the last layer of one CLIP text encoder."""
 
     pipeline_class = "StableDiffusionPipeline"
-    # Not needed for training; validation images need no safety checker.
-    load_options: ClassVar[dict[str, Any]] = {
-        "safety_checker": None,
-        "feature_extractor": None,
-        "requires_safety_checker": False,
-    }
 
     @property
     def title(self) -> str:

@@ -1,7 +1,5 @@
 """Stable Diffusion XL (Podell et al., arXiv 2307.01952)."""
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor
 
@@ -21,7 +19,6 @@ class StableDiffusionXL(Family):
     pipeline_class = "StableDiffusionXLPipeline"
     title = "Stable Diffusion XL"
     text_encoder_names = ("text_encoder", "text_encoder_2")
-    load_options: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 
     def unused_modules(self, name: str) -> str | None:
         """See :class:`Family`: the first text encoder's last layer; the UNet uses the layer before, and no pooling."""
