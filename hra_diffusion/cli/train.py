@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hra_diffusion.cli.arguments import parse_flags
-from hra_diffusion.cli.training import dry_run, train, warn_of_unused_flags
+from hra_diffusion.cli.training import dry_run, holding_folder, train, warn_of_unused_flags
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.defaults import complete_settings
 
@@ -35,11 +35,12 @@ def main(arguments: Sequence[str]) -> None:
     if config.run.dry_run:
         dry_run(run)
         return
-    train(run)
     from hra_diffusion.cli.evaluate import evaluate_run
 
-    with run.accelerator.autocast():
-        print(evaluate_run(run.plan.folder, run.pipe))
+    with holding_folder(run):
+        train(run)
+        with run.accelerator.autocast():
+            print(evaluate_run(run.plan.folder, run.pipe))
     print(f"{run.plan.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from hra_diffusion.cli.arguments import parse_flags
-from hra_diffusion.cli.training import dry_run, train, warn_of_unused_flags
+from hra_diffusion.cli.training import dry_run, holding_folder, train, warn_of_unused_flags
 from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config.defaults import complete_settings
 
@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     if config.run.dry_run:
         dry_run(run)
         return
-    train(run)
+    with holding_folder(run):
+        train(run)
     print(f"{run.plan.folder}: adapter, config.toml, log.jsonl, loss.png, before_after.png")
 
 

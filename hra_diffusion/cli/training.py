@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -71,6 +72,13 @@ def train(run: "Run") -> None:
     run.save()
     _end_training(run)
     show_progress(run.generate_before_after(), "before and after", run.validation.num_comparison_images)
+
+
+def holding_folder(run: "Run") -> AbstractContextManager[None]:
+    """Return the context in which no other process can run in the output folder."""
+    from hra_diffusion.training.outputs.lock import locked  # imports psutil: not for --help
+
+    return locked(run.plan.folder) if run.is_main else nullcontext()
 
 
 def _report_variables(run: "Run") -> None:

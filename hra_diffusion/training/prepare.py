@@ -7,6 +7,7 @@ from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
 from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
+from hra_diffusion.training.outputs.lock import check_unlocked
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
 from hra_diffusion.training.outputs.trackers import choose_tracker, logging_folder
 from hra_diffusion.training.run import Run, recorded_settings
@@ -36,6 +37,8 @@ def prepare_run(task: Task) -> Run:
     check_optimizer(config.optimizer)
     run_fingerprint = fingerprint(config, task.digests(), family.pipe, accelerator.num_processes)
     assert config.run.output_dir and config.run.max_train_steps
+    if accelerator.is_main_process and not config.run.dry_run:
+        check_unlocked(config.run.output_dir)
     if tracker == "tensorboard":
         check_writable(logging_folder(config.run.output_dir, config.run), "--logging_dir")
     resume = config.run.resume_from_checkpoint

@@ -42,6 +42,7 @@ from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.loop.trainer import Trainer, trained_count
 from hra_diffusion.training.outputs.checkpoint import Save, save_adapter
 from hra_diffusion.training.outputs.disk_space import check_disk_space
+from hra_diffusion.training.outputs.lock import locked
 from hra_diffusion.training.outputs.recording import VALIDATION, RunRecorder, clear_results, clear_validation
 from hra_diffusion.training.outputs.validation import Validation
 from hra_diffusion.training.setup import build_trainer, trained_components
@@ -167,15 +168,21 @@ class Run:
         return self._recorder
 
     def steps(self) -> Iterator[StepRecord]:
-        """Train; yields each step's record after the step is in log.jsonl and its checkpoint saved."""
-        if self.is_main:
-            if not self.plan.checkpoint:
-                clear_validation(self.plan.folder)
-            settings = recorded_settings(self.config)
-            write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
-        recorder = self.start()
-        with self._explained("training", flags_for_training):
-            yield from recorder.steps(self.plan.total_steps)
+        """Train; yields each step's record after the step is in log.jsonl and its checkpoint saved.
+
+        Raises:
+            OutputError: another process is at work in the folder, the folder cannot be written, or is gone.
+            DivergedError: a number is not finite.
+        """
+        with locked(self.plan.folder) if self.is_main else nullcontext():
+            if self.is_main:
+                if not self.plan.checkpoint:
+                    clear_validation(self.plan.folder)
+                settings = recorded_settings(self.config)
+                write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
+            recorder = self.start()
+            with self._explained("training", flags_for_training):
+                yield from recorder.steps(self.plan.total_steps)
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step, if there is none, and return its folder."""
@@ -198,6 +205,7 @@ class Run:
         self._has_ended = True
         unshard(trainer.loss)
         if self.is_main:
+            self.start().check_folder()
             replaces_another = folder.is_dir()
             save_adapter(self.saved_modules, folder, _base_record(self))
             if replaces_another:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
+from hra_diffusion.training.config.defaults import complete_settings
 from hra_diffusion.training.config.file import flag_types, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.outputs.checkpoint import REST, checkpoints
@@ -238,6 +239,30 @@ def test_files_of_no_previous_run_are_kept(config):
         path.touch()
     train(config, max_train_steps=1)
     assert all(path.exists() for path in mine)
+
+
+def test_a_moved_run_resumes_in_place_with_its_own_settings(config, tmp_path, caplog):
+    folder = train(config, stop_after=2)
+    moved = folder.rename(tmp_path / "elsewhere")
+    flags = {"config": moved / "config.toml", "resume_from_checkpoint": "latest"}
+    resumed = complete_settings(DreamBoothConfig, flags)
+    assert resumed.run.output_dir == moved
+    assert f"the run resumes in {moved}, where it lies now, and not in {folder}" in caplog.text
+    train(resumed)
+    assert not folder.exists()
+    assert names(moved) == ["checkpoint-2", "checkpoint-4", "checkpoint-5"]
+
+
+def test_only_a_run_that_resumes_uses_the_folder_of_its_settings(config, tmp_path):
+    folder = train(config, stop_after=2)
+    shutil.copytree(folder, tmp_path / "copy")
+    start = {"config": tmp_path / "copy" / "config.toml"}
+    assert complete_settings(DreamBoothConfig, start).run.output_dir == folder
+    named = start | {"resume_from_checkpoint": "latest", "output_dir": tmp_path / "other"}
+    assert complete_settings(DreamBoothConfig, named).run.output_dir == tmp_path / "other"
+    (tmp_path / "copy" / "log.jsonl").unlink()
+    resumed = complete_settings(DreamBoothConfig, start | {"resume_from_checkpoint": "latest"})
+    assert resumed.run.output_dir == folder
 
 
 def test_folders_may_move(config, images, tiny_sd, tmp_path):

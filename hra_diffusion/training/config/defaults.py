@@ -1,17 +1,21 @@
 """Defaults of a run: the embedded base and its settings, the subjects' prompts, the output folder."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hra_diffusion.errors import ModelError
+from hra_diffusion.formats.run_folder import is_run
 from hra_diffusion.resources import DATA, find_config, find_data
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, RunConfig, TrainingConfig
 from hra_diffusion.training.config.file import convert_setting, flat_values, overridden_by, read_toml, with_values
 
 if TYPE_CHECKING:  # it imports torch
     from hra_diffusion.training.data.subjects import Subject
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_STEPS = 400
 
@@ -54,6 +58,8 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
     default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
+    if path and "resume_from_checkpoint" in given and "output_dir" not in given:
+        config = _in_its_own_folder(config, path)
     return _resolve_data_paths(with_values(config, {**overridden_by(given), **flags}))
 
 
@@ -97,6 +103,21 @@ def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> in
         return run.max_train_steps or DEFAULT_STEPS
     images_per_step = run.train_batch_size * run.gradient_accumulation_steps * processes
     return math.ceil(run.num_train_epochs * images_per_epoch / images_per_step)
+
+
+def _in_its_own_folder(config: Config, path: Path) -> Config:
+    """Return a run's settings with the folder of its config.toml as its output folder: it may have been moved."""
+    folder, recorded = path.parent, config.run.output_dir
+    if path.name != "config.toml" or not is_run(folder) or (recorded and recorded.resolve() == folder.resolve()):
+        return config
+    logger.warning(
+        "%s is a run's own settings: the run resumes in %s, where it lies now, and not in %s. --output_dir chooses "
+        "another folder.",
+        path,
+        folder,
+        recorded,
+    )
+    return with_values(config, {"output_dir": folder})
 
 
 def _resolve_data_paths(config: Config) -> Config:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.errors import DivergedError
+from hra_diffusion.errors import DivergedError, OutputError
 from hra_diffusion.formats.files import remove_folder, tidy, write_file
 from hra_diffusion.formats.run_folder import RESULTS
 from hra_diffusion.training.config import RunConfig
@@ -75,6 +75,7 @@ class RunRecorder:
                 self._prune_and_plot()
             for record in self._finite_steps(total):
                 log.write(record)
+                self.check_folder()
                 if record.step % self.config.checkpointing_steps == 0 or record.step == total:
                     self.save()
                 yield record
@@ -93,6 +94,7 @@ class RunRecorder:
         if path != self.saved and self.trainer.accelerator.is_main_process:
             with self._explained():
                 self.trainer.check_finite()
+            self.check_folder()
             log = (self.folder / LOG).read_bytes()
             checkpoint = Checkpoint(step=step, fingerprint=self.fingerprint, state=self.trainer.state_dict(), log=log)
             with self.trainer.inference_weights():
@@ -100,6 +102,18 @@ class RunRecorder:
             self.saved = path
             self._prune_and_plot()
         return path
+
+    def check_folder(self) -> None:
+        """Check that the run's folder is still there.
+
+        Raises:
+            OutputError: it was removed or renamed.
+        """
+        if not (self.folder / LOG).is_file():
+            raise OutputError(
+                f"{self.folder} is gone after step {self.trainer.global_step}: it was removed or renamed during the "
+                "run, which ends here. Resume from the renamed folder, or start anew."
+            )
 
     def _finite_steps(self, total: int) -> Iterator[StepRecord]:
         with self._explained():
