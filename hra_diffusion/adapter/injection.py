@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.fast_paths import FastPaths
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
 from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together
@@ -36,6 +37,7 @@ class Injection:
         self.copies: dict[str, TrainedCopy] = {}
         self.biases: dict[str, TrainedBiases] = {}
         self._parents: dict[str, nn.Module] = {}
+        self._fast_paths = FastPaths(model)
 
     def add(
         self,
@@ -86,6 +88,7 @@ class Injection:
             self.copies[name].put_copy(adapter, module)
             self._set_submodule(name, self.copies[name])
         self.biases[adapter] = biases
+        self._fast_paths.switch((*self.layers, *self.copies))
 
     def swap(self, adapter: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
         """Overwrite an adapter's columns with those of another adapter, of the same or a lower rank.
@@ -158,6 +161,7 @@ class Injection:
             wrapper.remove_copy(adapter)
             if not wrapper.copies:
                 self._set_submodule(name, self.copies.pop(name).base_layer)
+        self._fast_paths.switch((*self.layers, *self.copies))
 
     @contextmanager
     def ejected(self) -> Generator[nn.Module]:
@@ -202,6 +206,7 @@ class Injection:
             kept = wrapper.active_module if keep_trained and isinstance(wrapper, TrainedCopy) else wrapper.base_layer
             self._set_submodule(name, kept)
         self.layers, self.copies, self.biases, self._parents = {}, {}, {}, {}
+        self._fast_paths.switch(())
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
         """Return an adapter's tensors: columns of a plain chain of rank `config.r`, biases and copies."""

@@ -1,7 +1,10 @@
 """Adapted linear layers and convolutions."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hra_diffusion.adapter.layer import HRALayer, compute_dtype
 from hra_diffusion.adapter.rows import call_by_adapter
@@ -46,14 +49,19 @@ class HRAConv2d(HRALayer):
     """
 
     @property
+    def convolution(self) -> Any:
+        """The convolution itself, inside LoRAs if there are any."""
+        return without_lora(self.base_layer)
+
+    @property
     def reflects_input(self) -> bool:
         """Whether the kernel is 1 × 1: a linear layer over the channels."""
-        return self.base_layer.kernel_size == (1, 1)
+        return self.convolution.kernel_size == (1, 1)
 
     @property
     def unfolded_size(self) -> int:
         """Input channels × kernel height × kernel width."""
-        return self.base_layer.in_channels * self.base_layer.kernel_size[0] * self.base_layer.kernel_size[1]
+        return self.convolution.in_channels * self.convolution.kernel_size[0] * self.convolution.kernel_size[1]
 
     def unfold_weight(self, weight: Tensor) -> Tensor:
         """View (out, in, kh, kw) as (out, in · kh · kw)."""
@@ -61,7 +69,7 @@ class HRAConv2d(HRALayer):
 
     def fold_weight(self, unfolded: Tensor) -> Tensor:
         """View (out or r, in · kh · kw) as (out or r, in, kh, kw)."""
-        return unfolded.unflatten(1, (self.base_layer.in_channels, *self.base_layer.kernel_size))
+        return unfolded.unflatten(1, (self.convolution.in_channels, *self.convolution.kernel_size))
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
@@ -84,7 +92,7 @@ class HRAConv2d(HRALayer):
         responses = self._responses(filters)
         with full_precision(x.device):
             B = -(responses.to(T.dtype).mT @ T)
-        z = self.base_layer._conv_forward(x, filters, None)
+        z = self.convolution._conv_forward(x, filters, None)
         return self.base_layer(x, *args, **kwargs) + conv2d(z, B.to(x.dtype)[..., None, None])
 
     def _responses(self, patches: Tensor) -> Tensor:
@@ -95,11 +103,11 @@ class HRAConv2d(HRALayer):
         Returns:
             The products (r, out).
         """
-        base = self.base_layer
-        left, _, top, _ = base._reversed_padding_repeated_twice
+        base, convolution = self.base_layer, self.convolution
+        left, _, top, _ = convolution._reversed_padding_repeated_twice
         outputs, windows, sizes = [], [], []
         for padding, stride, dilation, size in zip(
-            (top, left), base.stride, base.dilation, base.kernel_size, strict=True
+            (top, left), convolution.stride, convolution.dilation, convolution.kernel_size, strict=True
         ):
             output = -(-padding // stride)
             start = output * stride - padding
@@ -125,12 +133,22 @@ def wrap(name: str, module: nn.Module) -> HRALayer:
     """
     if is_linear(module):
         return HRALinear(module)
-    if isinstance(module, nn.Conv2d) and module.groups == 1:
+    inner = without_lora(module)
+    if isinstance(inner, nn.Conv2d) and inner.groups == 1:
         return HRAConv2d(module)
-    kind = (
-        f"{type(module).__name__} of {module.groups} groups" if isinstance(module, nn.Conv2d) else type(module).__name__
-    )
+    if isinstance(inner, NonDynamicallyQuantizableLinear):
+        raise TargetError(
+            f"Cannot adapt {name!r}, the output projection of an nn.MultiheadAttention: it is never called, its weight "
+            "is read. Name it in exclude_modules, or train it whole (modules_to_save)."
+        )
+    kind = f"{type(inner).__name__} of {inner.groups} groups" if isinstance(inner, nn.Conv2d) else type(inner).__name__
     raise TargetError(
         f"Cannot adapt {name!r}, a {kind}: only linear layers that the model calls, and convolutions (Conv2d) of one "
         "group, can be adapted. Choose other target_modules, or name it in exclude_modules."
     )
+
+
+def without_lora(module: nn.Module) -> nn.Module:
+    """Return the module inside PEFT's layers of other adapters, such as LoRAs."""
+    inner: Any = getattr(module, "get_base_layer", None)
+    return module if inner is None or (held := inner()) is module else without_lora(held)

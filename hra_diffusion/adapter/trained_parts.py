@@ -48,6 +48,15 @@ class TrainedCopy(Wrapper):
         """The copy of the active adapter, or the frozen module."""
         return self.base_layer if self.active is None else self.copies[self.active]
 
+    def __getattr__(self, name: str) -> Any:
+        """Return attributes of the active module: some modules read the weights of others instead of calling them."""
+        try:
+            return nn.Module.__getattr__(self, name)
+        except AttributeError:
+            if name in ("base_layer", "active"):
+                raise
+            return getattr(self.active_module, name)
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the active module; in a mixed batch, the copy of each row's adapter."""
         if self.rows is None:

@@ -5,12 +5,14 @@ product H = H₁ ⋯ H_r. All checks precede the first change of a model.
 """
 
 import json
+import logging
 import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +30,8 @@ from hra_diffusion.formats.hub import check_arguments, local_folder
 from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.formats.tensors import check_finite, read_tensors
 from hra_diffusion.text import shorten
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
@@ -182,13 +186,28 @@ def _selects(model: AdaptedModel, config: HRAConfig, names: Iterable[str]) -> bo
 
 
 def _check_complete(model: nn.Module, config: HRAConfig, keys: Iterable[str]) -> None:
-    """Refuse a file without tensors for modules of its configuration."""
+    """Refuse a file without tensors for modules of its configuration, except in parts that were added to the model."""
     try:
         expected = {f"{name}{COLUMNS}" for name in find_targets(model, config)}
     except TargetError:
         return  # The configuration has the names of another version of the model; the weights decide.
-    if missing := sorted(expected - set(keys)):
+    adapted = {key for key in keys if key.endswith(COLUMNS)}
+    parts = {part for key in adapted for part in accumulate(_parent(key).split("."), "{}.{}".format)}
+    missing = sorted(key for key in expected - adapted if _parent(key) in parts or not adapted)
+    if missing:
         raise AdapterFileError(
             f"The adapter has no weights for {len(missing)} of the {len(expected)} modules of its configuration in "
             f"this model: {shorten(missing)}. It is damaged, or was made for another model."
         )
+    if added := sorted(key.removesuffix(COLUMNS) for key in expected - adapted):
+        logger.warning(
+            "The model has %d modules that the adapter was made without; they stay as they are: %s.",
+            len(added),
+            shorten(added),
+        )
+
+
+def _parent(key: str) -> str:
+    """Return the name of the module around a tensor's module, without the numbers of blocks and layers."""
+    names = [part for part in key.removesuffix(COLUMNS).split(".") if not part.isdecimal()]
+    return ".".join(names[:-1])
