@@ -74,8 +74,8 @@ COUNTERPARTS = (
     Counterpart(
         "network_weights dim_from_weights lora_model_name base_weights base_weights_multiplier",
         "kohya, OneTrainer",
-        "",
-        "a run starts at the identity: merge the LoRA into the base first, after hra-diffusion import-lora",
+        "--init_adapter",
+        "an HRA adapter, such as hra-diffusion import-lora makes of a LoRA",
     ),
     Counterpart("scale_weight_norms", "kohya", "", "reflections do not change the norms of weights"),
     Counterpart("network_train_unet_only train_unet", "kohya, ai-toolkit", "--no_train_text_encoder"),

@@ -53,7 +53,7 @@ def load_hra_weights(
     parts = component_folders(folder, subfolder, **hub)
     if encoder_beside(parts):
         raise ConfigError(f"{folder} is a control, which needs its encoder: use load_hra_control (--control).")
-    matched, tokens = _matched_to_components(pipe, parts, folder), tokens_beside(parts)
+    matched, tokens = matched_to_components(pipe, parts, folder), tokens_beside(parts)
     with offloading_suspended(pipe):
         if hotswap:
             _swap(pipe, matched, tokens, adapter_name)
@@ -67,7 +67,7 @@ def load_hra_weights_inactive(
     """Load an adapter, a control's too, without a change of the active ones: see `load_hra_weights`."""
     parts = component_folders(folder, subfolder, **hub)
     with offloading_suspended(pipe):
-        matched = _matched_to_components(pipe, parts, folder)
+        matched = matched_to_components(pipe, parts, folder)
         _add(pipe, matched, tokens_beside(parts), adapter_name, is_active=False)
 
 
@@ -159,7 +159,7 @@ def _drop(pipe: Pipeline, name: str, adapter_names: list[str]) -> None:
         setattr(pipe, name, component.unload())
 
 
-def _matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
+def matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
     """Check that the pipeline has an adapter's components; files without a component get the only matching one."""
     present = models(pipe)
     if "" in parts:

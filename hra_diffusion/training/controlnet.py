@@ -20,6 +20,7 @@ from hra_diffusion.control import Control, fit, make_annotator, make_encoder
 from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.conditions import annotate, read_condition
 from hra_diffusion.control.encoder import ConditionEncoder
+from hra_diffusion.control.loading import read_encoder
 from hra_diffusion.control.loading import ENCODER
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats.files import check_writable
@@ -118,10 +119,23 @@ class ControlNet:
         self.config = with_values(self.config, {"resolution": self.resolution, "max_train_steps": total_steps})
 
     def add_modules(self, family: Family) -> None:
-        """Make the condition encoder."""
+        """Make the condition encoder, or read that of the control to start from.
+
+        Raises:
+            AdapterFileError: --init_adapter is no control.
+            ConfigError: its encoder is for other conditions or another model.
+        """
         generator = stream(self.config.run.seed, f"start of {ENCODER}")
         self.encoder = make_encoder(family.pipe, self.annotator, generator)
 
+        if source := self.config.adapter.init_adapter:
+            start = read_encoder(source)
+            if differing := [key for key, value in self.encoder.config.items() if start.config[key] != value]:
+                raise ConfigError(
+                    f"The condition encoder of --init_adapter {source} is for other conditions or another model: its "
+                    f"{', '.join(differing)} differ from this run's."
+                )
+            self.encoder.load_state_dict(start.state_dict())
     @property
     def extra_modules(self) -> dict[str, ExtraModule]:
         """The condition encoder."""

@@ -2,6 +2,7 @@
 
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.pipelines.bases import PRECISIONS, decode_one_by_one
+from hra_diffusion.training.config.init_adapter import initial_parts
 from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
@@ -30,7 +31,7 @@ def prepare_run(task: Task) -> Run:
     decode_one_by_one(family.pipe, accelerator.device)
     task.plan(family, accelerator.num_processes)
     config = task.config
-    add_adapters(family, config.adapter, config.model, config.run, accelerator.device)
+    add_adapters(family, config.adapter, config.model, config.run, accelerator.device, initial_parts(config))
     task.add_modules(family)
     tracker = choose_tracker(config.run.report_to)
     noise_process(family.pipe.scheduler, config.objective.flow_shift)

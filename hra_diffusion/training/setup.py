@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +15,11 @@ from torch import nn
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.targets import check_target_names
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.peft import read_adapter
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.loading import matched_to_components
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
 from hra_diffusion.training.config.base import recorded_path
@@ -60,11 +64,25 @@ def make_accelerator(run: RunConfig) -> Accelerator:
 
 
 def add_adapters(
-    family: Family, adapter: AdapterConfig, model: ModelConfig, run: RunConfig, device: torch.device
+    family: Family,
+    adapter: AdapterConfig,
+    model: ModelConfig,
+    run: RunConfig,
+    device: torch.device,
+    initial: Mapping[str, Path] | None = None,
 ) -> None:
-    """Add new adapters to the trained components of the pipeline, and freeze everything else.
+    """Add adapters to the trained components of the pipeline, and freeze everything else.
+
+    Args:
+        family: the model.
+        adapter: settings of new adapters, which start as the identity.
+        model: settings of the model.
+        run: settings of the run.
+        device: the device of quantization.
+        initial: folders of adapters to start from, by component.
 
     Raises:
+        AdapterFileError: an adapter to start from does not fit.
         TargetError: a target module matches no layer.
         ConfigError: the package for quantization is missing, or there are fewer blocks than --blocks_to_swap.
     """
@@ -72,17 +90,26 @@ def add_adapters(
     targets = {family.denoiser_name: adapter.target_modules}
     if adapter.train_text_encoder:
         targets |= dict.fromkeys(family.text_encoder_names, adapter.text_encoder_target_modules)
+    parts = matched_to_components(pipe, dict(initial or {}), str(adapter.init_adapter))
     for component in models(pipe).values():
         component.requires_grad_(False)
     if model.quantization:
         quantize(family.model, model.quantization, device)
+    base = {
+        "base_model_name_or_path": recorded_path(str(model.pretrained_model_name_or_path)),
+        "revision": model.revision,
+    }
+    for name, folder in parts.items():
+        config = replace(read_adapter(folder)[0], **base, inference_mode=False)
+        setattr(pipe, name, HRAModel.from_pretrained(getattr(pipe, name), folder, is_trainable=True, config=config))
     for name, modules in targets.items():
+        if name in parts:
+            continue
         config = HRAConfig(
             r=adapter.rank,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
             exclude_modules=family.unused_modules(name),
-            base_model_name_or_path=recorded_path(str(model.pretrained_model_name_or_path)),
-            revision=model.revision,
+            **base,
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
         start = stream(run.seed, f"start of {name}")
@@ -94,7 +121,8 @@ def add_adapters(
         family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)
     if run.gradient_checkpointing:
         family.model.enable_gradient_checkpointing()
-        for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in targets):
+        adapted = targets.keys() | parts.keys()
+        for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in adapted):
             text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
             text_encoder.train()  # transformers checkpoints in training mode only
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 class AdapterConfig:
     """HRA adapter: number of reflections, target modules and textual inversion."""
 
+    init_adapter: str | None = None
+    """Adapter to start from, instead of the identity: its folder, its run's, or a hub name. Rank and target modules are
+    the adapter's; with train-control it is a control."""
     rank: int = 8
     """Rank: number of reflections in each layer; even, so that the adapter starts as the identity."""
     target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")

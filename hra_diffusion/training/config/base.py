@@ -81,6 +81,8 @@ class PlacementConfig:
 def with_recorded_paths(config: Config) -> Config:
     """Return settings as a run records them, with absolute paths of its inputs."""
     values = flat_values(config)
-    paths: dict[str, Any] = {name: recorded_path(values[name]) for name in BASE_PATHS if values.get(name)}
+    paths: dict[str, Any] = {
+        name: recorded_path(values[name]) for name in (*BASE_PATHS, "init_adapter") if values.get(name)
+    }
     paths |= {name: Path(recorded_path(str(values[name]))) for name in _FOLDERS if values.get(name)}
     return with_values(config, paths)

@@ -60,7 +60,13 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     config = read_toml(path, default) if path else default
     if path and "resume_from_checkpoint" in given and "output_dir" not in given:
         config = _in_its_own_folder(config, path)
-    return _resolve_data_paths(with_values(config, {**overridden_by(given), **flags}))
+    config = _resolve_data_paths(with_values(config, {**overridden_by(given), **flags}))
+    if config.adapter.init_adapter is None:
+        return config
+    from hra_diffusion.training.config.init_adapter import with_initial_settings  # imports torch: not for --help
+
+    in_file = flat_values(read_toml(path, kind())).items() - flat_values(kind()).items() if path else ()
+    return with_initial_settings(config, {*given, *(name for name, _ in in_file)})
 
 
 def make_config(kind: type[Config], **settings: Any) -> Config:

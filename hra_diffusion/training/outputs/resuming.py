@@ -4,15 +4,18 @@ Images and the model are compared by content, so that folders may move. Settings
 those of validation, of saving, and the number of steps.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
+from hra_diffusion.formats.folders import encoder_beside
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.file import current_words, flat_values
+from hra_diffusion.training.config.init_adapter import initial_parts
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.outputs.checkpoint import read_progress
 
@@ -70,6 +73,7 @@ def fingerprint(config: TrainingConfig, images: Mapping[str, str], pipe: Pipelin
     settings = flat_values(config)
     has_prior = isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation
     free = FREE if has_prior else FREE | FREE_WITHOUT_PRIOR
+    settings["init_adapter"] = _digest(initial_parts(config))
     return {  # "pictures" is the key of the images in checkpoint files
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
@@ -108,6 +112,18 @@ def check_fingerprint(checkpoint: Path, fingerprint: Mapping[str, Any], total_st
         raise ConfigError(
             f"{checkpoint} is of step {step}, and --max_train_steps is {total_steps}: set it to {step} or more."
         )
+
+
+def _digest(parts: Mapping[str, Path]) -> str | None:
+    """Digest the weights of the adapter to start from, its condition encoder included; None without one."""
+    if not parts:
+        return None
+    digest = hashlib.blake2b(digest_size=16)
+    encoder = encoder_beside(parts)
+    for folder in (*(parts[name] for name in sorted(parts)), *([encoder] if encoder else [])):
+        for path in sorted(folder.glob("*.safetensors")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _as_json(value: object) -> object:
