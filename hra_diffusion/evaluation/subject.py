@@ -1,14 +1,17 @@
 """Evaluation of an adapter: fidelity to its subject and its prompts, and drift of everything else."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
+from PIL import Image
 
-from hra_diffusion.errors import ConfigError, HRAError
+from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.evaluation.config import EvaluateConfig
 from hra_diffusion.formats.files import check_writable
+from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import results_folder, run_file
 from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
 from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
@@ -17,8 +20,13 @@ from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run
 from hra_diffusion.training.data.buckets import checked_resolution
-from hra_diffusion.training.data.dataset import HELD_OUT, image_files, read_images
+from hra_diffusion.training.data.dataset import HELD_OUT, image_files
 from hra_diffusion.training.data.subjects import subject_folders
+
+logger = logging.getLogger(__name__)
+
+_REFERENCE_SIDE = 512
+"""Shortest side of large real images in pixels: encoders take 224 to 448."""
 
 Progress = Callable[[int, int], None]
 """A callback for the numbers of finished images and of all images."""
@@ -66,7 +74,6 @@ def evaluate_adapter(
     base = find_base([config.adapter], config.pretrained_model_name_or_path, config.base_options)
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt
-    references = read_images(image_files(config.reference_dir), config.reference_dir)
     device = PartialState().device or "cpu"
     models = load_metric_models(
         str(base.name), clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
@@ -74,6 +81,7 @@ def evaluate_adapter(
     if pipe is None:
         pipe = load_base(base, **config.placement)
         load_hra_weights(pipe, config.adapter)
+    references = _read_references(config.reference_dir)
     plan = make_evaluation_plan(
         config.instance_prompt,
         config.class_prompt,
@@ -118,6 +126,26 @@ def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
         reason = "has several subjects, and one is measured" if has_run else "has no config.toml of its training run"
         raise ConfigError(f"The adapter {config.adapter} {reason}: add {' and '.join(missing)}.")
     return config
+
+
+def _read_references(folder: Path) -> list[Image.Image]:
+    """Read the real images one by one, scaled down to sides that exceed those of all encoders.
+
+    Raises:
+        ImageError: no image can be read.
+    """
+    images: list[Image.Image] = []
+    refused: list[str] = []
+    for path in image_files(folder):
+        try:
+            images.append(read_image(path, shortest_side=_REFERENCE_SIDE))
+        except ImageError as error:
+            refused.append(str(error))
+    if not images:
+        raise ImageError(f"The folder {folder} holds no images to measure with: add some. {' '.join(refused)}".rstrip())
+    if refused:
+        logger.warning("Left out %d of %d files. %s", len(refused), len(refused) + len(images), " ".join(refused))
+    return images
 
 
 def _reference_folder(instance_data_dir: Path | None) -> Path | None:

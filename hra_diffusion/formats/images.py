@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,26 @@ class Layers:
         return image
 
 
-def read_image(path: Path, background: Color = WHITE) -> Image.Image:
-    """Decode an image in RGB, over a background; errors as in :func:`read_layers`."""
-    return read_layers(path).over(background)
+def read_image(path: Path, background: Color = WHITE, shortest_side: int | None = None) -> Image.Image:
+    """Decode an image in RGB, over a background; errors as in :func:`read_layers`.
+
+    Args:
+        path: the file.
+        background: the color below transparent pixels.
+        shortest_side: scale larger images down to this shortest side in pixels; JPEG is decoded at a smaller scale.
+    """
+    image = read_layers(path, shortest_side).over(background)
+    if shortest_side and (scale := shortest_side / min(image.size)) < 1:
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    return image
 
 
-def read_layers(path: Path) -> Layers:
+def read_layers(path: Path, shortest_side: int | None = None) -> Layers:
     """Decode an image.
+
+    Args:
+        path: the file.
+        shortest_side: the shortest side that is needed, in pixels; decoders that can scale down use it.
 
     Raises:
         ImageError: the file is missing, unreadable, no image of the allowed formats, damaged, too large, or needs an
@@ -84,6 +98,8 @@ def read_layers(path: Path) -> Layers:
                     f"{path} has {image.width}×{image.height} pixels, more than {MAX_PIXELS:,}: scale it down."
                 )
             try:
+                if shortest_side and (scale := shortest_side / min(image.size)) < 1:
+                    image.draft(None, (ceil(image.width * scale), ceil(image.height * scale)))
                 return _decode(image)
             except ImageError as error:
                 raise ImageError(f"{path} {error}") from None

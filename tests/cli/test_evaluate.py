@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
 from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
+from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import result_file
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
@@ -125,6 +126,21 @@ def test_evaluate_adapter_reports_progress_and_prints_nothing(emoji_run, tmp_pat
 def test_evaluate_run_returns_the_reason_when_nothing_can_be_measured(trained, adapted_pipe):
     assert evaluate_run(trained, adapted_pipe).startswith("Not measured: 'openai/clip-vit-large-patch14' cannot")
     assert not (trained / "metrics.json").exists()
+
+
+def test_no_image_is_decoded_when_nothing_can_be_measured(trained, adapted_pipe, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(ImageFile.ImageFile, "load", decoded.append)
+    assert evaluate_run(trained, adapted_pipe).startswith("Not measured: 'openai/clip-vit-large-patch14' cannot")
+    assert decoded == []
+
+
+def test_large_real_images_are_scaled_down_and_small_ones_kept(tmp_path):
+    Image.new("RGB", (3000, 2000), "red").save(tmp_path / "large.jpg")
+    Image.new("RGB", (2000, 3000), "red").save(tmp_path / "large.png")
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "small.png")
+    sizes = [read_image(path, shortest_side=512).size for path in sorted(tmp_path.iterdir())]
+    assert sizes == [(768, 512), (512, 768), (40, 30)]
 
 
 @pytest.fixture
