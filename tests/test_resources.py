@@ -78,7 +78,7 @@ def test_without_imagehash_identical_files_are_duplicates(images, monkeypatch, c
     monkeypatch.setattr(dataset, "phash", None)
     (images / "4.png").write_bytes((images / "0.png").read_bytes())
     with caplog.at_level(logging.WARNING):
-        dataset.report_duplicates(dataset.check_images(dataset.image_files(images), images))
+        dataset.report_duplicates(dataset.check_images(sorted(images.iterdir()), images))
     assert "pip install 'hra-diffusion[duplicates]'" in caplog.text
     assert f"{images / '0.png'} and {images / '4.png'}" in caplog.text
     assert caplog.text.count(" and ") == 1

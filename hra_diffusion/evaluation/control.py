@@ -19,7 +19,7 @@ from hra_diffusion.training.config import ControlNetConfig
 from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.controlnet import make_condition
 from hra_diffusion.training.data.buckets import checked_resolution
-from hra_diffusion.training.data.dataset import HELD_OUT
+from hra_diffusion.training.data.inventory import HELD_OUT
 from hra_diffusion.training.data.pairs import read_pairs
 
 

@@ -30,11 +30,12 @@ from hra_diffusion.training.config.defaults import check_model_named, number_of_
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.batches import ConditioningDropout, Source
 from hra_diffusion.training.data.buckets import Size, checked_resolution
-from hra_diffusion.training.data.dataset import HELD_OUT, check_output_folders
+from hra_diffusion.training.data.dataset import check_output_folders
+from hra_diffusion.training.data.inventory import HELD_OUT
 from hra_diffusion.training.data.pairs import (
-    CONDITIONS_FOLDER,
     Pair,
     check_conditions,
+    conditions_folder,
     import_dataset,
     make_crop_conditions,
     read_pairs,
@@ -92,7 +93,7 @@ class ControlNet:
         self.annotator = make_annotator(name, config.control.settings)
         folder = config.run.output_dir or Path("outputs", name)
         check_writable(folder)
-        check_output_folders([root, root / CONDITIONS_FOLDER], {"--output_dir": folder})
+        check_output_folders([root, conditions_folder(root)], {"--output_dir": folder})
         self.config = with_values(config, {"output_dir": folder, "annotator": name})
         if self._has_conditions and config.pairs.random_flip and not self.annotator.mirrors:
             raise ConfigError(

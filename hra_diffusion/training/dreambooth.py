@@ -21,7 +21,6 @@ from hra_diffusion.training.config.defaults import number_of_steps, resolve
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.batches import Source
 from hra_diffusion.training.data.buckets import Size, checked_resolution, sizes_for
-from hra_diffusion.training.data.captions import read_captions
 from hra_diffusion.training.data.class_images import ClassImages, find_class_images
 from hra_diffusion.training.data.dataset import check_output_folders, file_digest, report_duplicates
 from hra_diffusion.training.data.report import describe_class_images, describe_images
@@ -32,6 +31,7 @@ from hra_diffusion.training.data.subjects import (
     captioned_examples,
     find_subjects,
     read_examples,
+    report_unused_files,
     subject_folders,
 )
 from hra_diffusion.training.data.trigger_words import report_trigger_words
@@ -79,6 +79,7 @@ class DreamBooth:
         check_output_folders([root, *subject_folders(root)], written)
         parse_color(config.data.background_color)
         self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
+        report_unused_files(config, self.examples)
         report_duplicates([example.photo for example in self.examples])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
@@ -131,9 +132,10 @@ class DreamBooth:
         root = self.config.data.instance_data_dir or Path()
         digests = {f"instance {example.photo.path.relative_to(root)}": example.digest for example in self.examples}
         for images in self.class_images:
-            captions = read_captions(images.user_files, images.folder)
+            captions = images.captions
             for path in images.user_files:
-                digests[f"class {images.prompt} {path.name}"] = file_digest(path) + captions.get(path, images.prompt)
+                name = path.name if path.parent == images.folder else f"{path.parent.name}/{path.name}"
+                digests[f"class {images.prompt} {name}"] = file_digest(path) + captions.get(path, images.prompt)
             digests[f"class {images.prompt}"] = str(images.count)
         return digests
 
@@ -201,5 +203,5 @@ class DreamBooth:
         return [
             example
             for images in self.class_images
-            for example in captioned_examples(images.read_photos(), images.folder, images.prompt)
+            for example in captioned_examples(images.read_photos(), images.captions, images.prompt)
         ]

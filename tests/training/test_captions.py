@@ -6,7 +6,8 @@ import pytest
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.data.captions import read_captions
-from hra_diffusion.training.data.dataset import check_images, image_files
+from hra_diffusion.training.data.dataset import check_images
+from hra_diffusion.training.data.inventory import image_files
 
 LINE = '{"file_name": "0.png", "text": "a dog, asleep", "more": 1}'
 

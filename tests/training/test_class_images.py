@@ -20,6 +20,7 @@ def pipe(tiny_sd):
 def images(pipe, tmp_path):
     return ClassImages(
         folder=tmp_path / "class",
+        user_folders=[tmp_path / "class"],
         count=5,
         pipe=pipe,
         prompt="a photo of a dog",

@@ -133,7 +133,7 @@ def test_metadata_names_images_conditions_and_captions(scenes, caplog):
     )
     (pair,) = read_pairs(scenes, PairsConfig())
     assert (pair.example.caption, pair.condition) == ("a box", scenes / "maps" / "a.png")
-    assert "metadata.jsonl does not name 0.png, 2.png" in caplog.text
+    assert f"Not used in {scenes}: 0.png, 2.png, 3.png, 4.png (metadata.jsonl does not name them)." in caplog.text
     assert "LICENSE" not in caplog.text
     (scenes / "metadata.jsonl").write_text('{"image": "1.png"}\n')
     (pair,) = read_pairs(scenes, PairsConfig())

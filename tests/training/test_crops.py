@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 from hra_diffusion.training.config import DataConfig
 from hra_diffusion.training.data.buckets import bucket_sizes, nearest_size
 from hra_diffusion.training.data.crops import Crop, augmented_crops, cover, to_tensor
-from hra_diffusion.training.data.dataset import image_files, read_images
+from hra_diffusion.training.data.dataset import read_images
+from hra_diffusion.training.data.inventory import image_files
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[3] / "shared" / "data" / "dreambooth" / "dog6"
 

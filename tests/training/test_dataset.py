@@ -10,12 +10,8 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats import images as images_module
 from hra_diffusion.formats.images import parse_color, read_image, read_layers
-from hra_diffusion.training.data.dataset import (
-    check_images,
-    image_files,
-    read_images,
-    report_duplicates,
-)
+from hra_diffusion.training.data.dataset import check_images, read_images, report_duplicates
+from hra_diffusion.training.data.inventory import image_files
 
 FOUR_COLORS = np.array([[[250, 10, 10], [10, 250, 10]], [[10, 10, 250], [240, 240, 240]]], np.uint8)
 QUARTERS = np.kron(FOUR_COLORS, np.ones((16, 24, 1), np.uint8))

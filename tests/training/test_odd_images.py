@@ -19,7 +19,8 @@ from PIL import Image, ImageCms
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.formats.images import read_image
-from hra_diffusion.training.data.dataset import check_images, image_files
+from hra_diffusion.training.data.dataset import check_images
+from hra_diffusion.training.data.inventory import image_files
 
 BACKGROUND = (200, 100, 50)
 WIDTH, HEIGHT = 23, 17

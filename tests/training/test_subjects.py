@@ -8,7 +8,7 @@ import pytest
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
-from hra_diffusion.training.data.subjects import find_subjects, read_examples
+from hra_diffusion.training.data.subjects import find_subjects, read_examples, report_unused_files
 
 
 @pytest.fixture
@@ -48,8 +48,10 @@ def test_a_folder_of_folders_is_several_subjects_each_with_its_trigger_word(many
 def test_folders_beside_images_are_left_out_and_reported(many, images, caplog):
     folder = many("cat", "held_out", "masks", "dog")
     shutil.copy(images / "0.png", folder)
-    assert prompts(folder, instance_prompt="a sks pet", mask_data_dir=folder / "masks").keys() == {folder.name}
-    assert "images in its folders cat, dog are left out" in caplog.text
+    config = with_values(DreamBoothConfig(), {"instance_data_dir": folder, "mask_data_dir": folder / "masks"})
+    (subject,) = find_subjects(config)
+    report_unused_files(config, read_examples(subject, DataConfig()))
+    assert f"Not used in {folder}: cat, dog (a folder of images beside those in use: for one subject" in caplog.text
 
 
 def test_runs_and_folders_without_repeats_are_no_subjects(many, caplog):
@@ -63,7 +65,10 @@ def test_runs_and_folders_without_repeats_are_no_subjects(many, caplog):
         "2023_bird": ("a photo of a sks bird", "a photo of a bird"),
         "cat": ("a photo of a ohwx cat", "a photo of a cat"),
     }
-    assert "holds folders of runs, which are no subjects: run" in caplog.text
+    config = with_values(DreamBoothConfig(), {"instance_data_dir": folder})
+    subjects = find_subjects(config)
+    report_unused_files(config, [example for subject in subjects for example in read_examples(subject, config.data)])
+    assert f"Not used in {folder}: 0_sks dog (0_ means no repeats); run (output folder of a run)." in caplog.text
     with pytest.raises(ConfigError, match="begins with 0_, which means no repeats"):
         prompts(folder / "0_sks dog")
 

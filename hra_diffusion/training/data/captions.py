@@ -3,8 +3,10 @@
     dog/1.jpg, dog/1.txt                  the caption; or 1.caption
     dog/metadata.jsonl                    {"file_name": "1.jpg", "text": "a sks dog on grass"}, one a line
     dog/metadata.csv                      a table with the columns file_name and text
+    pets/metadata.jsonl                   {"file_name": "dog/1.jpg", "text": …}, for the folders in its folder
 
-The layouts are those of kohya's scripts and of Hugging Face's image folders. The file beside the image has precedence.
+The layouts are those of kohya's scripts and of Hugging Face's image folders. The file beside the image has precedence,
+then the table in its folder.
 """
 
 import csv
@@ -29,10 +31,12 @@ def read_captions(images: Sequence[Path], folder: Path) -> dict[Path, str]:
     Raises:
         ConfigError: a caption file or a table cannot be read.
     """
-    texts = {
-        folder / name: text for table in reversed(METADATA_FILES) for name, text in _read_table(folder / table).items()
-    }
-    if unknown := texts.keys() - set(images):
+    texts: dict[Path, str] = {}
+    for table in reversed(METADATA_FILES):
+        texts |= _read_table(folder.parent / table, below=folder)
+    for table in reversed(METADATA_FILES):
+        texts |= _read_table(folder / table)
+    if unknown := [path for path in texts.keys() - set(images) if not path.is_file()]:
         names = ", ".join(sorted(path.name for path in unknown))
         logger.warning("%s has captions of images that do not exist: %s.", folder, names)
     return _on_one_line({image: texts[image] for image in images if image in texts}) | read_caption_files(images)
@@ -61,15 +65,18 @@ def _on_one_line(texts: Mapping[Path, str]) -> dict[Path, str]:
     return {image: line for image, line in lines.items() if line}
 
 
-def _read_table(path: Path) -> dict[str, str]:
+def _read_table(path: Path, below: Path | None = None) -> dict[Path, str]:
+    """Read the captions of a table by their images; of those ``below`` a folder, if it is given."""
     if not path.exists():
         return {}
-    texts: dict[str, str] = {}
+    texts: dict[Path, str] = {}
     for number, row in (_read_csv if path.suffix == ".csv" else read_json_lines)(path):
         name, text = (row.get(key) for key in ("file_name", "text"))
+        if below and not (isinstance(name, str) and (path.parent / name).parent == below):
+            continue
         if not isinstance(name, str) or not isinstance(text, str):
             raise ConfigError(f"{path} has no file_name and text in line {number}: {row!r}. Give both.")
-        texts[name] = text
+        texts[path.parent / name] = text
     return texts
 
 

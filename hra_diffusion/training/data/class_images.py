@@ -1,5 +1,8 @@
 """Class images for prior preservation (kohya: regularization images): the user's, completed by the base model.
 
+The user's are in the class's folder, or below it in folders named as kohya's scripts name them, 1_dog; their number of
+repeats has no effect.
+
 The name of a generated image holds a digest of everything that it depends on. A later run reuses it only if nothing
 changed, and an interrupted run resumes with the next image.
 """
@@ -17,7 +20,9 @@ from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.data.dataset import IMAGE_SUFFIXES, Photo, check_images, image_files
+from hra_diffusion.training.data.captions import CAPTION_SUFFIXES, METADATA_FILES, read_captions
+from hra_diffusion.training.data.dataset import Photo, check_images
+from hra_diffusion.training.data.inventory import IMAGE_SUFFIXES, entries, has_images, image_files, report_unused
 from hra_diffusion.training.data.subjects import Subject
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.rng import stream
@@ -34,6 +39,8 @@ class ClassImages:
     """
 
     folder: Path
+    user_folders: Sequence[Path]
+    """Folders of the images that the user provided."""
     count: int
     pipe: Pipeline
     prompt: str
@@ -53,9 +60,22 @@ class ClassImages:
     @cached_property
     def user_files(self) -> list[Path]:
         """The images that the user provided, at most ``count``."""
-        files = image_files(self.folder) if self.folder.is_dir() else []
+        files = [path for folder in self.user_folders if folder.is_dir() for path in image_files(folder)]
         images = (path for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
         return [path for path in images if not _GENERATED.fullmatch(path.name)][: self.count]
+
+    @property
+    def captions(self) -> dict[Path, str]:
+        """Captions of the images that have one.
+
+        Raises:
+            ConfigError: a caption file cannot be read.
+        """
+        existing = [path for path in self.files if path.exists()]
+        captions: dict[Path, str] = {}
+        for folder in dict.fromkeys([*self.user_folders, self.folder]):
+            captions |= read_captions([path for path in existing if path.parent == folder], folder)
+        return captions
 
     def generate_missing(self) -> Iterator[int]:
         """Generate missing images; yield the number of existing images after each batch."""
@@ -111,9 +131,10 @@ def find_class_images(
     names: dict[str, str] = {}
     for subject in subjects:
         names.setdefault(subject.class_prompt or "", subject.folder.name)
-    return [
+    classes = [
         ClassImages(
             folder=root / name if len(names) > 1 else root,
+            user_folders=_user_folders(root, name if len(names) > 1 else None, prompt),
             count=prior.num_class_images,
             pipe=pipe,
             prompt=prompt,
@@ -125,3 +146,34 @@ def find_class_images(
         )
         for prompt, name in names.items()
     ]
+    _report_unused_files(root, classes)
+    return classes
+
+
+def _user_folders(root: Path, name: str | None, prompt: str) -> list[Path]:
+    """Return the folders of a class's images below ``root``: itself or its folder ``name``, else kohya's 1_dog.
+
+    Of kohya's folders, those are the class's whose name ends its prompt; all of them if there is no other class.
+    """
+    folder = root / name if name else root
+    if not root.is_dir() or (folder.is_dir() and has_images(folder)):
+        return [folder]
+    matches = [(path, re.fullmatch(r"\d{1,3}_(.+)", path.name)) for path in entries(root) if path.is_dir()]
+    kohya = {path: match[1].lower() for path, match in matches if match and not re.match("0+_", path.name)}
+    of_class = [path for path, noun in kohya.items() if f" {prompt.lower()}".endswith(f" {noun}")]
+    return of_class or (list(kohya) if kohya and not name else [folder])
+
+
+def _report_unused_files(root: Path, classes: Sequence[ClassImages]) -> None:
+    """Report what the folder of class images holds that no class uses."""
+    used = {path for images in classes for path in (images.folder, *images.user_folders, *images.user_files)}
+    folders = [root, *(folder for images in classes for folder in images.user_folders)]
+    for folder in dict.fromkeys(folders):
+        if folder.is_dir():
+            files = [path for path in entries(folder) if path.is_file()]
+            stems = {path.stem for path in used}
+            captions = [path for path in files if path.suffix.lower() in CAPTION_SUFFIXES and path.stem in stems]
+            generated = [path for path in files if _GENERATED.fullmatch(path.name)]
+            tables = [folder / table for table in METADATA_FILES]
+            more = {path: "more than --num_class_images" for path in files if path.suffix.lower() in IMAGE_SUFFIXES}
+            report_unused(folder, [*used, *captions, *generated, *tables], more)

@@ -15,7 +15,8 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.images import WHITE, Color, read_image, read_layers
-from hra_diffusion.training.data import captions
+from hra_diffusion.text import shorten
+from hra_diffusion.training.data.inventory import folders_with_images
 
 try:
     from imagehash import ImageHash, phash
@@ -23,12 +24,6 @@ except ImportError:  # the extra "duplicates"
     phash = None
 
 logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".gif", ".heic", ".heif")
-"""Suffixes by which images are recognized without opening a file."""
-
-HELD_OUT = "held_out"
-"""Sub-folder of images for evaluation, never used in training."""
 
 MAX_HASH_DISTANCE = 12
 """Perceptual hashes of 256 bits that differ in at most so many bits are of one image, saved twice. Measured: an image
@@ -62,30 +57,6 @@ class Photo:
         return read_image(self.path, background)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """List the files of a folder that should be images, sorted by name.
-
-    Hidden files, sub-folders, captions and TOML files are left out.
-
-    Raises:
-        ImageError: the folder does not exist.
-    """
-    if not folder.is_dir():
-        raise ImageError(f"There is no image folder {folder}: check the path.")
-    files = sorted(
-        path
-        for path in folder.iterdir()
-        if (path.is_file() or not path.exists())  # check_images reports a broken link
-        and not path.name.startswith(".")
-        and path.suffix.lower() != ".toml"
-        and path.name not in captions.METADATA_FILES
-    )
-    image_names = {path.stem for path in files if path.suffix.lower() not in captions.CAPTION_SUFFIXES}
-    return [
-        path for path in files if path.suffix.lower() not in captions.CAPTION_SUFFIXES or path.stem not in image_names
-    ]
-
-
 def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
     """Decode the files of a folder, and warn of unreadable and of animated ones.
 
@@ -114,7 +85,11 @@ def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
         )
     reasons = " ".join(refused)
     if not photos:
-        raise ImageError(f"The folder {folder} holds no images: add some (JPEG, PNG, WebP, …). {reasons}".rstrip())
+        below = [str(path.relative_to(folder)) for path in folders_with_images(folder)]
+        deeper = f"Its folders hold some: {shorten(below)}: name one of them. " if below else ""
+        raise ImageError(
+            f"The folder {folder} holds no images: add some (JPEG, PNG, WebP, …). {deeper}{reasons}".rstrip()
+        )
     if refused:
         logger.warning("Left out %d of %d files. %s", len(refused), len(refused) + len(photos), reasons)
     if animated:

@@ -28,15 +28,24 @@ from hra_diffusion.formats.images import Color, check_same_shape, parse_color, r
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import PairsConfig
 from hra_diffusion.training.data.buckets import Size
-from hra_diffusion.training.data.captions import read_caption_files, read_captions, read_json_lines
+from hra_diffusion.training.data.captions import (
+    CAPTION_SUFFIXES,
+    METADATA_FILES,
+    read_caption_files,
+    read_captions,
+    read_json_lines,
+)
 from hra_diffusion.training.data.crops import augmented_crops, covering_size
-from hra_diffusion.training.data.dataset import IMAGE_SUFFIXES, Photo, check_images, file_digest, image_files
+from hra_diffusion.training.data.dataset import Photo, check_images, file_digest
+from hra_diffusion.training.data.inventory import HELD_OUT, entries, image_files, report_unused
 from hra_diffusion.training.data.subjects import Example
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("image_column", "conditioning_image_column", "caption_column")
-CONDITIONS_FOLDER, METADATA = "conditioning_images", "metadata.jsonl"
+CONDITIONS_FOLDERS = ("conditioning_images", "conditions")
+"""Names of the sub-folder of conditions; the first that exists is used."""
+METADATA = "metadata.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +77,11 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
         ConfigError: a caption is missing, or the metadata cannot be read.
     """
     table = _read_metadata(folder, config)
-    files_in_folder = image_files(folder)
     unused = [f"--{name}" for name in _COLUMNS if getattr(config, name) != getattr(PairsConfig, name)]
     if unused and not table:
         logger.warning("%s has no effect, because %s has no %s.", " and ".join(unused), folder, METADATA)
-    files = list(table) or files_in_folder
-    left_out = set(files_in_folder).difference(files)
-    if images := sorted(path.name for path in left_out if path.suffix.lower() in IMAGE_SUFFIXES):
-        logger.warning("%s does not name %s, which are left out.", folder / METADATA, shorten(images))
-    files = files[: config.max_train_samples]
+    all_files = list(table) or image_files(folder)
+    files = all_files[: config.max_train_samples]
     if missing := [str(path) for path in files if not path.is_file()]:
         raise ImageError(
             f"{folder / METADATA} names images that do not exist: {shorten(missing)}. Add them or remove their lines."
@@ -91,6 +96,7 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
             f"into {METADATA} as {config.caption_column!r}."
         )
     conditions = _conditions(photos, folder, table, config)
+    _report_unused_files(folder, [*all_files, *conditions.values()], table)
     return [
         Pair(
             example=Example(photo=photo, caption=captions[photo.path]),
@@ -101,20 +107,43 @@ def read_pairs(folder: Path, config: PairsConfig) -> list[Pair]:
     ]
 
 
+def conditions_folder(folder: Path) -> Path:
+    """Return the sub-folder of conditions, whether or not it exists."""
+    folders = [folder / name for name in CONDITIONS_FOLDERS]
+    return next((path for path in folders if path.is_dir()), folders[0])
+
+
+def _report_unused_files(folder: Path, files: Sequence[Path], table: Mapping[Path, Any]) -> None:
+    """Report what a folder of pairs holds that is not used, given its images and conditions."""
+    captions = [path for path in entries(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
+    in_folders = [folder / path.relative_to(folder).parts[0] for path in files if path.is_relative_to(folder)]
+    others = [folder / name for name in (HELD_OUT, "masks", *METADATA_FILES)]
+    unnamed = dict.fromkeys(image_files(folder), f"{METADATA} does not name them") if table else {}
+    report_unused(folder, [*files, *in_folders, *captions, *others], unnamed)
+
+
 def _read_metadata(folder: Path, config: PairsConfig) -> dict[Path, dict[str, Any]]:
-    """Read the rows of a folder's metadata.jsonl by their images; without that file, nothing."""
-    path = folder / METADATA
-    if not path.is_file():
+    """Read the rows of a folder's metadata.jsonl by their images; without that file, of the one above.
+
+    Without either, return an empty dictionary.
+    """
+    path = next((path for path in (folder / METADATA, folder.parent / METADATA) if path.is_file()), None)
+    if path is None:
         return {}
+    is_above = path.parent != folder
     rows: dict[Path, dict[str, Any]] = {}
     for number, row in read_json_lines(path):
         name = row.get(config.image_column) or row.get("file_name")
+        if is_above and not (isinstance(name, str) and (path.parent / name).parent == folder):
+            continue
         if not isinstance(name, str):
             raise ConfigError(f"{path}, line {number}, names no image as {config.image_column} or file_name: {row}")
         for column in (config.caption_column, config.conditioning_image_column):
             if not isinstance(row.get(column, ""), str):
                 raise ConfigError(f"{path}, line {number}, has {column} = {row[column]!r}: write a text.")
-        rows[folder / name] = row
+        if condition := row.get(config.conditioning_image_column):
+            row[config.conditioning_image_column] = str(path.parent / condition)
+        rows[path.parent / name] = row
     return rows
 
 
@@ -124,7 +153,7 @@ def _conditions(
     """Find the conditions of all images; without any condition, return an empty dictionary."""
     column = config.conditioning_image_column
     conditions = {path: folder / row[column] for path, row in table.items() if row.get(column)}
-    subfolder = folder / CONDITIONS_FOLDER
+    subfolder = conditions_folder(folder)
     if not conditions and subfolder.is_dir():
         by_stem: dict[str, Path] = {}
         for path in image_files(subfolder):
@@ -238,9 +267,7 @@ def _write_images(dataset: Any, config: PairsConfig, folder: Path) -> Iterator[d
         metadata = {config.caption_column: (text.decode() if isinstance(text, bytes) else str(text)).strip()}
         for kind, column in columns.items():
             if row.get(column) is not None:
-                path = (
-                    folder / CONDITIONS_FOLDER / f"{number:06}.png" if kind != "image" else folder / f"{number:06}.png"
-                )
+                path = (folder if kind == "image" else folder / CONDITIONS_FOLDERS[0]) / f"{number:06}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 row[column].save(path)
                 metadata[column] = str(path.relative_to(folder))

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 import tomllib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -20,17 +20,28 @@ from typing import Any
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.run_folder import is_run
-from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
-from hra_diffusion.training.data.captions import read_captions
-from hra_diffusion.training.data.dataset import HELD_OUT, IMAGE_SUFFIXES, Photo, check_images, file_digest, image_files
-from hra_diffusion.training.data.masks import find_masks
+from hra_diffusion.training.data.captions import CAPTION_SUFFIXES, METADATA_FILES, read_captions
+from hra_diffusion.training.data.dataset import Photo, check_images, file_digest
+from hra_diffusion.training.data.inventory import (
+    HELD_OUT,
+    SUBJECT_FILE,
+    entries,
+    has_images,
+    image_files,
+    report_unused,
+)
+from hra_diffusion.training.data.masks import find_masks, report_unused_masks
 
 logger = logging.getLogger(__name__)
 
 TRIGGER_WORDS = ("sks", "ohwx", "phol", "hta")
 """Trigger words for subjects without a prompt. Each is a single rare token of CLIP's vocabulary, which is sorted by
 frequency: numbers 48136, 47993, 48140 and 49384 of 49408."""
+
+
+TRAIN = "train"
+"""Folder of the training images in the hub's layout of image folders; other splits are beside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +84,7 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
     root = config.data.instance_data_dir
     if root is None or not root.is_dir():
         raise ImageError(f"There is no image folder {root or '(none was named)'}: name one with --instance_data_dir.")
-    settings = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir)
-    reserved = {folder.resolve() for folder in settings if folder}
-    folders = subject_folders(root, reserved)
-    if folders == [root] and (left_out := _folders_with_images(root, reserved)):
-        logger.warning(
-            "%s holds images and is one subject: images in its folders %s are left out. For one subject a folder, move "
-            "the images beside these folders away.",
-            root,
-            shorten(folder.name for folder in left_out),
-        )
+    folders = subject_folders(root, _reserved(config))
     flags = {"instance_prompt": config.data.instance_prompt, "class_prompt": config.prior.class_prompt}
     prompts = [_read_subject_file(folder) | {flag: text for flag, text in flags.items() if text} for folder in folders]
     texts = [*(folder.name for folder in folders), *(str(table.get("instance_prompt")) for table in prompts)]
@@ -112,18 +114,45 @@ def find_subjects(config: DreamBoothConfig) -> list[Subject]:
 def subject_folders(root: Path, reserved: Collection[Path] = ()) -> list[Path]:
     """Return the folders of subjects: ``root`` if it holds an image, else its sub-folders with images, else ``root``.
 
-    Reserved folders, folders of runs, held_out, and folders named 0_… are no subjects.
+    Reserved folders, folders of runs, held_out, and folders named 0_… are no subjects. In the hub's layout of image
+    folders, with a table of captions in ``root``, the folder train is the subject.
     """
-    return [root] if _has_images(root) else _folders_with_images(root, reserved) or [root]
+    if has_images(root):
+        return [root]
+    if _is_split(root / TRAIN) and has_images(root / TRAIN):
+        return [root / TRAIN]
+    folders = [path for path in entries(root) if path.is_dir() and path.name != HELD_OUT]
+    candidates = [path for path in folders if not re.match("0+_", path.name) and path.resolve() not in reserved]
+    return [folder for folder in candidates if has_images(folder) and not is_run(folder)] or [root]
 
 
-def _folders_with_images(root: Path, reserved: Collection[Path]) -> list[Path]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    candidates = (path for path in folders if path.name != HELD_OUT and not re.match("0+_", path.name))
-    with_images = [folder for folder in candidates if folder.resolve() not in reserved and _has_images(folder)]
-    if runs := [path.name for path in with_images if is_run(path)]:
-        logger.warning("%s holds folders of runs, which are no subjects: %s.", root, shorten(runs))
-    return [folder for folder in with_images if folder.name not in runs]
+def _is_split(folder: Path) -> bool:
+    """Whether a folder is the training split of an image folder on the hub: train, with a table of captions above."""
+    tables = [folder.parent / name for name in METADATA_FILES]
+    return folder.name == TRAIN and folder.is_dir() and any(table.is_file() for table in tables)
+
+
+def _reserved(config: DreamBoothConfig) -> set[Path]:
+    """Return the folders that other flags name, which hold no subjects."""
+    settings = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir, config.data.cache_dir)
+    return {folder.resolve() for folder in settings if folder}
+
+
+def report_unused_files(config: DreamBoothConfig, examples: Sequence[Example]) -> None:
+    """Report what the folders of images and masks hold that the run does not use."""
+    root, masks = config.data.instance_data_dir or Path(), [example.mask for example in examples if example.mask]
+    folders = {example.photo.path.parent for example in examples}
+    used = [*folders, *masks, *_reserved(config)]
+    for folder in dict.fromkeys([root, *sorted(folders)]):
+        files = [folder / name for name in (HELD_OUT, *METADATA_FILES)]
+        if folder in folders:
+            captions = [path for path in entries(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
+            files += [folder / SUBJECT_FILE, *image_files(folder), *captions]
+        splits = dict.fromkeys(entries(root), "a split other than train") if _is_split(root / TRAIN) else {}
+        report_unused(folder, [*used, *files], splits)
+    mask_folder = config.data.mask_data_dir
+    if mask_folder and mask_folder.resolve() != root.resolve():
+        report_unused_masks(mask_folder, masks)
 
 
 def read_examples(subject: Subject, data: DataConfig) -> list[Example]:
@@ -135,25 +164,22 @@ def read_examples(subject: Subject, data: DataConfig) -> list[Example]:
     """
     photos = check_images(image_files(subject.folder), subject.folder)
     masks = find_masks(photos, data)
+    captions = read_captions([photo.path for photo in photos], subject.folder)
     return [
         replace(example, repeats=subject.repeats, mask=masks.get(example.photo.path))
-        for example in captioned_examples(photos, subject.folder, subject.prompt)
+        for example in captioned_examples(photos, captions, subject.prompt)
     ]
 
 
-def captioned_examples(photos: Sequence[Photo], folder: Path, prompt: str) -> list[Example]:
-    """Return the images of a folder with their captions; ``prompt`` stands in for missing captions.
-
-    Raises:
-        ConfigError: a caption file cannot be read.
-    """
-    captions = read_captions([photo.path for photo in photos], folder)
+def captioned_examples(photos: Sequence[Photo], captions: Mapping[Path, str], prompt: str) -> list[Example]:
+    """Return images with their captions; ``prompt`` stands in for missing captions."""
     return [Example(photo=photo, caption=captions.get(photo.path, prompt)) for photo in photos]
 
 
 def _subject(folder: Path, prompts: dict[str, Any], triggers: Iterator[str]) -> Subject:
     """Build a subject from its prompts, or without prompts from its folder's name."""
-    name = folder.resolve().name
+    path = folder.resolve()
+    name = path.parent.name if _is_split(path) else path.name
     match = re.fullmatch(r"(?:(\d{1,3})_)?(.+)", name)  # a year has four digits
     repeats, phrase = match.groups() if match else (None, "")
     noun = " ".join(re.findall(r"[^\W\d_]+", name))
@@ -172,12 +198,8 @@ def _subject(folder: Path, prompts: dict[str, Any], triggers: Iterator[str]) -> 
     return Subject(folder=folder, prompt=prompt, class_prompt=class_prompt, repeats=int(repeats or 1))
 
 
-def _has_images(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in image_files(folder))
-
-
 def _read_subject_file(folder: Path) -> dict[str, Any]:
-    path = folder / "subject.toml"
+    path = folder / SUBJECT_FILE
     if not path.is_file():
         return {}
     try:
