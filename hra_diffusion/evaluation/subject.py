@@ -20,7 +20,7 @@ from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run
 from hra_diffusion.training.data.buckets import checked_resolution
-from hra_diffusion.training.data.dataset import HELD_OUT, image_files
+from hra_diffusion.training.data.inventory import HELD_OUT, image_files
 from hra_diffusion.training.data.subjects import subject_folders
 
 logger = logging.getLogger(__name__)

@@ -128,7 +128,6 @@ class ControlNet:
         """
         generator = stream(self.config.run.seed, f"start of {ENCODER}")
         self.encoder = make_encoder(family.pipe, self.annotator, generator)
-
         if source := self.config.adapter.init_adapter:
             start = read_encoder(source)
             if differing := [key for key, value in self.encoder.config.items() if start.config[key] != value]:
@@ -137,6 +136,7 @@ class ControlNet:
                     f"{', '.join(differing)} differ from this run's."
                 )
             self.encoder.load_state_dict(start.state_dict())
+
     @property
     def extra_modules(self) -> dict[str, ExtraModule]:
         """The condition encoder."""
