@@ -20,8 +20,7 @@ from hra_diffusion.control import Control, fit, make_annotator, make_encoder
 from hra_diffusion.control.annotators import Annotator, Given
 from hra_diffusion.control.conditions import annotate, read_condition
 from hra_diffusion.control.encoder import ConditionEncoder
-from hra_diffusion.control.loading import read_encoder
-from hra_diffusion.control.loading import ENCODER
+from hra_diffusion.control.loading import ENCODER, read_encoder
 from hra_diffusion.errors import ConfigError, ImageError, ModelError
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.images import Color, parse_color
