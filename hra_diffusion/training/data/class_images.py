@@ -165,7 +165,7 @@ def _user_folders(root: Path, name: str | None, prompt: str) -> list[Path]:
 
 
 def _report_unused_files(root: Path, classes: Sequence[ClassImages]) -> None:
-    """Report what the folder of class images holds that no class uses."""
+    """Report the unused files in the folder of class images."""
     used = {path for images in classes for path in (images.folder, *images.user_folders, *images.user_files)}
     folders = [root, *(folder for images in classes for folder in images.user_folders)]
     for folder in dict.fromkeys(folders):

@@ -114,7 +114,7 @@ def conditions_folder(folder: Path) -> Path:
 
 
 def _report_unused_files(folder: Path, files: Sequence[Path], table: Mapping[Path, Any]) -> None:
-    """Report what a folder of pairs holds that is not used, given its images and conditions."""
+    """Report the unused files of a folder of pairs, given its images and conditions."""
     captions = [path for path in entries(folder) if path.suffix.lower() in CAPTION_SUFFIXES]
     in_folders = [folder / path.relative_to(folder).parts[0] for path in files if path.is_relative_to(folder)]
     others = [folder / name for name in (HELD_OUT, "masks", *METADATA_FILES)]

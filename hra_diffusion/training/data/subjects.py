@@ -139,7 +139,7 @@ def _reserved(config: DreamBoothConfig) -> set[Path]:
 
 
 def report_unused_files(config: DreamBoothConfig, examples: Sequence[Example]) -> None:
-    """Report what the folders of images and masks hold that the run does not use."""
+    """Report the unused files in the folders of images and masks."""
     root, masks = config.data.instance_data_dir or Path(), [example.mask for example in examples if example.mask]
     folders = {example.photo.path.parent for example in examples}
     used = [*folders, *masks, *_reserved(config)]
