@@ -187,6 +187,16 @@ class AdapterMixin:
         """Yield the model without its adapters within a `with` block."""
         return self._injection.ejected()
 
+    def _reseated(self) -> AbstractContextManager[None]:
+        """Let a `with` block put LoRAs beneath the adapters.
+
+        Raises:
+            ConfigError: adapters are merged.
+        """
+        if self.merged_adapters:
+            raise ConfigError("No LoRA can be loaded beneath fused adapters: unfuse them first (unfuse_hra).")
+        return self._injection.reseated()
+
 
 def _one_or_several(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)

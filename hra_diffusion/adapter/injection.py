@@ -180,6 +180,19 @@ class Injection:
             for biases in trained:
                 biases.activate(True)
 
+    @contextmanager
+    def reseated(self) -> Generator[None]:
+        """Let a `with` block replace base modules, as injecting LoRAs does; the wrappers then hold the new ones."""
+        wrappers = {**self.layers, **self.copies}
+        for name, wrapper in wrappers.items():
+            self._set_submodule(name, wrapper.base_layer)
+        try:
+            yield
+        finally:
+            for name, wrapper in wrappers.items():
+                wrapper.base_layer = self.model.get_submodule(name)
+                self._set_submodule(name, wrapper)
+
     def activate(self, active: ActiveAdapters) -> None:
         """Activate the chains of some adapters, and compute their blends.
 

@@ -67,6 +67,9 @@ class ModelProxy(nn.Module):
 
     def _save_base(self, *args: Any, **kwargs: Any) -> Any:
         """Save the bare model by its own save_pretrained, without unknown arguments and None."""
+        guard = self.model.__dict__.get("save_pretrained")
+        if guard is not None and guard.__self__ is not self:  # another object has adapted the model since
+            return guard(*args, **kwargs)
         with self._ejected() as base:
             save: Any = getattr(type(base), "save_pretrained")  # noqa: B009 (not the guard on the instance)
             known = inspect.signature(save).parameters

@@ -22,8 +22,26 @@ _OPTIONS = "_hra_base_options"
 
 def adapted_components(pipe: Pipeline) -> dict[str, HRAModel]:
     """Return the components of a pipeline that hold HRA adapters, by name."""
-    plain = {name: uncompiled(model) for name, model in models(pipe).items()}
-    return {name: model for name, model in plain.items() if isinstance(model, HRAModel)}
+    found = {name: adapted_model(model) for name, model in models(pipe).items()}
+    return {name: model for name, model in found.items() if model is not None}
+
+
+def adapted_model(model: nn.Module) -> HRAModel | None:
+    """Return the object with a component's adapters; None without any.
+
+    Pipelines share components: another one may have loaded adapters into a model, or unloaded them.
+    """
+    bare = bare_model(model)
+    owner = getattr(vars(bare).get("save_pretrained"), "__self__", None)
+    if owner is None and (held := uncompiled(model)) is not bare and isinstance(held, HRAModel) and held.peft_config:
+        owner = held  # a model without files of its own
+    return owner if isinstance(owner, HRAModel) else None
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """Return a component without compilation and adapters."""
+    model = uncompiled(model)
+    return model.model if isinstance(model, HRAModel) else model
 
 
 def denoiser_name(pipe: Pipeline) -> str:
@@ -105,9 +123,9 @@ def uncompiled(model: nn.Module) -> nn.Module:
 def lock_of(pipe: Pipeline) -> Any:
     """Return the lock of a pipeline's denoiser; pipelines with the same denoiser have the same lock."""
     present = models(pipe)
-    denoiser = uncompiled(present.get(denoiser_name(pipe), next(iter(present.values()))))
+    denoiser = bare_model(present.get(denoiser_name(pipe), next(iter(present.values()))))
     with _creating_lock:
-        return _locks.setdefault(denoiser.model if isinstance(denoiser, HRAModel) else denoiser, threading.RLock())
+        return _locks.setdefault(denoiser, threading.RLock())
 
 
 @contextmanager

@@ -14,7 +14,15 @@ from hra_diffusion.formats.peft import fits, read_adapter, read_adapter_for
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
-from hra_diffusion.pipelines.components import adapted_components, holders, models, offloading_suspended, uncompiled
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    bare_model,
+    holders,
+    models,
+    offloading_suspended,
+    uncompiled,
+)
+from hra_diffusion.pipelines.lora_verbs import guard_lora_verbs
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.tokens import remove_tokens, set_tokens
 
@@ -108,17 +116,18 @@ def _add(
             f"There is an HRA adapter named {adapter_name!r} already: choose another adapter_name, unload it, or swap "
             "this one for it with hotswap=True."
         )
+    guard_lora_verbs(type(pipe))
     restorers = {name: component._restorer() for name, component in adapted_components(pipe).items()}
     with ExitStack() as undo:
         for restore in restorers.values():
             undo.callback(restore)
         for name, part in parts.items():
             adapted = adapted_components(pipe)
-            model = HRAModel.from_pretrained(
-                adapted[name] if name in adapted else getattr(pipe, name), part, adapter_name
-            )
+            present = getattr(pipe, name)
+            model = HRAModel.from_pretrained(adapted.get(name) or bare_model(present), part, adapter_name)
             if name not in adapted:
                 model.register_forward_pre_hook(_refuse_scale, with_kwargs=True)
+            if uncompiled(present) is not model:
                 setattr(pipe, name, model)
             undo.callback(_drop, pipe, name, [adapter_name])
             if max_rank is not None:
@@ -162,9 +171,10 @@ def _drop(pipe: Pipeline, name: str, adapter_names: list[str]) -> None:
 def matched_to_components(pipe: Pipeline, parts: dict[str, Path], folder: str | Path) -> dict[str, Path]:
     """Check that the pipeline has an adapter's components; files without a component get the only matching one."""
     present = models(pipe)
+    known = present | adapted_components(pipe)
     if "" in parts:
         _, tensors = read_adapter(parts[""])
-        parts = {name: parts[""] for name, model in present.items() if fits(model, tensors)}
+        parts = {name: parts[""] for name, model in known.items() if fits(model, tensors)}
         if len(parts) != 1:
             raise AdapterFileError(
                 f"The adapter {folder} fits {', '.join(parts) or 'no component'} of the {type(pipe).__name__}: put its "
