@@ -15,6 +15,11 @@ def is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def printable(text: str) -> str:
+    """Return a text that UTF-8 can hold: bytes of a name that are not UTF-8 are spelled."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``": did you mean 'x'?"`` for the nearest known name, or a list of all names if none is near."""
     known = list(known)

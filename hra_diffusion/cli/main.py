@@ -14,9 +14,11 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 
+from hra_diffusion.cli.progress_bars import ProgressBars
 from hra_diffusion.cli.stopping import Stopped
 from hra_diffusion.cli.terminal import flushed_output, is_of_output, prepare_streams, report
 from hra_diffusion.errors import HRAError
+from hra_diffusion.progress import reporting
 from hra_diffusion.text import nearest
 from hra_diffusion.version import __version__
 
@@ -62,7 +64,7 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
     _quiet_libraries()
     _tune_garbage_collection()
     try:
-        with flushed_output():
+        with flushed_output(), reporting(ProgressBars()):
             command(arguments)
     except HRAError as error:
         report(f"Error: {error}")

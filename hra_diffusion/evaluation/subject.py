@@ -16,6 +16,7 @@ from hra_diffusion.formats.run_folder import results_folder, run_file
 from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
 from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.progress import tracked
 from hra_diffusion.resources import find_data
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run
@@ -136,7 +137,7 @@ def _read_references(folder: Path) -> list[Image.Image]:
     """
     images: list[Image.Image] = []
     refused: list[str] = []
-    for path in image_files(folder):
+    for path in tracked(image_files(folder), "reading images"):
         try:
             images.append(read_image(path, shortest_side=_REFERENCE_SIDE))
         except ImageError as error:

@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, CLIPModel
 from hra_diffusion.errors import ModelError
 from hra_diffusion.householder.compact_wy import full_precision
 from hra_diffusion.metrics.bootstrap import FloatArray
+from hra_diffusion.progress import tracked
 
 CLIP = "openai/clip-vit-large-patch14"
 DINO = "facebook/dino-vits16"
@@ -131,6 +132,9 @@ def _unit_rows(encode: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any],
     """Encode in batches in float32, whatever the run's precision; return float64, for cosines of exactly one."""
     with torch.inference_mode(), full_precision(device):
         rows = torch.cat(
-            [encode(inputs[start : start + _BATCH]).cpu().double() for start in range(0, len(inputs), _BATCH)]
+            [
+                encode(inputs[start : start + _BATCH]).cpu().double()
+                for start in tracked(range(0, len(inputs), _BATCH), "comparing with encoders")
+            ]
         )
     return np.asarray(rows / rows.norm(dim=1, keepdim=True))

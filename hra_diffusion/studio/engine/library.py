@@ -30,7 +30,7 @@ from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
-from hra_diffusion.text import is_utf8
+from hra_diffusion.text import is_utf8, printable
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Library:
                     yield read_entry(path, built_in)
                 except HRAError as error:  # an adapter outside the list cannot be chosen
                     if path not in self._warned:
-                        logger.warning("%s is skipped: %s", path.name, error)
+                        logger.warning("%s", printable(f"{path.name} is skipped: {error}"))
                     self._warned.add(path)
 
 

@@ -8,13 +8,13 @@ import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.images import WHITE, Color, read_image, read_layers
+from hra_diffusion.progress import tracked
 from hra_diffusion.text import shorten
 from hra_diffusion.training.data.inventory import folders_with_images
 
@@ -66,7 +66,7 @@ def check_images(paths: Iterable[Path], folder: Path) -> list[Photo]:
     photos: list[Photo] = []
     refused: list[str] = []
     animated: list[str] = []
-    for path in paths:
+    for path in tracked(list(paths), "reading images"):
         try:
             layers = read_layers(path)
         except ImageError as error:
@@ -131,7 +131,10 @@ def report_duplicates(photos: Sequence[Photo]) -> None:
             "pip install 'hra-diffusion[duplicates]'."
         )
     pairs = [
-        f"{first.path} and {second.path}" for first, second in combinations(photos, 2) if _are_duplicates(first, second)
+        f"{photos[first].path} and {photos[second].path}"
+        for first in tracked(range(len(photos)), "comparing images")
+        for second in range(first + 1, len(photos))
+        if _are_duplicates(photos[first], photos[second])
     ]
     if pairs:
         logger.warning("Duplicate images count twice: %s. Remove one of each two.", "; ".join(pairs))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.formats.images import parse_color
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
+from hra_diffusion.progress import tracked
 from hra_diffusion.training.config import DataConfig, ImageConfig
 from hra_diffusion.training.data.batches import Source
 from hra_diffusion.training.data.buckets import Size
@@ -51,7 +52,7 @@ class SourceEncoder:
         """
         pairs = list(examples)
         with on_device([self.family.pipe.vae], self.device):
-            latents = [self._latent(*pair) for pair in pairs]
+            latents = [self._latent(*pair) for pair in tracked(pairs, "encoding images")]
         captions = list(dict.fromkeys(example.caption for example, _ in pairs))
         conditions = self.encode_captions(captions)
         caption_index = {caption: index for index, caption in enumerate(captions)}
@@ -71,8 +72,8 @@ class SourceEncoder:
         conditions: list[Conditioning] = [{} for _ in captions]
         for part in self.family.prompt_parts(self.text_encoder_trains):
             with on_device(part.text_encoders, self.device):
-                for condition, caption in zip(conditions, captions, strict=True):
-                    condition |= self._condition(part, caption)
+                for index, caption in enumerate(tracked(captions, "encoding captions")):
+                    conditions[index] |= self._condition(part, caption)
         return conditions
 
     def _latent(self, example: Example, size: Size) -> Latent:
