@@ -64,9 +64,14 @@ def set_base_options(pipe: Pipeline, options: Mapping[str, Any]) -> None:
     setattr(pipe, _OPTIONS, options)
 
 
+def base_options_of(pipe: Pipeline) -> Mapping[str, Any]:
+    """Return the options of `load_pipeline` that a pipeline keeps."""
+    return getattr(pipe, _OPTIONS, {})
+
+
 def base_files_of(pipe: Pipeline, mixed_precision: str = "no") -> dict[str, bytes]:
     """Return the file that records a pipeline's base in an adapter's folder, if any: see `base_files`."""
-    return base_files(getattr(pipe, _OPTIONS, {}), mixed_precision)
+    return base_files(base_options_of(pipe), mixed_precision)
 
 
 def size_multiple(pipe: Pipeline) -> int:

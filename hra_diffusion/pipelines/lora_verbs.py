@@ -13,7 +13,14 @@ from diffusers import DiffusionPipeline
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import adapted_components, lock_of, models, uncompiled
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    base_options_of,
+    lock_of,
+    models,
+    set_base_options,
+    uncompiled,
+)
 from hra_diffusion.pipelines.protocol import Pipeline
 
 _STRENGTH: Final = "`with using_hra_adapters(pipe, name, strength):`"
@@ -57,6 +64,7 @@ def _sharing(from_pipe: Callable[..., Any]) -> Callable[..., Any]:
                 setattr(shared, name, component)
         if adapted:
             guard_lora_verbs(type(shared))
+            set_base_options(shared, base_options_of(pipeline))
         return shared
 
     return share

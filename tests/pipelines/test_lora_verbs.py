@@ -20,6 +20,7 @@ from hra_diffusion import (
     unload_hra_weights,
 )
 from hra_diffusion.errors import ConfigError, MergeError
+from hra_diffusion.pipelines.components import base_files_of, set_base_options
 
 
 def close(one, other, tolerance: float = 1e-4) -> bool:
@@ -132,11 +133,13 @@ KINDS = (StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline, StableD
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_pipe_shares_the_adapters_of_a_pipeline(pipe, adapters, image, kind):
+    set_base_options(pipe, {"variant": "fp16"})
     load_hra_weights(pipe, adapters / "a", "mine")
     adapted = image(pipe)
     shared = kind.from_pipe(pipe)
     assert list_hra_adapters(shared) == list_hra_adapters(pipe)
     back = StableDiffusionPipeline.from_pipe(shared)
+    assert base_files_of(back) == base_files_of(pipe) != {}
     assert torch.equal(image(back), adapted)
     unload_hra_weights(shared)
     assert list_hra_adapters(pipe) == list_hra_adapters(back) == {}
