@@ -382,8 +382,6 @@ def failing_disks(folder: Path) -> Iterator[Counts]:
     }
     for failure, error in _FAILURES.items():
         for what, (place, action) in actions.items():
-            if what == "a merge" and failure in ("a read-only disk", "no free handle"):
-                continue  # as on a full disk
             if what == "an export as PEFT's folders" and failure == "a kill":
                 continue  # several files in several folders: not atomic
             counts = Counts(f"{failure} at every write of {what}")

@@ -18,10 +18,11 @@ from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.progress import tracked
 from hra_diffusion.resources import find_data
+from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run
 from hra_diffusion.training.data.buckets import checked_resolution
-from hra_diffusion.training.data.inventory import HELD_OUT, image_files
+from hra_diffusion.training.data.inventory import HELD_OUT, entries, image_files, masked
 from hra_diffusion.training.data.subjects import subject_folders
 
 logger = logging.getLogger(__name__)
@@ -130,13 +131,15 @@ def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
 
 
 def _read_references(folder: Path) -> list[Image.Image]:
-    """Read the real images one by one, scaled down to sides that exceed those of all encoders.
+    """Read the real images one by one, scaled down to a size above that of all encoders.
 
     Raises:
         ImageError: no image can be read.
     """
     images: list[Image.Image] = []
     refused: list[str] = []
+    if masks := [path.name for path in entries(folder) if masked(path) and path not in image_files(folder)]:
+        logger.warning("Not used in %s: %s (masks).", folder, shorten(masks))
     for path in tracked(image_files(folder), "reading images"):
         try:
             images.append(read_image(path, shortest_side=_REFERENCE_SIDE))

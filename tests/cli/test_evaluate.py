@@ -12,6 +12,7 @@ from PIL import Image, ImageFile
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
 from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
+from hra_diffusion.evaluation.subject import _read_references
 from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import result_file
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
@@ -141,6 +142,13 @@ def test_large_real_images_are_scaled_down_and_small_ones_kept(tmp_path):
     Image.new("RGB", (40, 30), "red").save(tmp_path / "small.png")
     sizes = [read_image(path, shortest_side=512).size for path in sorted(tmp_path.iterdir())]
     assert sizes == [(768, 512), (512, 768), (40, 30)]
+
+
+def test_masks_among_the_real_images_are_named_as_not_used(tmp_path, caplog):
+    for name in ("1.png", "1_mask.png", "2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    assert len(_read_references(tmp_path)) == 2
+    assert f"Not used in {tmp_path}: 1_mask.png (masks)." in caplog.text
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Captions in the layouts of kohya's scripts and of Hugging Face's image folders."""
 
+import json
 import logging
 
 import pytest
@@ -58,6 +59,21 @@ def test_of_two_caption_files_or_tables_the_first_in_the_documented_order_is_use
     for suffix in (".txt", ".caption"):
         (images / f"0{suffix}").write_text(f"of {suffix}")
     assert captions(images) == {"0.png": "of .txt", "1.jpg": "of jsonl", "2.webp": "of csv"}
+
+
+def test_captions_that_another_file_replaces_are_reported(images, caplog):
+    (images / "0.txt").write_text("a dog")
+    (images / "0.caption").write_text("a cat")
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a bird"}))
+    files = image_files(images)
+    assert read_captions(files, images)[images / "0.png"] == "a dog"
+    assert "Not used beside .txt files of the same name: 0.caption." in caplog.text
+    assert f"Text files beside images of {images} replace the captions of a table: 0.png." in caplog.text
+    caplog.clear()
+    (images / "0.caption").unlink()
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "text": "a  dog"}))
+    read_captions(files, images)
+    assert not caplog.text
 
 
 def test_an_empty_text_is_no_caption(images):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,11 @@ def read_captions(images: Sequence[Path], folder: Path) -> dict[Path, str]:
     if unknown := [path for path in texts.keys() - set(images) if not path.is_file()]:
         names = ", ".join(sorted(path.name for path in unknown))
         logger.warning("%s has captions of images that do not exist: %s.", folder, names)
-    return _on_one_line({image: texts[image] for image in images if image in texts}) | read_caption_files(images)
+    in_tables = _on_one_line({image: texts[image] for image in images if image in texts})
+    beside = read_caption_files(images)
+    if other := sorted(image.name for image in in_tables.keys() & beside.keys() if in_tables[image] != beside[image]):
+        logger.warning("Text files beside images of %s replace the captions of a table: %s.", folder, shorten(other))
+    return in_tables | beside
 
 
 def read_caption_files(images: Sequence[Path]) -> dict[Path, str]:
@@ -56,6 +61,10 @@ def read_caption_files(images: Sequence[Path]) -> dict[Path, str]:
         for suffix in reversed(CAPTION_SUFFIXES)
         if (file := beside.get((image.parent, image.stem, suffix)))
     }
+    first, second = CAPTION_SUFFIXES
+    both = [image for image, file in caption_files.items() if (image.parent, image.stem, second) in beside]
+    if unused := sorted(f"{image.stem}{second}" for image in both if caption_files[image].suffix.lower() == first):
+        logger.warning("Not used beside %s files of the same name: %s.", first, shorten(unused))
     return _on_one_line({image: _read_text(file) for image, file in caption_files.items()})
 
 
@@ -66,7 +75,7 @@ def _on_one_line(texts: Mapping[Path, str]) -> dict[Path, str]:
 
 
 def _read_table(path: Path, below: Path | None = None) -> dict[Path, str]:
-    """Read the captions of a table by their images; of those ``below`` a folder, if it is given."""
+    """Read the captions of a table by their images, or only those of a folder's images (``below``)."""
     if not path.exists():
         return {}
     texts: dict[Path, str] = {}
