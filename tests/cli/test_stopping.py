@@ -48,6 +48,8 @@ def test_a_signal_saves_the_step_of_its_arrival(flags, tmp_path, monkeypatch, ca
                 os.kill(os.getpid(), number)
         return sample(batches, index)
 
+    for number in {*numbers} - {signal.SIGINT}:  # nohup ignores SIGHUP
+        signal.signal(number, signal.SIG_DFL)
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "__getitem__", sample_and_be_interrupted)

@@ -48,7 +48,7 @@ def test_animatediff_takes_an_adapter_as_it_takes_its_lora(pipe, adapters, tiny_
     assert (adapted - base).abs().max() > 1e-3
     unload_hra_weights(grown)
     assert torch.equal(frames(grown), base)
-    grown.load_lora_weights(tmp_path / "a.safetensors")
+    grown.load_lora_weights(tmp_path, weight_name="a.safetensors")
     torch.testing.assert_close(frames(grown), adapted, atol=1e-4, rtol=0)
 
 

@@ -38,14 +38,14 @@ def lora(tiny_sd, adapters, load, tmp_path_factory):
 @pytest.mark.parametrize("adapter", ["a", "conv"])
 def test_a_lora_and_an_adapter_give_the_same_in_both_orders(pipe, tiny_sd, adapters, lora, image, load, adapter):
     base = image(pipe)
-    pipe.load_lora_weights(lora, adapter_name="lora")
+    pipe.load_lora_weights(lora.parent, adapter_name="lora", weight_name=lora.name)
     lora_alone = image(pipe)
     load_hra_weights(pipe, adapters / adapter, "mine")
     both = image(pipe)
     other = load(StableDiffusionPipeline, tiny_sd)
     load_hra_weights(other, adapters / adapter, "mine")
     adapter_alone = image(other)
-    other.load_lora_weights(lora, adapter_name="lora")
+    other.load_lora_weights(lora.parent, adapter_name="lora", weight_name=lora.name)
     assert close(image(other), both)
     assert not close(both, lora_alone, 1e-3)
     assert not close(both, adapter_alone, 1e-3)
@@ -74,7 +74,7 @@ def test_no_lora_is_loaded_beneath_fused_adapters(pipe, adapters, lora, image):
     before = image(pipe)
     fuse_hra(pipe)
     with pytest.raises(ConfigError, match="unfuse them first"):
-        pipe.load_lora_weights(lora)
+        pipe.load_lora_weights(lora.parent, weight_name=lora.name)
     unfuse_hra(pipe)
     assert torch.equal(image(pipe), before)
 
@@ -105,7 +105,7 @@ def test_methods_for_loras_are_refused_without_loras_and_change_nothing(pipe, ad
 def test_methods_for_loras_act_on_the_loras_beside_an_adapter(pipe, adapters, lora, image):
     load_hra_weights(pipe, adapters / "a", "mine")
     alone = image(pipe)
-    pipe.load_lora_weights(lora, adapter_name="lora")
+    pipe.load_lora_weights(lora.parent, adapter_name="lora", weight_name=lora.name)
     both = image(pipe)
     assert pipe.get_list_adapters() == {"unet": ["lora", "mine"], "text_encoder": ["lora", "mine"]}
     assert pipe.get_active_adapters() == ["lora", "mine"]
