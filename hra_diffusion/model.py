@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.model import AdaptedModel
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.adapter_card import adapter_card
+from hra_diffusion.formats.adapter_card import CARD, adapter_card
 from hra_diffusion.formats.files import write_file, write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder, upload_folder
 from hra_diffusion.formats.peft import FILES, adapter_files, read_adapter_for
@@ -22,7 +22,6 @@ logger = logging.getLogger(__name__)
 
 # The default of save_pretrained's `variant`; a pipeline passes one, possibly None.
 _NOT_GIVEN: Final = "not given"
-CARD: Final = "README.md"
 
 
 class HRAModel(AdaptedModel):

@@ -1,6 +1,11 @@
 """The model card of an adapter of any model: README.md with the hub's metadata on top, as PEFT writes one."""
 
+from typing import Final
+
 from huggingface_hub import ModelCard, ModelCardData
+
+CARD: Final = "README.md"
+"""The file of a model card."""
 
 _TEXT = """---
 {data}

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from hra_diffusion.errors import AdapterFileError, ImageError, OutputError
+from hra_diffusion.formats.adapter_card import CARD
 from hra_diffusion.formats.folders import (
     ENCODER,
     ENCODER_FILES,
@@ -25,8 +26,6 @@ from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import METRICS, SHEET, TABLE, base_files, result_file
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import token_files
-
-CARD = "README.md"
 
 
 def push_hra_weights(

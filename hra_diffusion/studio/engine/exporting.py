@@ -11,6 +11,7 @@ import hra_diffusion
 from hra_diffusion import pipelines
 from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
+from hra_diffusion.formats.adapter_card import CARD
 from hra_diffusion.formats.files import is_portable, temporary_folder, write_file, writing
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, find_encoder
 from hra_diffusion.formats.lora import LAYOUTS
@@ -110,8 +111,8 @@ def import_adapter(worker: ModelWorker, library: Library, files: Sequence[Path],
             _unpack(files[0], folder)
         elif len(files) == 1 and files[0].suffix.lower() == ".safetensors":
             lost = worker.run(lambda pipe: pipelines.fit_lora(files[0], folder, base=pipe)).lost
-        elif sorted(file.name for file in files) == sorted(FILES):
-            for file in files:
+        elif {file.name for file in files} - {CARD} == set(FILES):
+            for file in (file for file in files if file.name in FILES):
                 shutil.copyfile(file, folder / file.name)
         else:
             names = ", ".join(file.name for file in files)[:200]

@@ -62,7 +62,7 @@ def read_caption_files(images: Sequence[Path]) -> dict[Path, str]:
         if (file := beside.get((image.parent, image.stem, suffix)))
     }
     first, second = CAPTION_SUFFIXES
-    both = [image for image, file in caption_files.items() if (image.parent, image.stem, second) in beside]
+    both = [image for image in caption_files if (image.parent, image.stem, second) in beside]
     if unused := sorted(f"{image.stem}{second}" for image in both if caption_files[image].suffix.lower() == first):
         logger.warning("Not used beside %s files of the same name: %s.", first, shorten(unused))
     return _on_one_line({image: _read_text(file) for image, file in caption_files.items()})
