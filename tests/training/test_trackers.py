@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -87,6 +88,7 @@ def test_tensorboard_has_the_numbers_and_images_of_each_step_once(config, tmp_pa
             for step in steps:
                 tracker.log(record(step))
             tracker.log_images({"a dog": [Image.new("RGB", (8, 8), "red")] * 2}, steps[-1])
+        time.sleep(1)  # TensorBoard reads files in the order of their names, which have the second
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     losses = events.Scalars("loss")
     assert [event.step for event in losses] == [1, 2, 3, 4]
