@@ -16,7 +16,7 @@ def is_utf8(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of a name that are not UTF-8 are spelled."""
+    """Return a text with lone surrogates spelled, for UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

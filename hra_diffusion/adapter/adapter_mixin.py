@@ -45,7 +45,7 @@ class AdapterMixin:
         Raises:
             ConfigError: an adapter is unknown.
         """
-        names = _one_or_several(adapter_name)
+        names = one_or_several(adapter_name)
         self._activation.check_known(*names)
         self._activation.unmerge_to_change()
         self._activation.change(names=names, combine="product", inference_mode=inference_mode)
@@ -67,7 +67,7 @@ class AdapterMixin:
         Raises:
             ConfigError: an adapter is unknown or repeated, or a strength or mean is impossible; nothing is changed.
         """
-        names = _one_or_several(adapter_names)
+        names = one_or_several(adapter_names)
         if combine not in get_args(Combine):
             raise ConfigError(f"combine must be 'mean' or 'product'; found {combine!r}.")
         values = (strengths,) * len(names) if isinstance(strengths, int | float) else tuple(strengths)
@@ -156,7 +156,7 @@ class AdapterMixin:
             ConfigError: an adapter is unknown or repeated, or the adapters are disabled.
             MergeError: a weight is quantized, or (safe_merge) not finite; nothing is changed.
         """
-        names = None if adapter_names is None else _one_or_several(adapter_names)
+        names = None if adapter_names is None else one_or_several(adapter_names)
         self._activation.merge(self._activation.mixture_to_merge(names), safe_merge=safe_merge)
 
     def unmerge_adapter(self) -> None:
@@ -198,5 +198,6 @@ class AdapterMixin:
         return self._injection.reseated()
 
 
-def _one_or_several(names: str | Sequence[str]) -> tuple[str, ...]:
+def one_or_several(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one name or several as a tuple."""
     return (names,) if isinstance(names, str) else tuple(names)

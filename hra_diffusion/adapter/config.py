@@ -148,8 +148,8 @@ class HRAConfig:
         """
         path = Path(folder) / CONFIG_FILE
         try:
-            text = path.read_bytes()[:_MAX_BYTES].decode()
-            settings: Any = json.loads(text)
+            with path.open("rb") as file:
+                settings: Any = json.loads(file.read(_MAX_BYTES).decode())
         except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(f"{path} cannot be read as an adapter's settings: {_short(str(error))}") from error
         if not isinstance(settings, dict):

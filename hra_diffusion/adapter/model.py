@@ -178,14 +178,15 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
     @contextmanager
     def parameters_replaced(self, values: Mapping[str, Tensor]) -> Generator[None]:
         """Give trained parameters other values within a `with` block, by their names in this object."""
-        replaced = [(p, p.data) for name, p in self.named_parameters() if name in values and p.requires_grad]
-        for name, parameter in self.named_parameters():
-            if name in values and parameter.requires_grad:
-                parameter.data = values[name].to(parameter.device, parameter.dtype)
+        replaced = [
+            (p, p.data, values[name]) for name, p in self.named_parameters() if name in values and p.requires_grad
+        ]
         try:
+            for parameter, data, value in replaced:
+                parameter.data = value.to(data.device, data.dtype)
             yield
         finally:
-            for parameter, data in replaced:
+            for parameter, data, _ in replaced:
                 parameter.data = data
 
     def merge_and_unload(
@@ -210,18 +211,6 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         """Remove all adapters, and return the original model: the same modules, parameters, and `requires_grad`."""
         self.unmerge_adapter()
         return self._remove_all(keep_trained=False)
-
-    def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """Return the numbers of trainable and of all parameters."""
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
-        return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
-
-    def print_trainable_parameters(self) -> None:
-        """Print the numbers of trainable and of all parameters, and their ratio in percent."""
-        trainable, total = self.get_nb_trainable_parameters()
-        print(
-            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
-        )
 
     def orthogonality_penalty(self) -> Tensor:
         """Return Σ ‖I − ÛᵀÛ‖_F over the layers of active adapters: differentiable, to be added to a loss times λ.

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.activation import Activation
+from hra_diffusion.adapter.adapter_mixin import one_or_several
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
 
@@ -15,12 +16,10 @@ Tri = bool | Literal["irregular"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerStatus:
-    """The adapters of one layer, as in PEFT's TunerLayerStatus."""
+class _Status:
+    """The adapters of a layer or a model: fields of both statuses of PEFT."""
 
-    name: str
-    module_type: str
-    enabled: bool
+    enabled: Tri
     active_adapters: list[str]
     merged_adapters: list[str]
     requires_grad: Mapping[str, Tri]
@@ -29,7 +28,15 @@ class LayerStatus:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelStatus:
+class LayerStatus(_Status):
+    """The adapters of one layer, as in PEFT's TunerLayerStatus."""
+
+    name: str
+    module_type: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelStatus(_Status):
     """The adapters of a model, as in PEFT's TunerModelStatus."""
 
     base_model_type: str
@@ -38,12 +45,6 @@ class ModelStatus:
     trainable_params: int
     total_params: int
     num_adapter_layers: int
-    enabled: Tri
-    active_adapters: list[str]
-    merged_adapters: list[str]
-    requires_grad: Mapping[str, Tri]
-    available_adapters: list[str]
-    devices: dict[str, list[str]]
 
 
 class PeftNames:
@@ -89,7 +90,7 @@ class PeftNames:
         Raises:
             ConfigError: an adapter is unknown.
         """
-        names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
+        names = one_or_several(adapter_names)
         self._activation.check_known(*names)
         for name in names:
             for parameter in self._injection.trained_parameters(name):
@@ -103,6 +104,18 @@ class PeftNames:
         elif hasattr(model, "get_input_embeddings"):
             model.get_input_embeddings().register_forward_hook(_require_grad)
         return model
+
+    def get_nb_trainable_parameters(self) -> tuple[int, int]:
+        """Return the numbers of trainable and of all parameters."""
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
+        return sum(size for size, trains in sizes if trains), sum(size for size, _ in sizes)
+
+    def print_trainable_parameters(self) -> None:
+        """Print the numbers of trainable and of all parameters, and their ratio in percent."""
+        trainable, total = self.get_nb_trainable_parameters()
+        print(
+            f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+        )
 
     def get_layer_status(self) -> list[LayerStatus]:
         """Return the adapters of each adapted layer, active, merged and trainable."""
@@ -124,7 +137,7 @@ class PeftNames:
     def get_model_status(self) -> ModelStatus:
         """Return the adapters of the model, active, merged and trainable."""
         layers, configs = self.get_layer_status(), self._activation.configs
-        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in self.model.parameters()]
+        trainable, total = self.get_nb_trainable_parameters()
         trains: dict[str, Tri] = {
             name: _all_or_some([layer.requires_grad[name] for layer in layers if name in layer.requires_grad])
             for name in configs
@@ -136,8 +149,8 @@ class PeftNames:
             base_model_type=type(self.model).__name__,
             adapter_model_type=type(self).__name__,
             peft_types=dict.fromkeys(configs, "HRA"),
-            trainable_params=sum(size for size, requires_grad in sizes if requires_grad),
-            total_params=sum(size for size, _ in sizes),
+            trainable_params=trainable,
+            total_params=total,
             num_adapter_layers=len(layers),
             enabled=_all_or_some([layer.enabled for layer in layers]),
             active_adapters=list(self._activation.active.names),

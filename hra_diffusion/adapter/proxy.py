@@ -102,7 +102,7 @@ class ModelProxy(nn.Module):
             return getattr(super().__getattr__("model"), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, of the model if it has one of this name, unless it is this object's own."""
+        """Set an attribute: one of the proxy, or else a present one of the model, or else a new one of the proxy."""
         if self._is_own(name) or not hasattr(self.model, name):
             super().__setattr__(name, value)
         else:

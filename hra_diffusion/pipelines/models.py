@@ -172,7 +172,7 @@ def _load_vae(vae: str, config: str) -> Any:
 
 
 def _complete_tokenizers(pipe: Pipeline) -> None:
-    """Give tokenizers the maximum length of their text encoder where they have none, or a longer one."""
+    """Limit the maximum length of tokenizers to that of their text encoders."""
     for name, model in models(pipe).items():
         longest = getattr(model.config, "max_position_embeddings", None)
         if name.startswith("text_encoder") and longest and tokenizer_of(pipe, name).model_max_length > longest:
@@ -240,7 +240,7 @@ def generate_image(pipe: Pipeline, prompt: str | None, seed: int, **options: Any
 
 
 def images_of(output: Any) -> list[Any]:
-    """Return the images of a pipeline's output; warn of those that its safety checker has blackened."""
+    """Return the images of a pipeline's output, with a warning of images blackened by its safety checker."""
     if count := sum(map(bool, getattr(output, "nsfw_content_detected", None) or ())):
         logger.warning(
             "The pipeline's safety checker has replaced %s of %s images by black ones: use another prompt or seed, or "

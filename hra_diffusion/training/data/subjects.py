@@ -133,7 +133,7 @@ def _is_split(folder: Path) -> bool:
 
 
 def _reserved(config: DreamBoothConfig) -> set[Path]:
-    """Return the folders that other flags name, which hold no subjects."""
+    """Return the folders of other flags, without subjects."""
     settings = (config.data.mask_data_dir, config.prior.class_data_dir, config.run.output_dir, config.data.cache_dir)
     return {folder.resolve() for folder in settings if folder}
 
