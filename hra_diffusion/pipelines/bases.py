@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from accelerate import PartialState
@@ -98,7 +98,7 @@ def load_base(
         ModelError: the model cannot be loaded.
     """
     device = torch.device(device or PartialState().device or "cpu")
-    if offload not in ("none", "model", "sequential", "group"):
+    if offload not in get_args(Offload):
         raise ConfigError(f"--offload is {offload!r}: give none, model, sequential or group.")
     if offload != "none" and device.type == "cpu":
         raise ConfigError(f"--offload is {offload}, but the models run on the CPU, from main memory: leave it out.")

@@ -9,7 +9,7 @@ from functools import wraps
 from typing import Any
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.components import text_encoders
 from hra_diffusion.pipelines.protocol import Pipeline
 
 _DEFAULT = "_hra_clip_skip"
@@ -64,11 +64,11 @@ def check_clip_skip(pipe: Pipeline, clip_skip: int | None) -> None:
     """Raise ConfigError if a pipeline's text encoders have not so many layers to skip."""
     if clip_skip is None:
         return
-    text_encoders = _clip_text_encoders(pipe)
-    if not text_encoders:
+    encoders = _clip_text_encoders(pipe)
+    if not encoders:
         raise ConfigError(f"--clip_skip is {clip_skip}, but the model has no CLIP text encoder: leave it out.")
-    usual = 0 if len(text_encoders) == 1 else 1  # two encoders, of SDXL and SD 3: from the layer before the last
-    most = min(encoder.config.num_hidden_layers for encoder in text_encoders.values()) - usual
+    usual = 0 if len(encoders) == 1 else 1  # two encoders, of SDXL and SD 3: from the layer before the last
+    most = min(encoder.config.num_hidden_layers for encoder in encoders.values()) - usual
     if not 0 <= clip_skip <= most:
         raise ConfigError(
             f"--clip_skip is {clip_skip}, and the text encoders have {most + usual} layers: give a number from 0 "
@@ -80,7 +80,6 @@ def _clip_text_encoders(pipe: Pipeline) -> dict[str, Any]:
     """Return a pipeline's CLIP text encoders, by name, adapted or not."""
     return {
         name: model
-        for name, model in models(pipe).items()
-        if name.startswith("text_encoder")
-        and getattr(getattr(model, "config", None), "model_type", "") in ("clip", "clip_text_model")
+        for name, model in text_encoders(pipe).items()
+        if getattr(getattr(model, "config", None), "model_type", "") in ("clip", "clip_text_model")
     }

@@ -95,6 +95,11 @@ def models(pipe: Pipeline) -> dict[str, nn.Module]:
     return {name: component for name, component in pipe.components.items() if isinstance(component, nn.Module)}
 
 
+def text_encoders(pipe: Pipeline) -> dict[str, Any]:
+    """Return a pipeline's text encoders by name, in the order of their features in a prompt's embeddings."""
+    return {name: model for name, model in sorted(models(pipe).items()) if name.startswith("text_encoder")}
+
+
 def module_names(pipe: Pipeline) -> list[tuple[str, str]]:
     """Return component and name of every module of a pipeline's models, without the modules of adapters."""
     bare = {name: adapted.model for name, adapted in adapted_components(pipe).items()}

@@ -18,7 +18,7 @@ from hra_diffusion.dtypes import to_dtype
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
-from hra_diffusion.pipelines.components import denoiser_name, models, set_base_options, tokenizer_of
+from hra_diffusion.pipelines.components import denoiser_name, set_base_options, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.single_files import (
@@ -173,9 +173,9 @@ def _load_vae(vae: str, config: str) -> Any:
 
 def _complete_tokenizers(pipe: Pipeline) -> None:
     """Limit the maximum length of tokenizers to that of their text encoders."""
-    for name, model in models(pipe).items():
+    for name, model in text_encoders(pipe).items():
         longest = getattr(model.config, "max_position_embeddings", None)
-        if name.startswith("text_encoder") and longest and tokenizer_of(pipe, name).model_max_length > longest:
+        if longest and tokenizer_of(pipe, name).model_max_length > longest:
             tokenizer_of(pipe, name).model_max_length = longest
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.components import denoiser_name, models, tokenizer_of
+from hra_diffusion.pipelines.components import denoiser_name, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, Fragment, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -72,14 +72,9 @@ def reads_weights(pipe: Pipeline) -> bool:
     return denoiser_name(pipe) == "unet" and hasattr(pipe, "maybe_convert_prompt")
 
 
-def _text_encoders(pipe: Pipeline) -> list[str]:
-    """Return the names of a pipeline's text encoders, in the order of their features in a prompt's embeddings."""
-    return sorted(name for name in models(pipe) if name.startswith("text_encoder"))
-
-
 def _limit(pipe: Pipeline) -> int:
     """Return the number of tokens of a chunk, without the start and the end."""
-    return min(tokenizer_of(pipe, name).model_max_length for name in _text_encoders(pipe)) - 2
+    return min(tokenizer_of(pipe, name).model_max_length for name in text_encoders(pipe)) - 2
 
 
 def _words(pipe: Pipeline, fragments: Iterable[Fragment]) -> list[_Word]:
@@ -111,7 +106,7 @@ def _token_counts(pipe: Pipeline, words: list[str]) -> list[tuple[int, ...]]:
     if not words:
         return []
     counts = list[list[int]]()
-    for name in _text_encoders(pipe):
+    for name in text_encoders(pipe):
         tokenizer = tokenizer_of(pipe, name)
         converted = pipe.maybe_convert_prompt(words, tokenizer)
         counts.append([len(ids) for ids in tokenizer(converted, add_special_tokens=False, verbose=False).input_ids])
@@ -169,7 +164,7 @@ def _weighted(pipe: Pipeline, embeds: Tensor, chunks: list[list[_Word]]) -> Tens
     """
     encoded, empty = embeds[:-1], embeds[-1:]
     excess = torch.zeros_like(encoded)
-    widths = [getattr(pipe, name).config.hidden_size for name in _text_encoders(pipe)]
+    widths = [model.config.hidden_size for model in text_encoders(pipe).values()]
     for chunk, rows in zip(chunks, excess, strict=False):
         for encoder, columns in enumerate(rows.split(widths, dim=1)):
             weights = [word.weight - 1 for word in chunk for _ in range(word.counts[encoder])][: len(rows) - 2]

@@ -16,7 +16,7 @@ from torch.nn.functional import embedding
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import models, tokenizer_name, tokenizer_of, uncompiled
+from hra_diffusion.pipelines.components import text_encoders, tokenizer_name, tokenizer_of, uncompiled
 from hra_diffusion.pipelines.protocol import Pipeline
 
 
@@ -72,7 +72,7 @@ class TokenEmbedding(nn.Embedding):
 
 def token_embeddings(pipe: Pipeline) -> dict[str, TokenEmbedding]:
     """Return the embeddings with learned tokens of a pipeline, by the text encoder's name."""
-    encoders = {name: _base(model) for name, model in models(pipe).items() if name.startswith("text_encoder")}
+    encoders = {name: _base(model) for name, model in text_encoders(pipe).items()}
     embeddings = {name: model.get_input_embeddings() for name, model in encoders.items()}
     return {name: embedding for name, embedding in embeddings.items() if isinstance(embedding, TokenEmbedding)}
 
