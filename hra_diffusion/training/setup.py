@@ -140,7 +140,8 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
     extra = task.extra_modules
     components = trained_components(family.pipe)
     rates = _learning_rates(components, settings) | {name: module.learning_rate for name, module in extra.items()}
-    optimizer = build_optimizer(components, rates, settings, {name: module.module for name, module in extra.items()})
+    ordinary = {name: module.module for name, module in extra.items()}
+    optimizer = build_optimizer(components, rates, settings, ordinary, accelerator.device)
     lr_scheduler = _lr_scheduler(optimizer, settings, plan.total_steps)
     process = noise_process(family.pipe.scheduler, plan.config.objective.flow_shift)
     adapted = list(adapted_components(family.pipe).values())

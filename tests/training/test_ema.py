@@ -24,7 +24,7 @@ WEIGHTS = Path("unet") / "adapter_model.safetensors"
 
 def columns(seed: int, d: int = 16, r: int = 4) -> torch.Tensor:
     u = torch.randn(d, r, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    retract([u])
+    retract([[u]])
     return u
 
 

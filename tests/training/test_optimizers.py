@@ -1,5 +1,6 @@
 """Optimizers for reflections: the learning rate is an angle, the same at every rank and width."""
 
+import copy
 import math
 import sys
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from hra_diffusion.householder.chain import chain_matrix
 from hra_diffusion.training.config import DreamBoothConfig, OptimizerConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
-from hra_diffusion.training.loop.optimizers import build_optimizer, retract
+from hra_diffusion.training.loop.optimizers import build_optimizer, group_by_shape, retract
 from hra_diffusion.training.prepare import prepare_run
 
 IN_8_BITS = pytest.param(
@@ -78,16 +79,62 @@ def test_columns_keep_their_length_during_training():
 def test_retraction_does_not_change_the_rotation():
     u = torch.randn(24, 6, dtype=torch.float64) * torch.tensor([0.01, 1, 2, 3, 40, 500])
     before = chain_matrix(u)
-    retract([u])
+    retract([[u]])
     assert torch.allclose(chain_matrix(u), before, atol=1e-12)
 
 
 def test_retraction_keeps_zero_columns_zero():
     u = torch.randn(8, 2)
     u[:, 1] = 0
-    retract([u])
+    retract([[u]])
     assert u[:, 1].abs().max() == 0
     assert u.isfinite().all()
+
+
+def test_columns_of_all_shapes_are_retracted_like_single_ones():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(8, 2), (16, 4), (8, 2), (16, 2)]
+    together = [torch.randn(shape, generator=generator) for shape in shapes]
+    alone = [columns.clone() for columns in together]
+    retract(group_by_shape(together))
+    for columns, expected in zip(together, alone, strict=True):
+        assert torch.allclose(columns, expected * math.sqrt(len(expected)) / expected.norm(dim=0))
+    retract([])
+
+
+def test_a_state_of_adamws_loop_over_layers_loads_and_continues_in_one_kernel():
+    """Checkpoints of earlier versions have it."""
+    config, model, looped = OptimizerConfig(), adapted(16, 4), adapted(16, 4)
+    groups = [{"params": [columns(looped)], "lr": 0.01, "lr_per_radian": 1.0, "component": "unet"}]
+    loop = torch.optim.AdamW(groups, betas=(config.adam_beta1, config.adam_beta2), weight_decay=0.0)
+    step(looped, loop, seed=0)
+    kernel = build_optimizer({"unet": model}, {"unet": 0.01}, config)
+    kernel.load_state_dict(copy.deepcopy(loop.state_dict()))
+    assert kernel.param_groups[0]["fused"]
+    with torch.no_grad():
+        columns(model).copy_(columns(looped))
+    for seed in range(1, 4):
+        before = columns(looped).detach().clone()
+        step(looped, loop, seed)
+        retract([[columns(looped)]])
+        step(model, kernel, seed)
+        assert torch.allclose(columns(model), columns(looped), atol=1e-5)
+        assert not torch.allclose(columns(model), before, atol=1e-3)
+
+
+def test_fp16s_scaler_skips_a_step_of_adamws_kernel_without_reading_the_gradient():
+    model = adapted(16, 4)
+    optimizer = build_optimizer({"unet": model}, {"unet": 0.1}, OptimizerConfig())
+    scaler = torch.amp.GradScaler("cpu")
+    before = columns(model).detach().clone()
+    for gradient, changes in ((math.inf, False), (1.0, True)):
+        columns(model).grad = torch.full_like(before, gradient)
+        scaler.scale(torch.ones(1))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert columns(model).isfinite().all()
+        assert torch.allclose(columns(model), before, atol=1e-6) != changes
 
 
 def test_components_have_separate_learning_rates():

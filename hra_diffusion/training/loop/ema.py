@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hra_diffusion.training.loop.optimizers import retract
+from hra_diffusion.training.loop.optimizers import group_by_shape, retract
 
 
 class EMA:
@@ -24,14 +24,15 @@ class EMA:
         """Start with the weights as they are; ``decay`` β is in [0, 1)."""
         self.weights = {name: weight.detach().clone() for name, weight in weights.items()}
         self.decay = decay
+        self._averages = list(self.weights.values())
+        self._columns = group_by_shape(average for name, average in self.weights.items() if _are_columns(name))
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], step: int) -> None:
         """Average in the weights after ``step``, counted from 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, average in self.weights.items():
-            average.lerp_(weights[name].detach(), 1 - decay)
-        retract(average for name, average in self.weights.items() if _are_columns(name))
+        torch._foreach_lerp_(self._averages, [weights[name] for name in self.weights], 1 - decay)
+        retract(self._columns)
 
     @torch.no_grad()
     def copy_to(self, weights: Mapping[str, Tensor]) -> None:

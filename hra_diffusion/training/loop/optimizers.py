@@ -20,7 +20,7 @@ Token embeddings are columns of length √d times a constant length: their rate 
 """
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from math import sqrt
 from typing import Any
@@ -34,6 +34,12 @@ from hra_diffusion.training.config import OptimizerConfig
 _ABSOLUTE_STEPS = (None, 1.0)
 """Adafactor's eps₁, the default, and eps₂, the least size that steps are relative to. Weights other than reflections
 may start at zero, and would hardly move with the usual eps₂ of 0.001."""
+
+_FUSED = ("cpu", "cuda", "mps", "xpu")
+"""Types of devices on which torch's AdamW is one kernel."""
+
+_SHORTEST = 1e-35
+"""Least length of columns other than zero: the squares of shorter ones are zero in float32."""
 
 # Module and class of each optimizer, and the extra that installs it.
 _CLASSES = {
@@ -51,6 +57,7 @@ def build_optimizer(
     learning_rates: Mapping[str, float],
     config: OptimizerConfig,
     ordinary: Mapping[str, nn.Module] | None = None,
+    device: torch.device | str = "cpu",
 ) -> torch.optim.Optimizer:
     """Return an optimizer over the reflections of components, with learning rates in radians.
 
@@ -61,6 +68,7 @@ def build_optimizer(
         learning_rates: the rate of each component and of each ordinary module, by name.
         config: the optimizer and its settings.
         ordinary: modules without reflections, by name; their learning rates are used as given.
+        device: the device of the steps, on which AdamW is one kernel where torch has it.
 
     Raises:
         ConfigError: the optimizer's package is not installed, or does not support the settings.
@@ -77,20 +85,30 @@ def build_optimizer(
     if config.optimizer == "prodigy":
         for group in groups:
             group["lr"] = 1.0
-    retract(reflections)
-    optimizer = check_optimizer(config)(groups, **_options(config))
+    shapes = group_by_shape(reflections)
+    retract(shapes)
+    optimizer = check_optimizer(config)(groups, **_options(config, torch.device(device)))
     if config.optimizer == "schedule_free":
         optimizer.train()
-    optimizer.register_step_post_hook(lambda *_: retract([*reflections, *_base_sequence(optimizer, reflections)]))
+    if config.optimizer == "adamw":
+        optimizer.register_load_state_dict_pre_hook(_load_into_this_implementation)
+    optimizer.register_step_post_hook(lambda *_: retract([*shapes, *_base_sequence(optimizer, shapes)]))
     return optimizer
 
 
-def _base_sequence(optimizer: torch.optim.Optimizer, reflections: Iterable[Tensor]) -> list[Tensor]:
+def _base_sequence(optimizer: torch.optim.Optimizer, shapes: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:
     """Return the base sequence z of a schedule-free optimizer: columns in its state, to be retracted, too."""
-    return [optimizer.state[columns]["z"] for columns in reflections if "z" in optimizer.state[columns]]
+    base = [[optimizer.state[columns].get("z") for columns in group] for group in shapes]
+    return [[z for z in group if z is not None] for group in base if any(z is not None for z in group)]
 
 
-def _options(config: OptimizerConfig) -> dict[str, Any]:
+def _load_into_this_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Replace the implementation that a saved state names by the optimizer's: the device may be another one."""
+    groups = [{**group, "fused": optimizer.defaults["fused"], "foreach": None} for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
+
+
+def _options(config: OptimizerConfig, device: torch.device) -> dict[str, Any]:
     """Return the keyword arguments of an optimizer's constructor."""
     if config.optimizer in ("lion", "adafactor"):
         return {"weight_decay": 0.0}
@@ -99,6 +117,8 @@ def _options(config: OptimizerConfig) -> dict[str, Any]:
         return adam | {"warmup_steps": config.lr_warmup_steps}
     if config.optimizer == "prodigy":
         return adam | {"d0": 1e-4, "decouple": True, "use_bias_correction": True, "safeguard_warmup": True}
+    if config.optimizer == "adamw":
+        return adam | {"fused": device.type in _FUSED or None}
     return adam
 
 
@@ -118,12 +138,34 @@ def check_optimizer(config: OptimizerConfig) -> Any:
         ) from error
 
 
-@torch.no_grad()
-def retract(reflections: Iterable[Tensor]) -> None:
-    """Scale the columns of each (d, r) matrix to length √d, in place; zero columns (no reflection) stay zero."""
+def group_by_shape(reflections: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the matrices of columns of each shape, dtype and device, for :func:`retract`."""
+    groups: dict[Any, list[Tensor]] = {}
     for columns in reflections:
-        lengths = columns.norm(dim=0)
-        columns *= torch.where(lengths > 0, sqrt(len(columns)) / lengths, 1.0)
+        groups.setdefault((columns.shape, columns.dtype, columns.device), []).append(columns)
+    return list(groups.values())
+
+
+@torch.no_grad()
+def retract(shapes: Iterable[Sequence[Tensor]]) -> None:
+    """Scale columns to length √d, in place; zero columns (no reflection) stay zero.
+
+    The (d, r) matrices of a shape are stacked, and take a few operations together.
+
+    Args:
+        shapes: see :func:`group_by_shape`.
+    """
+    groups = list(shapes)
+    if not groups:
+        return
+    stacks = [torch.stack(tuple(group)) for group in groups]
+    factors = [torch.linalg.vector_norm(stack, dim=1, keepdim=True) for stack in stacks]
+    torch._foreach_clamp_min_(factors, _SHORTEST)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, [sqrt(stack.shape[1]) for stack in stacks])
+    torch._foreach_mul_(stacks, factors)
+    scaled = [columns for stack in stacks for columns in stack.unbind()]
+    torch._foreach_copy_([columns for group in groups for columns in group], scaled)
 
 
 def _groups(name: str, component: nn.Module, radians: float) -> list[dict[str, Any]]:
