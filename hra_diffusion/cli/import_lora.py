@@ -17,7 +17,7 @@ class ImportConfig(BaseConfig):
     """Write the adapter nearest to a LoRA, and print the lost share of its update."""
 
     lora: tyro.conf.Positional[Path]
-    """The LoRA: a .safetensors file in the layout kohya or diffusers."""
+    """The LoRA: a .safetensors file in the layout kohya or diffusers, or a folder in the layout peft."""
     output: tyro.conf.Positional[Path]
     """The adapter's folder to write."""
     pretrained_model_name_or_path: str

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS_FILE: Final = "adapter_model.safetensors"
 FILES: Final = (CONFIG_FILE, WEIGHTS_FILE)
-_PREFIX: Final = "base_model.model."
+PREFIX: Final = "base_model.model."
 _CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 # transformers 5 dropped this prefix from CLIPTextModel's module names, not from CLIPTextModelWithProjection's.
 TEXT_PREFIX: Final = "text_model."
@@ -65,7 +65,7 @@ def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[st
     if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
     settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
-    weights = save({f"{_PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    weights = save({f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
     return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(settings, indent=2, sort_keys=True).encode()}
 
 
@@ -78,18 +78,28 @@ def read_adapter(folder: str | Path) -> tuple[HRAConfig, dict[str, Tensor]]:
     folder = Path(folder)
     if not folder.is_dir():
         raise AdapterFileError(f"{folder} is no folder with an adapter ({CONFIG_FILE} and {WEIGHTS_FILE}).")
-    weights = folder / WEIGHTS_FILE
-    if not weights.exists() and (pickled := [path.name for path in folder.glob("*.bin")]):
-        raise AdapterFileError(
-            f"{folder} holds {pickled[0]}, which is pickled and never read: save it as {WEIGHTS_FILE}."
-        )
+    weights = weights_file(folder)
     settings = read_json(folder / CONFIG_FILE)
     try:
         with reading(folder / CONFIG_FILE):
             config = HRAConfig.from_peft(settings)
     except ConfigError as error:
         raise AdapterFileError(f"{folder / CONFIG_FILE}: {error}") from error
-    return config, _renamed(read_tensors(weights), lambda name: name.removeprefix(_PREFIX))
+    return config, _renamed(read_tensors(weights), lambda name: name.removeprefix(PREFIX))
+
+
+def weights_file(folder: Path) -> Path:
+    """Return the path of an adapter folder's tensors.
+
+    Raises:
+        AdapterFileError: the folder has a pickled file instead.
+    """
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists() and (pickled := [path.name for path in folder.glob("*.bin")]):
+        raise AdapterFileError(
+            f"{folder} holds {pickled[0]}, which is pickled and never read: save it as {WEIGHTS_FILE}."
+        )
+    return weights
 
 
 def swap_adapter(

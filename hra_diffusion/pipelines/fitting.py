@@ -69,13 +69,13 @@ def fit_lora(
     weights, which no rotation can do: that part is lost, and reported. See docs/maths.md.
 
     Args:
-        lora: a safetensors file in kohya's or diffusers' layout.
+        lora: a safetensors file in kohya's or diffusers' layout, or a folder in PEFT's.
         output: the adapter's folder.
         base: the LoRA's base model, as a folder, a name on the hub, or a pipeline without adapters.
         base_options: options of `load_pipeline` for the base: revision, variant, vae.
 
     Raises:
-        AdapterFileError: the file is damaged, no LoRA, or for another model.
+        AdapterFileError: the file is damaged, another kind of adapter, or for another model.
         ConfigError: the pipeline has adapters already.
         ModelError: the base cannot be found.
         OutputError: the folder holds an adapter already, or cannot be written.

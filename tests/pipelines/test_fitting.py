@@ -1,25 +1,35 @@
 """From a LoRA to HRA: a rotation is kept exactly, and the loss of any other LoRA is reported."""
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
 from hra_diffusion import export_lora, fit_lora, load_hra_weights
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import AdapterFileError, OutputError
-from hra_diffusion.formats.lora import kohya_names
+from hra_diffusion.formats.lora import LAYOUTS, kohya_names, read_lora
 from hra_diffusion.pipelines import base_model
+from hra_diffusion.pipelines.components import module_names
 
 
 def off(one: torch.Tensor, other: torch.Tensor) -> float:
     return (one - other).abs().max().item()
 
 
-@pytest.mark.parametrize("layout", ["kohya", "diffusers"])
+def exported(adapter, folder, layout, pipe, **options):
+    """The fp32 LoRA of an adapter, in a layout's file or folder."""
+    path = folder / (layout if layout == "peft" else f"{layout}.safetensors")
+    return export_lora(adapter, path, base=pipe, layout=layout, dtype="fp32", **options)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("model", ["SD", "SDXL"])
 def test_the_lora_of_an_adapter_is_fitted_by_that_adapter(
     layout, model, adapters, xl_adapter, tiny_sd, tiny_sdxl, load, image, tmp_path
@@ -30,8 +40,7 @@ def test_the_lora_of_an_adapter_is_fitted_by_that_adapter(
         else (StableDiffusionXLPipeline, tiny_sdxl, xl_adapter)
     )
     pipe = load(kind, folder)
-    file = export_lora(adapter, tmp_path / "x.safetensors", base=pipe, layout=layout, dtype="fp32")
-    fit = fit_lora(file, tmp_path / "back", base=pipe)
+    fit = fit_lora(exported(adapter, tmp_path, layout, pipe), tmp_path / "back", base=pipe)
     assert fit.rank == 8
     assert fit.lost < 1e-5
     assert max(fit.layers.values()) == next(iter(fit.layers.values())) < 1e-4
@@ -40,6 +49,110 @@ def test_the_lora_of_an_adapter_is_fitted_by_that_adapter(
     other = load(kind, folder)
     load_hra_weights(other, tmp_path / "back")
     assert off(image(other), expected) < 1e-3
+
+
+@pytest.mark.parametrize("model", ["SD", "SDXL"])
+def test_all_layouts_are_read_back_bit_for_bit(model, adapters, xl_conv_adapter, tiny_sd, tiny_sdxl, load, tmp_path):
+    """At a strength that is not 1, with convolutions, for the UNet and all text encoders."""
+    kind, folder, adapter = (
+        (StableDiffusionPipeline, tiny_sd, adapters / "conv")
+        if model == "SD"
+        else (StableDiffusionXLPipeline, tiny_sdxl, xl_conv_adapter)
+    )
+    pipe = load(kind, folder)
+    modules = [(name, module) for name, module in module_names(pipe) if hasattr(at(pipe, name, module), "weight")]
+    factors = [
+        read_lora(exported(adapter, tmp_path, layout, pipe, strength=0.7), modules)
+        for layout in ("diffusers", *LAYOUTS)
+    ]
+    written = load_file(tmp_path / "diffusers.safetensors")
+    assert len(factors[0]) == len(written) / 2
+    for (component, module), read in factors[0].items():
+        name = next(name for name in written if name in lora_names(component, module))
+        assert torch.equal(read.A, written[name].double().flatten(1))
+        assert torch.equal(read.B, written[name.replace("lora_A", "lora_B")].double().flatten(1))
+    for other in factors[1:]:
+        assert list(other) == list(factors[0])
+        assert all(torch.equal(other[key].A, read.A) for key, read in factors[0].items())
+        assert all(torch.equal(other[key].B, read.B) for key, read in factors[0].items())
+
+
+def at(pipe, component, module):
+    return getattr(pipe, component).get_submodule(module)
+
+
+def lora_names(component, module):
+    return (f"{component}.{module}.lora_A.weight", f"{component}.text_model.{module}.lora_A.weight")
+
+
+@pytest.mark.parametrize("prefix", ["unet.", ""], ids=["with unet", "without unet"])
+def test_diffusers_and_the_import_read_the_same_from_old_processor_names(prefix, pipe, tiny_sd, load, tmp_path):
+    """`load_lora_weights` of the installed diffusers still reads files of its attention processors."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for component in ("unet", "text_encoder") if prefix else ("unet",):
+        for module, layer in getattr(pipe, component).named_modules():
+            old = re.sub(r"(attn\d)\.to_(q|k|v|out\.0)$", r"\1.processor.to_\2_lora", module).replace(
+                ".0_lora", "_lora"
+            )
+            old = re.sub(r"self_attn\.(q|k|v|out)_proj$", r"self_attn.to_\1_lora", old)
+            if old != module:
+                text = "text_encoder.text_model." if component == "text_encoder" else prefix
+                for part, shape in (("down", (2, layer.in_features)), ("up", (layer.out_features, 2))):
+                    tensors[f"{text}{old}.{part}.weight"] = 0.1 * torch.randn(shape, generator=generator)
+    save_file(tensors, tmp_path / "old.safetensors")
+    factors = read_lora(tmp_path / "old.safetensors", module_names(pipe))
+    assert 2 * len(factors) == len(tensors)
+    theirs = load(StableDiffusionPipeline, tiny_sd)
+    if prefix:
+        theirs.load_lora_weights(tmp_path, weight_name="old.safetensors")
+        theirs.fuse_lora()
+    else:
+        theirs.unet.load_lora_adapter(load_file(tmp_path / "old.safetensors"), prefix=None)
+        theirs.unet.fuse_lora()
+    theirs.unload_lora_weights()
+    for (component, module), read in factors.items():
+        before, after = at(pipe, component, module).weight, at(theirs, component, module).weight
+        assert off(after - before, (read.B @ read.A).float()) < 1e-5
+
+
+def test_the_scales_that_diffusers_saves_in_a_header_are_those_of_its_weights(pipe, tiny_sd, load, tmp_path):
+    config = LoraConfig(
+        r=4, lora_alpha=3, target_modules=["to_q", "conv1", "q_proj"], init_lora_weights=False, use_rslora=True
+    )
+    config.rank_pattern, config.alpha_pattern = {"attn1.to_q|q_proj": 2}, {"attn2.to_q|q_proj": 7}
+    theirs = load(StableDiffusionPipeline, tiny_sd)
+    components = {"unet": theirs.unet, "text_encoder": theirs.text_encoder}
+    metadata = {}
+    for name, model in components.items():
+        inject_adapter_in_model(config, model)
+        metadata[f"{name}_lora_adapter_metadata"] = config.to_dict()
+    state = [get_peft_model_state_dict(model) for model in components.values()]
+    theirs.save_lora_weights(tmp_path, *state, **metadata)
+    factors = read_lora(tmp_path / "pytorch_lora_weights.safetensors", module_names(pipe))
+    layers = {
+        (name, module): layer
+        for name, model in components.items()
+        for module, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    assert layers.keys() == factors.keys() and {len(read.A) for read in factors.values()} == {2, 4}
+    for key, layer in layers.items():
+        delta = layer.get_delta_weight("default").detach().flatten(1)
+        assert off((factors[key].B @ factors[key].A).float(), delta) < 1e-5
+
+
+def test_the_command_imports_what_the_layout_peft_wrote(adapters, pipe, tiny_sd, tmp_path, capsys):
+    folder = exported(adapters / "conv", tmp_path, "peft", pipe)
+    flags = ["--pretrained_model_name_or_path", str(tiny_sd)]
+    assert main(["import-lora", str(folder), str(tmp_path / "whole"), *flags]) == 0
+    assert "rank 8, 0.0% of the LoRA's update lost" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "whole").iterdir() if path.is_dir()} == {"unet", "text_encoder"}
+    assert main(["import-lora", str(folder / "unet"), str(tmp_path / "part"), *flags]) == 0
+    assert {path.name for path in (tmp_path / "part").iterdir() if path.is_dir()} == {"unet"}
+    assert main(["import-lora", str(adapters / "a"), str(tmp_path / "hra"), *flags]) == 2
+    assert "adapter of the kind HRA, not for a LoRA. It needs no import" in capsys.readouterr().err
+    assert not (tmp_path / "hra").exists()
 
 
 def random_lora(file, pipe, tmp_path, **metadata):
@@ -64,7 +177,7 @@ def test_the_reported_loss_of_a_random_lora_is_that_of_the_weights(adapters, pip
     load_hra_weights(pipe, tmp_path / "fit")
     pipe.unet.merge_adapter()
     tensors, missing, size = load_file(lora), 0.0, 0.0
-    for module, layer in pipe.unet.layers().items():
+    for module, layer in pipe.unet.adapted_layers().items():
         name = "lora_unet_" + module.replace(".", "_")
         delta = tensors[f"{name}.lora_up.weight"].flatten(1) @ tensors[f"{name}.lora_down.weight"].flatten(1)
         before = weights[f"{module}.weight"].flatten(1)

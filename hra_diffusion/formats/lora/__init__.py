@@ -13,12 +13,16 @@
 Every layer has the same rank, padded with zeros, and alpha = rank, so that the scale is 1 in every tool: some tools use
 one layer's alpha for other layers.
 
+All of them are read, with any scale, as are the names of older versions of diffusers (`names`, `factors`).
+Other kinds of adapters are refused by name (`kinds`).
+
 Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 and ComfyUI read kohya's.
 """
 
+from hra_diffusion.formats.lora.factors import Factors
 from hra_diffusion.formats.lora.metadata import describe
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
-from hra_diffusion.formats.lora.reading import Factors, read_lora
+from hra_diffusion.formats.lora.reading import read_lora
 from hra_diffusion.formats.lora.updates import Update, update_of, with_rank
 from hra_diffusion.formats.lora.writing import (
     LAYOUTS,

@@ -1,5 +1,6 @@
-"""Names of a pipeline's modules in LoRAs of kohya's and diffusers' layouts."""
+"""Names of a pipeline's modules in LoRAs of kohya, of all versions of diffusers, and of PEFT."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -9,6 +10,9 @@ from hra_diffusion.formats.peft import TEXT_PREFIX
 KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 # The first text encoder of models that have two.
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
+PEFT_PREFIX: Final = "base_model.model."
+# Before diffusers named components, its files held denoisers alone.
+_UNPREFIXED: Final = ("unet", "transformer")
 
 ModuleKey = tuple[str, str]
 """A module's component, and its name in the component."""
@@ -42,7 +46,41 @@ def diffusers_name(component: str, module: str) -> str:
     return f"{component}.{_with_text_prefix(component, module)}"
 
 
+def known_names(modules: Iterable[ModuleKey]) -> dict[str, ModuleKey]:
+    """Return a pipeline's modules by all their names in files of kohya and diffusers."""
+    modules = list(modules)
+    names = {
+        name: key
+        for two_text_encoders in (False, True)
+        for key, name in kohya_names(modules, two_text_encoders=two_text_encoders).items()
+    }
+    for component in dict.fromkeys(component for component, _ in modules):
+        spelled = component_names(component, modules)
+        names |= {f"{component}.{name}": key for name, key in spelled.items()}
+        if component in _UNPREFIXED:
+            names |= spelled
+    return names
+
+
+def component_names(component: str, modules: Iterable[ModuleKey]) -> dict[str, ModuleKey]:
+    """Return a component's modules by their names, with and without `text_model.`, and by those of old diffusers."""
+    members = [key for key in modules if key[0] == component]
+    spelled = {
+        name: key for key in members for name in (key[1], _with_text_prefix(*key), key[1].removeprefix(TEXT_PREFIX))
+    }
+    return spelled | {_processor_name(name): key for name, key in spelled.items()}
+
+
+def _processor_name(module: str) -> str:
+    """Return the name of an attention's layer in files of diffusers' attention processors, without `processor`.
+
+    to_q, to_out.0 and q_proj are to_q_lora, to_out_lora and to_q_lora.
+    """
+    module = re.sub(r"(?<=self_attn\.)(q|k|v|out)_proj$", r"to_\1", module)
+    return f"{module.removesuffix('.0') if module.endswith('to_out.0') else module}_lora"
+
+
 def _with_text_prefix(component: str, module: str) -> str:
-    """Add the prefix of text encoders' modules, which transformers 5 dropped and other tools expect."""
-    dropped = component.startswith("text_encoder") and not module.startswith(TEXT_PREFIX)
+    """Add the prefix of CLIP's modules, which transformers 5 dropped and other tools expect."""
+    dropped = component.startswith("text_encoder") and module.startswith(("encoder.layers.", "embeddings."))
     return f"{TEXT_PREFIX}{module}" if dropped else module

@@ -1,49 +1,28 @@
-"""Reading of LoRAs from other tools: their factors, by module."""
+"""Reading of LoRAs from other tools, in files and in PEFT's folders."""
 
-import itertools
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any
 
 from safetensors import safe_open
-from torch import Tensor
 
+from hra_diffusion.adapter.config import CONFIG_FILE
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
-from hra_diffusion.formats.reading import reading
+from hra_diffusion.formats.lora.factors import Factors, factors_of, split_key
+from hra_diffusion.formats.lora.kinds import EXTRACT, LOAD, refuse_other_kinds
+from hra_diffusion.formats.lora.names import PEFT_PREFIX, ModuleKey, component_names, known_names
+from hra_diffusion.formats.lora.peft_config import LoraScaling, lora_scaling
+from hra_diffusion.formats.peft import FILES, WEIGHTS_FILE, weights_file
+from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.formats.tensors import read_tensors
-from hra_diffusion.text import shorten
-
-
-@dataclass(frozen=True, kw_only=True)
-class Factors:
-    """A LoRA's factors of one layer, W + B A.
-
-    Attributes:
-        A: (r, d), unfolded.
-        B: (out, r), unfolded, times the scale alpha / r.
-    """
-
-    A: Tensor
-    B: Tensor
-
-
-# Suffixes of A's and B's tensors: kohya's, those of diffusers and PEFT, and two of diffusers before it used PEFT.
-_SPELLINGS: Final = (
-    ("lora_down.weight", "lora_up.weight"),
-    ("lora_A.weight", "lora_B.weight"),
-    ("lora.down.weight", "lora.up.weight"),
-    ("lora_linear_layer.down.weight", "lora_linear_layer.up.weight"),
-)
 
 
 def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Factors]:
-    """Read a LoRA in kohya's or diffusers' layout.
+    """Read a LoRA in kohya's, diffusers' or PEFT's layout.
 
     Args:
-        path: a safetensors file.
+        path: a safetensors file, or PEFT's folder of one component or with a sub-folder a component.
         modules: component and name of every adaptable module.
 
     Returns:
@@ -52,51 +31,79 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
     Raises:
         AdapterFileError: the file is damaged, or holds anything but LoRAs of these modules.
     """
+    modules = list(modules)
+    if path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file():
+        path = path.parent
     if path.is_dir():
-        raise AdapterFileError(f"{path} is a folder: name the .safetensors file of a LoRA in it.")
+        return _read_folder(path, modules)
     tensors = read_tensors(path)
+    refuse_other_kinds(path, tensors)
+    scalings = _header(path)
     with reading(path):
-        return _factors(path, tensors, list(modules))
+        return factors_of(path, tensors, known_names(modules), scalings)
 
 
-def _factors(path: Path, tensors: dict[str, Tensor], modules: list[ModuleKey]) -> dict[ModuleKey, Factors]:
-    """Return the factors among tensors, which are removed from the dict; all of them must belong to a module."""
-    scales = _scales(path)
-    kohya = [kohya_names(modules, two_text_encoders=two) for two in (False, True)]
-    factors: dict[ModuleKey, Factors] = {}
-    for component, module in modules:
-        names = [table[component, module] for table in kohya if (component, module) in table]
-        names += [diffusers_name(component, module), f"{component}.{module}"]
-        for name, (down, up) in itertools.product(dict.fromkeys(names), _SPELLINGS):
-            A, B = tensors.get(f"{name}.{down}"), tensors.get(f"{name}.{up}")
-            if A is None or B is None:
-                continue
-            alpha = tensors.pop(f"{name}.alpha", None)
-            if not (A.ndim in (2, 4) and B.ndim in (2, 4) and A.numel() and B.numel() and len(A) == B[0].numel()):
-                raise AdapterFileError(
-                    f"{path} has factors of {name} whose shapes do not fit: {tuple(A.shape)} and {tuple(B.shape)}."
-                )
-            scale = scales.get(component, 1.0) if alpha is None else alpha.item() / len(A)
-            factors[component, module] = Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
-            del tensors[f"{name}.{down}"], tensors[f"{name}.{up}"]
-    if tensors or not factors:
+def _read_folder(path: Path, modules: list[ModuleKey]) -> dict[ModuleKey, Factors]:
+    """Read PEFT's folder of one component, or its sub-folders of several."""
+    single = (path / CONFIG_FILE).is_file()
+    folders = [path] if single else sorted({file.parent for name in FILES for file in path.glob(f"*/{name}")})
+    if not folders:
         raise AdapterFileError(
-            f"{path} is no LoRA in kohya's or diffusers' layout for this model; there is no module for: "
-            f"{shorten(tensors) or 'it is empty'}."
+            f"{path} is a folder: name the .safetensors file of a LoRA in it, or a folder of PEFT with {CONFIG_FILE} "
+            f"and {WEIGHTS_FILE}."
         )
-    return factors
+    components: dict[str, dict[ModuleKey, Factors]] = {}
+    for folder in folders:
+        component, factors = _read_component(folder, modules)
+        if component in components:
+            raise AdapterFileError(f"{path} has two LoRAs of the component {component}: name the folder of one.")
+        components[component] = factors
+    return {module: layer for factors in components.values() for module, layer in factors.items()}
 
 
-def _scales(path: Path) -> dict[str, float]:
-    """Read alpha / r of every component from the header of diffusers' files."""
-    with safe_open(path, "pt") as file:
+def _read_component(folder: Path, modules: list[ModuleKey]) -> tuple[str, dict[ModuleKey, Factors]]:
+    """Read PEFT's two files of one component."""
+    config, path = folder / CONFIG_FILE, weights_file(folder)
+    settings = read_json(config)
+    kind = settings.get("peft_type")
+    if kind != "LORA":
+        remedy = LOAD if kind == "HRA" else EXTRACT
+        raise AdapterFileError(f"{config} is for an adapter of the kind {str(kind)[:80]}, not for a LoRA. {remedy}")
+    tensors = read_tensors(path)
+    refuse_other_kinds(path, tensors)
+    with reading(config):
+        scaling = lora_scaling(settings, config)
+    with reading(path):
+        component = _component(path, tensors, modules)
+        names = component_names(component, modules)
+        names |= {f"{PEFT_PREFIX}{name}": key for name, key in names.items()}
+        return component, factors_of(path, tensors, names, {component: scaling})
+
+
+def _component(path: Path, tensors: Iterable[str], modules: list[ModuleKey]) -> str:
+    """Return the component of PEFT's file: the one with its folder's name, or else the only one with its modules."""
+    folder, components = path.resolve().parent.name, list(dict.fromkeys(component for component, _ in modules))
+    if folder in components:
+        return folder
+    named = {split_key(key)[0].removeprefix(PEFT_PREFIX) for key in tensors}
+    fitting = [component for component in components if named <= component_names(component, modules).keys()]
+    if len(fitting) != 1:
+        result = f"fits {' and '.join(fitting)}" if fitting else "fits no component of the model"
+        raise AdapterFileError(f"{path} {result}: name its folder after its component ({', '.join(components)}).")
+    return fitting[0]
+
+
+def _header(path: Path) -> dict[str, LoraScaling]:
+    """Read PEFT's settings of every component from the header of diffusers' files."""
+    with reading(path), safe_open(path, "pt") as file:
         header = (file.metadata() or {}).get("lora_adapter_metadata", "{}")
     try:
-        described = json.loads(header)
-        return {
-            key.removesuffix(".lora_alpha"): float(alpha / described[key.removesuffix("lora_alpha") + "r"])
-            for key, alpha in described.items()
-            if key.endswith(".lora_alpha")
-        }
+        settings: dict[str, dict[str, Any]] = {}
+        for key, value in json.loads(header).items():
+            component, setting = key.split(".", 1)
+            settings.setdefault(component, {})[setting] = value
+        return {component: lora_scaling(values, path) for component, values in settings.items()}
+    except AdapterFileError:
+        raise
     except Exception as error:  # also OverflowError for numbers such as 10 ** 400, and RecursionError
         raise AdapterFileError(f"{path} has a damaged header: lora_adapter_metadata is {header[:80]!r}.") from error
