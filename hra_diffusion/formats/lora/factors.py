@@ -10,8 +10,9 @@ from torch import Tensor
 
 from hra_diffusion.adapter.config import CONFIG_FILE
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.lora.names import PEFT_PREFIX, ModuleKey
+from hra_diffusion.formats.lora.names import ModuleKey
 from hra_diffusion.formats.lora.peft_config import LoraScaling
+from hra_diffusion.formats.peft import PREFIX
 from hra_diffusion.text import shorten
 
 
@@ -72,7 +73,7 @@ def factors_of(
             raise AdapterFileError(f"{path} has two different updates of {name}: another is {spellings[names[name]]}.")
         parts[part], spellings[names[name]] = tensor, name
     if unknown or not layers:
-        alone = any(name.startswith(PEFT_PREFIX) for name in unknown) and not (path.parent / CONFIG_FILE).exists()
+        alone = any(name.startswith(PREFIX) for name in unknown) and not (path.parent / CONFIG_FILE).exists()
         remedy = f" PEFT's file needs its {CONFIG_FILE} beside it." if alone else ""
         raise AdapterFileError(
             f"{path} is no LoRA in kohya's, diffusers' or PEFT's layout for this model; there is no module for: "
@@ -100,7 +101,7 @@ def _layer_factors(
     if "alpha" in parts:
         scale = parts["alpha"].item() / len(A)
     elif component in scalings:
-        module = name.removeprefix(PEFT_PREFIX).removeprefix(f"{component}.")
+        module = name.removeprefix(PREFIX).removeprefix(f"{component}.")
         scale = scalings[component].scale(module, len(A))
     return Factors(A=A.double().flatten(1), B=scale * B.double().flatten(1))
 

@@ -10,7 +10,6 @@ from hra_diffusion.formats.peft import TEXT_PREFIX
 KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
 # The first text encoder of models that have two.
 KOHYA_FIRST_OF_TWO: Final = "lora_te1"
-PEFT_PREFIX: Final = "base_model.model."
 # Before diffusers named components, its files held denoisers alone.
 _UNPREFIXED: Final = ("unet", "transformer")
 

@@ -11,9 +11,9 @@ from hra_diffusion.adapter.config import CONFIG_FILE
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.lora.factors import Factors, factors_of, split_key
 from hra_diffusion.formats.lora.kinds import EXTRACT, LOAD, refuse_other_kinds
-from hra_diffusion.formats.lora.names import PEFT_PREFIX, ModuleKey, component_names, known_names
+from hra_diffusion.formats.lora.names import ModuleKey, component_names, known_names
 from hra_diffusion.formats.lora.peft_config import LoraScaling, lora_scaling
-from hra_diffusion.formats.peft import FILES, WEIGHTS_FILE, weights_file
+from hra_diffusion.formats.peft import FILES, PREFIX, WEIGHTS_FILE, weights_file
 from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.formats.tensors import read_tensors
 
@@ -76,7 +76,7 @@ def _read_component(folder: Path, modules: list[ModuleKey]) -> tuple[str, dict[M
     with reading(path):
         component = _component(path, tensors, modules)
         names = component_names(component, modules)
-        names |= {f"{PEFT_PREFIX}{name}": key for name, key in names.items()}
+        names |= {f"{PREFIX}{name}": key for name, key in names.items()}
         return component, factors_of(path, tensors, names, {component: scaling})
 
 
@@ -85,7 +85,7 @@ def _component(path: Path, tensors: Iterable[str], modules: list[ModuleKey]) -> 
     folder, components = path.resolve().parent.name, list(dict.fromkeys(component for component, _ in modules))
     if folder in components:
         return folder
-    named = {split_key(key)[0].removeprefix(PEFT_PREFIX) for key in tensors}
+    named = {split_key(key)[0].removeprefix(PREFIX) for key in tensors}
     fitting = [component for component in components if named <= component_names(component, modules).keys()]
     if len(fitting) != 1:
         result = f"fits {' and '.join(fitting)}" if fitting else "fits no component of the model"

@@ -10,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.lora.names import PEFT_PREFIX, ModuleKey, diffusers_name
+from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
+from hra_diffusion.formats.peft import PREFIX
 
 Layout = Literal["kohya", "diffusers", "peft"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
@@ -52,7 +53,7 @@ def peft_files(
     for component in dict.fromkeys(update.component for update in updates):
         members = [update for update in updates if update.component == component]
         tensors = {
-            f"{PEFT_PREFIX}{update.module}.{factor}.weight": tensor.to(dtype).contiguous()
+            f"{PREFIX}{update.module}.{factor}.weight": tensor.to(dtype).contiguous()
             for update in members
             for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
         }
