@@ -1,6 +1,7 @@
 """Injection of adapters into a model, and their removal."""
 
 import copy
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -36,7 +37,7 @@ class Injection:
         self.layers: dict[str, HRALayer] = {}
         self.copies: dict[str, TrainedCopy] = {}
         self.biases: dict[str, TrainedBiases] = {}
-        self._parents: dict[str, nn.Module] = {}
+        self._slots: dict[str, list[tuple[nn.Module, str]]] = {}
         self._fast_paths = FastPaths(model)
 
     def add(
@@ -70,6 +71,7 @@ class Injection:
             copies = {name: copy.deepcopy(base.get_submodule(name)) for name in trained}
             _check_disjoint({**self.layers, **layers}, {**self.copies, **copies})
             biases = TrainedBiases(_biases(base, config, names, trained))
+            slots = _slots(base, (*names, *trained))
         if state is None:
             starts = {name: start_columns(layer, config, on_meta, generator) for name, layer in layers.items()}
         else:
@@ -79,6 +81,7 @@ class Injection:
             for name, module in copies.items():
                 module.load_state_dict(state.copies[name])
             biases.load(state.biases)
+        self._slots |= slots
         for name, (columns, anchor) in starts.items():
             layers[name].columns.put(adapter, columns, anchor=anchor, orthonormal=config.apply_GS)
             self._set_submodule(name, layers[name])
@@ -218,7 +221,7 @@ class Injection:
         for name, wrapper in {**self.layers, **self.copies}.items():
             kept = wrapper.active_module if keep_trained and isinstance(wrapper, TrainedCopy) else wrapper.base_layer
             self._set_submodule(name, kept)
-        self.layers, self.copies, self.biases, self._parents = {}, {}, {}, {}
+        self.layers, self.copies, self.biases, self._slots = {}, {}, {}, {}
         self._fast_paths.switch(())
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
@@ -246,11 +249,9 @@ class Injection:
         yield from self.biases[adapter].parameters.values()
 
     def _set_submodule(self, name: str, module: nn.Module) -> None:
-        """Replace the submodule of a name. Parents are looked up once: models are deep."""
-        parent, _, child = name.rpartition(".")
-        if name not in self._parents:
-            self._parents[name] = self.model.get_submodule(parent)
-        setattr(self._parents[name], child, module)
+        """Replace the submodule of a name, and of its other names."""
+        for parent, child in self._slots[name]:
+            setattr(parent, child, module)
 
 
 def start_columns(
@@ -271,6 +272,16 @@ def start_columns(
     start = paired_columns if config.init_weights and not config.apply_GS else random_columns
     columns = start(d, r, generator=generator)
     return columns, orthonormal_columns(columns) if anchored else None
+
+
+def _slots(base: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[nn.Module, str]]]:
+    """Return the parents and attributes that hold each named module: several where modules have several names."""
+    slots: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in base.modules():
+        for child, module in parent._modules.items():
+            if module is not None:
+                slots[module].append((parent, child))
+    return {name: slots[base.get_submodule(name)] for name in names}
 
 
 def _check_disjoint(layers: Iterable[str], copies: Iterable[str]) -> None:
