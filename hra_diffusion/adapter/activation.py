@@ -16,6 +16,7 @@ from hra_diffusion.adapter.merging import merge_layers
 from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
 from hra_diffusion.adapter.rows import BASE
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.householder.recording import is_recording
 from hra_diffusion.text import nearest
 
 
@@ -180,7 +181,7 @@ class Activation:
         self._injection.activate_trained_modules(self.merged_names or active)
 
     def _before_pass(self, model: Any, *_: Any) -> None:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or is_recording():
             return
         if hasattr(model, "_diffusers_hook"):  # Group offloading may load the columns only later in the pass.
             self._after_pass()

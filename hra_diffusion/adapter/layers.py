@@ -73,6 +73,8 @@ class HRAConv2d(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
+        if self.rows is None and (not self.enabled or self.merged):
+            return self.base_layer(x, *args, **kwargs)
         if self.reflects_input:
             rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
@@ -115,8 +117,8 @@ class HRAConv2d(HRALayer):
             outputs.append(output)
             windows.append(slice(start, end, dilation))
             sizes.append(max(end, padding + 1))  # Padding by reflection needs an image larger than the padding.
-        images = patches.new_zeros(len(patches) + 1, patches.shape[1], *sizes)  # The last one gives the bias.
-        images[(slice(len(patches)), slice(None), *windows)] = patches
+        images = patches.new_zeros(patches.shape[0] + 1, patches.shape[1], *sizes)  # The last one gives the bias.
+        images[(slice(patches.shape[0]), slice(None), *windows)] = patches
         responses = base(images)[:, :, outputs[0], outputs[1]]
         return responses[:-1] - responses[-1]
 

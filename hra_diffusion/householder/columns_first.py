@@ -15,14 +15,14 @@ def transposed(x: Tensor, images: bool) -> Tensor:
 
 def product(A: Tensor, X: Tensor) -> Tensor:
     """Return A X for a slim A (r, d)."""
-    return A @ X if X.dim() == 2 else torch.bmm(A.expand(len(X), -1, -1), X)
+    return A @ X if X.dim() == 2 else torch.bmm(A.expand(X.shape[0], -1, -1), X)
 
 
 def add(X: Tensor, U: Tensor, s: Tensor, alpha: int = 1) -> Tensor:
     """Return X + alpha U s, in the memory format of X."""
     if X.dim() == 2:
         return torch.addmm(X.mT, s.mT, U.mT, alpha=alpha).mT
-    return torch.baddbmm(X, U.expand(len(X), -1, -1), s, alpha=alpha)
+    return torch.baddbmm(X, U.expand(X.shape[0], -1, -1), s, alpha=alpha)
 
 
 def correlate(s: Tensor, X: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hra_diffusion.householder.chain import unit_columns
 from hra_diffusion.householder.columns_first import add, product, transposed
+from hra_diffusion.householder.recording import inverted_by_products, is_recording
 
 
 class CompactWY(NamedTuple):
@@ -87,6 +88,8 @@ def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     halves = torch.where(diagonal > 0, diagonal / 2, 0.5)
     inverse = torch.triu(gram, diagonal=1) + torch.diag_embed(halves)
+    if is_recording():
+        return CompactWY(columns, inverted_by_products(inverse))
     eye = torch.eye(U.shape[-1], dtype=wide, device=U.device)
     return CompactWY(columns, torch.linalg.solve_triangular(inverse, eye.expand_as(inverse), upper=True))
 

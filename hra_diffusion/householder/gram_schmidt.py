@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.householder.chain import unit_columns
+from hra_diffusion.householder.recording import is_recording, orthonormalized
 
 _WITHOUT_QR = ("mps",)
 
@@ -21,6 +22,8 @@ def orthonormal_columns(U: Tensor) -> Tensor:
 
     Computed on the CPU for a device without a QR factorization (MPS); gradients flow back to the device.
     """
+    if is_recording():
+        return orthonormalized(U)
     factored = U.cpu() if U.device.type in _WITHOUT_QR else U
     return torch.linalg.qr(factored).Q.to(U.device)
 

@@ -29,6 +29,7 @@ from hra_diffusion.householder.chain import column_norms
 from hra_diffusion.householder.columns_first import add, correlate, product, transposed
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
 from hra_diffusion.householder.recompute import recompute
+from hra_diffusion.householder.recording import is_recording
 
 
 def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_is_kept: bool = False) -> Tensor:
@@ -41,6 +42,8 @@ def reflect(x: Tensor, u: Tensor, factored: CompactWY | None = None, *, output_i
         output_is_kept: whether the next operation keeps the result for its gradient; x is then not kept.
     """
     with full_precision(x.device):
+        if is_recording():
+            return factor(u, x.dtype).apply(x)
         if factored is None:
             with torch.no_grad():
                 factored = factor(u, x.dtype)
