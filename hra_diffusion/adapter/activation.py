@@ -11,9 +11,9 @@ import torch
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
-from hra_diffusion.adapter.layer import factor_together
 from hra_diffusion.adapter.merging import merge_layers
 from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
+from hra_diffusion.adapter.passes import factor_in_graph, factor_together, leave_graph
 from hra_diffusion.adapter.rows import BASE
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.recording import is_recording
@@ -23,7 +23,7 @@ from hra_diffusion.text import nearest
 class Activation:
     """The active and the merged adapters of one model. Every change is all or nothing.
 
-    Hooks of the model factor all active chains together before each of its passes.
+    Hooks of the model factor all active chains together before each of its passes; see `passes`.
 
     Attributes:
         configs: the settings of each adapter.
@@ -37,6 +37,7 @@ class Activation:
         self.configs: dict[str, HRAConfig] = {}
         self.active = ActiveAdapters()
         self.merged: Mixture = ()
+        self._in_pass = [False]
         self.hooks = [
             injection.model.register_forward_pre_hook(self._before_pass),
             injection.model.register_forward_hook(self._after_pass, always_call=True),
@@ -129,10 +130,14 @@ class Activation:
         self.check_known(*names)
         if len(set(names)) < len(names):
             raise ConfigError(f"An adapter can be merged once only; found {', '.join(map(repr, names))}.")
-        wanted = self.active.mixture if adapter_names is None else self.active.product(names)
+        in_layers = {layer.mixture for layer in self._injection.layers.values()}  # layers have set_adapter, too
+        active = in_layers.pop() if len(in_layers) == 1 else self.active.mixture
+        wanted = active if adapter_names is None else self.active.product(names)
         already = self.merged_names
         if any(name in already for blend in wanted for name, _ in blend):
-            warnings.warn("Some of the adapters are merged already; the others are merged now.", stacklevel=3)
+            left = any(name not in already for blend in wanted for name, _ in blend)
+            rest = "the others are merged now." if left else "nothing to do."
+            warnings.warn(f"{'Some of the' if left else 'All'} adapters are already merged, {rest}", stacklevel=3)
         others = (tuple(part for part in blend if part[0] not in already) for blend in wanted)
         return self.merged + tuple(blend for blend in others if blend)
 
@@ -181,19 +186,24 @@ class Activation:
         self._injection.activate_trained_modules(self.merged_names or active)
 
     def _before_pass(self, model: Any, *_: Any) -> None:
-        if torch.compiler.is_compiling() or is_recording():
+        layers = self._injection.layers.values()
+        if is_recording():
             return
-        if hasattr(model, "_diffusers_hook"):  # Group offloading may load the columns only later in the pass.
-            self._after_pass()
-        else:
-            factor_together(self._injection.layers.values())
+        if torch.compiler.is_compiling():
+            factor_in_graph(layers)
+            return
+        if not hasattr(model, "_diffusers_hook"):  # Group offloading may load the columns only later in the pass.
+            factor_together(layers, self._in_pass)
+            self._in_pass[0] = True
         weak = [name for name in self.active.names if self.active.strengths[name] != 1]
         if weak and model.training and torch.is_grad_enabled() and not self.active.inference_mode:
             warnings.warn(f"Adapters at a strength other than 1 are not trained: {', '.join(weak)}.", stacklevel=2)
 
     def _after_pass(self, *_: Any) -> None:
-        for layer in self._injection.layers.values():
-            layer.ready = None
+        if torch.compiler.is_compiling():
+            leave_graph(self._injection.layers.values())
+        else:
+            self._in_pass[0] = False
 
 
 def check_strength(adapter_name: str, strength: float, config: HRAConfig) -> None:

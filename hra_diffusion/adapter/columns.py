@@ -1,6 +1,6 @@
 """The columns of adapters in one layer."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -12,11 +12,12 @@ from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 _COLUMNS, _ANCHOR = "hra_u_", "hra_anchor_"
 
 
-class ColumnStore:
-    """Columns of adapters, stored as parameters of their layer.
+class ColumnStore(Mapping[str, nn.Parameter]):
+    """The trainable columns (d, r) of adapters by name, stored as parameters of their layer.
 
     Whatever moves the parameters of a layer between devices moves the columns along. They are float32 or wider,
-    whatever the base layer's dtype: in half precision H would not be orthogonal.
+    whatever the base layer's dtype, unless half precision is asked for. Chains are float32 or wider in any case: in
+    half precision H would not be orthogonal.
 
     Args:
         layer: the adapted layer.
@@ -27,23 +28,32 @@ class ColumnStore:
         self._orthonormal: set[str] = set()
 
     @property
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The trainable columns (d, r) of all adapters."""
-        return self._named(_COLUMNS)
-
-    @property
     def anchors(self) -> dict[str, nn.Parameter]:
         """The frozen orthonormal columns (d, r) in front of anchored adapters."""
         return self._named(_ANCHOR)
 
-    def __contains__(self, adapter: str) -> bool:
-        return _COLUMNS + adapter in self._layer._parameters
+    def __contains__(self, adapter: object) -> bool:
+        return f"{_COLUMNS}{adapter}" in self._layer._parameters
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._named(_COLUMNS))
+
+    def __len__(self) -> int:
+        return len(self._named(_COLUMNS))
 
     def __getitem__(self, adapter: str) -> nn.Parameter:
-        return getattr(self._layer, _COLUMNS + adapter)
+        return self._layer._parameters[_COLUMNS + adapter]
 
     @torch.inference_mode(False)
-    def put(self, adapter: str, columns: Tensor, *, anchor: Tensor | None = None, orthonormal: bool = False) -> None:
+    def put(
+        self,
+        adapter: str,
+        columns: Tensor,
+        *,
+        anchor: Tensor | None = None,
+        orthonormal: bool = False,
+        half: bool = False,
+    ) -> None:
         """Add an adapter, frozen.
 
         Args:
@@ -51,9 +61,12 @@ class ColumnStore:
             columns: (d, r), copied to the base layer's device unless either is on the meta device.
             anchor: frozen orthonormal columns (d, r) in front of them.
             orthonormal: apply Gram–Schmidt to the columns.
+            half: keep the columns in the half precision of the base layer's weight, if it has one.
         """
         device = columns.device if self.device.type == "meta" or columns.is_meta else self.device
-        dtype = torch.float64 if self._base_tensor.dtype == torch.float64 else torch.float32
+        base = self._base_tensor.dtype
+        kept = base == torch.float64 or (half and base in (torch.float16, torch.bfloat16))
+        dtype = base if kept else torch.float32
         for prefix, tensor in ((_COLUMNS, columns), (_ANCHOR, anchor)):
             if tensor is not None:
                 copied = nn.Parameter(tensor.detach().to(device, dtype, copy=True), requires_grad=False)
@@ -78,11 +91,18 @@ class ColumnStore:
 
     @torch.no_grad()
     def reload(self, adapter: str, chain: Tensor) -> None:
-        """Write the columns (d, k) of an adapter's chain over its own in place, behind their anchor if it has one."""
-        anchor = self.anchors.get(adapter)
-        if anchor is not None:
-            anchor.copy_(chain[:, : anchor.shape[1]])
-        self[adapter].copy_(chain[:, 0 if anchor is None else anchor.shape[1] :])
+        """Write the columns (d, k) of an adapter's chain over its own, behind their anchor if it has one.
+
+        Columns on the meta device become new parameters, and others are overwritten in place.
+        """
+        parameters, r = self._layer._parameters, self[adapter].shape[1]
+        for prefix, part in ((_COLUMNS, chain[:, -r:]), (_ANCHOR, chain[:, :r])):
+            target = parameters.get(prefix + adapter)
+            if target is not None and target.is_meta and self.device.type != "meta":
+                loaded = part.to(self.device, target.dtype, copy=True)
+                parameters[prefix + adapter] = nn.Parameter(loaded, requires_grad=target.requires_grad)
+            elif target is not None:
+                target.copy_(part)
 
     def remove(self, adapter: str) -> None:
         """Remove an adapter, if present."""
@@ -96,12 +116,12 @@ class ColumnStore:
 
     def chain(self, adapter: str) -> Tensor:
         """Return the columns (d, k) of an adapter's chain: k = r, or 2 r with an anchor."""
-        columns = self[adapter]
+        columns = _widened(self[adapter])
         if not self.is_orthonormal(adapter):
             return columns
         orthonormal = orthonormal_columns(columns)
         anchor = self.anchors.get(adapter)
-        return orthonormal if anchor is None else torch.cat([anchor, orthonormal], dim=1)
+        return orthonormal if anchor is None else torch.cat([_widened(anchor), orthonormal], dim=1)
 
     def version(self, adapter: str) -> Hashable:
         """Return a value that differs after any change of an adapter's columns."""
@@ -121,3 +141,8 @@ class ColumnStore:
     def _named(self, prefix: str) -> dict[str, nn.Parameter]:
         parameters = self._layer._parameters.items()
         return {name.removeprefix(prefix): u for name, u in parameters if u is not None and name.startswith(prefix)}
+
+
+def _widened(columns: Tensor) -> Tensor:
+    """Return columns of half precision in float32, and others themselves."""
+    return columns.float() if columns.dtype.itemsize < torch.float32.itemsize else columns

@@ -12,7 +12,8 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.fast_paths import FastPaths
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together
+from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together, is_plain
+from hra_diffusion.adapter.passes import factor_together
 from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, sort_state
 from hra_diffusion.adapter.targets import find_named, find_targets
 from hra_diffusion.adapter.trained_parts import TrainedBiases, TrainedCopy
@@ -47,6 +48,7 @@ class Injection:
         state_dict: Mapping[str, Tensor] | None = None,
         *,
         on_meta: bool = False,
+        half: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         """Add an adapter, newly initialized or with given tensors. All checks precede the first change.
@@ -56,6 +58,7 @@ class Injection:
             config: its settings.
             state_dict: its tensors, by PEFT's names.
             on_meta: create the columns on the meta device.
+            half: keep them in half precision where the layer's weight is.
             generator: the source of random columns.
 
         Raises:
@@ -83,7 +86,7 @@ class Injection:
             biases.load(state.biases)
         self._slots |= slots
         for name, (columns, anchor) in starts.items():
-            layers[name].columns.put(adapter, columns, anchor=anchor, orthonormal=config.apply_GS)
+            layers[name].columns.put(adapter, columns, anchor=anchor, orthonormal=config.apply_GS, half=half)
             self._set_submodule(name, layers[name])
         self.layers |= layers
         for name, module in copies.items():
@@ -158,6 +161,7 @@ class Injection:
         self.biases.pop(adapter).activate(False)
         for name, layer in list(self.layers.items()):
             layer.columns.remove(adapter)
+            layer.factors.forget()
             if not layer.hra_u:
                 self._set_submodule(name, self.layers.pop(name).base_layer)
         for name, wrapper in list(self.copies.items()):
@@ -204,8 +208,23 @@ class Injection:
         """
         for layer in self.layers.values():
             layer.mixture, layer.enabled = active.mixture, active.enabled
+            layer.is_blended = not all(is_plain(blend) for blend in active.mixture)
         caches = [layer.blends for layer in self.layers.values()]
         blend_together((cache, blend) for cache in caches for blend in cache.stale(active.mixture, active.mixture))
+        factor_together([layer for layer in self.layers.values() if layer.is_blended], [False])
+
+    def check_copies(self, adapters: Sequence[str]) -> None:
+        """Check that at most one of some adapters trains each module whole.
+
+        Raises:
+            ConfigError: several do.
+        """
+        for module, wrapper in self.copies.items():
+            if len(both := [name for name in adapters if name in wrapper.copies]) > 1:
+                raise ConfigError(
+                    "Only one adapter can be set at a time for ModulesToSaveWrapper: "
+                    f"{', '.join(map(repr, both))} each train {module!r} whole (modules_to_save)."
+                )
 
     def activate_trained_modules(self, adapters: Sequence[str]) -> None:
         """Activate the trained biases of some adapters, and the first trained copy of each module."""

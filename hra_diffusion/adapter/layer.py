@@ -5,24 +5,24 @@
 The base layer is called as it is: it may be quantized, offloaded, hooked or compiled. Only merging reads its weight.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hra_diffusion.adapter.columns import ColumnStore
+from hra_diffusion.adapter.kept_factors import FactorCache
 from hra_diffusion.adapter.mixture import Blend, BlendCache, Mixture
+from hra_diffusion.adapter.peft_layer import PeftLayerNames
 from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
-from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision
-from hra_diffusion.householder.kernel import reflect
+from hra_diffusion.householder.compact_wy import factor, full_precision
+from hra_diffusion.householder.reflection import is_transformed, reflect, reflect_factored
 
 
-class HRALayer(Wrapper):
+class HRALayer(PeftLayerNames, Wrapper):
     """Base class of adapted layers.
 
     Args:
@@ -32,28 +32,30 @@ class HRALayer(Wrapper):
     Attributes:
         columns: the columns of all adapters in this layer.
         blends: their cached blends.
+        factors: their cached factors.
         mixture: the active adapters with their strengths.
+        is_blended: whether the mixture has blends, whose columns are computed.
         enabled: False for the base layer.
         merged: the adapters in the base layer's weight, with their strengths; empty when none is merged.
         rows: the adapters of the examples in a mixed batch; None for the active mixture.
-        ready: the active columns and their chain, when factored ahead for the current pass of the whole model.
     """
 
     def __init__(self, base_layer: nn.Module, columns: ColumnStore | None = None) -> None:
         super().__init__(base_layer)
-        self.columns = columns or ColumnStore(self)
+        self.columns = ColumnStore(self) if columns is None else columns
         self.blends = BlendCache(self.columns)
+        self.factors = FactorCache(self.blends)
         self.mixture: Mixture = ()
+        self.is_blended = False
         self.enabled = True
         self.merged: Mixture = ()
         self.rows: Rows | None = None
-        self.ready: tuple[Tensor, CompactWY] | None = None
         self._unmerged_weight: list[nn.Parameter] = []
 
     @property
-    def hra_u(self) -> dict[str, nn.Parameter]:
+    def hra_u(self) -> ColumnStore:
         """The trainable columns (d, r) of all adapters, by PEFT's name."""
-        return self.columns.trainable
+        return self.columns
 
     def mixed_columns(self, mixture: Mixture | None = None) -> Tensor | None:
         """Return the columns (d, Σk) of a mixture, by default the active one; None when all its adapters are absent."""
@@ -61,7 +63,12 @@ class HRALayer(Wrapper):
 
     def active_columns(self) -> Tensor | None:
         """Return the columns for the forward pass; None while the layer is disabled or merged."""
-        return self.mixed_columns() if self.enabled and not self.merged else None
+        return self.mixed_columns() if self.is_active else None
+
+    @property
+    def is_active(self) -> bool:
+        """Whether the forward pass uses the active mixture: the layer is neither disabled nor merged."""
+        return self.enabled and not self.merged
 
     @property
     def unfolded_size(self) -> int:
@@ -140,6 +147,7 @@ class HRALayer(Wrapper):
             moved = fn(columns)
             return columns.to(moved.device) if moved.dtype.itemsize < torch.float32.itemsize else moved
 
+        self.factors.forget()
         if recurse:
             self.base_layer._apply(fn)
         return super()._apply(keep_precision, recurse=False)
@@ -164,17 +172,23 @@ class HRALayer(Wrapper):
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
             return call_by_adapter(self.rows, x, self._reflect_rows)
-        ready = None if torch.compiler.is_compiling() else self.ready  # one graph, also where it is computed again
-        columns, factored = ready or (self.active_columns(), None)
-        if columns is None:
+        if not self.is_active:
             return x
-        x = x.to(compute_dtype(x))
-        usable = factored if factored and factored.U.dtype == x.dtype else None
-        return reflect(x, columns.to(x.device), usable, output_is_kept=output_is_kept)
+        dtype = compute_dtype(x)
+        if is_transformed():
+            columns = self.active_columns()
+            return x if columns is None else reflect(x.to(dtype), columns.to(x.device))
+        factors = self.factors.of_mixture(self.mixture, dtype, x.device)
+        return x if factors is None else reflect_factored(x.to(dtype), factors, output_is_kept=output_is_kept)
 
     def _reflect_rows(self, x: Tensor, blend: Blend) -> Tensor:
-        columns = self.columns_of_rows(blend)
-        return x if columns is None else reflect(x.to(compute_dtype(x)), columns.to(x.device)).to(x.dtype)
+        columns, dtype = self.columns_of_rows(blend), compute_dtype(x)
+        if columns is None:
+            return x
+        if is_transformed():
+            return reflect(x.to(dtype), columns.to(x.device)).to(x.dtype)
+        factors = self.factors.of_rows(blend, columns, dtype, x.device)
+        return reflect_factored(x.to(dtype), factors).to(x.dtype)
 
     def columns_of_rows(self, blend: Blend) -> Tensor | None:
         """Return the columns of one adapter of a mixed batch; None for the base model, or when it is absent here."""
@@ -200,27 +214,3 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return x.dtype
-
-
-@torch.no_grad()
-def factor_together(layers: Iterable[HRALayer]) -> None:
-    """Factor the active chains of several layers ahead of a pass, in one batch for each shape.
-
-    Skipped, and factored when their layer is called: sharded or offloaded columns, and mixtures of several parts.
-    """
-    batches: defaultdict[Hashable, list[tuple[HRALayer, Tensor]]] = defaultdict(list)
-    for layer in layers:
-        layer.ready = None  # An interrupted pass may have left one.
-        columns = layer.active_columns()
-        if (
-            isinstance(columns, nn.Parameter)
-            and not (is_traceable_wrapper_subclass(columns) or columns.is_meta)
-            and len(columns.shape) == 2
-            and layer.reflects_input
-        ):
-            batches[columns.shape, columns.dtype, columns.device, layer.expected_dtype].append((layer, columns))
-    for batch in batches.values():
-        with full_precision(batch[0][1].device):
-            stacked = factor(torch.stack([columns for _, columns in batch]), batch[0][0].expected_dtype)
-        for (layer, columns), U, T in zip(batch, stacked.U, stacked.T, strict=True):
-            layer.ready = columns, CompactWY(U, T)

@@ -70,7 +70,7 @@ class BlendCache:
         if not torch.compiler.is_compiling():  # A compiled model uses the blends computed before its pass.
             blend_together((self, blend) for blend in self.stale(mixture, active))
         parts = [
-            self._columns.chain(blend[0][0]) if _is_plain(blend) else self._computed[blend][1]
+            self._columns.chain(blend[0][0]) if is_plain(blend) else self._computed[blend][1]
             for blend in self._present(mixture)
         ]
         return torch.cat(parts, dim=1) if len(parts) > 1 else next(iter(parts), None)
@@ -83,7 +83,7 @@ class BlendCache:
         return [
             blend
             for blend in needed
-            if not _is_plain(blend) and self._computed.get(blend, (None,))[0] != self._version(blend)
+            if not is_plain(blend) and self._computed.get(blend, (None,))[0] != self.version((blend,))
         ]
 
     def chains(self, blend: Blend) -> list[Tensor]:
@@ -92,15 +92,16 @@ class BlendCache:
 
     def keep(self, blend: Blend, columns: Tensor) -> None:
         """Store the columns of a blend, as constants."""
-        self._computed[blend] = (self._version(blend), columns)
+        self._computed[blend] = (self.version((blend,)), columns)
 
     def _present(self, mixture: Mixture) -> list[Blend]:
         """List the blends of a mixture without adapters that are absent or have strength 0."""
         blends = (tuple(part for part in blend if part[1] != 0 and part[0] in self._columns) for blend in mixture)
         return [blend for blend in blends if blend]
 
-    def _version(self, blend: Blend) -> Hashable:
-        return tuple(self._columns.version(name) for name, _ in blend)
+    def version(self, mixture: Mixture) -> Hashable:
+        """Return a value that differs after any change of the columns of a mixture's adapters."""
+        return tuple(self._columns.version(name) for blend in mixture for name, _ in blend if name in self._columns)
 
 
 @torch.inference_mode(False)
@@ -127,6 +128,6 @@ def blend_together(wanted: Iterable[tuple[BlendCache, Blend]]) -> None:
             cache.keep(blend, columns)
 
 
-def _is_plain(blend: Blend) -> bool:
+def is_plain(blend: Blend) -> bool:
     """Return whether a blend is one adapter at strength 1."""
     return len(blend) == 1 and blend[0][1] == 1

@@ -17,13 +17,8 @@ class _Forward:
 
     def __get__(self, proxy: "ModelProxy | None", kind: type) -> Any:
         if proxy is None or torch.compiler.is_compiling():
-            return _call_model if proxy is None else _call_model.__get__(proxy)
+            return kind.call_forward if proxy is None else proxy.call_forward
         return MethodType(_forward_like(type(proxy.model)), proxy)
-
-
-def _call_model(self: "ModelProxy", *args: Any, **kwargs: Any) -> Any:
-    """Call the model."""
-    return self.call_model(self.model, *args, **kwargs)
 
 
 @cache
@@ -31,7 +26,7 @@ def _forward_like(kind: type[nn.Module]) -> Callable[..., Any]:
     """Return a function that calls the model, with the signature of a class's forward."""
 
     def forward(self: "ModelProxy", *args: Any, **kwargs: Any) -> Any:
-        return _call_model(self, *args, **kwargs)
+        return self.call_forward(*args, **kwargs)
 
     with suppress(TypeError, ValueError):  # a built-in function has no signature
         forward.__signature__ = inspect.signature(kind.forward)  # pyright: ignore[reportFunctionMemberAccess]
@@ -56,6 +51,10 @@ class ModelProxy(nn.Module):
         self.__dict__["__module__"] = type(model).__module__
         if callable(getattr(model, "save_pretrained", None)):
             model.__dict__["save_pretrained"] = self._save_base
+
+    def call_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model itself. A method, because a compiled `forward` is looked up by its name."""
+        return self.call_model(self.model, *args, **kwargs)
 
     def call_model(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the model, or a method of it."""
@@ -118,6 +117,10 @@ class ModelProxy(nn.Module):
     def _is_own(self, name: str) -> bool:
         modules = self.__dict__.get("_modules", {})
         return "model" not in modules or name in modules or name in self.__dict__ or hasattr(type(self), name)
+
+    def __dir__(self) -> list[str]:
+        """List the attributes of this object and of its model."""
+        return sorted({*dir(type(self)), *self.__dict__, *self._modules, *dir(self.model)})
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy and pickle this object by its real class."""

@@ -82,16 +82,26 @@ def factor(U: Tensor, dtype: torch.dtype | None = None) -> CompactWY:
     Returns:
         The unit columns, and T in float32 or wider.
     """
+    columns, M = unit_factors(U, dtype)
+    return CompactWY(columns, invert_triangle(M))
+
+
+def unit_factors(U: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """Return the unit columns of chains U (..., d, r) in a dtype, as in `factor`, and T⁻¹ (..., r, r)."""
     wide = torch.promote_types(torch.promote_types(U.dtype, torch.float32), dtype or torch.float32)
     columns = unit_columns(U.to(wide)).to(dtype or wide).mT.contiguous().mT  # each column contiguous
     gram = columns.to(wide).mT @ columns.to(wide)
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     halves = torch.where(diagonal > 0, diagonal / 2, 0.5)
-    inverse = torch.triu(gram, diagonal=1) + torch.diag_embed(halves)
+    return columns, torch.triu(gram, diagonal=1) + torch.diag_embed(halves)
+
+
+def invert_triangle(M: Tensor) -> Tensor:
+    """Return the inverse of upper triangular matrices M (..., r, r)."""
     if is_recording():
-        return CompactWY(columns, inverted_by_products(inverse))
-    eye = torch.eye(U.shape[-1], dtype=wide, device=U.device)
-    return CompactWY(columns, torch.linalg.solve_triangular(inverse, eye.expand_as(inverse), upper=True))
+        return inverted_by_products(M)
+    eye = torch.eye(M.shape[-1], dtype=M.dtype, device=M.device)
+    return torch.linalg.solve_triangular(M, eye.expand_as(M), upper=True)
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any, Any]:

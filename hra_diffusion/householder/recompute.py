@@ -19,7 +19,7 @@ Both also work through a cast: on CUDA, autocasting normalizes in float32, and e
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +27,56 @@ from torch import Tensor
 from hra_diffusion.householder.columns_first import correlate, transposed
 
 
-def recompute(x: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Return a function from a slim q (r, n) to q Xᵀ for the backward pass; None if the node of x keeps too little.
+class Product(NamedTuple):
+    """Rows A ⊙ B."""
+
+    a: Tensor
+    b: Tensor
+
+    def rows(self) -> Tensor:
+        """Return the rows, differentiably."""
+        return self.a * self.b
+
+    def correlate(self, q: Tensor) -> Tensor:
+        """Return q Xᵀ (r, d) for a slim q (r, n)."""
+        return correlate(q, transposed(self.rows(), images=q.dim() == 3).to(q.dtype))
+
+
+class Normalized(NamedTuple):
+    """Rows of a layer normalization, with the means and the reciprocal deviations of A's rows."""
+
+    a: Tensor
+    mean: Tensor
+    rstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+
+    def rows(self) -> Tensor:
+        """Return the rows, differentiably: also through the means and deviations."""
+        mean = self.a.mean(dim=-1, keepdim=True)
+        variance = self.a.var(dim=-1, keepdim=True, unbiased=False)
+        rstd = (variance + (self.rstd**-2 - variance).detach()).rsqrt()
+        rows = (self.a - mean) * rstd
+        rows = rows if self.weight is None else rows * self.weight
+        return rows if self.bias is None else rows + self.bias
+
+    def correlate(self, q: Tensor) -> Tensor:
+        """Return q Xᵀ (r, d) for a slim q (r, n)."""
+        wide = torch.promote_types(q.dtype, torch.float32)
+        p = (q * self.rstd.flatten()).to(q.dtype)
+        shifted = self.a - self.mean.to(self.a.dtype)
+        remaining_mean = shifted.mean(dim=-1, dtype=wide).flatten()
+        correlated = correlate(p, transposed(shifted, images=False).to(q.dtype)).to(wide)
+        correlated = torch.addr(correlated, p.to(wide) @ remaining_mean, torch.ones_like(correlated[0]), alpha=-1)
+        if self.weight is not None:
+            correlated = correlated * self.weight
+        if self.bias is not None:
+            correlated = torch.addr(correlated, q.sum(dim=1, dtype=wide), self.bias.to(wide))
+        return correlated
+
+
+def recompute(x: Tensor) -> Callable[[], Product | Normalized] | None:
+    """Return a function that finds the rows of x in the backward pass; None if the node of x keeps too little.
 
     Also None with saved-tensor hooks (gradient checkpointing, offloading): they may unpack each tensor only once.
     """
@@ -39,9 +87,9 @@ def recompute(x: Tensor) -> Callable[[Tensor], Tensor] | None:
         node = node.next_functions[0][0]
     if node.name() == "MulBackward0" and not _is_packed(node._raw_saved_self) and not _is_packed(node._raw_saved_other):
         has_both = node._saved_self is not None and node._saved_other is not None
-        return partial(_correlate_product, node) if has_both else None
+        return partial(_product, node) if has_both else None
     if node.name() == "NativeLayerNormBackward0" and not _is_packed(node._raw_saved_input):
-        return partial(_correlate_normalized, node) if len(node._saved_normalized_shape) == 1 else None
+        return partial(_normalized, node) if len(node._saved_normalized_shape) == 1 else None
     return None
 
 
@@ -50,20 +98,10 @@ def _is_packed(saved: Any) -> bool:
     return getattr(saved, "unpack_hook", True) is not None
 
 
-def _correlate_product(node: Any, q: Tensor) -> Tensor:
-    X = transposed(node._saved_self * node._saved_other, images=q.dim() == 3)
-    return correlate(q, X.to(q.dtype))
+def _product(node: Any) -> Product:
+    return Product(node._saved_self, node._saved_other)
 
 
-def _correlate_normalized(node: Any, q: Tensor) -> Tensor:
-    wide = torch.promote_types(q.dtype, torch.float32)
-    p = (q * node._saved_result2.flatten()).to(q.dtype)
-    shifted = node._saved_input - node._saved_result1.to(node._saved_input.dtype)
-    remaining_mean = shifted.mean(dim=-1, dtype=wide).flatten()
-    A = transposed(shifted, images=False).to(q.dtype)
-    correlated = correlate(p, A).to(wide) - (p.to(wide) @ remaining_mean).unsqueeze(1)
-    if node._saved_weight is not None:
-        correlated = correlated * node._saved_weight
-    if node._saved_bias is not None:
-        correlated = correlated + torch.outer(q.sum(dim=1, dtype=wide), node._saved_bias.to(wide))
-    return correlated
+def _normalized(node: Any) -> Normalized:
+    saved = (node._saved_input, node._saved_result1, node._saved_result2, node._saved_weight, node._saved_bias)
+    return Normalized(*saved)

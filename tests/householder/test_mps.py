@@ -5,7 +5,7 @@ import torch
 
 from hra_diffusion.householder.geodesic import blend, rotation_angles
 from hra_diffusion.householder.gram_schmidt import orthogonality_penalty, orthonormal_columns
-from hra_diffusion.householder.kernel import reflect
+from hra_diffusion.householder.reflection import reflect
 
 DEVICE = torch.device("mps", 0)
 MISSING = (torch.linalg.qr, torch.linalg.eig, torch.linalg.eigvals, torch.linalg.eigh, torch.linalg.svd)

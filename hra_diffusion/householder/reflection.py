@@ -1,0 +1,126 @@
+"""The reflection of rows in training: y = H x for each row, with a handwritten gradient.
+
+With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ, T = M⁻¹,
+
+    Y = X − U s
+    q = Tᵀ Uᵀ Ȳ                                     minus the gradient of z
+    X̄ = Ȳ − U q                                     = Hᵀ Ȳ
+    Ū = −(X qᵀ + Ȳ sᵀ)
+    M̄ = q sᵀ
+
+`factoring` continues Ū and M̄ to the columns, for all layers at once.
+
+Autograd would compute the same gradient from a dozen saved tensors per layer. Here T is a constant of the graph: it is
+factored for all layers at once, and once for many calls. The graph keeps the slim s (r × n) and one of
+
+    x                     nearly all of an adapter's memory, because a frozen layer does not keep it
+    y                     if the next layer keeps y anyway, as a convolution does: X qᵀ = Y qᵀ + U s qᵀ
+    nothing               if the operation before keeps the factors of x: see `recompute`
+
+Second derivatives, and transforms of torch.func, differentiate Y = X − U M⁻¹ Uᵀ X as it is written.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hra_diffusion.householder.columns_first import add, correlate, product, transposed
+from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision, invert_triangle
+from hra_diffusion.householder.factoring import Factors, factor_chains
+from hra_diffusion.householder.recompute import Normalized, Product, recompute
+from hra_diffusion.householder.recording import is_recording
+
+
+def reflect(x: Tensor, u: Tensor, *, output_is_kept: bool = False) -> Tensor:
+    """Return H x for each row of x (*, d) and the chain with columns u (d, r); differentiable in both.
+
+    Args:
+        x: the rows. The result has their shape and dtype.
+        u: the trainable columns, float32 or float64.
+        output_is_kept: whether the next operation keeps the result for its gradient; x is then not kept.
+    """
+    if is_transformed():
+        with full_precision(x.device):
+            return factor(u, x.dtype).apply(x)
+    return reflect_factored(x, factor_chains([u], x.dtype)[0], output_is_kept=output_is_kept)
+
+
+def reflect_factored(x: Tensor, factors: Factors, *, output_is_kept: bool = False) -> Tensor:
+    """Return H x as `reflect` does, for a chain factored for rows of x's dtype."""
+    U, M, T = factors
+    with full_precision(x.device):
+        if not torch.is_grad_enabled():
+            return CompactWY(U, T).apply(x)
+        recomputed = recompute(x) if U.requires_grad and not output_is_kept else None
+        return _Reflect.apply(x, U, M, T, output_is_kept, recomputed)
+
+
+def is_transformed() -> bool:
+    """Return whether autograd functions are of no use: a torch.func transform is active, or a graph is recorded."""
+    return is_recording() or (
+        not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+class _Reflect(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        U: Tensor,
+        M: Tensor,
+        T: Tensor,
+        output_is_kept: bool,
+        recomputed: Callable[[], Product | Normalized] | None,
+    ) -> Tensor:
+        y, s = CompactWY(U, T).apply_in_parts(x)
+        ctx.output_is_kept, ctx.recomputed = output_is_kept, recomputed
+        keep_x = recomputed is None and ctx.needs_input_grad[1]
+        ctx.save_for_backward(U, M, T, s, y if output_is_kept else x if keep_x else None)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        with full_precision(grad.device):
+            gradient = _differentiable_gradient if torch.is_grad_enabled() else _gradient
+            return *gradient(ctx, grad), None, None, None
+
+
+def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    U, _, T, s, kept = ctx.saved_tensors
+    images = s.dim() == 3
+    G = transposed(grad, images)
+    q = (T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
+    grad_x = add(G, U, q, alpha=-1).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
+    if not ctx.needs_input_grad[1]:
+        return grad_x, None, None
+    grad_M = correlate(q, s)
+    direct = ctx.recomputed().correlate(q).to(q.dtype) if kept is None else correlate(q, transposed(kept, images))
+    if ctx.output_is_kept:
+        direct = torch.addmm(direct, grad_M, U.mT)
+    if images:
+        return grad_x, (direct + correlate(s, G)).neg().mT, grad_M
+    return grad_x, torch.addmm(direct, s, G.mT, beta=-1, alpha=-1).mT, grad_M
+
+
+def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    U, M, _, _, kept = ctx.saved_tensors
+    if not ctx.needs_input_grad[1]:
+        return _differentiable_chain(U, M).inverse().apply(grad), None, None
+    if ctx.output_is_kept:
+        x = _differentiable_chain(U, M).inverse().apply(kept)
+    else:
+        x = ctx.recomputed().rows().to(grad.dtype) if kept is None else kept
+    x, U, M = (tensor.view_as(tensor) for tensor in (x, U, M))  # x may depend on U and M: three independent variables
+    y = _differentiable_chain(U, M).apply(x)
+    if not ctx.needs_input_grad[0]:
+        return None, *torch.autograd.grad(y, (U, M), grad, create_graph=True)
+    of_x, of_U, of_M = torch.autograd.grad(y, (x, U, M), grad, create_graph=True)
+    return of_x, of_U, of_M
+
+
+def _differentiable_chain(U: Tensor, M: Tensor) -> CompactWY:
+    return CompactWY(U, invert_triangle(M.to(torch.promote_types(M.dtype, torch.float32))))
