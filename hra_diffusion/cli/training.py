@@ -108,11 +108,14 @@ def _take_steps(run: "Run") -> None:
         stop_request(patient=run.accelerator.num_processes > 1) as request,
         tqdm(desc="training", total=last, initial=first, unit="step", disable=not run.is_main) as bar,
     ):
-        for record in run.steps():
+
+        def report(record: "StepRecord") -> None:  # on a GPU one step late, so that steps do not wait
             rate = (bar.format_dict["rate"] or 0) * run.images_per_step
             bar.set_postfix(_numbers(record, rate), refresh=False)
-            bar.update()
             tracker.log(record)
+
+        for record in run.steps(report):
+            bar.update()
             if record.step % (run.config.validation.validation_steps or sys.maxsize) == 0:
                 _validate(run, tracker, record.step, request)
             if _any_process(run, request.number is not None):
@@ -128,6 +131,8 @@ def _take_steps(run: "Run") -> None:
 
 def _any_process(run: "Run", stop: bool) -> bool:
     """Whether any process wants to stop; all processes must call this together."""
+    if run.accelerator.num_processes == 1:  # the trigger is on the device, and reading it would wait for the step
+        return stop
     if stop:
         run.accelerator.set_trigger()
     return run.accelerator.check_trigger()

@@ -167,8 +167,14 @@ class Run:
             self._recorder.resume(self.plan.checkpoint)
         return self._recorder
 
-    def steps(self) -> Iterator[StepRecord]:
+    def steps(self, report: Callable[[StepRecord], object] | None = None) -> Iterator[StepRecord]:
         """Train; yields each step's record after the step is in log.jsonl and its checkpoint saved.
+
+        On a GPU the numbers of a step are known, and in log.jsonl, after the next one. To use them earlier waits for
+        the GPU, which is idle until the next step.
+
+        Args:
+            report: called with each step's record once its numbers are known, in the main process.
 
         Raises:
             OutputError: another process is at work in the folder, the folder cannot be written, or is gone.
@@ -182,7 +188,7 @@ class Run:
                 write_file(self.plan.folder / "config.toml", lambda path: path.write_text(settings, encoding="utf-8"))
             recorder = self.start()
             with self._explained("training", flags_for_training):
-                yield from recorder.steps(self.plan.total_steps)
+                yield from recorder.steps(self.plan.total_steps, report)
 
     def save_checkpoint(self) -> Path:
         """Save a checkpoint of the last step, if there is none, and return its folder."""
@@ -198,7 +204,7 @@ class Run:
         folder = self.plan.folder / "adapter"
         self.accelerator.wait_for_everyone()
         trainer = self.start().trainer
-        trainer.check_finite()
+        self.start().check_finite()
         trainer.copy_inference_weights()
         set_memory_format(self.family.model, torch.contiguous_format)
         finish_training(self.pipe, self.accelerator, [trainer.loss])
@@ -217,8 +223,12 @@ class Run:
 
         In float32 an image equals, bit for bit, the output of ``hra-diffusion generate`` on this device from a
         checkpoint of this step.
+
+        Raises:
+            DivergedError: a number of the last step or a weight is not finite.
         """
         trainer = self.start().trainer
+        self.start().check_finite()
         folder = self.plan.folder / VALIDATION / f"step-{trainer.global_step}"
         with unsharded(trainer.loss):
             if self.is_main:

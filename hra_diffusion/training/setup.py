@@ -155,6 +155,7 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
         sampling=Sampling(process, plan.config.objective),
         batch_size=run.train_batch_size,
         seed=run.seed,
+        token_names=family.text_encoder_names if plan.config.adapter.text_encoder_trains else (),
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )

@@ -93,18 +93,19 @@ def steps_with_losses(losses, skipped):
         def accumulate(self, _):
             from contextlib import nullcontext
 
-            loss, self.optimizer_step_was_skipped = next(queue)
-            module.loss = loss
+            module.loss, self.skips = next(queue)
             return nullcontext()
 
         def backward(self, _): ...
         def clip_grad_norm_(self, *_):
-            return torch.tensor(1.0)
+            return torch.tensor(math.inf if self.skips else 1.0)  # a scaler skips steps with such gradients
 
         def reduce(self, tensor, _):
             return tensor
 
-    accelerator = Accelerator(gradient_accumulation_steps=1, device="cpu", sync_gradients=True, distributed_type="NO")
+    accelerator = Accelerator(
+        gradient_accumulation_steps=1, device="cpu", sync_gradients=True, distributed_type="NO", scaler=object()
+    )
     module.forward = lambda: (torch.tensor([module.loss]), torch.tensor(0.0))
     schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
     batch = Batch(inputs={}, parts={"a": slice(0, 1)}, weights={"a": 1.0})

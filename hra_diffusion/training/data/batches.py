@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.training.data.latents import Latent
+from hra_diffusion.training.families.family import distinct_prompts
 from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import endless_shuffle, stream
 
@@ -74,6 +75,8 @@ class Batches:
     """Samples timesteps, and shapes the noise."""
     batch_size: int
     seed: int
+    token_names: Sequence[str] = ()
+    """The conditions that are token ids, if text encoders train: each distinct prompt of a batch is encoded once."""
     process: int = 0
     processes: int = 1
 
@@ -82,8 +85,19 @@ class Batches:
         size, number = self._size(index)
         samples = [self._sample(source, index, size, number) for source in self.sources]
         rows = [slice(part * self.batch_size, (part + 1) * self.batch_size) for part in range(len(samples))]
+        inputs = {name: torch.cat([inputs[name] for inputs in samples]) for name in samples[0]}
+        if self._has_prior_prediction:
+            parts = zip(self.sources, rows, strict=True)
+            chosen = [row for source, part in parts if source.prior_prediction for row in range(part.start, part.stop)]
+            inputs["prior_rows"] = torch.tensor(chosen)
+        if self.token_names:
+            tokens = {name: inputs[name] for name in self.token_names}
+            inputs |= distinct_prompts(tokens)
+            if self._has_prior_prediction:
+                of_prior = distinct_prompts({name: ids[chosen] for name, ids in tokens.items()})
+                inputs |= {f"prior_{name}": indices for name, indices in of_prior.items()}
         return Batch(
-            inputs={name: torch.cat([inputs[name] for inputs in samples]) for name in samples[0]},
+            inputs=inputs,
             parts={source.name: row for source, row in zip(self.sources, rows, strict=True)},
             weights={source.name: source.weight for source in self.sources},
         )
@@ -135,8 +149,6 @@ class Batches:
                 for latent, crop in zip(latents, crops, strict=True)
             ]
             inputs["weights"] = torch.stack(weights)
-        if self._has_prior_prediction:
-            inputs["prior_prediction"] = torch.full((self.batch_size,), source.prior_prediction)
         chosen = zip(latents, crops, encoding_noise[rows], strict=True)
         inputs["latents"] = torch.stack([latent.sample(crop, eps) for latent, crop, eps in chosen])
         inputs |= {name: values[rows] for name, values in noises.items()}

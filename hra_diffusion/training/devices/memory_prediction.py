@@ -21,8 +21,11 @@ from hra_diffusion.training.devices.block_swap import swapped_weights
 from hra_diffusion.training.devices.live_bytes import LiveBytes
 from hra_diffusion.training.families import Conditioning, Denoiser, Family
 
-_OF_THE_LOSS = ("latents", "noise", "timesteps", "weights", "added_noise", "prior_prediction")
+_OF_THE_LOSS = ("latents", "noise", "timesteps", "weights", "added_noise", "prior_rows")
 """Inputs of the loss that are no conditions of the denoiser."""
+
+_INDICES = ("distinct_prompts", "prompt_index", "prior_distinct_prompts", "prior_prompt_index")
+"""Indices of the prompts of a batch, which has other prompts here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +82,7 @@ def predict_memory(
             conditions={
                 name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                 for name, tensor in inputs.items()
-                if name not in _OF_THE_LOSS
+                if name not in (*_OF_THE_LOSS, *_INDICES)
             },
             distinct_prompts=distinct,
             precision=precision,

@@ -151,7 +151,18 @@ class Denoiser(nn.Module):
     def _encode_tokens(self, conditioning: Conditioning) -> Conditioning:
         """Encode each distinct prompt once: a batch has few."""
         tokens = {name: conditioning[name] for name in self.family.text_encoder_names}
-        distinct, index = torch.cat(list(tokens.values()), 1).unique(dim=0, return_inverse=True)
-        widths = [ids.shape[1] for ids in tokens.values()]
-        embeddings = self.family.encode_tokens(dict(zip(tokens, distinct.split(widths, 1), strict=True)))
-        return {name: embedding[index] for name, embedding in embeddings.items()}
+        indices = conditioning if "prompt_index" in conditioning else distinct_prompts(tokens)
+        distinct = {name: ids[indices["distinct_prompts"]] for name, ids in tokens.items()}
+        embeddings = self.family.encode_tokens(distinct)
+        return {name: embedding[indices["prompt_index"]] for name, embedding in embeddings.items()}
+
+
+def distinct_prompts(tokens: Conditioning) -> Conditioning:
+    """Return ``distinct_prompts``, the first example with each prompt, and ``prompt_index``, each example's prompt.
+
+    A batch has them before it is copied to a GPU, which would be waited for: their number depends on the token ids.
+    """
+    distinct, index = torch.cat(list(tokens.values()), 1).unique(dim=0, return_inverse=True)
+    prompts = index.tolist()
+    first = [prompts.index(prompt) for prompt in range(len(distinct))]
+    return {"distinct_prompts": torch.tensor(first, device=index.device), "prompt_index": index}

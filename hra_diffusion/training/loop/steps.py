@@ -1,10 +1,14 @@
 """The training loop: a generator of step records, independent of screens, files and subjects.
 
 The caller decides how to use a record (a progress bar, a log line, a validation) and when to stop.
+
+A step does not wait for a GPU: its numbers are copied to main memory while the next step is prepared and launched, and
+read after that. So they are one step late, unless somebody asks for them earlier; then the GPU is idle for a while.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from math import isfinite, nan
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,6 +18,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.errors import DivergedError
 from hra_diffusion.training.devices.sharding import average_gradients
+from hra_diffusion.training.loop.copies import COMPUTES_AHEAD, CopiedNumbers, to_device
 
 if TYPE_CHECKING:  # it imports diffusers, which readers of step records do not need
     from hra_diffusion.training.data.batches import Batch
@@ -33,12 +38,47 @@ class StepRecord:
     """Weighted sum of the sources' losses, plus the penalty."""
     losses: dict[str, float]
     """Mean loss of each source."""
-    penalty: float = 0.0
+    penalty: float = field(default_factory=float)
     """Orthogonality penalty, times its weight λ."""
     gradient_norm: float
     """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
     """Learning rate of each component: in radians for reflections, as given for other weights."""
+
+    @classmethod
+    def late(cls, read: Callable[[], dict[str, Any]], **known: Any) -> "StepRecord":
+        """Return a record whose numbers are not known yet.
+
+        Args:
+            read: returns the fields other than those of ``known``; called once, when one of them is used.
+            known: fields that are known.
+        """
+        record = object.__new__(cls)
+        vars(record).update(known, _read=read)
+        return record
+
+    @property
+    def is_read(self) -> bool:
+        """Whether all numbers are known."""
+        return "_read" not in vars(self)
+
+    def read(self) -> "StepRecord":
+        """Wait for the step's numbers.
+
+        Raises:
+            DivergedError: a number is not finite.
+        """
+        if not self.is_read:
+            vars(self).update(vars(self)["_read"]())
+            del vars(self)["_read"]
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Read the numbers for the first of them that is used."""
+        if name.startswith("_") or self.is_read:
+            raise AttributeError(f"A step record has no {name}.", name=name, obj=self)
+        self.read()
+        return getattr(self, name)
 
 
 def train(
@@ -56,7 +96,7 @@ def train(
 
     Args:
         accelerator: has prepared ``loss_module`` and ``optimizer``.
-        loss_module: maps a batch's inputs to one loss per example, and a penalty to add to their mean.
+        loss_module: maps a batch's inputs to one loss per example, and a penalty to add to their mean, or None.
         optimizer: over the trainable parameters of ``loss_module``.
         lr_scheduler: stepped once per optimizer step.
         batch_at: returns the batch of an index, counted over all accumulation steps.
@@ -69,53 +109,79 @@ def train(
             are allowed: the scaler skips them, and lowers its scale.
     """
     trainable = [parameter for parameter in loss_module.parameters() if parameter.requires_grad]
-    accumulation = accelerator.gradient_accumulation_steps
-    skipped = 0
+    device, accumulation = torch.device(accelerator.device), accelerator.gradient_accumulation_steps
+    check = _FiniteCheck(has_scaler=accelerator.scaler is not None)
+    previous: StepRecord | None = None
     for step in range(start, steps):
-        losses: dict[str, float] = {}
-        penalties = 0.0
+        means: list[Tensor] = []
+        penalties: list[Tensor] = []
         norm: Any = nan
         for index in range(step * accumulation, (step + 1) * accumulation):
             batch = batch_at(index)
             with accelerator.accumulate(loss_module):
-                inputs = {name: tensor.to(accelerator.device) for name, tensor in batch.inputs.items()}
-                per_example, penalty = loss_module(**inputs)
-                means = _means(per_example, batch)
-                accelerator.backward(penalty + sum(batch.weights[name] * mean for name, mean in means.items()))
+                per_example, penalty = loss_module(**to_device(batch.inputs, device))
+                by_source = {name: per_example[rows].mean() for name, rows in batch.parts.items()}
+                loss = sum(batch.weights[name] * mean for name, mean in by_source.items())
+                accelerator.backward(loss if penalty is None else penalty + loss)
                 if accelerator.sync_gradients:
                     average_gradients(accelerator, trainable)
                     norm = accelerator.clip_grad_norm_(trainable, max_grad_norm)
                 optimizer.step()
                 optimizer.zero_grad()
-            penalties += penalty.item() / accumulation
-            for name, mean in means.items():
-                reduced = cast(Tensor, accelerator.reduce(mean.detach(), "mean"))
-                losses[name] = losses.get(name, 0.0) + reduced.item() / accumulation
+            means += [mean.detach() for mean in by_source.values()]
+            penalties += [] if penalty is None else [penalty]
         rates = {  # d: Prodigy's estimate of its rate
             group["component"]: group["lr"] * group.get("d", 1.0) / group["lr_per_radian"]
             for group in optimizer.param_groups
         }
         lr_scheduler.step()
-        record = StepRecord(
+        reduced = cast(Tensor, accelerator.reduce(torch.stack(means), "mean"))
+        weights = {name: batch.weights[name] for name in batch.parts}
+        numbers = CopiedNumbers([torch.as_tensor(norm, device=device), reduced, *penalties])
+        record = StepRecord.late(
+            partial(_read, numbers, weights, accumulation, partial(check, step + 1, rates)),
             step=step + 1,
-            loss=penalties + sum(batch.weights[name] * loss for name, loss in losses.items()),
-            losses=losses,
-            penalty=penalties,
-            gradient_norm=float(norm),
             learning_rates=rates,
         )
-        skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
-        if not 0 < skipped <= _SKIPPED_STEPS:
-            _check_finite(record)
+        if previous:
+            previous.read()
+        if device.type not in COMPUTES_AHEAD or step + 1 == steps:
+            record.read()
+        previous = record
         yield record
 
 
-def _check_finite(record: StepRecord) -> None:
-    for name, value in (("loss", record.loss), ("norm of the gradient", record.gradient_norm)):
-        if not isfinite(value):
-            rates = ", ".join(f"{rate:.3g} of {component}" for component, rate in record.learning_rates.items())
-            raise DivergedError(f"The {name} of step {record.step} is {value}, at the learning rates {rates}.")
+def _read(
+    copied: CopiedNumbers,
+    weights: Mapping[str, float],
+    accumulation: int,
+    check: Callable[[float, float], None],
+) -> dict[str, Any]:
+    """Return a step's numbers by the names of a record's fields."""
+    norm, *numbers = copied.read()
+    losses: dict[str, float] = {}
+    for batch in range(accumulation):
+        for name, mean in zip(weights, numbers[batch * len(weights) :], strict=False):
+            losses[name] = losses.get(name, 0.0) + mean / accumulation
+    penalty = sum((number / accumulation for number in numbers[accumulation * len(weights) :]), 0.0)
+    loss = penalty + sum(weights[name] * loss for name, loss in losses.items())
+    check(loss, norm)
+    return {"loss": loss, "losses": losses, "penalty": penalty, "gradient_norm": norm}
 
 
-def _means(per_example: Tensor, batch: "Batch") -> dict[str, Tensor]:
-    return {name: per_example[rows].mean() for name, rows in batch.parts.items()}
+class _FiniteCheck:
+    """A check of the numbers of each step, in the order of the steps."""
+
+    def __init__(self, has_scaler: bool) -> None:
+        self._has_scaler = has_scaler
+        self._skipped = 0
+
+    def __call__(self, step: int, learning_rates: Mapping[str, float], loss: float, norm: float) -> None:
+        """Raise a DivergedError for a number that is not finite, unless fp16's scaler skipped the step."""
+        self._skipped = self._skipped + 1 if self._has_scaler and not isfinite(norm) else 0
+        if 0 < self._skipped <= _SKIPPED_STEPS:
+            return
+        for name, value in (("loss", loss), ("norm of the gradient", norm)):
+            if not isfinite(value):
+                rates = ", ".join(f"{rate:.3g} of {component}" for component, rate in learning_rates.items())
+                raise DivergedError(f"The {name} of step {step} is {value}, at the learning rates {rates}.")

@@ -39,6 +39,8 @@ class Trainer:
     """Average of the weights, to save and generate with, if the run has one."""
     global_step: int = 0
     """Number of optimizer steps done."""
+    last_record: StepRecord | None = None
+    """The record of the last of these steps, if this trainer took it."""
 
     def steps(self, total: int) -> Iterator[StepRecord]:
         """Train until ``total`` steps are done."""
@@ -53,7 +55,7 @@ class Trainer:
             max_grad_norm=self.max_grad_norm,
         )
         for record in records:
-            self.global_step = record.step
+            self.global_step, self.last_record = record.step, record
             if self.ema:
                 self.ema.update(self.weights, self.global_step)
             yield record
@@ -82,11 +84,13 @@ class Trainer:
                     weight.copy_(stored[name])
 
     def check_finite(self) -> None:
-        """Check the trained weights and their average.
+        """Check the numbers of the last step, the trained weights and their average.
 
         Raises:
-            DivergedError: a weight is not finite.
+            DivergedError: a number or weight is not finite.
         """
+        if self.last_record:
+            self.last_record.read()
         averages = {f"the average of {name}": weight for name, weight in (self.ema.weights if self.ema else {}).items()}
         weights = {**self.weights, **averages}
         finite = torch.stack([weight.isfinite().all() for weight in weights.values()]).tolist()

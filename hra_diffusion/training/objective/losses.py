@@ -61,10 +61,10 @@ class DenoisingLoss(nn.Module):
         timesteps: Tensor,
         weights: Tensor | None = None,
         added_noise: Tensor | None = None,
-        prior_prediction: Tensor | None = None,
+        prior_rows: Tensor | None = None,
         **conditioning: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return losses of shape (B,), and the penalty to add to their mean.
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return losses of shape (B,), and the penalty to add to their mean, or None without a penalty.
 
         Args:
             latents: (B, C, h, w).
@@ -73,16 +73,16 @@ class DenoisingLoss(nn.Module):
             weights: (B, 1, h, w). The mean is then weighted: Σ w e² / Σ w, so that a small subject in a large image
                 counts as much as a large one.
             added_noise: (B, C, h, w), the noise to add to the latents if it differs from ``noise``.
-            prior_prediction: (B,), whether an example's target is the base model's prediction, without adapters.
-            conditioning: the denoiser's other inputs, (B, …) each.
+            prior_rows: the indices of examples whose target is the base model's prediction, without adapters.
+            conditioning: the denoiser's other inputs, (B, …) each. An input that has no row for each example is there
+                once more for ``prior_rows`` alone, with ``prior_`` before its name.
         """
         noisy = self.process.add_noise(latents, noise if added_noise is None else added_noise, timesteps)
         target = self.process.target(latents, noise, timesteps)
-        if prior_prediction is not None:
-            rows = prior_prediction.nonzero().squeeze(1)
-            prior_conditioning = {name: values[rows] for name, values in conditioning.items()}
-            prior = self._base_prediction(noisy[rows], timesteps[rows], prior_conditioning)
-            target = target.index_copy(0, rows, prior.to(target))
+        if prior_rows is not None:
+            prior_conditioning = _prior_conditioning(conditioning, prior_rows)
+            prior = self._base_prediction(noisy[prior_rows], timesteps[prior_rows], prior_conditioning)
+            target = target.index_copy(0, prior_rows, prior.to(target))
         prediction = self.denoiser(noisy, timesteps, conditioning)
         errors = (prediction.float() - target.float()).square()
         if weights is None:
@@ -99,13 +99,22 @@ class DenoisingLoss(nn.Module):
                 without_adapters.enter_context(model.disable_adapter())
             return self.denoiser(noisy, timesteps, conditioning)
 
-    def _penalty(self, like: Tensor) -> Tensor:
+    def _penalty(self, like: Tensor) -> Tensor | None:
         """Return λ Σ over layers of ‖I − ÛᵀÛ‖_F (arXiv 2405.17484, equation 6)."""
         if not self.objective.orthogonality_weight:
-            return like.new_zeros(())
+            return None
         return self.objective.orthogonality_weight * sum(
             (model.orthogonality_penalty().to(like.device) for model in self.adapted), like.new_zeros(())
         )
+
+
+def _prior_conditioning(conditioning: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return the conditioning of the examples whose target is the base model's prediction."""
+    return {
+        name: conditioning[f"prior_{name}"] if f"prior_{name}" in conditioning else values[rows]
+        for name, values in conditioning.items()
+        if not name.startswith("prior_")
+    }
 
 
 def snr_weights(process: NoiseProcess, timesteps: Tensor, objective: ObjectiveConfig) -> Tensor:

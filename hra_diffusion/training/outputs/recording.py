@@ -1,7 +1,7 @@
 """Files that a run writes during training: its log, its loss curve and its checkpoints."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +47,8 @@ class RunRecorder:
     """The last checkpoint saved or resumed from."""
     log: bytes = b""
     """Log lines of the checkpoint resumed from."""
+    _log: Log | None = None
+    """The log of the steps in progress."""
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint of this run.
@@ -58,8 +60,15 @@ class RunRecorder:
         self.trainer.load_state_dict(checkpoint.state)
         self.log, self.saved = checkpoint.log, path
 
-    def steps(self, total: int) -> Iterator[StepRecord]:
-        """Train until ``total`` steps are done; log and save each step before it is yielded."""
+    def steps(self, total: int, report: Callable[[StepRecord], object] | None = None) -> Iterator[StepRecord]:
+        """Train until ``total`` steps are done; save and log each step before it is yielded.
+
+        A GPU's numbers are logged one step late, except those of a step that is saved.
+
+        Args:
+            total: number of steps of the run.
+            report: called with each step's record once it is logged, in the main process.
+        """
         if not self.trainer.accelerator.is_main_process:
             yield from self._finite_steps(total)
             return
@@ -70,13 +79,13 @@ class RunRecorder:
                 "beginning, and its first checkpoint replaces those of other settings.",
                 old[-1],
             )
-        with Log(self.folder / LOG, self.log) as log:
+        with Log(self.folder / LOG, self.log, report) as self._log:
             if self.trainer.global_step:  # a run may have been killed right after its last checkpoint
                 self._prune_and_plot()
             for record in self._finite_steps(total):
-                log.write(record)
+                self._log.write(record)
                 self.check_folder()
-                if record.step % self.config.checkpointing_steps == 0 or record.step == total:
+                if self._is_saved(record.step, total):
                     self.save()
                 yield record
 
@@ -92,9 +101,10 @@ class RunRecorder:
         step = self.trainer.global_step
         path = self.folder / f"checkpoint-{step}"
         if path != self.saved and self.trainer.accelerator.is_main_process:
-            with self._explained():
-                self.trainer.check_finite()
+            self.check_finite()
             self.check_folder()
+            if self._log:
+                self._log.flush()
             log = (self.folder / LOG).read_bytes()
             checkpoint = Checkpoint(step=step, fingerprint=self.fingerprint, state=self.trainer.state_dict(), log=log)
             with self.trainer.inference_weights():
@@ -102,6 +112,15 @@ class RunRecorder:
             self.saved = path
             self._prune_and_plot()
         return path
+
+    def check_finite(self) -> None:
+        """Check the numbers of the last step, the trained weights and their average.
+
+        Raises:
+            DivergedError: a number or weight is not finite.
+        """
+        with self._explained():
+            self.trainer.check_finite()
 
     def check_folder(self) -> None:
         """Check that the run's folder is still there.
@@ -116,8 +135,13 @@ class RunRecorder:
             )
 
     def _finite_steps(self, total: int) -> Iterator[StepRecord]:
+        """Train; every process reads the numbers of a saved step, so that all of them end after a diverged one."""
         with self._explained():
-            yield from self.trainer.steps(total)
+            for record in self.trainer.steps(total):
+                yield record.read() if self._is_saved(record.step, total) else record
+
+    def _is_saved(self, step: int, total: int) -> bool:
+        return step % self.config.checkpointing_steps == 0 or step == total
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

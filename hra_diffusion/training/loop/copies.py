@@ -1,0 +1,34 @@
+"""Copies between main memory and the device that do not wait for its computations."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+COMPUTES_AHEAD = ("cuda", "xpu")
+"""Types of devices that compute while Python goes on, and copy from and to page-locked memory meanwhile."""
+
+
+def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """Copy a batch from main memory to a device."""
+    if device.type not in COMPUTES_AHEAD:
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in inputs.items()}
+
+
+class CopiedNumbers:
+    """Numbers on their way from the device to main memory."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """Start the copy of tensors of numbers, of any shapes and in this order."""
+        numbers = torch.cat([part.detach().float().flatten() for part in parts])
+        self._numbers = numbers.to("cpu", non_blocking=numbers.device.type in COMPUTES_AHEAD)
+        self._copied = torch.Event(numbers.device) if numbers.device.type in COMPUTES_AHEAD else None
+        if self._copied:
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Wait for the copy, not for later computations, and return the numbers."""
+        if self._copied:
+            self._copied.synchronize()
+        return self._numbers.tolist()
