@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -47,10 +48,13 @@ def set_up_sharding(accelerator: Accelerator, model: nn.Module, blocks: Iterable
 
 def average_gradients(accelerator: Accelerator, weights: Iterable[nn.Parameter]) -> None:
     """Average the gradients of unsharded weights over devices under FSDP; otherwise accelerate has averaged them."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        for weight in weights:
-            if weight.grad is not None:
-                weight.grad = cast(Tensor, accelerator.reduce(weight.grad, "mean"))
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    together = torch.cat([gradient.flatten() for gradient in gradients])  # one exchange between devices for all
+    averages = cast(Tensor, accelerator.reduce(together, "mean")).split([gradient.numel() for gradient in gradients])
+    shaped = [average.view_as(gradient) for average, gradient in zip(averages, gradients, strict=True)]
+    torch._foreach_copy_(gradients, shaped)
 
 
 def unshard(model: nn.Module) -> None:
