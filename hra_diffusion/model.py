@@ -1,11 +1,9 @@
 """HRAModel: an adapted model and its files, with the methods of PEFT's PeftModel that savers and trainers call."""
 
-import logging
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +16,15 @@ from hra_diffusion.formats.files import write_file, write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder, upload_folder
 from hra_diffusion.formats.peft import FILES, adapter_files, read_adapter_for
 
-logger = logging.getLogger(__name__)
-
 # The default of save_pretrained's `variant`; a pipeline passes one, possibly None.
 _NOT_GIVEN: Final = "not given"
+
+
+class LoadResult(NamedTuple):
+    """The names of tensors that were missing or unexpected in loading, as in PEFT."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
 
 
 class HRAModel(AdaptedModel):
@@ -138,6 +141,7 @@ class HRAModel(AdaptedModel):
         adapter_name: str = "default",
         is_trainable: bool = False,
         config: HRAConfig | None = None,
+        autocast_adapter_dtype: bool = True,
         **options: Any,
     ) -> "HRAModel":
         """Load an adapter in PEFT's layout from a folder or the Hugging Face hub into a model.
@@ -149,17 +153,19 @@ class HRAModel(AdaptedModel):
             model_id: a folder, or the id of a repository on the hub.
             adapter_name: the adapter's name in the model.
             is_trainable: make the adapter trainable.
-            config: settings instead of those in the folder.
+            config: settings instead of those in the folder; their `inference_mode` is set, as in PEFT.
+            autocast_adapter_dtype: keep the columns in float32; False for the half precision of their layer's weight.
             options: see `load_adapter`.
 
         Raises:
             AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
         """
-        adapter = _read(model, model_id, is_trainable, config, **options)
+        settings, tensors = _read(model, model_id, is_trainable, config, **options)
+        autocast = autocast_adapter_dtype
         if not isinstance(model, HRAModel):
-            model = cls(model, adapter[0], adapter_name, state_dict=adapter[1])
+            model = cls(model, settings, adapter_name, state_dict=tensors, autocast_adapter_dtype=autocast)
         else:
-            model.add_adapter(adapter_name, adapter[0], state_dict=adapter[1])
+            model.add_adapter(adapter_name, settings, state_dict=tensors, autocast_adapter_dtype=autocast)
         return model if is_trainable else model.eval()
 
     def load_adapter(
@@ -168,8 +174,9 @@ class HRAModel(AdaptedModel):
         adapter_name: str = "default",
         is_trainable: bool = False,
         config: HRAConfig | None = None,
+        autocast_adapter_dtype: bool = True,
         **options: Any,
-    ) -> None:
+    ) -> LoadResult:
         """Load an adapter from a folder or the hub: a new one, or new values of a present one.
 
         The model is in evaluation mode afterwards, unless the adapter is trainable.
@@ -178,12 +185,17 @@ class HRAModel(AdaptedModel):
             model_id: a folder, or the id of a repository on the hub.
             adapter_name: the adapter's name. A present one keeps its settings and its `requires_grad`.
             is_trainable: make a new adapter trainable.
-            config: settings instead of those in the folder.
+            config: settings instead of those in the folder; their `inference_mode` is set, as in PEFT.
+            autocast_adapter_dtype: keep a new adapter's columns in float32; False for the half precision of their
+                layer's weight.
             options: subfolder: the adapter's folder within `model_id`; ignore_mismatched_sizes: leave out, with a
                 warning, columns of another length than the model's; key_mapping: replacements in the tensors' names, by
-                regular expression, without PEFT's prefix; torch_device, device_map, low_cpu_mem_usage and
-                autocast_adapter_dtype: accepted as in PEFT, since columns are in float32 on their layers' devices;
-                arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, …
+                regular expression, without PEFT's prefix; torch_device, device_map and low_cpu_mem_usage: accepted as
+                in PEFT, since columns are on their layers' devices; arguments of `huggingface_hub.snapshot_download`:
+                revision, token, cache_dir, …
+
+        Returns:
+            The names of missing and unexpected tensors, as in PEFT: none, since both raise.
 
         Raises:
             AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
@@ -192,9 +204,11 @@ class HRAModel(AdaptedModel):
         if adapter_name in self.peft_config:
             self.restore_adapter(adapter_name, settings, tensors)
         else:
-            self.add_adapter(adapter_name, settings, state_dict=tensors)
+            autocast = autocast_adapter_dtype
+            self.add_adapter(adapter_name, settings, state_dict=tensors, autocast_adapter_dtype=autocast)
         if not is_trainable:
             self.eval()
+        return LoadResult([], [])
 
 
 def _read(
@@ -206,7 +220,6 @@ def _read(
     subfolder: str | None = None,
     ignore_mismatched_sizes: bool = False,
     key_mapping: Mapping[str, str] | None = None,
-    autocast_adapter_dtype: bool = True,
     torch_device: torch.device | str | None = None,
     low_cpu_mem_usage: bool = False,
     device_map: Any = None,
@@ -214,10 +227,10 @@ def _read(
 ) -> tuple[HRAConfig, dict[str, Tensor]]:
     """Read an adapter's settings and tensors for a model; the arguments are those of `HRAModel.load_adapter`."""
     check_arguments(_read, hub)
-    if not autocast_adapter_dtype:
-        logger.warning("autocast_adapter_dtype is False, but columns are always in float32: see HRAModel.")
     folder = local_folder(model_id, subfolder, FILES, **hub)
     settings, tensors = read_adapter_for(
         model, folder, is_trainable, key_mapping=key_mapping, ignore_mismatched_sizes=ignore_mismatched_sizes
     )
-    return settings if config is None else replace(config, inference_mode=not is_trainable), tensors
+    if config is not None:
+        config.set_inference_mode(not is_trainable)
+    return config or settings, tensors

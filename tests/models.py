@@ -222,6 +222,83 @@ def save_stable_diffusion_3(folder, base) -> Path:
     return folder
 
 
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+"""Qwen3's chat template for one message."""
+
+
+def make_chat_tokenizer():
+    """Make a Qwen2Tokenizer with one token for each byte, and Qwen3's chat template."""
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2TokenizerFast
+
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+    vocabulary = {token: i for i, token in enumerate((*sorted(ByteLevel.alphabet()), *special))}
+    with TemporaryDirectory() as folder:
+        Path(folder, "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+        Path(folder, "merges.txt").write_text("#version: 0.2\n", "utf-8")
+        return Qwen2TokenizerFast.from_pretrained(
+            folder, model_max_length=1000, additional_special_tokens=special[1:], chat_template=CHAT_TEMPLATE
+        )
+
+
+def make_qwen3(tokenizer, width=16, layers=2, *, with_head=False):
+    """Make a Qwen3 of some layers; with a head, as a causal language model."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (Qwen3ForCausalLM if with_head else Qwen3Model)(config)
+
+
+def save_z_image(folder, base, *, shift=6.0) -> Path:
+    """Save a Z-Image of diffusers' test size with the autoencoder of `base`."""
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        ZImagePipeline,
+        ZImageTransformer2DModel,
+    )
+
+    tokenizer = make_chat_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_pretrained(base / "vae")
+        vae.register_to_config(scaling_factor=0.36, shift_factor=0.11)
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[8, 4, 4],
+            axes_lens=[768, 32, 32],
+        )
+        pipe = ZImagePipeline(
+            vae=vae,
+            text_encoder=make_qwen3(tokenizer),
+            tokenizer=tokenizer,
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def save_control(folder, base, seed=0) -> Path:
     """Save an untrained control of edges with a visible effect: random reflections, a random last encoder layer."""
     from diffusers import StableDiffusionPipeline
@@ -235,7 +312,7 @@ def save_control(folder, base, seed=0) -> Path:
     targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj")
     pipe.unet = HRAModel(pipe.unet, HRAConfig(r=4, target_modules=targets), generator=generator)
     with torch.no_grad():
-        for layer in pipe.unet.layers().values():
+        for layer in pipe.unet.adapted_layers().values():
             columns = layer.hra_u["default"]
             columns += 0.3 * torch.randn(columns.shape, generator=generator)
         last = encoder.embedding.conv_out.weight

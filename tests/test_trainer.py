@@ -179,7 +179,7 @@ def test_the_example_of_a_language_model_trains(tmp_path):
     (tmp_path / "lines.txt").write_text("a dog\n\na red dog\n" * 4)
     example("language_model")(str(tmp_path / "model"), str(tmp_path / "lines.txt"), str(tmp_path / "out"), **SHORT)
     base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "model")
-    assert len(HRAModel.from_pretrained(base, tmp_path / "out").layers()) == 2
+    assert len(HRAModel.from_pretrained(base, tmp_path / "out").adapted_layers()) == 2
 
 
 def test_the_example_of_an_image_classifier_trains(tmp_path):
@@ -199,5 +199,5 @@ def test_the_example_of_an_image_classifier_trains(tmp_path):
     example("image_classifier")(*arguments, **SHORT)
     base = transformers.ViTForImageClassification.from_pretrained(tmp_path / "model", num_labels=2)
     model = HRAModel.from_pretrained(base, tmp_path / "out")
-    assert model.layers()
+    assert model.adapted_layers()
     assert model(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 2)

@@ -1,6 +1,7 @@
 """Methods of PEFT and diffusers that activate and merge adapters."""
 
-from collections.abc import Callable, Generator, Sequence
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, get_args
 
@@ -12,6 +13,29 @@ from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.errors import ConfigError
+
+
+class Strengths(Mapping[str, float]):
+    """A view of the strengths of a model's adapters.
+
+    Args:
+        activation: the activation of the model's adapters.
+    """
+
+    def __init__(self, activation: Activation) -> None:
+        self._activation = activation
+
+    def __getitem__(self, adapter_name: str) -> float:
+        return self._activation.active.strengths[adapter_name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._activation.active.strengths)
+
+    def __len__(self) -> int:
+        return len(self._activation.active.strengths)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class AdapterMixin:
@@ -31,7 +55,7 @@ class AdapterMixin:
         """Delete the model's own `peft_config`, as libraries do that remove their LoRAs."""
         vars(self.model).pop("peft_config", None)
 
-    def layers(self) -> dict[str, HRALayer]:
+    def adapted_layers(self) -> dict[str, HRALayer]:
         """Return the adapted layers by their names in the model."""
         return dict(self._injection.layers)
 
@@ -43,10 +67,11 @@ class AdapterMixin:
             inference_mode: freeze the active adapters, too.
 
         Raises:
-            ConfigError: an adapter is unknown.
+            ConfigError: an adapter is unknown, or two of them train the same module whole.
         """
         names = one_or_several(adapter_name)
         self._activation.check_known(*names)
+        self._injection.check_copies(names)
         self._activation.unmerge_to_change()
         self._activation.change(names=names, combine="product", inference_mode=inference_mode)
         self._activation.train_active()
@@ -109,9 +134,9 @@ class AdapterMixin:
         return list(self._activation.active.names)
 
     @property
-    def strengths(self) -> dict[str, float]:
-        """Strengths of all adapters, active or not."""
-        return dict(self._activation.active.strengths)
+    def strengths(self) -> Mapping[str, float]:
+        """Strengths of all present adapters, active or not; a view that follows changes, like `peft_config`."""
+        return Strengths(self._activation)
 
     @property
     def active_adapter(self) -> str | list[str]:
@@ -130,6 +155,12 @@ class AdapterMixin:
     @contextmanager
     def disable_adapter(self) -> Generator[None]:
         """Disable all adapters within a `with` block."""
+        if len({layer.enabled for layer in self._injection.layers.values()}) > 1:
+            warnings.warn(
+                "The model contains some adapter layers that are enabled and others that are disabled: all are enabled "
+                "after the block.",
+                stacklevel=3,
+            )
         restore = self._restorer()
         self.disable_adapter_layers()
         try:

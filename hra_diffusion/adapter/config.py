@@ -5,6 +5,7 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -15,8 +16,15 @@ from hra_diffusion.text import nearest, shorten
 
 Bias = Literal["none", "all", "hra_only"]
 
+
+class PeftType(StrEnum):
+    """The kind of an adapter, as in PEFT."""
+
+    HRA = "HRA"
+
+
 # Further entries of adapter_config.json.
-_PEFT_EXTRAS = {"peft_type": "HRA", "auto_mapping": None}
+_PEFT_EXTRAS = {"peft_type": PeftType.HRA.value, "auto_mapping": None}
 _PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
 
 CONFIG_FILE: Final = "adapter_config.json"
@@ -121,13 +129,22 @@ class HRAConfig:
         """Refuse further changes."""
         self.__dict__["_is_used"] = True
 
+    def set_inference_mode(self, inference_mode: bool) -> None:
+        """Set `inference_mode`, also of settings that a model uses: PEFT's from_pretrained does with given ones."""
+        self.__dict__["inference_mode"] = inference_mode
+
     @property
-    def peft_type(self) -> str:
+    def peft_type(self) -> PeftType:
         """The kind of the adapter in PEFT's words."""
-        return "HRA"
+        return PeftType.HRA
 
     @property
     def is_prompt_learning(self) -> bool:
+        """False: PEFT asks."""
+        return False
+
+    @property
+    def is_adaption_prompt(self) -> bool:
         """False: PEFT asks."""
         return False
 

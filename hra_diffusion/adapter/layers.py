@@ -59,6 +59,16 @@ class HRAConv2d(HRALayer):
         return self.convolution.kernel_size == (1, 1)
 
     @property
+    def in_features(self) -> int:
+        """Input channels, by PEFT's name."""
+        return self.convolution.in_channels
+
+    @property
+    def out_features(self) -> int:
+        """Output channels, by PEFT's name."""
+        return self.convolution.out_channels
+
+    @property
     def unfolded_size(self) -> int:
         """Input channels × kernel height × kernel width."""
         return self.convolution.in_channels * self.convolution.kernel_size[0] * self.convolution.kernel_size[1]
@@ -73,7 +83,7 @@ class HRAConv2d(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
-        if self.rows is None and (not self.enabled or self.merged):
+        if self.rows is None and not self.is_active:
             return self.base_layer(x, *args, **kwargs)
         if self.reflects_input:
             rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.

@@ -30,7 +30,10 @@ def merge_layers(
     weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixture)) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
-        raise MergeError(f"Merging {names} gives weights that are not finite, in {shorten(broken)}.")
+        raise MergeError(
+            f"NaNs detected in the merged weights. The adapter {names} seems to be broken: numbers are not finite, in "
+            f"{shorten(broken)}."
+        )
     for name, layer in layers.items():
         if name in weights:
             layer.merge(weights[name], mixture)

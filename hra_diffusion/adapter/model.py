@@ -23,6 +23,7 @@ from hra_diffusion.adapter.targets import architecture_targets
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.householder.gram_schmidt import orthogonality_penalty
+from hra_diffusion.text import nearest
 
 
 class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
@@ -39,6 +40,7 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         adapter_name: the adapter's name; with several, the active one.
         low_cpu_mem_usage: create the columns on the meta device, to be loaded later.
         state_dict: the adapter's tensors, `<module>.hra_u` (d, r) and so on; they choose the modules.
+        autocast_adapter_dtype: keep the columns in float32; False for the half precision of their layer's weight.
         generator: the source of random columns; torch's default generator if None.
 
     Raises:
@@ -55,6 +57,7 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         low_cpu_mem_usage: bool = False,
         state_dict: Mapping[str, Tensor] | None = None,
         *,
+        autocast_adapter_dtype: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         if any(isinstance(module, AdaptedModel | Wrapper) for module in model.modules()):
@@ -71,7 +74,14 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         try:
             for name, settings in configs.items():
                 tensors = state_dict if name == adapter_name else None
-                self.add_adapter(name, settings, low_cpu_mem_usage, tensors, generator=generator)
+                self.add_adapter(
+                    name,
+                    settings,
+                    low_cpu_mem_usage,
+                    tensors,
+                    autocast_adapter_dtype=autocast_adapter_dtype,
+                    generator=generator,
+                )
             self.set_adapter(adapter_name)
         except BaseException:
             self.unload()
@@ -80,10 +90,11 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
     def add_adapter(
         self,
         adapter_name: str,
-        config: HRAConfig,
+        peft_config: HRAConfig,
         low_cpu_mem_usage: bool = False,
         state_dict: Mapping[str, Tensor] | None = None,
         *,
+        autocast_adapter_dtype: bool = True,
         generator: torch.Generator | None = None,
     ) -> None:
         """Add an adapter; the first one becomes active. The arguments are those of the constructor.
@@ -93,12 +104,18 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
             TargetError: the settings do not fit the model; it is unchanged.
             ConfigError: the name is taken or invalid, or the adapter conflicts with another; the model is unchanged.
         """
-        self._check_new(adapter_name, config)
-        if state_dict is None:
-            config = with_heads(config, self.model)
+        self._check_new(adapter_name, peft_config)
+        config = with_heads(peft_config, self.model) if state_dict is None else peft_config
         if config.target_modules is None and state_dict is None:  # PEFT has no default for some architectures.
             config = replace(config, target_modules=architecture_targets(self.model))
-        self._injection.add(adapter_name, config, state_dict, on_meta=low_cpu_mem_usage, generator=generator)
+        self._injection.add(
+            adapter_name,
+            config,
+            state_dict,
+            on_meta=low_cpu_mem_usage,
+            half=not autocast_adapter_dtype,
+            generator=generator,
+        )
         config.mark_used()
         self.peft_config[adapter_name] = config
         self._activate(tuple(self.active_adapters) or (adapter_name,), {**self.strengths, adapter_name: 1.0})
@@ -115,9 +132,12 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         Raises:
             ConfigError: the adapter is unknown or merged.
         """
-        self._activation.check_known(adapter_name)
+        if adapter_name not in self.peft_config:
+            raise ConfigError(f"Adapter {adapter_name} does not exist{nearest(adapter_name, self.peft_config)}")
         if adapter_name in self.merged_adapters:
-            raise ConfigError(f"The adapter {adapter_name!r} is merged into the model: unmerge it before deleting it.")
+            raise ConfigError(
+                f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
+            )
         self._injection.remove(adapter_name)
         del self.peft_config[adapter_name]
         left = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
@@ -219,7 +239,7 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         control.
         """
         groups: defaultdict[tuple[torch.Size, torch.device], list[Tensor]] = defaultdict(list)
-        for layer in self.layers().values():
+        for layer in self.adapted_layers().values():
             for name, columns in layer.hra_u.items():
                 if name in self.active_adapters and not self.peft_config[name].apply_GS:
                     groups[columns.shape, columns.device].append(columns)
@@ -236,6 +256,15 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         """
         config = self._plain_config(adapter_name)
         return config, self._injection.state(adapter_name, config).flat()
+
+    def adapter_tensor_names(self, adapter_name: str = "default") -> tuple[HRAConfig, set[str]]:
+        """Return an adapter's settings as a plain chain, and the names of its tensors, which may be on any device.
+
+        Raises:
+            ConfigError: the adapter is unknown.
+        """
+        config = self._plain_config(adapter_name)
+        return config, set(self._injection.state(adapter_name, config).named())
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the model; `generate` takes `adapter_names`, too."""
@@ -255,7 +284,7 @@ class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
         """Return the settings of an adapter as a plain chain."""
         self._activation.check_known(adapter_name)
         config = self.peft_config[adapter_name]
-        anchored = any(adapter_name in layer.columns.anchors for layer in self.layers().values())
+        anchored = any(adapter_name in layer.columns.anchors for layer in self.adapted_layers().values())
         return replace(config, r=2 * config.r if anchored else config.r, apply_GS=False)
 
     def _activate(self, names: tuple[str, ...], strengths: Mapping[str, float]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.activation import Activation
 from hra_diffusion.adapter.adapter_mixin import one_or_several
-from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.config import HRAConfig, PeftType
 from hra_diffusion.adapter.injection import Injection
 
 Tri = bool | Literal["irregular"]
@@ -70,9 +70,18 @@ class PeftNames:
         return self._activation.configs[names[0]]
 
     @property
-    def peft_type(self) -> str:
+    def peft_type(self) -> PeftType:
         """The kind of the adapters in PEFT's words."""
-        return "HRA"
+        return PeftType.HRA
+
+    @property
+    def prefix(self) -> str:
+        """The beginning of the names of adapters' parameters in a layer."""
+        return "hra_"
+
+    def supports_lora_conversion(self) -> bool:
+        """Return False: PEFT's `convert_to_lora` needs layers of PEFT; `hra-export-lora` converts files."""
+        return False
 
     @property
     def targeted_module_names(self) -> list[str]:

@@ -45,13 +45,17 @@ class AdapterState:
 
     def flat(self) -> dict[str, Tensor]:
         """Return the tensors by their names in a file, copied to the CPU."""
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.named().items()}
+
+    def named(self) -> dict[str, Tensor]:
+        """Return the tensors themselves by their names in a file."""
         named = {f"{module}{COLUMNS}": tensor for module, tensor in self.columns.items()}
         for name, bias in self.biases.items():
             module = name.removesuffix(".bias")
             named[f"{module}{_BASE_BIAS}" if module in self.columns else name] = bias
         for module, state in self.copies.items():
             named |= {f"{module}.{name}": tensor for name, tensor in state.items()}
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in named.items()}
+        return named
 
 
 def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> AdapterState:

@@ -1,7 +1,7 @@
 """Modules and biases of the base model that an adapter trains in full."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from hra_diffusion.adapter.mixture import Blend
 from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 
-_COPY = "trained_"
+_COPY = "modules_to_save_"
 
 
 class TrainedCopy(Wrapper):
@@ -19,7 +19,12 @@ class TrainedCopy(Wrapper):
     Attributes:
         active: name of the adapter whose copy is called; None for the frozen module.
         rows: the adapters of the examples in a mixed batch; None for the active one.
+        adapter_layer_names: PEFT's list of the attributes with parts of adapters.
+        other_param_names: PEFT's list of further ones.
     """
+
+    adapter_layer_names: Final = ("modules_to_save",)
+    other_param_names: Final = ()
 
     def __init__(self, base_layer: nn.Module) -> None:
         super().__init__(base_layer)
@@ -47,6 +52,16 @@ class TrainedCopy(Wrapper):
     def active_module(self) -> nn.Module:
         """The copy of the active adapter, or the frozen module."""
         return self.base_layer if self.active is None else self.copies[self.active]
+
+    @property
+    def modules_to_save(self) -> nn.ModuleDict:
+        """The trained copies by PEFT's name."""
+        return nn.ModuleDict(self.copies)
+
+    @property
+    def active_adapters(self) -> list[str]:
+        """The adapter whose copy is called, if any."""
+        return [] if self.active is None else [self.active]
 
     def __getattr__(self, name: str) -> Any:
         """Return attributes of the active module: some modules read the weights of others instead of calling them."""

@@ -129,7 +129,7 @@ def _updates(pipe: Pipeline, adapter: str | Path, strength: float, **hub: Any) -
             computed = [
                 lora.update_of(layer, name, module)
                 for name, component in holders(pipe, exported).items()
-                for module, layer in component.layers().items()
+                for module, layer in component.adapted_layers().items()
             ]
     finally:
         unload_hra_weights(pipe, exported)

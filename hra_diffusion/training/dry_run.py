@@ -103,4 +103,4 @@ def _component(name: str, module: nn.Module) -> str:
         return f"{name}: {trained_count(module):,} parameters"
     trained, total = module.get_nb_trainable_parameters()
     ranks = ", ".join(map(str, sorted({config.r for config in module.peft_config.values()})))
-    return f"{name}: {trained:,} parameters of {total:,}, {len(module.layers())} layers of rank {ranks}"
+    return f"{name}: {trained:,} parameters of {total:,}, {len(module.adapted_layers())} layers of rank {ranks}"

@@ -114,8 +114,8 @@ def test_a_unet_with_every_kind_of_target_starts_at_its_base_and_trains(tiny_une
     sample = model(*inputs).sample
     assert torch.allclose(sample, expected, atol=1e-5)
     sample.square().mean().backward()
-    columns = [columns for layer in model.layers().values() for columns in layer.hra_u.values()]
-    assert {type(layer) for layer in model.layers().values()} >= {HRAConv2d}
+    columns = [columns for layer in model.adapted_layers().values() for columns in layer.hra_u.values()]
+    assert {type(layer) for layer in model.adapted_layers().values()} >= {HRAConv2d}
     assert all(u.grad.isfinite().all() for u in columns)
     assert any(u.grad.abs().max() > 0 for u in columns)
 

@@ -65,7 +65,7 @@ def test_the_first_parameter_and_its_dtype_are_the_bases(base, target):
     first = next(iter(dict(model.named_parameters())))
     assert first == f"model.conv_in.{'base_layer.' if target == 'conv_in' else ''}weight"
     assert next(model.parameters()).dtype == torch.bfloat16
-    layer = model.layers()[target]
+    layer = model.adapted_layers()[target]
     assert next(layer.parameters()) is layer.base_layer.weight
     assert {name for name, _ in model.named_parameters()} == set(model.state_dict())
 
@@ -97,7 +97,7 @@ def test_gradients_of_a_mixed_batch_reach_each_rows_adapter(base):
     model = random_adapter(base, "a", "b")
     model.set_requires_grad(["a", "b"])
     model(torch.randn(2, 3, 4, 4), adapter_names=["b", "__base__"]).sum().backward()
-    layer = model.layers()["body"]
+    layer = model.adapted_layers()["body"]
     assert layer.hra_u["b"].grad.any()
     assert layer.hra_u["a"].grad is None
 
@@ -149,7 +149,7 @@ def test_a_state_dict_gives_the_values_to_save(base, tmp_path):
     model.save_pretrained(tmp_path, state_dict=state)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     loaded = HRAModel.from_pretrained(Block(), tmp_path)
-    for name, layer in loaded.layers().items():
+    for name, layer in loaded.adapted_layers().items():
         assert torch.equal(layer.hra_u["default"], state[f"model.{name}.hra_u_default"])
 
 
@@ -189,12 +189,12 @@ def test_mismatched_columns_are_left_out_and_names_are_mapped_on_request(base, t
         HRAModel.from_pretrained(wider, tmp_path)
     with pytest.warns(UserWarning, match="left out: body"):
         model = HRAModel.from_pretrained(wider, tmp_path, ignore_mismatched_sizes=True)
-    assert set(model.layers()) == {"conv_in", "project"}
+    assert set(model.adapted_layers()) == {"conv_in", "project"}
     renamed = nn.ModuleDict({"inner": Block()})
     settings = json.loads((tmp_path / "adapter_config.json").read_text())
     config = HRAConfig.from_peft(settings)
     mapped = HRAModel.from_pretrained(renamed, tmp_path, config=config, key_mapping={"^": "inner."})
-    assert set(mapped.layers()) == {f"inner.{name}" for name in TARGETS}
+    assert set(mapped.adapted_layers()) == {f"inner.{name}" for name in TARGETS}
 
 
 def test_settings_can_be_set_until_they_are_used(base, tmp_path):
@@ -222,7 +222,7 @@ def test_the_status_of_layers_and_model_is_reported(base):
     status = model.get_model_status()
     assert (status.num_adapter_layers, status.active_adapters, status.available_adapters) == (3, ["a"], ["a", "b"])
     assert status.requires_grad == {"a": True, "b": False}
-    model.layers()["body"].hra_u["a"].requires_grad = False
+    model.adapted_layers()["body"].hra_u["a"].requires_grad = False
     assert model.get_model_status().requires_grad["a"] == "irregular"
     assert {layer.name for layer in model.get_layer_status()} == {f"model.{name}" for name in TARGETS}
     assert model.targeted_module_names == TARGETS

@@ -81,14 +81,14 @@ def test_a_language_model_equals_pefts(name):
     base = MODELS[name]().eval()
     theirs = get_peft_model(copy.deepcopy(base), PeftHRAConfig(r=4))
     mine = HRAModel(base, HRAConfig(r=4, init_weights=False))
-    assert set(mine.layers()) == set(theirs.targeted_module_names)
+    assert set(mine.adapted_layers()) == set(theirs.targeted_module_names)
     with torch.no_grad():
-        for module, layer in mine.layers().items():
+        for module, layer in mine.adapted_layers().items():
             theirs.get_submodule(f"base_model.model.{module}").hra_u["default"].copy_(layer.hra_u["default"])
     assert torch.allclose(logits(mine), logits(theirs), rtol=0, atol=1e-5)
     for model in (mine, theirs):
         model(input_ids=TOKENS, labels=TOKENS).loss.backward()
-    for module, layer in mine.layers().items():
+    for module, layer in mine.adapted_layers().items():
         expected = theirs.get_submodule(f"base_model.model.{module}").hra_u["default"].grad
         assert torch.allclose(layer.hra_u["default"].grad, expected, rtol=0, atol=1e-5)
 
@@ -98,7 +98,7 @@ def test_gpt2s_transposed_layers_equal_the_naive_chain():
     base = MODELS["gpt2"]().eval()
     model = HRAModel(copy.deepcopy(base), HRAConfig(r=4, init_weights=False))
     with torch.no_grad():
-        for module, layer in model.layers().items():
+        for module, layer in model.adapted_layers().items():
             weight = base.get_submodule(module).weight
             weight.copy_((weight.mT @ chain_matrix(layer.hra_u["default"])).mT)
     assert torch.allclose(logits(model), logits(base), rtol=0, atol=1e-5)
@@ -114,7 +114,7 @@ def test_saving_an_adapted_model_saves_its_base(language_model, tmp_path):
         assert not info["missing_keys"]
         assert not info["unexpected_keys"]
         assert torch.allclose(logits(again.eval()), expected, atol=1e-6)
-    name, layer = next(iter(adapted.layers().items()))
+    name, layer = next(iter(adapted.adapted_layers().items()))
     assert layer is language_model.get_submodule(name)
 
 

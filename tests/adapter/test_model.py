@@ -21,7 +21,7 @@ def scatter(model: HRAModel, seed: int = 5) -> None:
     """Add random numbers to all columns."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in model.layers().values():
+        for layer in model.adapted_layers().values():
             for columns in layer.hra_u.values():
                 columns.add_(torch.randn(columns.shape, generator=generator))
 
@@ -30,7 +30,7 @@ def pefts(model: nn.Module, mine: HRAModel, **settings) -> nn.Module:
     """Return `model` adapted by PEFT with the columns of `mine`."""
     theirs = get_peft_model(model, PeftHRAConfig(**settings))
     with torch.no_grad():
-        for name, layer in mine.layers().items():
+        for name, layer in mine.adapted_layers().items():
             theirs.get_submodule(f"base_model.model.{name}").hra_u["default"].copy_(layer.hra_u["default"])
     return theirs
 
@@ -44,7 +44,7 @@ def test_outputs_and_gradients_equal_those_of_peft(net, x):
     assert torch.allclose(mine(x), theirs(x), rtol=0, atol=1e-5)
     mine(x).square().mean().backward()
     theirs(x).square().mean().backward()
-    for name, layer in mine.layers().items():
+    for name, layer in mine.adapted_layers().items():
         expected = theirs.get_submodule(f"base_model.model.{name}").hra_u["default"].grad
         assert torch.allclose(layer.hra_u["default"].grad, expected, rtol=0, atol=1e-5)
 
@@ -171,19 +171,20 @@ def test_merged_weights_equal_those_of_peft(net):
     scatter(mine)
     theirs = pefts(base, mine, **settings).merge_and_unload()
     mine.merge_adapter()
-    for name, layer in mine.layers().items():
+    for name, layer in mine.adapted_layers().items():
         assert torch.allclose(layer.base_layer.weight, theirs.get_submodule(name).weight, atol=1e-5)
 
 
 def test_merging_weights_that_are_not_finite_is_refused_and_changes_nothing(net):
     model = HRAModel(net, HRAConfig(target_modules=TARGETS))
-    weights = [layer.base_layer.weight for layer in model.layers().values()]
+    weights = [layer.base_layer.weight for layer in model.adapted_layers().values()]
     with torch.no_grad():
         net.blocks[1]["v"].hra_u["default"].fill_(float("nan"))
     with pytest.raises(HRAError, match=r"not finite, in blocks\.1\.v"):
         model.merge_adapter(safe_merge=True)
     assert all(
-        layer.base_layer.weight is weight for layer, weight in zip(model.layers().values(), weights, strict=True)
+        layer.base_layer.weight is weight
+        for layer, weight in zip(model.adapted_layers().values(), weights, strict=True)
     )
 
 
@@ -209,12 +210,14 @@ def test_several_active_adapters_are_the_ordered_product(net, x):
 
 def test_an_unknown_adapter_is_refused_with_the_nearest_name(net):
     model = HRAModel(net, HRAConfig(target_modules=["q"]), "mine")
-    methods = (model.set_adapter, model.set_adapters, model.delete_adapter, model.merge_adapter)
+    methods = (model.set_adapter, model.set_adapters, model.merge_adapter)
     for method in (*methods, lambda name: model.set_strength(0.5, name)):
         with pytest.raises(ConfigError, match="no adapter named 'yours'; known are mine"):
             method("yours")
         with pytest.raises(ConfigError, match="no adapter named 'mien': did you mean 'mine'"):
             method("mien")
+    with pytest.raises(ConfigError, match="Adapter mien does not exist: did you mean 'mine'"):
+        model.delete_adapter("mien")
 
 
 @pytest.mark.parametrize("name", ["", "a.b", "../a", "a/b", "nul\0", "line\n"])
@@ -229,7 +232,7 @@ def test_adapting_an_adapted_model_is_refused(net):
     for already in (model, net):
         with pytest.raises(ConfigError, match="has HRA adapters already"):
             HRAModel(already, HRAConfig(target_modules=["q"]))
-    assert model.layers()
+    assert model.adapted_layers()
 
 
 def test_an_odd_rank_warns_about_its_start(net):

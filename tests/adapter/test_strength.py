@@ -25,7 +25,7 @@ def model(net) -> HRAModel:
 def weights(model: HRAModel) -> list[torch.Tensor]:
     """Return the adapted weights W H, by merging."""
     model.merge_adapter()
-    merged = [layer.base_layer.weight.detach().clone() for layer in model.layers().values()]
+    merged = [layer.base_layer.weight.detach().clone() for layer in model.adapted_layers().values()]
     model.unmerge_adapter()
     return merged
 
@@ -50,7 +50,7 @@ def test_strength_0_is_the_base_and_strength_1_the_adapter_bit_by_bit(model, x):
 @pytest.mark.parametrize("strength", [-1.5, 0.3, 1.7])
 def test_every_strength_keeps_the_weights_singular_values(model, strength):
     model.set_strength(strength, "a")
-    for layer, merged in zip(model.layers().values(), weights(model), strict=True):
+    for layer, merged in zip(model.adapted_layers().values(), weights(model), strict=True):
         assert close([torch.linalg.svdvals(merged)], [torch.linalg.svdvals(layer.base_layer.weight)])
 
 
@@ -124,7 +124,7 @@ def test_the_mean_is_independent_of_order_and_a_single_strength_gives_its_adapte
 
 def test_a_product_with_strengths_is_the_product_of_the_powers(model):
     model.set_adapters(["a", "b"], [0.5, 1], combine="product")
-    layer = model.layers()["blocks.0.v"]
+    layer = model.adapted_layers()["blocks.0.v"]
     half = layer.mixed_columns(((("a", 0.5),),))
     expected = layer.base_layer.weight @ chain_matrix(half) @ chain_matrix(layer.hra_u["b"])
     assert close([weights(model)[1]], [expected])
@@ -171,7 +171,7 @@ def test_blends_are_computed_again_when_columns_change(model, x):
     model.set_strength(0.5, "a")
     before = model(x)
     with torch.no_grad():
-        model.layers()["blocks.0.q"].hra_u["a"].normal_()
+        model.adapted_layers()["blocks.0.q"].hra_u["a"].normal_()
     assert not torch.allclose(model(x), before, atol=1e-3)
 
 
@@ -187,13 +187,13 @@ def test_padding_keeps_the_outputs_and_allows_swapping(model, x, net):
     expected = model(x)
     model.pad_adapter(8, "a")
     assert torch.allclose(model(x), expected, atol=1e-6)
-    addresses = [layer.hra_u["a"].data_ptr() for layer in model.layers().values() if "a" in layer.hra_u]
+    addresses = [layer.hra_u["a"].data_ptr() for layer in model.adapted_layers().values() if "a" in layer.hra_u]
     model.set_adapter("b")
     alone = model(x)
     model.set_adapter("a")
     model.swap_adapter(*model.adapter_state_dict("b"), "a")
     assert torch.allclose(model(x), alone, atol=1e-6)
-    assert [layer.hra_u["a"].data_ptr() for layer in model.layers().values() if "a" in layer.hra_u] == addresses
+    assert [layer.hra_u["a"].data_ptr() for layer in model.adapted_layers().values() if "a" in layer.hra_u] == addresses
     config, state = model.adapter_state_dict("a")
     assert config.r == 2
     assert {tensor.shape[1] for tensor in state.values()} == {2}
@@ -324,7 +324,7 @@ def test_an_anchored_adapter_starts_at_the_base_trains_and_is_saved_as_a_plain_c
         optimizer.step()
     trained = model(x)
     assert (trained - expected).abs().max() > 1e-3
-    for layer in model.layers().values():
+    for layer in model.adapted_layers().values():
         columns = layer.columns.chain("default")
         for half in (columns[:, :4], columns[:, 4:]):
             assert close([half.mT @ half], [torch.eye(4)])
@@ -352,7 +352,7 @@ def test_the_penalty_separates_a_pair(net):
     assert start.item() == pytest.approx(2 * 2**0.5)
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-1)
     with torch.no_grad():
-        for layer in model.layers().values():
+        for layer in model.adapted_layers().values():
             layer.hra_u["default"].add_(torch.randn(12, 2) * 0.1)
     for _ in range(20):
         optimizer.zero_grad()
@@ -388,6 +388,6 @@ def test_an_adapter_is_merged_once(model, x):
     model.set_adapters(["a", "b"], [0.5, 0.5], combine="mean")
     expected = model(x)
     model.merge_adapter()
-    with pytest.warns(UserWarning, match="merged already"):
+    with pytest.warns(UserWarning, match="already merged"):
         model.merge_adapter(["a"])
     assert torch.allclose(model(x), expected, atol=1e-5)

@@ -140,7 +140,7 @@ def test_pefts_gram_schmidt_keeps_its_meaning(net, tmp_path, r):
     assert torch.allclose(mine(x), theirs(x), rtol=0, atol=1e-5)
     for model in (mine, theirs):
         model(x).square().sum().backward()
-    for name, layer in mine.layers().items():
+    for name, layer in mine.adapted_layers().items():
         expected = theirs.get_submodule(f"base_model.model.{name}").hra_u["default"].grad
         assert torch.allclose(layer.hra_u["default"].grad, expected, rtol=0, atol=1e-4)
     mine.save_pretrained(tmp_path / "ours")
@@ -160,10 +160,10 @@ def test_an_adapter_is_swapped_from_a_folder_in_place(net, tmp_path):
     narrow = adapted(copy.deepcopy(net), ["q"], r=2)
     narrow.save_pretrained(tmp_path)
     model = adapted(net, ["q", "v"], r=4)
-    address = model.layers()["blocks.0.q"].hra_u["default"].data_ptr()
+    address = model.adapted_layers()["blocks.0.q"].hra_u["default"].data_ptr()
     swap_adapter(model, tmp_path)
     assert torch.allclose(model(x), narrow(x), atol=1e-6)
-    assert model.layers()["blocks.0.q"].hra_u["default"].data_ptr() == address
+    assert model.adapted_layers()["blocks.0.q"].hra_u["default"].data_ptr() == address
 
 
 def test_an_adapter_is_read_from_the_hubs_cache(net, tmp_path):
@@ -176,7 +176,7 @@ def test_an_adapter_is_read_from_the_hubs_cache(net, tmp_path):
     model = HRAModel.from_pretrained(
         type(net)(), "someone/some-adapter", subfolder="unet", cache_dir=tmp_path, local_files_only=True
     )
-    assert model.layers()
+    assert model.adapted_layers()
     with pytest.raises(AdapterFileError, match="'someone/other' is no folder here"):
         HRAModel.from_pretrained(type(net)(), "someone/other", cache_dir=tmp_path, local_files_only=True)
 

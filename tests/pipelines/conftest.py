@@ -26,7 +26,7 @@ def rotated(model, targets, *, rank: int, seed: int, angle: float = 0.1) -> HRAM
     generator = torch.Generator().manual_seed(seed)
     model = HRAModel(model, HRAConfig(r=rank, target_modules=targets), generator=generator)
     with torch.no_grad():
-        for layer in model.layers().values():
+        for layer in model.adapted_layers().values():
             columns = layer.hra_u["default"]
             columns += angle * torch.randn(columns.shape, generator=generator)
     return model

@@ -143,7 +143,7 @@ def test_fusing_keeps_the_image_and_a_thousand_cycles_keep_the_weights(adapted, 
 def test_fusing_changes_all_components_or_none(adapted, image):
     set_hra_adapters(adapted, "a")
     before = image(adapted)
-    weight = next(iter(adapted.unet.layers().values())).base_layer.weight
+    weight = next(iter(adapted.unet.adapted_layers().values())).base_layer.weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight.fill_(float("nan"))

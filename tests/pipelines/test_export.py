@@ -79,7 +79,7 @@ def test_kohyas_formula_gives_the_adapted_weights_in_every_layer(case, load, tmp
         model.merge_adapter()
         original = component == "unet" and kind is StableDiffusionXLPipeline
         spelled = original_names([module for module, _ in model.model.named_modules()]) if original else {}
-        for module, layer in model.layers().items():
+        for module, layer in model.adapted_layers().items():
             name = prefixes[component] + spelled.get(module, module.removeprefix("text_model.")).replace(".", "_")
             up, down, alpha = (
                 tensors.pop(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha")

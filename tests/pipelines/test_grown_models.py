@@ -64,7 +64,7 @@ def test_added_parts_stay_as_they_are_and_missing_layers_of_known_parts_are_refu
     grown = nn.ModuleDict({"blocks": nn.ModuleList([Block(), Block()]), "projection": nn.ModuleList([Block()])})
     grown["blocks"][0].processor = Block()
     adapted = HRAModel.from_pretrained(grown, tmp_path)
-    assert sorted(adapted.layers()) == [f"blocks.{n}.to_{kind}" for n in (0, 1) for kind in "kq"]
+    assert sorted(adapted.adapted_layers()) == [f"blocks.{n}.to_{kind}" for n in (0, 1) for kind in "kq"]
     longer = nn.ModuleDict({"blocks": nn.ModuleList([Block(), Block(), Block()])})
     with pytest.raises(AdapterFileError, match=r"no weights for 2 .*blocks\.2\.to_k"):
         HRAModel.from_pretrained(longer, tmp_path)

@@ -173,7 +173,7 @@ def test_swapping_writes_over_the_columns_of_an_adapter_in_place(pipe, adapters,
     expected = image(pipe)
     unload_hra_weights(pipe)
     load_hra_weights(pipe, adapters / "a", max_rank=6)
-    layers = adapted_components(pipe)["unet"].layers()
+    layers = adapted_components(pipe)["unet"].adapted_layers()
     addresses = [layer.hra_u["default"].data_ptr() for layer in layers.values()]
     a = image(pipe)
     load_hra_weights(pipe, adapters / "low", hotswap=True)
