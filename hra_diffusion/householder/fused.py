@@ -37,7 +37,7 @@ def reflect_rows(x: Tensor, U: Tensor, T: Tensor) -> tuple[Tensor, Tensor] | Non
     """Return H x for each row of x (*, d) in its memory format, and the slim s (n, r) for the gradient: one launch.
 
     None if the kernels cannot be compiled. H = I − U T Uᵀ, with U (d, r) in x's dtype and T (r, r) in float32. With
-    T.mT, it is Hᵀ x.
+    T.mT, it is Hᵀ x. s.mT is the slim factor of `CompactWY.apply_in_parts`; its images are one after another.
     """
 
     def launch(launches: Any) -> tuple[Tensor, Tensor]:
@@ -70,14 +70,15 @@ def reflect_rows_backward(
     """
 
     def launch(launches: Any) -> tuple[Tensor | None, Tensor, Tensor]:
-        a, b = rows if isinstance(rows, Product) else (rows.a if isinstance(rows, Normalized) else rows, None)
-        normalization: list[Tensor | None] = [None] * 4
+        statistics: list[Tensor | None] = [None] * 4
         if isinstance(rows, Normalized):
-            normalization = [tensor if tensor is None else tensor.flatten() for tensor in rows[1:]]
-        tensors = _as_images(grad, *(tensor.broadcast_to(grad.shape) for tensor in (a, b) if tensor is not None))
-        a, b = (*tensors[1:], None)[:2]
+            tensors = (rows.a,)
+            statistics = [tensor if tensor is None else tensor.flatten() for tensor in rows[1:]]
+        else:
+            tensors = rows if isinstance(rows, Product) else (rows,)
+        images, a, *b = _as_images(grad, *(tensor.broadcast_to(grad.shape) for tensor in tensors))
         grad_x, grad_U, grad_M = launches.reflect_rows_backward(
-            tensors[0], U, T, s, a, b, *normalization, rows_are_output, need_grad_x
+            images, U, T, s, a, b[0] if b else None, *statistics, rows_are_output, need_grad_x
         )
         return grad_x.view(grad.shape) if need_grad_x else None, grad_U.mT, grad_M
 

@@ -108,6 +108,15 @@ def test_the_input_is_recomputed_from_a_layer_normalization(device, dtype, affin
     check(x.detach(), seeded(2, 9, 40, seed=2).to(device, dtype), U, M, T, rows)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_tensors_of_the_operation_before_may_be_float32(device, dtype):
+    U, M, T = chain(40, 8, dtype, device)
+    a, b, grad = (seeded(9, 40, seed=seed).to(device) for seed in (3, 4, 2))
+    check((a * b).to(dtype), grad.to(dtype), U, M, T, Product(a, b))
+    x, mean, rstd = torch.native_layer_norm(a, (40,), None, None, 1e-5)
+    check(x.to(dtype), grad.to(dtype), U, M, T, Normalized(a, mean, rstd, None, None))
+
+
 @pytest.mark.parametrize("shape", [(24,), (2, 3, 2, 24), (2, 5, 24)])
 @pytest.mark.parametrize("memory", ["contiguous", "channels first", "every second row", "every second number"])
 def test_rows_and_gradients_may_have_any_strides(device, shape, memory):
