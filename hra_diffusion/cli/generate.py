@@ -96,7 +96,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     # these import torch and diffusers: not for --help
     from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights, prompt_options
-    from hra_diffusion.pipelines.components import size_multiple
+    from hra_diffusion.pipelines.kinds import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)

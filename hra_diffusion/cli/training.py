@@ -38,9 +38,8 @@ def warn_of_unused_flags(config: TrainingConfig, flags: Mapping[str, Any]) -> No
 def model_summary(run: "Run") -> str:
     """Return the first line of a run: what the model is taken for, and the device."""
     from hra_diffusion.training.families.description import describe_model
-    from hra_diffusion.training.objective.noising import noise_process
 
-    process = noise_process(run.pipe.scheduler, run.config.objective.flow_shift)
+    process = run.family.noise_process(run.config.objective.flow_shift)
     return describe_model(run.family, process, run.accelerator.device, run.config.model.quantization)
 
 

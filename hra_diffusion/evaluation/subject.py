@@ -15,6 +15,7 @@ from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import results_folder, run_file
 from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
 from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
+from hra_diffusion.pipelines.kinds import kind_of
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.progress import tracked
 from hra_diffusion.resources import find_data
@@ -84,6 +85,7 @@ def evaluate_adapter(
         pipe = load_base(base, **config.placement)
         load_hra_weights(pipe, config.adapter)
     references = _read_references(config.reference_dir)
+    scales = (config.guidance_scale, run.validation.guidance_scale, kind_of(pipe).guidance_scale)
     plan = make_evaluation_plan(
         config.instance_prompt,
         config.class_prompt,
@@ -92,7 +94,7 @@ def evaluate_adapter(
         seeds=range(config.seed, config.seed + config.num_images),
         resolution=checked_resolution(config.resolution, pipe),
         num_inference_steps=config.num_inference_steps or run.validation.num_inference_steps,
-        guidance_scale=run.validation.guidance_scale if config.guidance_scale is None else config.guidance_scale,
+        guidance_scale=next(scale for scale in scales if scale is not None),
         batch_size=config.batch_size,
     )
     generations = Generations(plan=plan)

@@ -33,6 +33,7 @@ from hra_diffusion.metrics.models import MetricModels
 from hra_diffusion.metrics.report import markdown_table
 from hra_diffusion.metrics.scores import similarity
 from hra_diffusion.metrics.vocabulary import classify
+from hra_diffusion.pipelines.kinds import call_options
 from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -88,7 +89,7 @@ class Trial:
                 generators = [torch.Generator().manual_seed(start + index) for index in range(len(prompts))]
                 guiding = control.guiding(pipe, conditions[batch], annotated=True) if conditions else nullcontext()
                 with guiding:
-                    images += images_of(pipe(prompts, generator=generators, **self.options))
+                    images += images_of(pipe(prompt=prompts, generator=generators, **call_options(pipe, self.options)))
                 yield sum(map(len, self.images.values()))
 
     def measure(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from hra_diffusion.metrics.vocabulary import Vocabulary
 from hra_diffusion.pipelines import disable_hra
+from hra_diffusion.pipelines.kinds import call_options
 from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -136,12 +137,15 @@ class Generations:
 
 
 def _generate_batch(pipe: Pipeline, inputs: Sequence[tuple[str, int]], plan: EvaluationPlan) -> list[Image.Image]:
+    options = {
+        "height": plan.resolution,
+        "width": plan.resolution,
+        "num_inference_steps": plan.num_inference_steps,
+        "guidance_scale": plan.guidance_scale,
+    }
     output = pipe(
-        [prompt for prompt, _ in inputs],
+        prompt=[prompt for prompt, _ in inputs],
         generator=[torch.Generator().manual_seed(seed) for _, seed in inputs],
-        height=plan.resolution,
-        width=plan.resolution,
-        num_inference_steps=plan.num_inference_steps,
-        guidance_scale=plan.guidance_scale,
+        **call_options(pipe, options),
     )
     return images_of(output)

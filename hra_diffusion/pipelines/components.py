@@ -74,22 +74,6 @@ def base_files_of(pipe: Pipeline, mixed_precision: str = "no") -> dict[str, byte
     return base_files(base_options_of(pipe), mixed_precision)
 
 
-def size_multiple(pipe: Pipeline) -> int:
-    """Return the size multiple of a pipeline's images, in pixels."""
-    return pipe.vae_scale_factor * (getattr(pipe, denoiser_name(pipe)).config.get("patch_size") or 1)
-
-
-def default_size(pipe: Pipeline) -> int | None:
-    """Return the default side length of a pipeline's square images, in pixels, if its model names one.
-
-    A model may name a height and a width: two different ones are no side length.
-    """
-    size = getattr(pipe, denoiser_name(pipe)).config.sample_size
-    if isinstance(size, list | tuple):
-        size = size[0] if len(set(size)) == 1 else None
-    return size and size * pipe.vae_scale_factor
-
-
 def models(pipe: Pipeline) -> dict[str, nn.Module]:
     """Return the components of a pipeline that are models, by name."""
     return {name: component for name, component in pipe.components.items() if isinstance(component, nn.Module)}

@@ -15,10 +15,19 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from hra_diffusion.dtypes import to_dtype
-from hra_diffusion.errors import ConfigError, ModelError
+from hra_diffusion.errors import AdapterFileError, ConfigError, ModelError
+from hra_diffusion.formats.hub import local_folder
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.pipelines.clip_skip import set_clip_skip
-from hra_diffusion.pipelines.components import denoiser_name, set_base_options, text_encoders, tokenizer_of
+from hra_diffusion.pipelines.components import (
+    denoiser_name,
+    set_base_options,
+    text_encoders,
+    tokenizer_name,
+    tokenizer_of,
+)
+from hra_diffusion.pipelines.kinds import KINDS, call_options
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.single_files import (
@@ -35,7 +44,7 @@ logger = logging.getLogger(__name__)
 # The name of from_pretrained's precision, which diffusers 0.40 renamed.
 _DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
-_TEXT_TO_IMAGE = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "StableDiffusion3Pipeline")
+_MODULAR_INDEX = "modular_model_index.json"
 _LONGEST_REASON = 600
 """Characters of a library's error message that are repeated."""
 
@@ -55,11 +64,24 @@ def _index(name: str, revision: str | None) -> dict[str, Any]:
         index: Any = DiffusionPipeline.load_config(name, revision=revision)
         return {"_class_name": index["_class_name"], **index}
     except (OSError, ValueError, KeyError) as error:
+        if modular := _modular_class(name, revision):
+            raise ModelError(
+                f"{name!r} is a modular pipeline, {modular}, which cannot be used here: use a model whose folder holds "
+                "model_index.json."
+            ) from error
         raise ModelError(
             f"{name!r} is no model folder{relative_to(name)} and no model of the hub that can be reached: a model "
             "folder holds model_index.json beside unet, text_encoder, tokenizer, vae and scheduler. A single file "
             "needs a folder beside it with its name, without .safetensors, and the model's JSON files."
         ) from error
+
+
+def _modular_class(name: str, revision: str | None) -> str | None:
+    """Return the class of a modular pipeline of diffusers, which has another index; None for anything else."""
+    try:
+        return read_json(local_folder(name, None, [_MODULAR_INDEX], revision=revision) / _MODULAR_INDEX)["_class_name"]
+    except (AdapterFileError, KeyError):
+        return None
 
 
 def load_pipeline(
@@ -172,8 +194,17 @@ def _load_vae(vae: str, config: str) -> Any:
 
 
 def _complete_tokenizers(pipe: Pipeline) -> None:
-    """Limit the maximum length of tokenizers to that of their text encoders."""
+    """Limit the maximum length of tokenizers to that of their text encoders.
+
+    Raises:
+        ModelError: a text encoder has no tokenizer.
+    """
     for name, model in text_encoders(pipe).items():
+        if tokenizer_of(pipe, name) is None:
+            raise ModelError(
+                f"The model has a {name} and no {tokenizer_name(name)}: add the folder {tokenizer_name(name)} of the "
+                "original model."
+            )
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest and tokenizer_of(pipe, name).model_max_length > longest:
             tokenizer_of(pipe, name).model_max_length = longest
@@ -181,10 +212,12 @@ def _complete_tokenizers(pipe: Pipeline) -> None:
 
 def _check_channels(pipe: Pipeline, name: str) -> None:
     """Refuse a text-to-image model whose denoiser takes more or fewer channels than its autoencoder gives."""
-    if type(pipe).__name__ not in _TEXT_TO_IMAGE:
+    kind = KINDS.get(type(pipe).__name__)
+    if kind is None:
         return
     denoiser = denoiser_name(pipe)
-    taken, given = getattr(pipe, denoiser).config.in_channels, pipe.vae.config.latent_channels
+    channels = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
+    taken, given = getattr(pipe, denoiser).config.in_channels, kind.packing * channels
     if taken == given:
         return
     if taken == 2 * given + 1:
@@ -204,7 +237,7 @@ def _report_scale(pipe: Pipeline, vae: str, config: str) -> None:
         settings: Any = type(pipe.vae).load_config(config, subfolder="vae")
     except (OSError, ValueError):
         return
-    model_scale, scale = settings.get("scaling_factor"), pipe.vae.config.scaling_factor
+    model_scale, scale = settings.get("scaling_factor"), pipe.vae.config.get("scaling_factor")
     if model_scale is not None and model_scale != scale:
         logger.warning(
             "The autoencoder %r has the scaling_factor %s, and the model's own has %s: latents are scaled by %s. The "
@@ -234,9 +267,11 @@ def generate_image(pipe: Pipeline, prompt: str | None, seed: int, **options: Any
         pipe: a text-to-image pipeline.
         prompt: the prompt, as the pipeline reads it; None with embeddings of `prompt_options`.
         seed: of a CPU generator, so that it means the same on every device.
-        options: arguments of the pipeline.
+        options: arguments of the pipeline, by the names of Stable Diffusion's; a guidance_scale that is None is the
+            default of the pipeline's kind.
     """
-    return images_of(pipe(prompt, generator=torch.Generator().manual_seed(seed), **options))[0]
+    generator = torch.Generator().manual_seed(seed)
+    return images_of(pipe(prompt=prompt, generator=generator, **call_options(pipe, options)))[0]
 
 
 def images_of(output: Any) -> list[Any]:

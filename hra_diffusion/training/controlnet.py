@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -116,7 +117,8 @@ class ControlNet:
             raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
         self.resolution = checked_resolution(self.config.pairs.resolution, family.pipe)
         total_steps = number_of_steps(self.config.run, len(self.pairs), num_processes)
-        self.config = with_values(self.config, {"resolution": self.resolution, "max_train_steps": total_steps})
+        sizes: dict[str, Any] = {"resolution": self.resolution, "max_train_steps": total_steps}
+        self.config = with_values(self.config, sizes | family.default_settings(self.config))
 
     def add_modules(self, family: Family) -> None:
         """Make the condition encoder, or read that of the control to start from.

@@ -9,13 +9,15 @@ import logging
 from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from torch import nn
 
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.images import parse_color
-from hra_diffusion.pipelines.components import size_multiple, tokenizer_of
+from hra_diffusion.pipelines.components import tokenizer_of
+from hra_diffusion.pipelines.kinds import size_multiple
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.config.defaults import number_of_steps, resolve
 from hra_diffusion.training.config.file import with_values
@@ -88,16 +90,17 @@ class DreamBooth:
             logger.warning("The folder %s does not exist: class images will be generated into it.", class_folder)
 
     def plan(self, family: Family, num_processes: int) -> None:
-        """Choose the resolution, the number of steps, and a size for each image.
+        """Choose the resolution, the number of steps, a size for each image, and the family's default settings.
 
         Raises:
-            ConfigError: the model cannot have this resolution.
+            ConfigError: the model cannot have this resolution or these settings.
         """
         config, pipe = self.config, family.pipe
         self.resolution = checked_resolution(config.data.resolution, pipe)
         examples_per_epoch = sum(example.repeats for example in self.examples)
         total_steps = number_of_steps(config.run, examples_per_epoch, num_processes)
-        self.config = with_values(config, {"resolution": self.resolution, "max_train_steps": total_steps})
+        sizes: dict[str, Any] = {"resolution": self.resolution, "max_train_steps": total_steps}
+        self.config = with_values(config, sizes | family.default_settings(config))
         photos = [example.photo.size for example in self.examples]
         self.sizes = sizes_for(photos, self.resolution, size_multiple(pipe), config.data.aspect_ratio_buckets)
 

@@ -6,7 +6,6 @@ from hra_diffusion.training.config.init_adapter import initial_parts
 from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
-from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
 from hra_diffusion.training.outputs.lock import check_unlocked
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
@@ -34,7 +33,7 @@ def prepare_run(task: Task) -> Run:
     add_adapters(family, config.adapter, config.model, config.run, accelerator.device, initial_parts(config))
     task.add_modules(family)
     tracker = choose_tracker(config.run.report_to)
-    noise_process(family.pipe.scheduler, config.objective.flow_shift)
+    family.noise_process(config.objective.flow_shift)
     check_optimizer(config.optimizer)
     run_fingerprint = fingerprint(config, task.digests(), family.pipe, accelerator.num_processes)
     assert config.run.output_dir and config.run.max_train_steps

@@ -33,7 +33,6 @@ from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
 from hra_diffusion.training.objective.losses import DenoisingLoss
-from hra_diffusion.training.objective.noising import noise_process
 from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.task import Plan, Task
@@ -108,7 +107,7 @@ def add_adapters(
         config = HRAConfig(
             r=adapter.rank,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
-            exclude_modules=family.unused_modules(name),
+            exclude_modules=family.excluded_modules(name),
             **base,
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
@@ -143,7 +142,7 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
     ordinary = {name: module.module for name, module in extra.items()}
     optimizer = build_optimizer(components, rates, settings, ordinary, accelerator.device)
     lr_scheduler = _lr_scheduler(optimizer, settings, plan.total_steps)
-    process = noise_process(family.pipe.scheduler, plan.config.objective.flow_shift)
+    process = family.noise_process(plan.config.objective.flow_shift)
     adapted = list(adapted_components(family.pipe).values())
     loss: nn.Module = DenoisingLoss(task.denoiser(family), process, plan.config.objective, adapted)
     set_up_sharding(accelerator, loss, family.model._no_split_modules or ())

@@ -17,6 +17,7 @@ from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.preview import Preview
 from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.data.latents import encode
+from hra_diffusion.training.families.latent_space import LatentSpace
 from tests.models import make_autoencoder
 
 NORMALIZATIONS = {
@@ -27,7 +28,7 @@ NORMALIZATIONS = {
 
 
 def preview_of(vae, image: torch.Tensor) -> np.ndarray:
-    (latent,) = encode(vae, [[image]])
+    (latent,) = encode(LatentSpace(vae), [[image]])
     file = Preview(vae, torch.device("cpu"))(latent.mean)
     return np.asarray(Image.open(io.BytesIO(file)), dtype=float)
 

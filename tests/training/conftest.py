@@ -40,6 +40,12 @@ def tiny_sd3(tiny_sd, tmp_path_factory):
     return models.save_stable_diffusion_3(tmp_path_factory.mktemp("models") / "tiny-sd3", tiny_sd)
 
 
+@pytest.fixture(scope="session")
+def tiny_z_image(tiny_sd, tmp_path_factory):
+    """Return the folder of a tiny Z-Image."""
+    return models.save_z_image(tmp_path_factory.mktemp("models") / "tiny-z-image", tiny_sd)
+
+
 @pytest.fixture
 def scenes(tmp_path):
     """A folder of five captioned images of boxes."""

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import load_pipeline
-from hra_diffusion.pipelines.components import default_size
+from hra_diffusion.pipelines.kinds import default_size
 from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.data.buckets import checked_resolution
@@ -88,7 +88,7 @@ def test_latents_are_normalized_by_the_mean_and_std_of_the_autoencoders_channels
     names = {"latents_mean": mean, "latents_std": std, "scaling_factor": 0.5}
     family = load_from(changed(tiny_sdxl, tmp_path / "xl", "vae/config.json", **names))
     image = torch.rand(3, 32, 32) * 2 - 1
-    (latent,) = encode(family.pipe.vae, [[image]])
+    (latent,) = encode(family.latent_space, [[image]])
     with torch.no_grad():
         theirs = family.pipe.vae.encode(image[None]).latent_dist
     mean, std = torch.tensor(mean).view(1, 4, 1, 1), torch.tensor(std).view(1, 4, 1, 1)

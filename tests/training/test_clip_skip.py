@@ -49,8 +49,8 @@ def test_a_pipeline_has_the_default_of_its_options(tiny_sd):
 
 def test_layers_that_prompts_skip_are_not_adapted(tiny_sd):
     family = load(ModelConfig(pretrained_model_name_or_path=str(tiny_sd), clip_skip=1))
-    assert family.unused_modules("unet") is None
-    assert family.unused_modules("text_encoder") == r"(.*\.)?layers\.1\..*"
+    assert family.excluded_modules("unet") is None
+    assert family.excluded_modules("text_encoder") == r"(.*\.)?layers\.1\..*"
 
 
 def test_more_layers_than_there_are_are_refused(tiny_sd):

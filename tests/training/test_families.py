@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 
 from hra_diffusion.errors import ConfigError, ModelError
-from hra_diffusion.pipelines.components import default_size, size_multiple
+from hra_diffusion.pipelines.kinds import default_size, size_multiple
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.data.buckets import checked_resolution
 from hra_diffusion.training.data.latents import encode
@@ -154,7 +154,7 @@ def test_a_model_without_a_sample_size_needs_a_resolution(tiny_sd):
 
 def test_latents_are_the_autoencoders_times_the_scaling_factor(family):
     views = [torch.rand(3, 32, 32) * 2 - 1 for _ in range(2)]
-    (latent,) = encode(family.pipe.vae, [views])
+    (latent,) = encode(family.latent_space, [views])
     with torch.no_grad():
         theirs = family.pipe.vae.encode(torch.stack(views)).latent_dist
     noise = torch.randn(4, 8, 8)
@@ -164,18 +164,20 @@ def test_latents_are_the_autoencoders_times_the_scaling_factor(family):
 
 
 def test_latents_are_shifted_by_the_shift_factor(tiny_sd3):
-    vae = load_from(tiny_sd3).pipe.vae
+    latent_space = load_from(tiny_sd3).latent_space
+    vae = latent_space.vae
     view = torch.rand(3, 32, 32) * 2 - 1
-    (latent,) = encode(vae, [[view]])
+    (latent,) = encode(latent_space, [[view]])
     with torch.no_grad():
         theirs = vae.encode(view[None]).latent_dist
     assert torch.allclose(latent.mean, (theirs.mean - 0.06) * vae.config.scaling_factor, atol=1e-6)
 
 
 def test_a_tiny_autoencoder_gives_latents_without_noise(make_model, tmp_path):
-    vae = load_from(make_model(tmp_path / "model", tiny_autoencoder=True)).pipe.vae
+    latent_space = load_from(make_model(tmp_path / "model", tiny_autoencoder=True)).latent_space
+    vae = latent_space.vae
     view = torch.rand(3, 32, 32) * 2 - 1
-    (latent,) = encode(vae, [[view]])
+    (latent,) = encode(latent_space, [[view]])
     with torch.no_grad():
         assert torch.allclose(latent.sample(0, torch.randn(4, 8, 8)), vae.encode(view[None]).latents[0], atol=1e-6)
 

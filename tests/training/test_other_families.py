@@ -6,7 +6,7 @@ from PIL import Image
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.pipelines import generate_image, load_hra_weights, load_pipeline
-from hra_diffusion.pipelines.components import size_multiple
+from hra_diffusion.pipelines.kinds import size_multiple
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import with_values

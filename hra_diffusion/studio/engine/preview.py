@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from hra_diffusion.training.data.latents import normalization
+from hra_diffusion.training.families.latent_space import LatentSpace
 
 _PATCHES, _SIDE = 6, 128
 _MAX_SIDE = 320
@@ -40,10 +40,7 @@ def _fit(vae: Any, device: torch.device) -> Tensor:
     """Return the map (C + 1, 3) of scaled latents, and one, to colors in [−1, 1]."""
     coarse = torch.rand(_PATCHES, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     images = nn.functional.interpolate(coarse, (_SIDE, _SIDE), mode="bilinear")
-    encoded = vae.encode(images.to(device, next(vae.parameters()).dtype))
-    latents = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-    scale, shift = normalization(vae.config)
-    latents = (latents.float().cpu() - shift) * scale
+    latents, _ = LatentSpace(vae).encode_images(images, device)
     colors = nn.functional.interpolate(images, latents.shape[-2:], mode="area")
     channels = latents.permute(0, 2, 3, 1).flatten(0, 2)
     inputs = torch.cat([channels, torch.ones(len(channels), 1)], 1)

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The attention layers of a UNet or a transformer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
@@ -12,8 +15,9 @@ class AdapterConfig:
     the adapter's; with train-control it is a control."""
     rank: int = 8
     """Rank: number of reflections in each layer; even, so that the adapter starts as the identity."""
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Target modules of the denoiser: ends of the names of its layers, or all-linear."""
+    target_modules: tuple[str, ...] | None = None
+    """Target modules of the denoiser: ends of the names of its layers, or all-linear. By default those of the model's
+    family; to_q to_k to_v to_out.0 for Stable Diffusion."""
     train_text_encoder: bool = False
     """Train the text encoder, too; both CLIP encoders of SDXL and SD 3."""
     train_text_encoder_ti: bool = False

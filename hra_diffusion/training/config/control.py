@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.adapter import AdapterConfig
+from hra_diffusion.training.config.adapter import ATTENTION_TARGETS, AdapterConfig
 from hra_diffusion.training.config.data import ImageConfig
 from hra_diffusion.training.config.root import TrainingConfig
 from hra_diffusion.training.config.run import ValidationConfig
@@ -117,7 +117,7 @@ class ControlValidationConfig(ValidationConfig):
         return [(prompts[index % len(prompts)], conditions[index % len(conditions)]) for index in range(number)]
 
 
-CONTROL_TARGETS: Sequence[str] = (*AdapterConfig().target_modules, "ff.net.0.proj")
+CONTROL_TARGETS: Sequence[str] = (*ATTENTION_TARGETS, "ff.net.0.proj")
 """Attention and the gated projection (arXiv 2405.17484, appendix on controllable generation)."""
 
 

@@ -35,6 +35,9 @@ class ModelConfig:
     """Quantization of the frozen denoiser during training: 8 bits (int8, fp8) or 4 bits (nf4); none by default. The
     command generate always uses the whole model."""
 
+    allow_distilled: bool = False
+    """Train a distilled model, such as a Turbo: training undoes its distillation."""
+
     @property
     def loading(self) -> dict[str, Any]:
         """The options of ``pipelines.load_pipeline`` that every later use of the adapter needs, too."""

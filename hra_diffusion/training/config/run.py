@@ -54,8 +54,8 @@ class ValidationConfig:
     """Number of images of each prompt, with the seeds seed, seed + 1, …"""
     num_inference_steps: int = 25
     """Number of denoising steps of an image, at most 1000."""
-    guidance_scale: float = 7.5
-    """Guidance scale (CFG)."""
+    guidance_scale: float | None = None
+    """Guidance scale (CFG). By default that of the model's family; 7.5 for Stable Diffusion."""
     validation_steps: int | None = None
     """Validate every N steps: generate images of the same prompts and seeds into validation/step-<step>; never by
     default."""

@@ -138,7 +138,7 @@ class Batches:
         rng = stream(self.seed, f"batch of {source.name}", index)
         encoding_noise, noise = torch.randn((2, count, *size), generator=rng)
         positions = torch.rand(count, generator=rng)[rows]
-        timesteps = self.sampling.sample_timesteps(count, rng)
+        timesteps = self.sampling.sample_timesteps(count, rng, size)
         noises = self.sampling.noise_inputs(noise, rng)
         dropout = torch.rand(count, generator=rng)[rows]
         crops = [int(position * len(latent.mean)) for latent, position in zip(latents, positions, strict=True)]

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from math import log
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.components import default_size, size_multiple
+from hra_diffusion.pipelines.kinds import default_size, size_multiple
 from hra_diffusion.pipelines.protocol import Pipeline
 
 Size = tuple[int, int]

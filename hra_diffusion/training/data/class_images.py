@@ -17,6 +17,7 @@ from pathlib import Path
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines import disable_hra
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
+from hra_diffusion.pipelines.kinds import call_options
 from hra_diffusion.pipelines.models import images_of
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import DreamBoothConfig
@@ -82,13 +83,16 @@ class ClassImages:
         missing = [path for path in self.files if not path.exists()]
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
+            options = {
+                "height": self.resolution,
+                "width": self.resolution,
+                "num_inference_steps": self.steps,
+                "guidance_scale": self.guidance_scale,
+            }
             with disable_hra(self.pipe):
                 output = self.pipe(
-                    [self.prompt] * len(batch),
-                    height=self.resolution,
-                    width=self.resolution,
-                    num_inference_steps=self.steps,
-                    guidance_scale=self.guidance_scale,
+                    prompt=[self.prompt] * len(batch),
+                    **call_options(self.pipe, options),
                     # The stream's name decides the images: it stays.
                     generator=[stream(self.seed, "class picture", int(path.stem[-5:])) for path in batch],
                 )
@@ -140,7 +144,7 @@ def find_class_images(
             prompt=prompt,
             resolution=config.data.resolution or 0,
             steps=validation.num_inference_steps,
-            guidance_scale=validation.guidance_scale,
+            guidance_scale=validation.guidance_scale or 0.0,
             seed=config.run.seed,
             batch_size=prior.sample_batch_size,
         )

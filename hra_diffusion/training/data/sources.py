@@ -82,7 +82,7 @@ class SourceEncoder:
         def encode_crops() -> Tensors:
             covering = cover(example.photo.decode(background), size)
             example.photo.check_unchanged()
-            (latent,) = encode(self.family.pipe.vae, [[to_tensor(crop.apply(covering, size)) for crop in crops]])
+            (latent,) = encode(self.family.latent_space, [[to_tensor(crop.apply(covering, size)) for crop in crops]])
             return {"mean": latent.mean, "deviation": latent.std}
 
         key = (self._fingerprint(self.family.pipe.vae), example.photo.digest, size, crops, background)
@@ -118,6 +118,7 @@ class SourceEncoder:
         fingerprints = [self._fingerprint(text_encoder) for text_encoder in part.text_encoders]
         clip_skip = default_clip_skip(self.family.pipe)
         key = (fingerprints, tokens) if clip_skip is None else (fingerprints, tokens, clip_skip)
+        key = (*key, part.template) if part.template else key
         return self.cache.fetch("prompts", key, lambda: part.encode([caption]))
 
     def _fingerprint(self, model: nn.Module) -> str:

@@ -6,20 +6,20 @@ tensors come on top.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensor, FakeTensorMode
 
 from hra_diffusion.pipelines.components import models
 from hra_diffusion.training.data.latents import ENCODER_PIXELS
 from hra_diffusion.training.devices.block_swap import swapped_weights
 from hra_diffusion.training.devices.live_bytes import LiveBytes
-from hra_diffusion.training.families import Conditioning, Denoiser, Family
+from hra_diffusion.training.families import Conditioning, Denoiser, Family, PromptPart
 
 _OF_THE_LOSS = ("latents", "noise", "timesteps", "weights", "added_noise", "prior_rows")
 """Inputs of the loss that are no conditions of the denoiser."""
@@ -108,9 +108,9 @@ class _Phases:
 
     def encode_phase(self) -> Iterator[PhaseMemory]:
         vae = self.family.pipe.vae
-        height, width = (side * self.family.pipe.vae_scale_factor for side in self.latents.shape[2:])
+        height, width = (side * self.family.pixels_per_latent for side in self.latents.shape[2:])
         crops = torch.empty(max(1, ENCODER_PIXELS // (height * width)), 3, height, width, device=vae.device)
-        yield self._measure("encode", "vae", [vae], lambda: vae.encode(crops))
+        yield self._measure("encode", "vae", [vae], lambda: self.family.latent_space.encode_images(crops))
         yield from self._encode_prompts("encode", text_encoder_trains=self.distinct_prompts > 0)
 
     def train_phase(self, copies: int) -> PhaseMemory:
@@ -127,7 +127,7 @@ class _Phases:
         return self._measure("train", self.family.denoiser_name, [self.denoiser], step, state)
 
     def validate_phase(self, rows: int) -> Iterator[PhaseMemory]:
-        pipe, latent = self.family.pipe, self.latents[:1]
+        latent_space, latent = self.family.latent_space, self.latents[:1]
         yield from self._encode_prompts("validate", text_encoder_trains=False)
         conditions = self._embedded(rows)  # with guidance: two rows an image
         noisy = latent.to(self.family.model.dtype).expand(rows, -1, -1, -1)
@@ -136,14 +136,14 @@ class _Phases:
         yield self._measure(
             "validate", self.family.denoiser_name, [model], lambda: self.family.predict(noisy, timesteps, conditions)
         )
-        yield self._measure("validate", "vae", [pipe.vae], lambda: pipe.vae.decode(latent.to(pipe.vae.device)))
+        yield self._measure("validate", "vae", [latent_space.vae], lambda: latent_space.decode_latents(latent))
 
     def _encode_prompts(self, phase: str, *, text_encoder_trains: bool) -> Iterator[PhaseMemory]:
         names = {model: name for name, model in models(self.family.pipe).items()}
         for part in self.family.prompt_parts(text_encoder_trains):
             if part.text_encoders:
                 name = ", ".join(names[encoder] for encoder in part.text_encoders)
-                yield self._measure(phase, name, part.text_encoders, partial(part.encode, [""]))
+                yield self._measure(phase, name, part.text_encoders, partial(_encode_empty_prompt, part))
 
     def _embedded(self, rows: int) -> Conditioning:
         """Return the conditions of a number of examples, with embeddings of their prompts."""
@@ -170,6 +170,12 @@ class _Phases:
         with live, torch.no_grad(), autocast:
             compute()
         return PhaseMemory(phase=phase, component=component, weights=weights, peak=live.peak, launches=live.launches)
+
+
+def _encode_empty_prompt(part: PromptPart) -> None:
+    """Encode an empty prompt; its number of tokens, which is unknown without data, matters to no text encoder."""
+    with suppress(DynamicOutputShapeException):
+        part.encode([""])
 
 
 def _normalize_in_float32(models: Iterable[nn.Module]) -> None:

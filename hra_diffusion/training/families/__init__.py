@@ -10,10 +10,13 @@ from hra_diffusion.training.families.family import Conditioning, Denoiser, Famil
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
 from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
+from hra_diffusion.training.families.z_image import ZImage
 
 __all__ = ["FAMILIES", "Conditioning", "Denoiser", "Family", "PromptPart", "load"]
 
-FAMILIES = {family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3)}
+FAMILIES: dict[str, type[Family]] = {
+    family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, ZImage)
+}
 
 
 def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
@@ -24,17 +27,23 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
         dtype: precision of the other components.
 
     Raises:
-        ModelError: there is no such folder or model, or its family cannot be trained.
+        ModelError: there is no such folder or model, its family cannot be trained, or it is a distilled model.
     """
     name = str(model.pretrained_model_name_or_path)
     kind = pipeline_class(model.pretrained_config_name_or_path or name, model.revision)
     if kind not in FAMILIES:
         raise ModelError(f"{name!r} is a {kind}, which cannot be trained here: use a model of {', '.join(FAMILIES)}.")
     pipe = load_pipeline(name, **model.loading, dtype=dtype)
-    if kind != StableDiffusionXL.pipeline_class and getattr(pipe.vae.config, "latents_mean", None) is not None:
+    family = FAMILIES[kind](pipe)
+    if (found := family.latent_space.normalization) not in family.normalizations:
         raise ModelError(
-            f"The autoencoder of {name!r} has latents_mean and latents_std, which a {kind} ignores when it generates "
-            "images: use an autoencoder of the model's own family."
+            f"The autoencoder of {name!r} has {found}, which a {kind} ignores when it generates images: use an "
+            "autoencoder of the model's own family."
+        )
+    if family.distillation and not model.allow_distilled:
+        raise ModelError(
+            f"{name!r} is a distilled model, which training spoils ({family.distillation}): --allow_distilled trains "
+            "it all the same."
         )
     keep_vae_precision(pipe.vae)
-    return FAMILIES[kind](pipe)
+    return family

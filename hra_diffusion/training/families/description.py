@@ -2,7 +2,7 @@
 
 import torch
 
-from hra_diffusion.pipelines.components import default_size
+from hra_diffusion.pipelines.kinds import default_size
 from hra_diffusion.training.families.family import Family
 from hra_diffusion.training.objective.noising import NoiseProcess
 

@@ -3,10 +3,11 @@
 from torch import Tensor
 
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
-from hra_diffusion.training.families.family import Conditioning, Family
+from hra_diffusion.training.families.clip_family import ClipFamily
+from hra_diffusion.training.families.family import Conditioning
 
 
-class StableDiffusion(Family):
+class StableDiffusion(ClipFamily):
     """A UNet that attends to the last layer of one CLIP text encoder."""
 
     pipeline_class = "StableDiffusionPipeline"
@@ -16,7 +17,7 @@ class StableDiffusion(Family):
         """See :class:`Family`: version 2 has a wider text encoder."""
         return f"Stable Diffusion {2 if self.pipe.unet.config.cross_attention_dim == 1024 else 1}"
 
-    def unused_modules(self, name: str) -> str | None:
+    def excluded_modules(self, name: str) -> str | None:
         """See :class:`Family`: the layers that clip skip leaves out."""
         return self.last_layers(name, default_clip_skip(self.pipe) or 0) if name == "text_encoder" else None
 

@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hra_diffusion.training.families.family import Conditioning, Family, PromptPart
+from hra_diffusion.training.families.clip_family import ClipFamily
+from hra_diffusion.training.families.family import Conditioning, PromptPart
 from hra_diffusion.training.families.stable_diffusion_xl import encode_with_clips
 
 T5_TOKENS = 256
 """Tokens of a prompt for T5, as in the pipeline."""
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(ClipFamily):
     """A transformer with the embeddings of two CLIP text encoders and T5, one after the other.
 
     The CLIP encoders can be trained, T5 cannot. A model without T5 takes far less memory; zeros replace its embeddings.

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.training.families.family import Conditioning, Family
+from hra_diffusion.training.families.clip_family import ClipFamily
+from hra_diffusion.training.families.family import Conditioning
 
 
-class StableDiffusionXL(Family):
+class StableDiffusionXL(ClipFamily):
     """A UNet with the embeddings of two CLIP text encoders and the sizes and crops of its training images.
 
     The sizes (section 2.2 of the paper) are six numbers of pixels: height and width of the original, top and left of
@@ -19,8 +20,9 @@ class StableDiffusionXL(Family):
     pipeline_class = "StableDiffusionXLPipeline"
     title = "Stable Diffusion XL"
     text_encoder_names = ("text_encoder", "text_encoder_2")
+    normalizations = ("scaling_factor", "latents_mean and latents_std")
 
-    def unused_modules(self, name: str) -> str | None:
+    def excluded_modules(self, name: str) -> str | None:
         """See :class:`Family`: the first text encoder's last layer; the UNet uses the layer before, and no pooling."""
         return self.last_layers(name, 1 + (default_clip_skip(self.pipe) or 0)) if name == "text_encoder" else None
 

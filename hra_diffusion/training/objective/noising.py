@@ -10,6 +10,8 @@ Flow matching (Lipman et al., arXiv 2210.02747), at σ in (0, 1); the timestep f
     x_σ = (1−σ) x₀ + σ ε,    target ε − x₀
 """
 
+from collections.abc import Callable, Sequence
+from math import exp
 from typing import Any, Protocol
 
 from diffusers import DDPMScheduler
@@ -27,8 +29,13 @@ class NoiseProcess(Protocol):
     prediction: str
     """The prediction type: epsilon, sample, v_prediction or flow."""
 
-    def timesteps(self, position: Tensor) -> Tensor:
-        """Return the timesteps at positions in [0, 1), of any shape; 0 is without noise, 1 is noise alone."""
+    def timesteps(self, position: Tensor, size: Sequence[int] = ()) -> Tensor:
+        """Return the timesteps at positions in [0, 1), of any shape; 0 is without noise, 1 is noise alone.
+
+        Args:
+            position: the positions.
+            size: the shape of the latents, (C, h, w), on which a dynamic shift depends.
+        """
         ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -61,7 +68,7 @@ class Diffusion:
                 f"{', '.join(_DIFFUSION_PREDICTIONS)}."
             )
 
-    def timesteps(self, position: Tensor) -> Tensor:
+    def timesteps(self, position: Tensor, size: Sequence[int] = ()) -> Tensor:
         """See :class:`NoiseProcess`: integers."""
         steps = self.scheduler.config.num_train_timesteps
         return (position * steps).long().clamp(max=steps - 1)
@@ -88,17 +95,19 @@ class Flow:
     Args:
         steps: T, the scale of timesteps.
         shift: more than 1 for more timesteps near the noise, as large images need:
-            σ → shift σ / (1 + (shift − 1) σ), equation 23 of Esser et al., arXiv 2403.03206.
+            σ → shift σ / (1 + (shift − 1) σ), equation 23 of Esser et al., arXiv 2403.03206. A dynamic shift is a
+            function of the shape (C, h, w) of the latents.
     """
 
     prediction = "flow"
 
-    def __init__(self, steps: int, shift: float) -> None:
+    def __init__(self, steps: int, shift: float | Callable[[Sequence[int]], float]) -> None:
         self.steps, self.shift = steps, shift
 
-    def timesteps(self, position: Tensor) -> Tensor:
+    def timesteps(self, position: Tensor, size: Sequence[int] = ()) -> Tensor:
         """See :class:`NoiseProcess`: real numbers."""
-        return self.steps * self.shift * position / (1 + (self.shift - 1) * position)
+        shift = self.shift(size) if callable(self.shift) else self.shift
+        return self.steps * shift * position / (1 + (shift - 1) * position)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """See :class:`NoiseProcess`."""
@@ -117,12 +126,16 @@ class Flow:
         return timesteps / self.steps
 
 
-def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProcess:
+def noise_process(
+    scheduler: Any, flow_shift: float | None = None, mu: Callable[[Sequence[int]], float] | None = None
+) -> NoiseProcess:
     """Return the noise process of a pipeline's scheduler.
 
     Args:
         scheduler: a scheduler of diffusers, of which the config is used.
         flow_shift: the shift to train with; the scheduler's own if None.
+        mu: the logarithm of the pipeline's shift for latents of shape (C, h, w), for a scheduler with dynamic shifting;
+            with linear shifting, the shift itself.
 
     Raises:
         ModelError: the scheduler's prediction type or noise process is unknown.
@@ -130,6 +143,9 @@ def noise_process(scheduler: Any, flow_shift: float | None = None) -> NoiseProce
     """
     config = scheduler.config
     if "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction":
+        if mu is not None and flow_shift is None and config.get("use_dynamic_shifting"):
+            is_linear = config.get("time_shift_type") == "linear"
+            return Flow(config.num_train_timesteps, mu if is_linear else lambda size: exp(mu(size)))
         shift = flow_shift or config.get("shift") or config.get("flow_shift") or 1.0
         return Flow(config.num_train_timesteps, shift)
     _check_betas(scheduler)

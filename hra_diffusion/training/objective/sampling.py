@@ -8,6 +8,7 @@ Positions p in [0, 1), from no noise to noise alone, with the densities of Esser
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +25,9 @@ class Sampling:
     process: NoiseProcess
     objective: ObjectiveConfig
 
-    def sample_timesteps(self, count: int, generator: torch.Generator) -> Tensor:
-        """Sample timesteps to train at, of shape (count,)."""
-        return self.process.timesteps(sample_positions(self._density, count, self.objective, generator))
+    def sample_timesteps(self, count: int, generator: torch.Generator, size: Sequence[int] = ()) -> Tensor:
+        """Sample timesteps to train at, of shape (count,), for latents of shape (C, h, w)."""
+        return self.process.timesteps(sample_positions(self._density, count, self.objective, generator), size)
 
     def noise_inputs(self, noise: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Turn standard normal noise (B, C, h, w) into the loss's inputs ``noise`` and ``added_noise``.

@@ -24,6 +24,7 @@ FREE = frozenset(
         "pretrained_model_name_or_path",
         "revision",
         "variant",
+        "allow_distilled",
         "pretrained_config_name_or_path",
         "pretrained_vae_model_name_or_path",  # its weights are in the model's digest
         "instance_data_dir",

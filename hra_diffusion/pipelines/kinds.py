@@ -1,0 +1,80 @@
+"""What a pipeline's files and its call leave open, by the class of the pipeline: guidance, sizes, channels.
+
+A row of ``KINDS`` is all that a new kind of text-to-image pipeline needs below training.
+"""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines.components import denoiser_name
+from hra_diffusion.pipelines.protocol import Pipeline
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineKind:
+    """A kind of text-to-image pipeline."""
+
+    guidance_scale: float = 7.5
+    """Default guidance scale of generated images."""
+    size: int | None = None
+    """Default side of square images in pixels, where neither the denoiser nor the pipeline names one."""
+    packing: int = 1
+    """Channels of the denoiser's input for each channel of the autoencoder's latents: 4 for patches of 2 × 2."""
+    true_cfg: bool = False
+    """Whether the guidance scale is the argument ``true_cfg_scale``, which needs a negative prompt."""
+
+
+KINDS: Mapping[str, PipelineKind] = {
+    "StableDiffusionPipeline": PipelineKind(),
+    "StableDiffusionXLPipeline": PipelineKind(),
+    "StableDiffusion3Pipeline": PipelineKind(),
+    "ZImagePipeline": PipelineKind(guidance_scale=4.0, size=1024),
+}
+
+
+def kind_of(pipe: Pipeline) -> PipelineKind:
+    """Return the kind of a pipeline; that of Stable Diffusion if it is unknown."""
+    return KINDS.get(type(pipe).__name__, PipelineKind())
+
+
+def size_multiple(pipe: Pipeline) -> int:
+    """Return the size multiple of a pipeline's images, in pixels: its own image processor counts packed patches."""
+    patches = pipe.vae_scale_factor * (getattr(pipe, denoiser_name(pipe)).config.get("patch_size") or 1)
+    return max(pipe.image_processor.config.vae_scale_factor, patches)
+
+
+def default_size(pipe: Pipeline) -> int | None:
+    """Return the default side length of a pipeline's square images, in pixels, if its model names one.
+
+    A model may name a height and a width: two different ones are no side length.
+    """
+    size = getattr(pipe, denoiser_name(pipe)).config.get("sample_size")
+    if isinstance(size, list | tuple):
+        size = size[0] if len(set(size)) == 1 else None
+    size = size or getattr(pipe, "default_sample_size", None)
+    return size * pipe.vae_scale_factor if size else kind_of(pipe).size
+
+
+def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a pipeline's call for options that have the names of Stable Diffusion's.
+
+    A guidance scale that is None becomes the kind's default.
+
+    Raises:
+        ConfigError: there is a negative prompt, which the pipeline does not take.
+    """
+    kind, arguments = kind_of(pipe), dict(options)
+    if arguments.get("guidance_scale", 0) is None:
+        arguments["guidance_scale"] = kind.guidance_scale
+    if arguments.get("negative_prompt", "") is None:
+        del arguments["negative_prompt"]
+    if kind.true_cfg and "guidance_scale" in arguments:
+        arguments = {"negative_prompt": " "} | arguments
+        arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    if "negative_prompt" in arguments and type(pipe).__name__ in KINDS and "negative_prompt" not in accepted:
+        raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
+    return arguments

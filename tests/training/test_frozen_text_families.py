@@ -1,0 +1,271 @@
+"""Families whose text encoders only read prompts: each agrees with its pipeline, and trains from end to end.
+
+A new family is a row of ``MODELS``: all tests run on it.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from hra_diffusion import load_hra_weights, merge_hra
+from hra_diffusion.cli.main import main
+from hra_diffusion.errors import ConfigError, ModelError
+from hra_diffusion.pipelines import generate_image, load_pipeline
+from hra_diffusion.pipelines.kinds import call_options, default_size, size_multiple
+from hra_diffusion.pipelines.models import image_name
+from hra_diffusion.training.config import DreamBoothConfig, ModelConfig
+from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.families import load
+from hra_diffusion.training.outputs.checkpoint import load_checkpoint
+
+MODELS = ["tiny_z_image"]
+"""Fixtures of tiny models, one for each family."""
+
+PROMPTS = ["a photo of a sks dog", "a dog", "a photo of a sks dog on a beach"]
+OPTIONS = {"height": 32, "width": 48}
+
+
+def load_from(folder, **settings):
+    return load(ModelConfig(pretrained_model_name_or_path=str(folder), **settings))
+
+
+def changed(folder, copy, file, **changes):
+    """Copy a model with changes to one of its JSON files."""
+    shutil.copytree(folder, copy)
+    path = copy / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return copy
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    """The folder of one model of each family."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="module")
+def family(model):
+    return load_from(model)
+
+
+def noise_of(family, seed=0):
+    """Return the pipeline's first noise for OPTIONS and a seed, as training has it: (1, C, h, w)."""
+    mean, _ = family.latent_space.encode_images(torch.zeros(1, 3, OPTIONS["height"], OPTIONS["width"]))
+    return torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def generated(family, steps, **options):
+    """Return an image (1, 3, H, W) in [0, 1] of the pipeline, without guidance."""
+    options = OPTIONS | {"num_inference_steps": steps, "output_type": "pt", "guidance_scale": 0.0} | options
+    options["generator"] = torch.Generator().manual_seed(0)
+    return family.pipe(prompt=PROMPTS[0], **call_options(family.pipe, options)).images
+
+
+def test_predictions_and_decoded_latents_give_the_pipelines_image(family):
+    theirs = generated(family, 3)
+    latents, conditions = noise_of(family), family.encode_prompts(PROMPTS[:1], False)
+    sigmas = family.pipe.scheduler.sigmas
+    denoiser = family.denoiser(False)
+    with torch.no_grad():
+        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+            latents = latents + (after - sigma) * denoiser(latents, 1000 * sigma.expand(1), conditions)
+        ours = (family.latent_space.decode_latents(latents) / 2 + 0.5).clamp(0, 1)
+    assert theirs.std() > 0.01
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_step_of_the_scheduler_along_the_target_returns_the_latent(family):
+    latents, noise = noise_of(family, 1), noise_of(family, 2)
+    process, scheduler = family.noise_process(), family.pipe.scheduler
+    scheduler.set_timesteps(sigmas=[0.9, 0.4], mu=1.0)
+    scheduler.set_begin_index(1)
+    timesteps = scheduler.timesteps[1:]
+    noisy = process.add_noise(latents, noise, timesteps)
+    denoised = scheduler.step(process.target(latents, noise, timesteps), timesteps[0], noisy).prev_sample
+    assert torch.allclose(denoised, latents, atol=1e-5)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_training_shifts_timesteps_as_the_pipeline_does(model, dynamic, monkeypatch):
+    family = load_from(model)
+    family.pipe.scheduler.register_to_config(use_dynamic_shifting=dynamic, shift=3.0)
+    family.pipe.scheduler.set_shift(3.0)
+    monkeypatch.setattr(type(family.model), "forward", nothing)
+    generated(family, 50)
+    positions = torch.linspace(1, 1 / 50, 50)
+    ours = family.noise_process().timesteps(positions, noise_of(family).shape[1:])
+    assert torch.allclose(ours, family.pipe.scheduler.timesteps, rtol=1e-4)
+    assert not torch.allclose(ours, 1000 * positions, rtol=1e-2)
+
+
+def nothing(self: nn.Module, first, *args, **kwargs):
+    """Stand for a denoiser's forward: return zeros."""
+    return ([torch.zeros_like(latent) for latent in first] if isinstance(first, list) else torch.zeros_like(first),)
+
+
+def test_prompts_of_unequal_length_are_encoded_and_read_as_if_alone(family):
+    noisy, timesteps = noise_of(family).expand(3, -1, -1, -1), torch.tensor([100.0, 500.0, 900.0])
+    together = family.encode_prompts(PROMPTS, False)
+    parts = [family.encode_prompts([prompt], False) for prompt in PROMPTS]
+    for name, values in together.items():
+        assert torch.allclose(values.float(), torch.cat([part[name] for part in parts]).float(), atol=1e-5), name
+    with torch.no_grad():
+        ours = family.predict(noisy, timesteps, together)
+        alone = [family.predict(noisy[:1], timesteps[i : i + 1], part) for i, part in enumerate(parts)]
+    assert torch.allclose(ours, torch.cat(alone), atol=1e-5)
+    assert not torch.allclose(ours[0], ours[2], atol=1e-3)
+
+
+def test_the_end_of_a_long_prompt_is_reported(family):
+    assert family.truncated_text(PROMPTS[0]) == ""
+    prompt = "a dog " * 2 * family.prompt_tokens
+    end = family.truncated_text(prompt)
+    assert prompt.strip().endswith(end)
+    assert 0 < len(end) < len(prompt)
+
+
+def test_sizes_are_multiples_of_a_packed_patch(family):
+    assert size_multiple(family.pipe) == 2 * family.pipe.vae_scale_factor
+    assert default_size(family.pipe)
+
+
+def test_the_cache_tells_templates_apart(family):
+    (part,) = family.prompt_parts(False)
+    assert part.template[0] == family.pipeline_class
+    assert part.text_encoders and part.tokenizers
+
+
+def test_a_missing_tokenizer_or_text_encoder_is_refused(model, tmp_path):
+    for name, message in (("tokenizer", "has a text_encoder and no tokenizer"), ("text_encoder", "has no text_encod")):
+        copy = changed(model, tmp_path / name, "model_index.json", **{name: [None, None]})
+        with pytest.raises(ModelError, match=message):
+            load_from(copy)
+
+
+def test_an_autoencoder_of_another_family_is_refused(model, tiny_sd, tmp_path):
+    names = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    vae = changed(tiny_sd, tmp_path / "other", "vae/config.json", **names)
+    with pytest.raises(ModelError, match="(has latents_mean and latents_std, which a|use an autoencoder of the model)"):
+        load_from(model, pretrained_vae_model_name_or_path=str(vae / "vae"))
+
+
+def test_flags_for_clip_text_encoders_are_refused(family):
+    for flag in ("train_text_encoder", "train_text_encoder_ti"):
+        with pytest.raises(ConfigError, match="only encodes prompts and does not train: leave out --train_text_enc"):
+            family.default_settings(with_values(DreamBoothConfig(), {flag: True}))
+
+
+def test_given_settings_override_the_familys(family):
+    given = {"target_modules": ("to_q",), "guidance_scale": 0.0}
+    assert family.default_settings(with_values(DreamBoothConfig(), given)) == {}
+    assert family.default_settings(DreamBoothConfig())["target_modules"] == family.default_targets
+
+
+def run_flags(model, images, output, **settings):
+    values = {
+        "pretrained_model_name_or_path": model,
+        "instance_data_dir": images,
+        "instance_prompt": PROMPTS[0],
+        "class_prompt": PROMPTS[1],
+        "output_dir": output,
+        "max_train_steps": 4,
+        "checkpointing_steps": 2,
+        "train_batch_size": 2,
+        "learning_rate": 0.5,
+        "resolution": 32,
+        "num_inference_steps": 2,
+        "num_validation_images": 1,
+        "report_to": "none",
+        "seed": 5,
+    } | settings
+    return ["train", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
+
+
+@pytest.fixture(scope="module")
+def trained(model, tmp_path_factory):
+    """The folder of a run of four steps with captions of unequal length, prior preservation and buckets."""
+    from tests.conftest import save_images
+
+    folder = tmp_path_factory.mktemp("trained")
+    images = save_images(folder / "dog")
+    (images / "0.txt").write_text("a photo of a sks dog on a very green meadow")
+    flags = run_flags(model, images, folder / "run", num_class_images=2, validation_steps=4)
+    assert main([*flags, "--with_prior_preservation", "--aspect_ratio_buckets", "--gradient_checkpointing"]) == 0
+    return folder
+
+
+def test_training_changes_the_image_and_leaves_the_base_alone(trained, model):
+    run = trained / "run"
+    with Image.open(run / "before_after.png") as sheet:
+        assert np.asarray(sheet).std() > 1
+    pipe = load_pipeline(str(model))
+    options = OPTIONS | {"num_inference_steps": 2, "guidance_scale": None}
+    before = generate_image(pipe, PROMPTS[0], 3, **options)
+    load_hra_weights(pipe, run)
+    after = generate_image(pipe, PROMPTS[0], 3, **options)
+    assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() > 2
+    config = json.loads((run / "adapter" / "transformer" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(model)
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained):
+    run, copy = trained / "run", trained / "resumed"
+    copy.mkdir()
+    shutil.copytree(run / "checkpoint-2", copy / "checkpoint-2")
+    shutil.copytree(run / "class_images", copy / "class_images")
+    flags = ["train", "--config", str(run / "config.toml"), "--output_dir", str(copy)]
+    assert main([*flags, "--class_data_dir", str(copy / "class_images"), "--resume_from_checkpoint", "latest"]) == 0
+    whole, resumed = (load_checkpoint(folder / "checkpoint-4").state["weights"] for folder in (run, copy))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+
+
+def test_a_validation_image_equals_that_of_generate_bit_for_bit(trained, tmp_path):
+    run, prompt = trained / "run", PROMPTS[0]
+    flags = ["--adapter", str(run), "--prompt", prompt, "--seed", "5", "--output_dir", str(tmp_path)]
+    assert main(["generate", *flags]) == 0
+    name = image_name(prompt, 5)
+    with Image.open(run / "validation" / "step-4" / name) as ours, Image.open(tmp_path / name) as theirs:
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def test_a_merged_model_generates_the_image_of_the_adapter(trained, model, tmp_path):
+    merge_hra({trained / "run": 1.0}, tmp_path / "merged", base=str(model))
+    adapted, merged = load_pipeline(str(model)), load_pipeline(str(tmp_path / "merged"))
+    load_hra_weights(adapted, trained / "run")
+    options = OPTIONS | {"num_inference_steps": 2, "guidance_scale": None}
+    images = [np.asarray(generate_image(pipe, PROMPTS[0], 3, **options)).astype(int) for pipe in (adapted, merged)]
+    assert np.abs(images[0] - images[1]).max() <= 2
+
+
+def test_a_dry_run_predicts_the_memory_on_a_gpu(model, images, tmp_path, capsys):
+    assert main([*run_flags(model, images, tmp_path / "run"), "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for phase in ("encode: vae", "train: transformer", "validate: text_encoder"):
+        assert f"on a GPU  {phase}" in printed
+    assert not (tmp_path / "run").exists()
+
+
+def test_z_images_refiners_are_not_adapted(tiny_z_image, images, tmp_path, capsys):
+    assert main([*run_flags(tiny_z_image, images, tmp_path / "run"), "--dry_run"]) == 0
+    assert "14 layers of rank 8" in capsys.readouterr().out
+
+
+def test_z_image_turbo_is_refused_unless_it_is_allowed(tiny_z_image, tmp_path):
+    named = shutil.copytree(tiny_z_image, tmp_path / "Z-Image-Turbo")
+    scheduled = changed(tiny_z_image, tmp_path / "model", "scheduler/scheduler_config.json", shift=3.0)
+    for folder in (named, scheduled):
+        with pytest.raises(ModelError, match=r"is a distilled model.*Turbo.*Tongyi-MAI/Z-Image\): --allow_distilled"):
+            load_from(folder)
+        assert load_from(folder, allow_distilled=True).title == "Z-Image"
+
+
+def test_a_modular_pipeline_is_refused_by_name(tmp_path):
+    (tmp_path / "modular_model_index.json").write_text('{"_class_name": "Flux2ModularPipeline"}')
+    with pytest.raises(ModelError, match="is a modular pipeline, Flux2ModularPipeline, which cannot be used here"):
+        load_from(tmp_path)
