@@ -20,20 +20,38 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.householder.chain import column_norms
-from hra_diffusion.householder.compact_wy import CompactWY, full_precision, invert_triangle, unit_factors
+from hra_diffusion.householder.columns_first import add, product, transposed
+from hra_diffusion.householder.compact_wy import full_precision, invert_triangle, unit_factors
 
 
 class Factors(NamedTuple):
-    """A chain of a training step, H = I − U T Uᵀ: U (d, r) and M (r, r) carry its gradient, T = M⁻¹ is a constant."""
+    """A chain of a training step, H = I − U T Uᵀ.
+
+    Rounding T to half precision would make H less orthogonal, and casting z to float32 and s back would be two more
+    operations each way. So T is kept in two parts, T ≈ T₁ + T₂, with a relative error of 2⁻¹⁷ in bfloat16 and 2⁻²² in
+    float16. s = (T₁ T₂) (z; z) is one product in half precision, and with the columns of U twice, (z; z) is another.
+
+    Attributes:
+        U: the unit columns (d, r), which carry the gradient.
+        M: T⁻¹ (r, r), which carries the gradient.
+        T: the triangle (r, r) in float32 or wider, a constant.
+        doubled: the columns once for each part of T (d, r or 2 r), a constant.
+        forward: the parts of T (r, r or 2 r), in the dtype of the rows, a constant.
+        backward: the parts of Tᵀ.
+    """
 
     U: Tensor
     M: Tensor
     T: Tensor
+    doubled: Tensor
+    forward: Tensor
+    backward: Tensor
 
-    @property
-    def compact(self) -> CompactWY:
-        """The compact WY form."""
-        return CompactWY(self.U, self.T)
+    def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return H x for each row of x (*, d), and the slim s = T Uᵀ X (r, n), or (batch, r, n) for images."""
+        X = transposed(x, images=x.dim() == 3 and x.stride(-1) != 1)
+        s = product(self.forward, product(self.doubled.mT, X))
+        return add(X, self.U, s, alpha=-1).mT.view(x.shape), s
 
 
 def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors]:
@@ -46,33 +64,46 @@ def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors
     with full_precision(columns[0].device):
         if torch.compiler.is_compiling():
             U, M = unit_factors(torch.stack(list(columns)), dtype)
-            T = invert_triangle(M.detach())
-            parts = (U.unbind(), M.to(dtype).unbind())
+            constants = [constant.clone() for constant in _constants(U.detach(), M.detach())]  # no views of one another
+            carriers = (U.unbind(), M.to(dtype).unbind())
         else:
-            T, *outputs = _FactorChains.apply(dtype, *columns)
-            parts = (outputs[: len(columns)], outputs[len(columns) :])
-        return [Factors(*chain) for chain in zip(*parts, T.unbind(), strict=True)]
+            stacked: list[Tensor] = []
+            outputs = _FactorChains.apply(dtype, stacked, *columns)
+            with torch.no_grad():
+                constants = _constants(*stacked)
+            carriers = (outputs[: len(columns)], outputs[len(columns) :])
+        return [Factors(*chain) for chain in zip(*carriers, *(c.unbind() for c in constants), strict=True)]
+
+
+def _constants(U: Tensor, M: Tensor) -> tuple[Tensor, ...]:
+    """Return T, the doubled columns, and the parts of T and of Tᵀ."""
+    T = invert_triangle(M)
+    if U.dtype.itemsize >= torch.float32.itemsize:
+        return T, U, T, T.mT
+    first = T.to(U.dtype)
+    second = (T - first).to(U.dtype)
+    doubled = torch.cat([U.mT, U.mT], dim=-2).mT
+    return T, doubled, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
 
 
 class _FactorChains(torch.autograd.Function):
-    """Stacked factors. Their values are kept as attributes: several backward passes may use them."""
+    """U and M of each chain. Their values are kept as attributes: several backward passes may use them."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *columns: Tensor) -> tuple[Tensor, ...]:
-        stacked = torch.stack(columns)
-        U, M = unit_factors(stacked, dtype)
-        T = invert_triangle(M)
-        ctx.dtype, ctx.U, ctx.norms, ctx.wide = dtype, U.detach(), column_norms(stacked), M.dtype
+    def forward(ctx: Any, dtype: torch.dtype, stacked: list[Tensor], *columns: Tensor) -> tuple[Tensor, ...]:
+        together = torch.stack(columns)
+        U, M = unit_factors(together, dtype)
+        stacked += U, M
+        ctx.dtype, ctx.U, ctx.norms, ctx.wide = dtype, U.detach(), column_norms(together), M.dtype
         ctx.save_for_backward(*columns)
-        ctx.mark_non_differentiable(T)
         ctx.set_materialize_grads(False)
-        return T, *U.unbind(), *M.to(dtype).unbind()
+        return *U.unbind(), *M.to(dtype).unbind()
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         count = len(grad_outputs) // 2
-        gradients = list(zip(grad_outputs[1 : 1 + count], grad_outputs[1 + count :], strict=True))
-        used = [i for i, (of_U, _) in enumerate(gradients) if of_U is not None and ctx.needs_input_grad[1 + i]]
+        gradients = list(zip(grad_outputs[:count], grad_outputs[count:], strict=True))
+        used = [i for i, (of_U, _) in enumerate(gradients) if of_U is not None and ctx.needs_input_grad[2 + i]]
         results: list[Tensor | None] = [None] * count
         if used:
             of_U, of_M = zip(*(gradients[i] for i in used), strict=True)
@@ -80,7 +111,7 @@ class _FactorChains(torch.autograd.Function):
             with full_precision(ctx.U.device):
                 for i, result in zip(used, gradient(ctx, used, of_U, of_M), strict=True):
                     results[i] = result
-        return None, *results
+        return None, None, *results
 
 
 def _stacked_gradient(ctx: Any, used: list[int], of_U: Sequence[Tensor], of_M: Sequence[Tensor]) -> Sequence[Tensor]:

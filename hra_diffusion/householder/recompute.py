@@ -1,20 +1,18 @@
 """Recomputing inputs for the gradient from the tensors that autograd keeps for the operation before.
 
-The gradient of the columns needs only the slim X qᵀ of the input X.
-
 *Product* X = A ⊙ B, the end of a gated feed-forward layer, four times as wide as the model. Its autograd node keeps
 both factors for its own gradient, which is computed later than that of the adapted layer. Recomputing the product costs
 one pass over memory.
 
-*Layer normalization* X = w ⊙ (A − 1 μᵀ) / σ + b, before each attention and feed-forward layer. Its autograd node keeps
-A, and μ and 1/σ of each row. With p = q / σ,
+*Layer normalization* X = w ⊙ (A − μ) / σ + b, before each attention and feed-forward layer. Its autograd node keeps A,
+and μ and 1/σ of each row, but not ε. Normalizing again with a tiny ε gives Z = w ⊙ (A − μ) / σ′, and
 
-    X qᵀ = w ⊙ (A − 1 μᵀ) pᵀ + b (q 1)ᵀ
+    X = Z σ′ / σ + b
 
-and X is not recomputed as a whole. First μ is subtracted in A's precision, because rounding errors of a large mean
-would dominate; then the remaining mean is subtracted, because in half precision the node keeps a rounded μ.
+A is normalized again, because in half precision the node keeps a rounded μ, and a large mean would dominate.
 
-Both also work through a cast: on CUDA, autocasting normalizes in float32, and each layer casts the result again.
+Both also work through a cast: on CUDA, autocasting normalizes in float32, and each layer casts the result again. Layers
+with the same input (q, k and v of an attention) recompute it once.
 """
 
 from collections.abc import Callable
@@ -24,7 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hra_diffusion.householder.columns_first import correlate, transposed
+_TINY = 1e-12
+"""An ε that leaves rows without variance zero."""
 
 
 class Product(NamedTuple):
@@ -34,12 +33,10 @@ class Product(NamedTuple):
     b: Tensor
 
     def rows(self) -> Tensor:
-        """Return the rows, differentiably."""
+        """Return the rows."""
         return self.a * self.b
 
-    def correlate(self, q: Tensor) -> Tensor:
-        """Return q Xᵀ (r, d) for a slim q (r, n)."""
-        return correlate(q, transposed(self.rows(), images=q.dim() == 3).to(q.dtype))
+    differentiable_rows = rows
 
 
 class Normalized(NamedTuple):
@@ -52,7 +49,13 @@ class Normalized(NamedTuple):
     bias: Tensor | None
 
     def rows(self) -> Tensor:
-        """Return the rows, differentiably: also through the means and deviations."""
+        """Return the rows."""
+        Z, _, rstd = torch.native_layer_norm(self.a, self.a.shape[-1:], self.weight, None, _TINY)
+        ratio = (self.rstd / rstd).to(Z.dtype)
+        return Z * ratio if self.bias is None else torch.addcmul(self.bias.to(Z.dtype), Z, ratio)
+
+    def differentiable_rows(self) -> Tensor:
+        """Return the rows, differentiably in A: also through the means and deviations."""
         mean = self.a.mean(dim=-1, keepdim=True)
         variance = self.a.var(dim=-1, keepdim=True, unbiased=False)
         rstd = (variance + (self.rstd**-2 - variance).detach()).rsqrt()
@@ -60,23 +63,35 @@ class Normalized(NamedTuple):
         rows = rows if self.weight is None else rows * self.weight
         return rows if self.bias is None else rows + self.bias
 
-    def correlate(self, q: Tensor) -> Tensor:
-        """Return q Xᵀ (r, d) for a slim q (r, n)."""
-        wide = torch.promote_types(q.dtype, torch.float32)
-        p = (q * self.rstd.flatten()).to(q.dtype)
-        shifted = self.a - self.mean.to(self.a.dtype)
-        remaining_mean = shifted.mean(dim=-1, dtype=wide).flatten()
-        correlated = correlate(p, transposed(shifted, images=False).to(q.dtype)).to(wide)
-        correlated = torch.addr(correlated, p.to(wide) @ remaining_mean, torch.ones_like(correlated[0]), alpha=-1)
-        if self.weight is not None:
-            correlated = correlated * self.weight
-        if self.bias is not None:
-            correlated = torch.addr(correlated, q.sum(dim=1, dtype=wide), self.bias.to(wide))
-        return correlated
+
+class Recomputed:
+    """The rows of an input that the backward passes of one or several layers recompute once.
+
+    Args:
+        source: returns the tensors to recompute them from, in the backward pass.
+        sharing: what the layers with this input share.
+    """
+
+    def __init__(self, source: Callable[[], Product | Normalized], sharing: "_Sharing") -> None:
+        self.source, self._sharing = source, sharing
+        sharing.users += 1
+
+    def rows(self) -> Tensor:
+        """Return the rows; they are kept until the last of the layers has taken them."""
+        sharing = self._sharing
+        rows = self.source().rows() if sharing.rows is None else sharing.rows
+        sharing.users -= 1
+        sharing.rows = rows if sharing.users > 0 else None
+        return rows
 
 
-def recompute(x: Tensor) -> Callable[[], Product | Normalized] | None:
-    """Return a function that finds the rows of x in the backward pass; None if the node of x keeps too little.
+class _Sharing:
+    def __init__(self) -> None:
+        self.users, self.rows = 0, None
+
+
+def recompute(x: Tensor) -> Recomputed | None:
+    """Return what recomputes x in the backward pass; None if the node of x keeps too little.
 
     Also None with saved-tensor hooks (gradient checkpointing, offloading): they may unpack each tensor only once.
     """
@@ -87,10 +102,14 @@ def recompute(x: Tensor) -> Callable[[], Product | Normalized] | None:
         node = node.next_functions[0][0]
     if node.name() == "MulBackward0" and not _is_packed(node._raw_saved_self) and not _is_packed(node._raw_saved_other):
         has_both = node._saved_self is not None and node._saved_other is not None
-        return partial(_product, node) if has_both else None
+        return _recomputed(node, _product) if has_both else None
     if node.name() == "NativeLayerNormBackward0" and not _is_packed(node._raw_saved_input):
-        return partial(_normalized, node) if len(node._saved_normalized_shape) == 1 else None
+        return _recomputed(node, _normalized) if len(node._saved_normalized_shape) == 1 else None
     return None
+
+
+def _recomputed(node: Any, read: Callable[[Any], Product | Normalized]) -> Recomputed:
+    return Recomputed(partial(read, node), node.metadata.setdefault("hra_diffusion", _Sharing()))
 
 
 def _is_packed(saved: Any) -> bool:

@@ -20,16 +20,16 @@ factored for all layers at once, and once for many calls. The graph keeps the sl
 Second derivatives, and transforms of torch.func, differentiate Y = X − U M⁻¹ Uᵀ X as it is written.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hra_diffusion.householder import fused
 from hra_diffusion.householder.columns_first import add, correlate, product, transposed
 from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision, invert_triangle
 from hra_diffusion.householder.factoring import Factors, factor_chains
-from hra_diffusion.householder.recompute import Normalized, Product, recompute
+from hra_diffusion.householder.recompute import Recomputed, recompute
 from hra_diffusion.householder.recording import is_recording
 
 
@@ -49,12 +49,11 @@ def reflect(x: Tensor, u: Tensor, *, output_is_kept: bool = False) -> Tensor:
 
 def reflect_factored(x: Tensor, factors: Factors, *, output_is_kept: bool = False) -> Tensor:
     """Return H x as `reflect` does, for a chain factored for rows of x's dtype."""
-    U, M, T = factors
     with full_precision(x.device):
         if not torch.is_grad_enabled():
-            return CompactWY(U, T).apply(x)
-        recomputed = recompute(x) if U.requires_grad and not output_is_kept else None
-        return _Reflect.apply(x, U, M, T, output_is_kept, recomputed)
+            return _applied(x, factors)[0]
+        recomputed = recompute(x) if factors.U.requires_grad and not output_is_kept else None
+        return _Reflect.apply(x, factors.U, factors.M, factors, output_is_kept, recomputed)
 
 
 def is_transformed() -> bool:
@@ -71,14 +70,14 @@ class _Reflect(torch.autograd.Function):
         x: Tensor,
         U: Tensor,
         M: Tensor,
-        T: Tensor,
+        factors: Factors,
         output_is_kept: bool,
-        recomputed: Callable[[], Product | Normalized] | None,
+        recomputed: Recomputed | None,
     ) -> Tensor:
-        y, s = CompactWY(U, T).apply_in_parts(x)
-        ctx.output_is_kept, ctx.recomputed = output_is_kept, recomputed
+        y, s, ctx.is_fused = _applied(x, factors._replace(U=U, M=M))
+        ctx.output_is_kept, ctx.recomputed, ctx.constants = output_is_kept, recomputed, factors[2:]
         keep_x = recomputed is None and ctx.needs_input_grad[1]
-        ctx.save_for_backward(U, M, T, s, y if output_is_kept else x if keep_x else None)
+        ctx.save_for_backward(U, M, s, y if output_is_kept else x if keep_x else None)
         return y
 
     @staticmethod
@@ -89,16 +88,44 @@ class _Reflect(torch.autograd.Function):
             return *gradient(ctx, grad), None, None, None
 
 
+def _applied(x: Tensor, factors: Factors) -> tuple[Tensor, Tensor, bool]:
+    """Return H x, the slim s, and whether fused kernels have computed them, where s has another layout."""
+    if fused.usable(x, factors.U.shape[-1]):
+        done = fused.reflect_rows(x, factors.U, factors.T)
+        if done is not None:
+            return *done, True
+    return *factors.apply_in_parts(x), False
+
+
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    U, _, T, s, kept = ctx.saved_tensors
+    U, _, s, kept = ctx.saved_tensors
+    T, doubled, _, parts = ctx.constants
+    if ctx.is_fused:
+        if not ctx.needs_input_grad[1]:
+            done = fused.reflect_rows(grad, U, T.mT)
+            done = None if done is None else (done[0], None, None)
+        else:
+            done = fused.reflect_rows_backward(
+                grad,
+                U,
+                T,
+                s,
+                ctx.recomputed.source() if kept is None else kept,
+                rows_are_output=ctx.output_is_kept,
+                need_grad_x=ctx.needs_input_grad[0],
+            )
+        if done is not None:
+            return done
+        s = s.mT if grad.dim() != 3 or grad.stride(-1) == 1 else s.view(len(grad), -1, s.shape[-1]).mT
     images = s.dim() == 3
     G = transposed(grad, images)
-    q = (T.mT @ product(U.mT, G).to(T.dtype)).to(grad.dtype)
+    q = product(parts, product(doubled.mT, G))
     grad_x = add(G, U, q, alpha=-1).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     grad_M = correlate(q, s)
-    direct = ctx.recomputed().correlate(q).to(q.dtype) if kept is None else correlate(q, transposed(kept, images))
+    rows = ctx.recomputed.rows().to(q.dtype) if kept is None else kept
+    direct = correlate(q, transposed(rows, images))
     if ctx.output_is_kept:
         direct = torch.addmm(direct, grad_M, U.mT)
     if images:
@@ -107,13 +134,13 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    U, M, _, _, kept = ctx.saved_tensors
+    U, M, _, kept = ctx.saved_tensors
     if not ctx.needs_input_grad[1]:
         return _differentiable_chain(U, M).inverse().apply(grad), None, None
     if ctx.output_is_kept:
         x = _differentiable_chain(U, M).inverse().apply(kept)
     else:
-        x = ctx.recomputed().rows().to(grad.dtype) if kept is None else kept
+        x = ctx.recomputed.source().differentiable_rows().to(grad.dtype) if kept is None else kept
     x, U, M = (tensor.view_as(tensor) for tensor in (x, U, M))  # x may depend on U and M: three independent variables
     y = _differentiable_chain(U, M).apply(x)
     if not ctx.needs_input_grad[0]:
