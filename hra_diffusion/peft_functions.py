@@ -126,7 +126,7 @@ def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]
 
 
 def _find_adapted(model: nn.Module) -> HRAModel | None:
-    """Return the HRAModel that is a module, is wrapped by it (compiled or sharded), or has adapted it."""
+    """Return the HRAModel of a model: itself, inside a compiled or sharded one, or of an injected adapter."""
     found = (vars(module).get(_ADAPTED, module) for module in model.modules())
     return next((module for module in found if isinstance(module, HRAModel)), None)
 
