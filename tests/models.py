@@ -299,6 +299,49 @@ def save_z_image(folder, base, *, shift=6.0) -> Path:
     return folder
 
 
+def save_flux_2_klein(folder) -> Path:
+    """Save a FLUX.2 klein of diffusers' test size; the pipeline reads its text encoder's layers 9, 18 and 27."""
+    from diffusers import (
+        AutoencoderKLFlux2,
+        FlowMatchEulerDiscreteScheduler,
+        Flux2KleinPipeline,
+        Flux2Transformer2DModel,
+    )
+
+    tokenizer = make_chat_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8, 8, 8),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+        )
+        vae.bn.running_mean.normal_()
+        vae.bn.running_var.uniform_(0.5, 2)
+        pipe = Flux2KleinPipeline(
+            vae=vae,
+            text_encoder=make_qwen3(tokenizer, layers=28, with_head=True),
+            tokenizer=tokenizer,
+            transformer=Flux2Transformer2DModel(
+                in_channels=16,
+                num_layers=1,
+                num_single_layers=1,
+                attention_head_dim=16,
+                num_attention_heads=2,
+                joint_attention_dim=48,
+                timestep_guidance_channels=16,
+                axes_dims_rope=(4, 4, 4, 4),
+                guidance_embeds=False,
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def save_control(folder, base, seed=0) -> Path:
     """Save an untrained control of edges with a visible effect: random reflections, a random last encoder layer."""
     from diffusers import StableDiffusionPipeline

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 
@@ -126,7 +127,7 @@ class ColumnStore(Mapping[str, nn.Parameter]):
     def version(self, adapter: str) -> Hashable:
         """Return a value that differs after any change of an adapter's columns."""
         parameters = [self[adapter], *(u for name, u in self.anchors.items() if name == adapter)]
-        return tuple((u.data_ptr(), 0 if u.is_inference() else u._version, u.device) for u in parameters)
+        return tuple((_address(u), 0 if u.is_inference() else u._version, u.device) for u in parameters)
 
     @property
     def device(self) -> torch.device:
@@ -146,3 +147,8 @@ class ColumnStore(Mapping[str, nn.Parameter]):
 def _widened(columns: Tensor) -> Tensor:
     """Return columns of half precision in float32, and others themselves."""
     return columns.float() if columns.dtype.itemsize < torch.float32.itemsize else columns
+
+
+def _address(parameter: Tensor) -> int:
+    """Return the address of a parameter's data; 0 without data."""
+    return 0 if isinstance(parameter, FakeTensor) else parameter.data_ptr()

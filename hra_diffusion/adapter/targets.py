@@ -21,6 +21,10 @@ CLIP_TEXT_FULL: Final = (*CLIP_TEXT_ATTENTION, "fc1", "fc2")
 _ARCHITECTURES: Final[dict[tuple[str, ...] | str, tuple[str, ...]]] = {
     UNET_FULL: ("UNet2DConditionModel",),
     CLIP_TEXT_FULL: ("clip_text_model",),
+    (
+        r"(single_)?transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0|add_out|qkv_mlp_proj)|add_(q|k|v)_proj)|"
+        r"single_transformer_blocks\.\d+\.attn\.to_out"
+    ): ("Flux2Transformer2DModel",),
     r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])": ("ZImageTransformer2DModel",),
     ("q_proj", "v_proj"): (
         *("bart", "gemma", "gemma2", "gemma3_text", "gpt_neo", "gptj", "llama", "llama4", "mistral", "mixtral"),

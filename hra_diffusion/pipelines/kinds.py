@@ -32,6 +32,7 @@ KINDS: Mapping[str, PipelineKind] = {
     "StableDiffusionXLPipeline": PipelineKind(),
     "StableDiffusion3Pipeline": PipelineKind(),
     "ZImagePipeline": PipelineKind(guidance_scale=4.0, size=1024),
+    "Flux2KleinPipeline": PipelineKind(guidance_scale=4.0, packing=4),
 }
 
 
@@ -69,12 +70,13 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     kind, arguments = kind_of(pipe), dict(options)
     if arguments.get("guidance_scale", 0) is None:
         arguments["guidance_scale"] = kind.guidance_scale
-    if arguments.get("negative_prompt", "") is None:
-        del arguments["negative_prompt"]
+    accepted = inspect.signature(type(pipe).__call__).parameters
+    takes_negative = type(pipe).__name__ not in KINDS or "negative_prompt" in accepted
+    if arguments.get("negative_prompt", "") is None or not (takes_negative or arguments.get("negative_prompt")):
+        arguments.pop("negative_prompt", None)
     if kind.true_cfg and "guidance_scale" in arguments:
         arguments = {"negative_prompt": " "} | arguments
         arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
-    accepted = inspect.signature(type(pipe).__call__).parameters
-    if "negative_prompt" in arguments and type(pipe).__name__ in KINDS and "negative_prompt" not in accepted:
+    if "negative_prompt" in arguments and not takes_negative:
         raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
     return arguments

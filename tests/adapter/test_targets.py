@@ -65,7 +65,12 @@ def test_the_default_targets_are_those_of_peft():
     mine = {
         name: targets if isinstance(targets, str) else list(targets) for name, targets in ARCHITECTURE_TARGETS.items()
     }
-    assert mine.keys() - theirs.keys() == {"UNet2DConditionModel", "ZImageTransformer2DModel", "clip_text_model"}
+    assert mine.keys() - theirs.keys() == {
+        "Flux2Transformer2DModel",
+        "UNet2DConditionModel",
+        "ZImageTransformer2DModel",
+        "clip_text_model",
+    }
     assert {name: mine[name] for name in theirs} == theirs
 
 

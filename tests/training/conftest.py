@@ -46,6 +46,12 @@ def tiny_z_image(tiny_sd, tmp_path_factory):
     return models.save_z_image(tmp_path_factory.mktemp("models") / "tiny-z-image", tiny_sd)
 
 
+@pytest.fixture(scope="session")
+def tiny_flux_2_klein(tmp_path_factory):
+    """Return the folder of a tiny FLUX.2 klein."""
+    return models.save_flux_2_klein(tmp_path_factory.mktemp("models") / "tiny-flux-2-klein")
+
+
 @pytest.fixture
 def scenes(tmp_path):
     """A folder of five captioned images of boxes."""

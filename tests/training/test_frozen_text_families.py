@@ -5,6 +5,7 @@ A new family is a row of ``MODELS``: all tests run on it.
 
 import json
 import shutil
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.families import load
 from hra_diffusion.training.outputs.checkpoint import load_checkpoint
 
-MODELS = ["tiny_z_image"]
+MODELS = ["tiny_z_image", "tiny_flux_2_klein"]
 """Fixtures of tiny models, one for each family."""
 
 PROMPTS = ["a photo of a sks dog", "a dog", "a photo of a sks dog on a beach"]
@@ -72,7 +73,7 @@ def test_predictions_and_decoded_latents_give_the_pipelines_image(family):
     sigmas = family.pipe.scheduler.sigmas
     denoiser = family.denoiser(False)
     with torch.no_grad():
-        for sigma, after in zip(sigmas, sigmas[1:], strict=False):
+        for sigma, after in pairwise(sigmas):
             latents = latents + (after - sigma) * denoiser(latents, 1000 * sigma.expand(1), conditions)
         ours = (family.latent_space.decode_latents(latents) / 2 + 0.5).clamp(0, 1)
     assert theirs.std() > 0.01
@@ -103,9 +104,10 @@ def test_training_shifts_timesteps_as_the_pipeline_does(model, dynamic, monkeypa
     assert not torch.allclose(ours, 1000 * positions, rtol=1e-2)
 
 
-def nothing(self: nn.Module, first, *args, **kwargs):
+def nothing(self: nn.Module, *args, hidden_states=None, **kwargs):
     """Stand for a denoiser's forward: return zeros."""
-    return ([torch.zeros_like(latent) for latent in first] if isinstance(first, list) else torch.zeros_like(first),)
+    latents = args[0] if args else hidden_states
+    return ([torch.zeros_like(part) for part in latents] if isinstance(latents, list) else torch.zeros_like(latents),)
 
 
 def test_prompts_of_unequal_length_are_encoded_and_read_as_if_alone(family):
@@ -150,7 +152,9 @@ def test_a_missing_tokenizer_or_text_encoder_is_refused(model, tmp_path):
 def test_an_autoencoder_of_another_family_is_refused(model, tiny_sd, tmp_path):
     names = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     vae = changed(tiny_sd, tmp_path / "other", "vae/config.json", **names)
-    with pytest.raises(ModelError, match="(has latents_mean and latents_std, which a|use an autoencoder of the model)"):
+    with pytest.raises(
+        ModelError, match=r"(has latents_mean and latents_std, which a|use an autoencoder of the model)"
+    ):
         load_from(model, pretrained_vae_model_name_or_path=str(vae / "vae"))
 
 
@@ -263,6 +267,28 @@ def test_z_image_turbo_is_refused_unless_it_is_allowed(tiny_z_image, tmp_path):
         with pytest.raises(ModelError, match=r"is a distilled model.*Turbo.*Tongyi-MAI/Z-Image\): --allow_distilled"):
             load_from(folder)
         assert load_from(folder, allow_distilled=True).title == "Z-Image"
+
+
+def test_a_distilled_flux_2_klein_is_refused(tiny_flux_2_klein, tmp_path):
+    copy = changed(tiny_flux_2_klein, tmp_path / "model", "model_index.json", is_distilled=True)
+    with pytest.raises(ModelError, match=r"is_distilled in its model_index\.json; train its base, FLUX\.2-klein-base"):
+        load_from(copy)
+
+
+def test_a_negative_prompt_is_refused_where_the_pipeline_takes_none(family):
+    options = {"negative_prompt": "blurry", "guidance_scale": None}
+    if family.pipeline_class == "Flux2KleinPipeline":
+        with pytest.raises(ConfigError, match="--negative_prompt is given, and a Flux2KleinPipeline takes none"):
+            call_options(family.pipe, options)
+        options["negative_prompt"] = ""
+        assert call_options(family.pipe, options) == {"guidance_scale": 4.0}
+    else:
+        assert call_options(family.pipe, options)["negative_prompt"] == "blurry"
+
+
+def test_all_layers_of_flux_2s_attention_are_adapted(tiny_flux_2_klein, images, tmp_path, capsys):
+    assert main([*run_flags(tiny_flux_2_klein, images, tmp_path / "run"), "--dry_run"]) == 0
+    assert "10 layers of rank 8" in capsys.readouterr().out
 
 
 def test_a_modular_pipeline_is_refused_by_name(tmp_path):

@@ -7,6 +7,7 @@ from hra_diffusion.pipelines import load_pipeline, pipeline_class
 from hra_diffusion.pipelines.bases import keep_vae_precision
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families.family import Conditioning, Denoiser, Family, PromptPart
+from hra_diffusion.training.families.flux_2 import Flux2Klein
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
 from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
@@ -14,9 +15,14 @@ from hra_diffusion.training.families.z_image import ZImage
 
 __all__ = ["FAMILIES", "Conditioning", "Denoiser", "Family", "PromptPart", "load"]
 
-FAMILIES: dict[str, type[Family]] = {
-    family.pipeline_class: family for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, ZImage)
-}
+_ALL: tuple[type[Family], ...] = (
+    StableDiffusion,
+    StableDiffusionXL,
+    StableDiffusion3,
+    ZImage,
+    Flux2Klein,
+)
+FAMILIES = {family.pipeline_class: family for family in _ALL}
 
 
 def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
