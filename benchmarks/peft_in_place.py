@@ -40,7 +40,7 @@ def pytest_configure() -> None:
     theirs = peft.PeftModel.from_pretrained.__func__  # pyright: ignore[reportFunctionMemberAccess]
     peft.PeftModel.from_pretrained = classmethod(_from_pretrained(theirs))  # pyright: ignore[reportAttributeAccessIssue]
     BaseTunerLayer.register(HRALayer)  # an abstract base class: the tests look for the adapted layers by it
-    importlib.import_module("tests.testing_utils").hub_online_once = _offline
+    vars(importlib.import_module("tests.testing_utils"))["hub_online_once"] = _offline
 
 
 @contextlib.contextmanager
