@@ -145,6 +145,13 @@ def load_pipeline(
             f"The model {loading!r}{relative_to(str(loading))} cannot be loaded: "
             f"{explain_weights(str(loading), revision) or str(error)[:_LONGEST_REASON]}"
         ) from error
+    except AttributeError as error:  # the pipeline's constructor reads the autoencoder's own settings
+        if not vae:
+            raise
+        raise ModelError(
+            f"The autoencoder {vae!r} is an {type(options['vae']).__name__}, of no use to a {index['_class_name']}: "
+            "use an autoencoder of the model's own family."
+        ) from error
     _complete_tokenizers(pipe)
     _check_channels(pipe, name)
     if vae:

@@ -18,14 +18,16 @@ LARGE = 4_000_000
 
 
 def set_memory_format(model: nn.Module, memory_format: torch.memory_format) -> None:
-    """Set the memory format of a model's convolutions, unless they gain nothing or are sharded."""
-    kernels = [weight for weight in model.parameters() if weight.dim() == 4]
+    """Set the memory format of a model's convolutions, unless they gain nothing, are of videos, or are sharded."""
+    kernels = [weight for weight in model.parameters() if weight.dim() in (4, 5)]
     if kernels and all(map(_is_faster, kernels)) and not sharded_modules(model):
         model.to(memory_format=memory_format)  # pyright: ignore (torch declares no such argument)
 
 
 def _is_faster(kernel: nn.Parameter) -> bool:
-    """Return whether channels last speeds a convolution up on its device."""
+    """Return whether channels last, which convolutions of videos cannot have, speeds one up on its device."""
+    if kernel.dim() == 5:
+        return False
     if kernel.device.type == "cpu":
         return kernel.numel() < LARGE
     return kernel.device.type in ("cuda", "xpu") and kernel.dtype.itemsize == 2

@@ -41,7 +41,7 @@ class QwenImage(FrozenTextFamily):
         return None
 
     def excluded_modules(self, name: str) -> str | None:
-        """See :class:`Family`: the layers of the last block of which only the prompt's stream depends, and ends there."""
+        """See :class:`Family`: the last layers of the prompt's stream, which nothing reads."""
         last = len(self.pipe.transformer.transformer_blocks) - 1
         return rf"transformer_blocks\.{last}\.(attn\.(add_q_proj|to_add_out)|txt_mlp\..*)"
 
