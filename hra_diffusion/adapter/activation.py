@@ -16,7 +16,7 @@ from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
 from hra_diffusion.adapter.passes import factor_in_graph, factor_together, leave_graph
 from hra_diffusion.adapter.rows import BASE
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.householder.recording import is_recording
+from hra_diffusion.householder.recording import is_transformed
 from hra_diffusion.text import nearest
 
 
@@ -187,7 +187,7 @@ class Activation:
 
     def _before_pass(self, model: Any, *_: Any) -> None:
         layers = self._injection.layers.values()
-        if is_recording():
+        if is_transformed():
             return
         if torch.compiler.is_compiling():
             factor_in_graph(layers)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
+from hra_diffusion.householder.recording import is_wrapped
 
 _COLUMNS, _ANCHOR = "hra_u_", "hra_anchor_"
 
@@ -151,4 +152,4 @@ def _widened(columns: Tensor) -> Tensor:
 
 def _address(parameter: Tensor) -> int:
     """Return the address of a parameter's data; 0 without data."""
-    return 0 if isinstance(parameter, FakeTensor) else parameter.data_ptr()
+    return 0 if is_wrapped(parameter) or isinstance(parameter, FakeTensor) else parameter.data_ptr()

@@ -297,7 +297,7 @@ def _slots(base: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[nn.Mod
     """Return the parents and attributes that hold each named module: several where modules have several names."""
     slots: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in base.modules():
-        for child, module in parent._modules.items():
+        for child, module in parent._modules.items():  # pyright: ignore[reportPrivateUsage] (also modules under two names)
             if module is not None:
                 slots[module].append((parent, child))
     return {name: slots[base.get_submodule(name)] for name in names}

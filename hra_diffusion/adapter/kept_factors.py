@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import _current_graph_task_id  # pyright: ignore[reportPrivateUsage]
 
 from hra_diffusion.adapter.mixture import Blend, BlendCache, Mixture
 from hra_diffusion.householder.factoring import Factors, factor_chains
+from hra_diffusion.householder.recording import is_transformed
 
 
 class KeptFactors(NamedTuple):
@@ -40,8 +42,8 @@ class KeptFactors(NamedTuple):
 
     def serve(self, version: Hashable) -> bool:
         """Return whether they serve outside of their pass, for columns of a version."""
-        in_backward = torch._C._current_graph_task_id() != -1
-        return (self.outlast_a_pass or in_backward) and self.version == version
+        in_backward_pass = _current_graph_task_id() != -1
+        return (self.outlast_a_pass or in_backward_pass) and self.version == version
 
 
 class FactorCache:
@@ -70,15 +72,15 @@ class FactorCache:
 
         A compiled layer takes the known ones: then its graph depends neither on strengths nor on versions.
         """
-        known, compiling = self.active, torch.compiler.is_compiling()
-        fitting = known is not None and known.fit(dtype, device)
-        if fitting and (compiling or known.in_pass[0] or known.serve(self.version(mixture))):
-            return known.factors
+        known, compiling, transformed = self.active, torch.compiler.is_compiling(), is_transformed()
+        fitting = known if known is not None and known.fit(dtype, device) and not transformed else None
+        if fitting and (compiling or fitting.in_pass[0] or fitting.serve(self.version(mixture))):
+            return fitting.factors
         columns = known.columns if compiling and known is not None else self._blends.mix(mixture, mixture)
         if columns is None:
             return None
         factors = factor_chains([columns.to(device)], dtype)[0]
-        if not compiling:
+        if not (compiling or transformed):
             alone = KeptFactors(self.version(mixture), columns, factors, [False])
             self.active = alone if alone.outlast_a_pass else None
         return factors
@@ -86,10 +88,11 @@ class FactorCache:
     def of_rows(self, blend: Blend, columns: Tensor, dtype: torch.dtype, device: torch.device) -> Factors:
         """Return the factors of an adapter of a mixed batch, from its columns."""
         version, known = self.version((blend,)), self._of_rows.get(blend)
-        if known is not None and known.fit(dtype, device) and known.serve(version):
+        transformed = is_transformed()
+        if known is not None and known.fit(dtype, device) and known.serve(version) and not transformed:
             return known.factors
         kept = KeptFactors(version, columns, factor_chains([columns.to(device)], dtype)[0], [False])
-        if kept.outlast_a_pass:
+        if kept.outlast_a_pass and not transformed:
             self._of_rows[blend] = kept
         return kept.factors
 

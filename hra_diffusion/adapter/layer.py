@@ -19,7 +19,7 @@ from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import factor, full_precision
-from hra_diffusion.householder.reflection import is_transformed, reflect, reflect_factored
+from hra_diffusion.householder.reflection import reflect_factored
 
 
 class HRALayer(PeftLayerNames, Wrapper):
@@ -175,9 +175,6 @@ class HRALayer(PeftLayerNames, Wrapper):
         if not self.is_active:
             return x
         dtype = compute_dtype(x)
-        if is_transformed():
-            columns = self.active_columns()
-            return x if columns is None else reflect(x.to(dtype), columns.to(x.device))
         factors = self.factors.of_mixture(self.mixture, dtype, x.device)
         return x if factors is None else reflect_factored(x.to(dtype), factors, output_is_kept=output_is_kept)
 
@@ -185,8 +182,6 @@ class HRALayer(PeftLayerNames, Wrapper):
         columns, dtype = self.columns_of_rows(blend), compute_dtype(x)
         if columns is None:
             return x
-        if is_transformed():
-            return reflect(x.to(dtype), columns.to(x.device)).to(x.dtype)
         factors = self.factors.of_rows(blend, columns, dtype, x.device)
         return reflect_factored(x.to(dtype), factors).to(x.dtype)
 

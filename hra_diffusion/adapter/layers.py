@@ -1,7 +1,9 @@
 """Adapted linear layers and convolutions."""
 
-from typing import Any
+from collections.abc import Hashable
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -11,6 +13,7 @@ from hra_diffusion.adapter.rows import call_by_adapter
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
 from hra_diffusion.householder.compact_wy import factor, full_precision
+from hra_diffusion.householder.recording import is_transformed
 
 
 class HRALinear(HRALayer):
@@ -47,6 +50,8 @@ class HRAConv2d(HRALayer):
 
     A 1 × 1 convolution is treated as a linear layer over the channels.
     """
+
+    _kept: "_KeptConvolutions | None" = None
 
     @property
     def convolution(self) -> Any:
@@ -98,14 +103,32 @@ class HRAConv2d(HRALayer):
         if columns is None:
             return self.base_layer(x, *args, **kwargs)
         x = x.to(compute_dtype(x))
-        with full_precision(x.device):
-            U, T = factor(columns.to(x.device), x.dtype)
+        filters, B = self._small_convolutions(columns.to(x.device), x.dtype)
+        z = self.convolution._conv_forward(x, filters, None)
+        return self.base_layer(x, *args, **kwargs) + conv2d(z, B)
+
+    def _small_convolutions(self, columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the filters Uᵀ (r, in, kh, kw) and −W U T (out, r, 1, 1), kept until frozen columns or W change."""
+        version = self._constant_version(columns, dtype)
+        if self._kept and version is not None and self._kept.columns is columns and self._kept.version == version:
+            return self._kept.filters, self._kept.B
+        with full_precision(columns.device):
+            U, T = factor(columns, dtype)
         filters = self.fold_weight(U.mT)
         responses = self._responses(filters)
-        with full_precision(x.device):
-            B = -(responses.to(T.dtype).mT @ T)
-        z = self.convolution._conv_forward(x, filters, None)
-        return self.base_layer(x, *args, **kwargs) + conv2d(z, B.to(x.dtype)[..., None, None])
+        with full_precision(columns.device):
+            B = -(responses.to(T.dtype).mT @ T).to(dtype)[..., None, None]
+        self._kept = None if version is None else _KeptConvolutions(columns, version, filters, B)
+        return filters, B
+
+    def _constant_version(self, columns: Tensor, dtype: torch.dtype) -> Hashable:
+        """Return the versions of the columns and of the weight; None if nothing can be kept."""
+        if type(self.base_layer) is not nn.Conv2d or torch.compiler.is_compiling() or is_transformed():
+            return None
+        tensors = (columns, self.base_layer.weight)
+        if any(tensor.requires_grad or tensor.is_inference() for tensor in tensors):
+            return None
+        return dtype, tuple((tensor.data_ptr(), tensor._version, tensor.dtype) for tensor in tensors)
 
     def _responses(self, patches: Tensor) -> Tensor:
         """Multiply W with patches (r, in, kh, kw) by calling the base layer, wherever its weight is.
@@ -131,6 +154,13 @@ class HRAConv2d(HRALayer):
         images[(slice(patches.shape[0]), slice(None), *windows)] = patches
         responses = base(images)[:, :, outputs[0], outputs[1]]
         return responses[:-1] - responses[-1]
+
+
+class _KeptConvolutions(NamedTuple):
+    columns: Tensor
+    version: Hashable
+    filters: Tensor
+    B: Tensor
 
 
 def wrap(name: str, module: nn.Module) -> HRALayer:

@@ -25,6 +25,14 @@ _ARCHITECTURES: Final[dict[tuple[str, ...] | str, tuple[str, ...]]] = {
         r"(single_)?transformer_blocks\.\d+\.attn\.(to_(q|k|v|out\.0|add_out|qkv_mlp_proj)|add_(q|k|v)_proj)|"
         r"single_transformer_blocks\.\d+\.attn\.to_out"
     ): ("Flux2Transformer2DModel",),
+    r"(single_)?transformer_blocks\.\d+\.(attn\.(to_(q|k|v|out\.0|add_out)|add_(q|k|v)_proj)|proj_mlp|proj_out)": (
+        "ChromaTransformer2DModel",
+        "FluxTransformer2DModel",
+    ),
+    (
+        r"transformer_blocks\.\d+\.(attn\.(to_(q|k|v|out\.0|add_out)|add_(q|k|v)_proj)|"
+        r"(img|txt)_mlp\.net\.(0\.proj|2))"
+    ): ("QwenImageTransformer2DModel",),
     r"layers\.\d+\.(attention\.to_(q|k|v|out\.0)|feed_forward\.w[123])": ("ZImageTransformer2DModel",),
     ("q_proj", "v_proj"): (
         *("bart", "gemma", "gemma2", "gemma3_text", "gpt_neo", "gptj", "llama", "llama4", "mistral", "mixtral"),

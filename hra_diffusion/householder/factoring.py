@@ -22,6 +22,7 @@ from torch import Tensor
 from hra_diffusion.householder.chain import column_norms
 from hra_diffusion.householder.columns_first import add, product, transposed
 from hra_diffusion.householder.compact_wy import full_precision, invert_triangle, unit_factors
+from hra_diffusion.householder.recording import is_transformed
 
 
 class Factors(NamedTuple):
@@ -57,12 +58,17 @@ class Factors(NamedTuple):
 def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors]:
     """Factor chains of one shape, dtype and device, differentiably in their columns (d, r).
 
+    Recorded graphs and transforms of torch.func differentiate all factors as they are written.
+
     Args:
         columns: the columns of each chain, of any length; zero columns are identities.
         dtype: the dtype of the rows that the chains are applied to.
     """
     with full_precision(columns[0].device):
-        if torch.compiler.is_compiling():
+        if is_transformed():
+            U, M = unit_factors(torch.stack(list(columns)), dtype)
+            constants, carriers = _constants(U, M), (U.unbind(), M.unbind())
+        elif torch.compiler.is_compiling():
             U, M = unit_factors(torch.stack(list(columns)), dtype)
             constants = [constant.clone() for constant in _constants(U.detach(), M.detach())]  # no views of one another
             carriers = (U.unbind(), M.to(dtype).unbind())

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 DEVICES = ("cuda", "xpu")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+NO_TRITON = "triton is not installed"
 _HAS_TRITON = find_spec("triton") is not None
 _failed: set[tuple[torch.dtype, int]] = set()
 
@@ -27,7 +28,7 @@ Result = TypeVar("Result")
 
 def usable(x: Tensor, r: int) -> bool:
     """Return whether kernels reflect rows x (*, d) with r columns; log once at debug level why they do not."""
-    reason = _obstacle(x.device, x.dtype, r) if x.numel() else "no rows"
+    reason = obstacle(x.device, x.dtype, r) if x.numel() else "no rows"
     if reason is not None and not torch.compiler.is_compiling():
         _log_once(reason)
     return reason is None
@@ -106,20 +107,22 @@ def _launch(launch: Callable[[Any], Result], x: Tensor, r: int) -> Result | None
         _failed.add(key)
         logger.warning(
             "The fused kernels for %s rows and rank %d cannot be compiled (%s: %s). They are not used, "
-            "which is slower. For details run: hra-diffusion doctor",
+            "which is slower. For details run: hra-diffusion doctor --rank %d",
             str(x.dtype).removeprefix("torch."),
             r,
             type(error).__name__,
             str(error).strip().partition("\n")[0],
+            r,
         )
         return None
 
 
-def _obstacle(device: torch.device, dtype: torch.dtype, r: int) -> str | None:
+def obstacle(device: torch.device, dtype: torch.dtype, r: int) -> str | None:
+    """Return why kernels do not reflect rows of a device and dtype with r columns; None if they do."""
     if device.type not in DEVICES:
         return f"rows on the device {device.type}"
     if not _HAS_TRITON:
-        return "triton is not installed"
+        return NO_TRITON
     if dtype not in DTYPES:
         return f"rows in {dtype}"
     if r > 128 or (r > 32 and not _has_matrix_unit(device)):

@@ -87,7 +87,8 @@ class Recomputed:
 
 class _Sharing:
     def __init__(self) -> None:
-        self.users, self.rows = 0, None
+        self.users = 0
+        self.rows: Tensor | None = None
 
 
 def recompute(x: Tensor) -> Recomputed | None:

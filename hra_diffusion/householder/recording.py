@@ -3,13 +3,29 @@
 A recorded graph runs elsewhere, and is differentiated as it is written.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C import _functorch  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
 
 
 def is_recording() -> bool:
     """Return whether operations are recorded into a graph, by torch.export, torch.onnx.export or torch.jit.trace."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
+def is_transformed() -> bool:
+    """Return whether autograd functions are of no use: a graph is recorded, or a transform of torch.func is active."""
+    if is_recording() or torch.compiler.is_compiling():
+        return is_recording()
+    transform: Any = _functorch.peek_interpreter_stack()
+    return transform is not None
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Return whether a tensor is that of a transform of torch.func, without memory of its own."""
+    return _functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def inverted_by_products(M: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from hra_diffusion.householder import fused
 from hra_diffusion.householder.columns_first import add, correlate, product, transposed
-from hra_diffusion.householder.compact_wy import CompactWY, factor, full_precision, invert_triangle
+from hra_diffusion.householder.compact_wy import CompactWY, full_precision, invert_triangle
 from hra_diffusion.householder.factoring import Factors, factor_chains
 from hra_diffusion.householder.recompute import Recomputed, recompute
-from hra_diffusion.householder.recording import is_recording
+from hra_diffusion.householder.recording import is_transformed
 
 
 def reflect(x: Tensor, u: Tensor, *, output_is_kept: bool = False) -> Tensor:
@@ -41,26 +41,18 @@ def reflect(x: Tensor, u: Tensor, *, output_is_kept: bool = False) -> Tensor:
         u: the trainable columns, float32 or float64.
         output_is_kept: whether the next operation keeps the result for its gradient; x is then not kept.
     """
-    if is_transformed():
-        with full_precision(x.device):
-            return factor(u, x.dtype).apply(x)
     return reflect_factored(x, factor_chains([u], x.dtype)[0], output_is_kept=output_is_kept)
 
 
 def reflect_factored(x: Tensor, factors: Factors, *, output_is_kept: bool = False) -> Tensor:
     """Return H x as `reflect` does, for a chain factored for rows of x's dtype."""
     with full_precision(x.device):
+        if is_transformed():
+            return factors.apply_in_parts(x)[0]
         if not torch.is_grad_enabled():
             return _applied(x, factors)[0]
         recomputed = recompute(x) if factors.U.requires_grad and not output_is_kept else None
         return _Reflect.apply(x, factors.U, factors.M, factors, output_is_kept, recomputed)
-
-
-def is_transformed() -> bool:
-    """Return whether autograd functions are of no use: a torch.func transform is active, or a graph is recorded."""
-    return is_recording() or (
-        not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 class _Reflect(torch.autograd.Function):
@@ -144,7 +136,8 @@ def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Ten
     x, U, M = (tensor.view_as(tensor) for tensor in (x, U, M))  # x may depend on U and M: three independent variables
     y = _differentiable_chain(U, M).apply(x)
     if not ctx.needs_input_grad[0]:
-        return None, *torch.autograd.grad(y, (U, M), grad, create_graph=True)
+        of_U, of_M = torch.autograd.grad(y, (U, M), grad, create_graph=True)
+        return None, of_U, of_M
     of_x, of_U, of_M = torch.autograd.grad(y, (x, U, M), grad, create_graph=True)
     return of_x, of_U, of_M
 

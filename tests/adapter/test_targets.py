@@ -66,7 +66,10 @@ def test_the_default_targets_are_those_of_peft():
         name: targets if isinstance(targets, str) else list(targets) for name, targets in ARCHITECTURE_TARGETS.items()
     }
     assert mine.keys() - theirs.keys() == {
+        "ChromaTransformer2DModel",
         "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "QwenImageTransformer2DModel",
         "UNet2DConditionModel",
         "ZImageTransformer2DModel",
         "clip_text_model",
