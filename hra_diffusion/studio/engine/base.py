@@ -11,9 +11,12 @@ from hra_diffusion.formats.folders import public_name
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.weight_files import explain_weights
+from hra_diffusion.pipelines.kinds import KINDS, PipelineKind
 from hra_diffusion.studio.engine.schedulers import scheduler_names
 
 _INDEX = "model_index.json"
+_PACKED_SIDE = 128
+"""Native side of packed latents, diffusers' ``default_sample_size``."""
 _NO_WEIGHTS = ("scheduler", "tokenizer", "feature_extractor")
 
 
@@ -71,14 +74,18 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
     unet = _json(source, config, f"{denoiser}/config.json", revision)
     vae = _json(source, config, "vae/config.json", revision)
     scheduler = _json(source, config, "scheduler/scheduler_config.json", revision)
-    multiple = 2 ** (len(vae["block_out_channels"]) - 1)
-    sides = unet["sample_size"]
+    kind = KINDS.get(index["_class_name"], PipelineKind())
+    halvings = vae["temperal_downsample"] if "temperal_downsample" in vae else vae["block_out_channels"][1:]
+    scale = 2 ** len(halvings)
+    sides = unet.get("sample_size") or (_PACKED_SIDE if kind.packing > 1 else None)
+    if not (sides or kind.size):
+        raise ModelError(f"The model {source!r} cannot be used: its {denoiser}/config.json has no sample_size.")
     return Base(
         source=source,
         options=options,
         name=public_name(source),
-        size=(min(sides) if isinstance(sides, list) else sides) * multiple,
-        multiple=multiple,
+        size=kind.size or (min(sides) if isinstance(sides, list) else sides) * scale,
+        multiple=max(unet.get("patch_size") or 1, *unet.get("all_patch_size", (1,)), int(kind.packing**0.5)) * scale,
         schedulers=scheduler_names(parts["scheduler"][1], scheduler),
         text_encoders=sum(name.startswith("text_encoder") for name in parts),
     )
