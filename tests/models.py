@@ -299,6 +299,89 @@ def save_z_image(folder, base, *, shift=6.0) -> Path:
     return folder
 
 
+def make_t5_tokenizer():
+    """Make a T5Tokenizer with one token for each ASCII character."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import T5TokenizerFast
+
+    characters = ["\u2581", *map(chr, range(33, 127))]
+    vocabulary = [(token, 0.0) for token in ("<pad>", "</s>", "<unk>")] + [(token, -1.0) for token in characters]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    with TemporaryDirectory() as folder:
+        tokenizer.save(str(Path(folder, "tokenizer.json")))
+        return T5TokenizerFast.from_pretrained(folder, model_max_length=512, extra_ids=0)
+
+
+def make_t5(tokenizer, width=32):
+    """Make the encoder of a T5 of one layer."""
+    from transformers import T5Config, T5EncoderModel
+
+    return T5EncoderModel(
+        T5Config(vocab_size=len(tokenizer), d_model=width, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    )
+
+
+_FLUX_1_SIZES = {
+    "in_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 32,
+    "axes_dims_rope": (4, 4, 8),
+}
+
+
+def _flux_1_parts(base):
+    """Return FLUX.1's autoencoder, from that of `base`, and its scheduler."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    vae.register_to_config(scaling_factor=0.36, shift_factor=0.11)
+    return {"vae": vae, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)}
+
+
+def save_flux_1(folder, base, *, kontext=False) -> Path:
+    """Save a FLUX.1 dev or Kontext of diffusers' test size with the autoencoder of `base`."""
+    from diffusers import FluxKontextPipeline, FluxPipeline, FluxTransformer2DModel
+    from transformers import CLIPTokenizer
+
+    tokenizer, t5_tokenizer = CLIPTokenizer.from_pretrained(base / "tokenizer"), make_t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = (FluxKontextPipeline if kontext else FluxPipeline)(
+            text_encoder=make_text_encoder(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=make_t5(t5_tokenizer),
+            tokenizer_2=t5_tokenizer,
+            transformer=FluxTransformer2DModel(**_FLUX_1_SIZES, pooled_projection_dim=32, guidance_embeds=True),
+            **_flux_1_parts(base),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def save_chroma(folder, base) -> Path:
+    """Save a Chroma of diffusers' test size with the autoencoder of `base`."""
+    from diffusers import ChromaPipeline, ChromaTransformer2DModel
+
+    tokenizer = make_t5_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = ChromaPipeline(
+            text_encoder=make_t5(tokenizer),
+            tokenizer=tokenizer,
+            transformer=ChromaTransformer2DModel(
+                **_FLUX_1_SIZES, approximator_num_channels=32, approximator_hidden_dim=32, approximator_layers=1
+            ),
+            **_flux_1_parts(base),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
 def save_flux_2_klein(folder) -> Path:
     """Save a FLUX.2 klein of diffusers' test size; the pipeline reads its text encoder's layers 9, 18 and 27."""
     from diffusers import (
@@ -340,6 +423,65 @@ def save_flux_2_klein(folder) -> Path:
         )
     pipe.save_pretrained(folder)
     return folder
+
+
+def save_qwen_image(folder) -> Path:
+    """Save a Qwen-Image of diffusers' test size."""
+    from diffusers import (
+        AutoencoderKLQwenImage,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImagePipeline,
+        QwenImageTransformer2DModel,
+    )
+
+    tokenizer = make_chat_tokenizer()
+    schedule = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = QwenImagePipeline(
+            vae=AutoencoderKLQwenImage(
+                base_dim=12,
+                z_dim=4,
+                dim_mult=[1, 2, 2],
+                num_res_blocks=1,
+                temperal_downsample=[False, True],
+                latents_mean=[0.1, -0.2, 0.3, -0.4],
+                latents_std=[0.5, 1.0, 1.5, 2.0],
+            ),
+            text_encoder=make_qwen_vl(tokenizer),
+            tokenizer=tokenizer,
+            transformer=QwenImageTransformer2DModel(
+                in_channels=16,
+                out_channels=4,
+                num_layers=2,
+                attention_head_dim=16,
+                num_attention_heads=3,
+                joint_attention_dim=16,
+                axes_dims_rope=(8, 4, 4),
+            ),
+            scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **schedule),
+        )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def make_qwen_vl(tokenizer, width=16):
+    """Make a Qwen2.5-VL of two layers, with one layer for images."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    image = {"depth": 1, "hidden_size": width, "intermediate_size": width, "num_heads": 2, "out_hidden_size": width}
+    text = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [1, 1, 2]},
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config={**image, "fullatt_block_indexes": [0]})
+    return Qwen2_5_VLForConditionalGeneration(config)
 
 
 def save_control(folder, base, seed=0) -> Path:

@@ -25,6 +25,8 @@ class PipelineKind:
     """Channels of the denoiser's input for each channel of the autoencoder's latents: 4 for patches of 2 × 2."""
     true_cfg: bool = False
     """Whether the guidance scale is the argument ``true_cfg_scale``, which needs a negative prompt."""
+    distilled_guidance: bool = False
+    """Whether the guidance scale is an input of the denoiser, and a negative prompt has no effect."""
 
 
 KINDS: Mapping[str, PipelineKind] = {
@@ -32,12 +34,16 @@ KINDS: Mapping[str, PipelineKind] = {
     "StableDiffusionXLPipeline": PipelineKind(),
     "StableDiffusion3Pipeline": PipelineKind(),
     "ZImagePipeline": PipelineKind(guidance_scale=4.0, size=1024),
+    "FluxPipeline": PipelineKind(guidance_scale=3.5, packing=4, distilled_guidance=True),
+    "FluxKontextPipeline": PipelineKind(guidance_scale=3.5, packing=4, distilled_guidance=True),
+    "ChromaPipeline": PipelineKind(guidance_scale=5.0, packing=4),
     "Flux2KleinPipeline": PipelineKind(guidance_scale=4.0, packing=4),
+    "QwenImagePipeline": PipelineKind(guidance_scale=4.0, packing=4, true_cfg=True),
 }
 
 
 def kind_of(pipe: Pipeline) -> PipelineKind:
-    """Return the kind of a pipeline; that of Stable Diffusion if it is unknown."""
+    """Return a pipeline's kind, by default Stable Diffusion's."""
     return KINDS.get(type(pipe).__name__, PipelineKind())
 
 
@@ -71,12 +77,16 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("guidance_scale", 0) is None:
         arguments["guidance_scale"] = kind.guidance_scale
     accepted = inspect.signature(type(pipe).__call__).parameters
-    takes_negative = type(pipe).__name__ not in KINDS or "negative_prompt" in accepted
+    is_known = type(pipe).__name__ in KINDS
+    takes_negative = not is_known or ("negative_prompt" in accepted and not kind.distilled_guidance)
     if arguments.get("negative_prompt", "") is None or not (takes_negative or arguments.get("negative_prompt")):
         arguments.pop("negative_prompt", None)
+    if "max_area" in accepted and arguments.get("height") and arguments.get("width"):
+        arguments["max_area"] = arguments["height"] * arguments["width"]  # or else the image has 1024² pixels
     if kind.true_cfg and "guidance_scale" in arguments:
-        arguments = {"negative_prompt": " "} | arguments
         arguments["true_cfg_scale"] = arguments.pop("guidance_scale")
+        if arguments["true_cfg_scale"] > 1:  # without a negative prompt it would have no effect
+            arguments = {"negative_prompt": " "} | arguments
     if "negative_prompt" in arguments and not takes_negative:
         raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
     return arguments

@@ -47,9 +47,33 @@ def tiny_z_image(tiny_sd, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def tiny_flux_1(tiny_sd, tmp_path_factory):
+    """Return the folder of a tiny FLUX.1 dev."""
+    return models.save_flux_1(tmp_path_factory.mktemp("models") / "tiny-flux-1", tiny_sd)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux_1_kontext(tiny_sd, tmp_path_factory):
+    """Return the folder of a tiny FLUX.1 Kontext."""
+    return models.save_flux_1(tmp_path_factory.mktemp("models") / "tiny-flux-1-kontext", tiny_sd, kontext=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_chroma(tiny_sd, tmp_path_factory):
+    """Return the folder of a tiny Chroma."""
+    return models.save_chroma(tmp_path_factory.mktemp("models") / "tiny-chroma", tiny_sd)
+
+
+@pytest.fixture(scope="session")
 def tiny_flux_2_klein(tmp_path_factory):
     """Return the folder of a tiny FLUX.2 klein."""
     return models.save_flux_2_klein(tmp_path_factory.mktemp("models") / "tiny-flux-2-klein")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen_image(tmp_path_factory):
+    """Return the folder of a tiny Qwen-Image."""
+    return models.save_qwen_image(tmp_path_factory.mktemp("models") / "tiny-qwen-image")
 
 
 @pytest.fixture

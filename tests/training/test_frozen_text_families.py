@@ -10,21 +10,24 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
-from hra_diffusion import load_hra_weights, merge_hra
+from hra_diffusion import HRAConfig, HRAModel, load_hra_weights, merge_hra
+from hra_diffusion.adapter.targets import find_targets
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import generate_image, load_pipeline
-from hra_diffusion.pipelines.kinds import call_options, default_size, size_multiple
+from hra_diffusion.pipelines.kinds import call_options, default_size, kind_of, size_multiple
 from hra_diffusion.pipelines.models import image_name
+from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.training.config import DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.families import load
 from hra_diffusion.training.outputs.checkpoint import load_checkpoint
 
-MODELS = ["tiny_z_image", "tiny_flux_2_klein"]
+MODELS = ["tiny_z_image", "tiny_flux_1", "tiny_chroma", "tiny_flux_2_klein", "tiny_qwen_image"]
 """Fixtures of tiny models, one for each family."""
 
 PROMPTS = ["a photo of a sks dog", "a dog", "a photo of a sks dog on a beach"]
@@ -62,7 +65,8 @@ def noise_of(family, seed=0):
 
 def generated(family, steps, **options):
     """Return an image (1, 3, H, W) in [0, 1] of the pipeline, without guidance."""
-    options = OPTIONS | {"num_inference_steps": steps, "output_type": "pt", "guidance_scale": 0.0} | options
+    none = 0.0 if family.title == "Z-Image" else 1.0  # Z-Image adds the difference to the prediction with the prompt
+    options = OPTIONS | {"num_inference_steps": steps, "output_type": "pt", "guidance_scale": none} | options
     options["generator"] = torch.Generator().manual_seed(0)
     return family.pipe(prompt=PROMPTS[0], **call_options(family.pipe, options)).images
 
@@ -100,6 +104,8 @@ def test_training_shifts_timesteps_as_the_pipeline_does(model, dynamic, monkeypa
     generated(family, 50)
     positions = torch.linspace(1, 1 / 50, 50)
     ours = family.noise_process().timesteps(positions, noise_of(family).shape[1:])
+    if family.pipe.scheduler.config.shift_terminal:  # the pipeline stretches an image's steps to end at it
+        ours = 1000 * family.pipe.scheduler.stretch_shift_to_terminal(ours / 1000)
     assert torch.allclose(ours, family.pipe.scheduler.timesteps, rtol=1e-4)
     assert not torch.allclose(ours, 1000 * positions, rtol=1e-2)
 
@@ -131,9 +137,10 @@ def test_the_end_of_a_long_prompt_is_reported(family):
     assert 0 < len(end) < len(prompt)
 
 
-def test_sizes_are_multiples_of_a_packed_patch(family):
+def test_sizes_are_multiples_of_a_packed_patch(family, model):
     assert size_multiple(family.pipe) == 2 * family.pipe.vae_scale_factor
-    assert default_size(family.pipe)
+    base = read_base(str(model))  # the studio reads JSON files alone
+    assert (base.size, base.multiple) == (default_size(family.pipe), size_multiple(family.pipe))
 
 
 def test_the_cache_tells_templates_apart(family):
@@ -190,31 +197,53 @@ def run_flags(model, images, output, **settings):
     return ["train", *(text for name, value in values.items() for text in (f"--{name}", str(value)))]
 
 
+@pytest.fixture(
+    scope="module", params=[MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])]
+)
+def base(request):
+    """The folder of one model of each family, to train: quick tests train one of them."""
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture(scope="module")
-def trained(model, tmp_path_factory):
+def trained(base, tmp_path_factory):
     """The folder of a run of four steps with captions of unequal length, prior preservation and buckets."""
     from tests.conftest import save_images
 
     folder = tmp_path_factory.mktemp("trained")
     images = save_images(folder / "dog")
     (images / "0.txt").write_text("a photo of a sks dog on a very green meadow")
-    flags = run_flags(model, images, folder / "run", num_class_images=2, validation_steps=4)
+    flags = run_flags(base, images, folder / "run", num_class_images=2, validation_steps=4)
     assert main([*flags, "--with_prior_preservation", "--aspect_ratio_buckets", "--gradient_checkpointing"]) == 0
     return folder
 
 
-def test_training_changes_the_image_and_leaves_the_base_alone(trained, model):
+def test_training_changes_the_image_and_leaves_the_base_alone(trained, base):
     run = trained / "run"
     with Image.open(run / "before_after.png") as sheet:
         assert np.asarray(sheet).std() > 1
-    pipe = load_pipeline(str(model))
+    pipe = load_pipeline(str(base))
     options = OPTIONS | {"num_inference_steps": 2, "guidance_scale": None}
     before = generate_image(pipe, PROMPTS[0], 3, **options)
     load_hra_weights(pipe, run)
     after = generate_image(pipe, PROMPTS[0], 3, **options)
     assert np.abs(np.asarray(before).astype(int) - np.asarray(after)).max() > 2
     config = json.loads((run / "adapter" / "transformer" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(model)
+    assert config["base_model_name_or_path"] == str(base)
+
+
+def test_each_adapted_layer_learns(trained):
+    before, after = (load_checkpoint(trained / "run" / f"checkpoint-{i}").state["weights"] for i in (2, 4))
+    assert [name for name, weight in before.items() if torch.equal(weight, after[name])] == []
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_training_in_half_precision_with_swapped_blocks_has_finite_losses(base, images, tmp_path):
+    AcceleratorState._reset_state(True)  # of the runs before, in float32
+    flags = run_flags(base, images, tmp_path / "run", mixed_precision="bf16", max_train_steps=2, blocks_to_swap=1)
+    assert main([*flags, "--gradient_checkpointing"]) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(trained):
@@ -238,17 +267,17 @@ def test_a_validation_image_equals_that_of_generate_bit_for_bit(trained, tmp_pat
         assert ours.tobytes() == theirs.tobytes()
 
 
-def test_a_merged_model_generates_the_image_of_the_adapter(trained, model, tmp_path):
-    merge_hra({trained / "run": 1.0}, tmp_path / "merged", base=str(model))
-    adapted, merged = load_pipeline(str(model)), load_pipeline(str(tmp_path / "merged"))
+def test_a_merged_model_generates_the_image_of_the_adapter(trained, base, tmp_path):
+    merge_hra({trained / "run": 1.0}, tmp_path / "merged", base=str(base))
+    adapted, merged = load_pipeline(str(base)), load_pipeline(str(tmp_path / "merged"))
     load_hra_weights(adapted, trained / "run")
     options = OPTIONS | {"num_inference_steps": 2, "guidance_scale": None}
     images = [np.asarray(generate_image(pipe, PROMPTS[0], 3, **options)).astype(int) for pipe in (adapted, merged)]
     assert np.abs(images[0] - images[1]).max() <= 2
 
 
-def test_a_dry_run_predicts_the_memory_on_a_gpu(model, images, tmp_path, capsys):
-    assert main([*run_flags(model, images, tmp_path / "run"), "--dry_run"]) == 0
+def test_a_dry_run_predicts_the_memory_on_a_gpu(base, images, tmp_path, capsys):
+    assert main([*run_flags(base, images, tmp_path / "run"), "--dry_run"]) == 0
     printed = capsys.readouterr().out
     for phase in ("encode: vae", "train: transformer", "validate: text_encoder"):
         assert f"on a GPU  {phase}" in printed
@@ -269,6 +298,84 @@ def test_z_image_turbo_is_refused_unless_it_is_allowed(tiny_z_image, tmp_path):
         assert load_from(folder, allow_distilled=True).title == "Z-Image"
 
 
+def test_flux_1_schnell_is_refused_unless_it_is_allowed(tiny_flux_1, tmp_path):
+    copy = changed(tiny_flux_1, tmp_path / "model", "transformer/config.json", guidance_embeds=False)
+    with pytest.raises(
+        ModelError, match=r"takes no guidance scale, as FLUX\.1-schnell; train .*FLUX\.1-dev\): --allow_d"
+    ):
+        load_from(copy)
+    family = load_from(copy, allow_distilled=True)
+    with torch.no_grad():
+        assert (
+            family.predict(noise_of(family), torch.ones(1), family.encode_prompts(PROMPTS[:1], False)).isfinite().all()
+        )
+
+
+def test_flux_1_trains_with_the_guidance_scale_1(tiny_flux_1):
+    family = load_from(tiny_flux_1)
+    received = []
+    family.model.register_forward_pre_hook(
+        lambda _, args, inputs: received.append(inputs["guidance"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        family.predict(noise_of(family).expand(2, -1, -1, -1), torch.ones(2), family.encode_prompts(PROMPTS[:2], False))
+    assert torch.equal(received[0], torch.ones(2))
+
+
+def test_kontext_generates_images_of_the_given_size_from_prompts_alone(tiny_flux_1_kontext):
+    family = load_from(tiny_flux_1_kontext)
+    test_predictions_and_decoded_latents_give_the_pipelines_image(family)
+    assert generated(family, 1).shape[2:] == (OPTIONS["height"], OPTIONS["width"])
+
+
+@pytest.mark.slow
+def test_kontext_trains(tiny_flux_1_kontext, images, tmp_path):
+    assert main([*run_flags(tiny_flux_1_kontext, images, tmp_path / "run", resolution=48)]) == 0
+    with Image.open(tmp_path / "run" / "before_after.png") as sheet:
+        assert np.asarray(sheet).std() > 1
+
+
+def test_t5_keeps_a_token_for_the_end_of_a_prompt(tiny_chroma):
+    """Its tokens here are characters, behind a space at the start."""
+    family = load_from(tiny_chroma)
+    assert family.truncated_text(510 * "x") == ""
+    assert family.truncated_text(510 * "x" + "yz") == "yz"
+
+
+def test_chromas_attention_covers_one_token_of_padding_and_the_image(tiny_chroma):
+    family = load_from(tiny_chroma)
+    conditions = family.encode_prompts(PROMPTS[:1], False)
+    length = len(family.pipe.tokenizer(PROMPTS[0]).input_ids)
+    assert conditions["prompt_mask"].sum() == length + 1
+    received = []
+    family.model.register_forward_pre_hook(
+        lambda _, args, inputs: received.append(inputs["attention_mask"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        family.predict(noise_of(family), torch.ones(1), conditions)
+    generated(family, 1)
+    assert torch.equal(*received)
+
+
+def test_the_default_targets_of_flux_1_and_chroma_are_the_layers_of_attention_and_of_single_blocks(
+    tiny_flux_1, tiny_chroma
+):
+    attention = [f"attn.{part}" for part in ("to_q", "to_k", "to_v")]
+    double = [
+        *attention,
+        *(f"attn.{part}" for part in ("add_k_proj", "add_v_proj", "add_q_proj", "to_out.0", "to_add_out")),
+    ]
+    names = [
+        *(f"transformer_blocks.0.{part}" for part in double),
+        *(f"single_transformer_blocks.0.{part}" for part in ("proj_mlp", "proj_out", *attention)),
+    ]
+    for family in map(load_from, (tiny_flux_1, tiny_chroma)):
+        excluded = family.excluded_modules(family.denoiser_name)
+        config = HRAConfig(r=2, target_modules=family.default_targets, exclude_modules=excluded)
+        assert sorted(find_targets(family.model, config)) == sorted(names)
+        assert sorted(find_targets(family.model, HRAConfig(r=2))) == sorted(names)
+
+
 def test_a_distilled_flux_2_klein_is_refused(tiny_flux_2_klein, tmp_path):
     copy = changed(tiny_flux_2_klein, tmp_path / "model", "model_index.json", is_distilled=True)
     with pytest.raises(ModelError, match=r"is_distilled in its model_index\.json; train its base, FLUX\.2-klein-base"):
@@ -277,11 +384,12 @@ def test_a_distilled_flux_2_klein_is_refused(tiny_flux_2_klein, tmp_path):
 
 def test_a_negative_prompt_is_refused_where_the_pipeline_takes_none(family):
     options = {"negative_prompt": "blurry", "guidance_scale": None}
-    if family.pipeline_class == "Flux2KleinPipeline":
-        with pytest.raises(ConfigError, match="--negative_prompt is given, and a Flux2KleinPipeline takes none"):
+    kind = kind_of(family.pipe)
+    if family.pipeline_class == "Flux2KleinPipeline" or kind.distilled_guidance:
+        with pytest.raises(ConfigError, match=r"--negative_prompt is given, and a Flux[^ ]*Pipeline takes none"):
             call_options(family.pipe, options)
         options["negative_prompt"] = ""
-        assert call_options(family.pipe, options) == {"guidance_scale": 4.0}
+        assert call_options(family.pipe, options) == {"guidance_scale": kind.guidance_scale}
     else:
         assert call_options(family.pipe, options)["negative_prompt"] == "blurry"
 
@@ -295,3 +403,31 @@ def test_a_modular_pipeline_is_refused_by_name(tmp_path):
     (tmp_path / "modular_model_index.json").write_text('{"_class_name": "Flux2ModularPipeline"}')
     with pytest.raises(ModelError, match="is a modular pipeline, Flux2ModularPipeline, which cannot be used here"):
         load_from(tmp_path)
+
+
+def test_every_adapted_layer_of_qwen_image_learns(tiny_qwen_image):
+    """The last block's layers behind which the prompt's stream ends are not adapted."""
+    family = load_from(tiny_qwen_image)
+    config = HRAConfig(
+        target_modules=list(family.default_targets), exclude_modules=family.excluded_modules("transformer")
+    )
+    family.pipe.transformer = HRAModel(family.model, config)
+    conditions = family.encode_prompts(PROMPTS[:1], False)
+    family.predict(noise_of(family), torch.tensor([500.0]), conditions).square().sum().backward()
+    layers = family.model.adapted_layers()
+    assert len(layers) == 2 * 12 - 4
+    assert [name for name, layer in layers.items() if not layer.hra_u["default"].grad.any()] == []
+
+
+def test_qwen_image_names_the_base_of_a_distilled_model(tiny_qwen_image, tmp_path):
+    named = shutil.copytree(tiny_qwen_image, tmp_path / "Qwen-Image-Distill-Full")
+    with pytest.raises(ModelError, match="its name has Distill in it; train its base, Qwen/Qwen-Image"):
+        load_from(named)
+
+
+def test_guidance_of_qwen_image_is_true_cfg_with_a_negative_prompt(tiny_qwen_image):
+    pipe = load_from(tiny_qwen_image).pipe
+    assert call_options(pipe, {"guidance_scale": None}) == {"negative_prompt": " ", "true_cfg_scale": 4.0}
+    options = {"negative_prompt": "blurry", "guidance_scale": 2.0}
+    assert call_options(pipe, options) == {"negative_prompt": "blurry", "true_cfg_scale": 2.0}
+    assert call_options(pipe, {"guidance_scale": 0.0}) == {"true_cfg_scale": 0.0}

@@ -6,8 +6,11 @@ from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines import load_pipeline, pipeline_class
 from hra_diffusion.pipelines.bases import keep_vae_precision
 from hra_diffusion.training.config import ModelConfig
+from hra_diffusion.training.families.chroma import Chroma
 from hra_diffusion.training.families.family import Conditioning, Denoiser, Family, PromptPart
+from hra_diffusion.training.families.flux_1 import Flux1, Flux1Kontext
 from hra_diffusion.training.families.flux_2 import Flux2Klein
+from hra_diffusion.training.families.qwen_image import QwenImage
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
 from hra_diffusion.training.families.stable_diffusion_xl import StableDiffusionXL
@@ -20,7 +23,11 @@ _ALL: tuple[type[Family], ...] = (
     StableDiffusionXL,
     StableDiffusion3,
     ZImage,
+    Flux1,
+    Flux1Kontext,
+    Chroma,
     Flux2Klein,
+    QwenImage,
 )
 FAMILIES = {family.pipeline_class: family for family in _ALL}
 
@@ -41,9 +48,9 @@ def load(model: ModelConfig, dtype: torch.dtype = torch.float32) -> Family:
         raise ModelError(f"{name!r} is a {kind}, which cannot be trained here: use a model of {', '.join(FAMILIES)}.")
     pipe = load_pipeline(name, **model.loading, dtype=dtype)
     family = FAMILIES[kind](pipe)
-    if (found := family.latent_space.normalization) not in family.normalizations:
+    if (normalization := family.latent_space.normalization) not in family.normalizations:
         raise ModelError(
-            f"The autoencoder of {name!r} has {found}, which a {kind} ignores when it generates images: use an "
+            f"The autoencoder of {name!r} has {normalization}, which a {kind} ignores when it generates images: use an "
             "autoencoder of the model's own family."
         )
     if family.distillation and not model.allow_distilled:

@@ -65,7 +65,8 @@ class FrozenTextFamily(Family):
         """See :class:`Family`."""
         text = self.templated(prompt)
         tokenizer = self._text_tokenizer(list(text_encoders(self.pipe))[-1])
-        kept = tokenizer.decode(tokenizer(text, verbose=False).input_ids[: self.prompt_tokens])
+        length = self.prompt_tokens - tokenizer.num_special_tokens_to_add()
+        kept = tokenizer.decode(tokenizer(text, verbose=False).input_ids[:length])
         return prompt[max(0, len(kept) - text.index(prompt)) :].strip()
 
     def _text_tokenizer(self, text_encoder_name: str) -> Any:
