@@ -86,8 +86,27 @@ def text_encoders(pipe: Pipeline) -> dict[str, Any]:
 
 def module_names(pipe: Pipeline) -> list[tuple[str, str]]:
     """Return component and name of every module of a pipeline's models, without the modules of adapters."""
+    return [(name, module) for name, model in _bare_models(pipe) for module, _ in model.named_modules()]
+
+
+def output_widths(pipe: Pipeline) -> dict[tuple[str, str], int]:
+    """Return the output width of every linear layer of a pipeline's models, by component and name."""
+    return {
+        (name, module): width
+        for name, model in _bare_models(pipe)
+        for module, layer in model.named_modules()
+        if isinstance(width := getattr(layer, "out_features", None), int)
+    }
+
+
+def transformer_class(pipe: Pipeline) -> str | None:
+    """Return the class of a pipeline's denoiser if it is a transformer."""
+    return type(bare_model(pipe.transformer)).__name__ if "transformer" in pipe.components else None
+
+
+def _bare_models(pipe: Pipeline) -> list[tuple[str, nn.Module]]:
     bare = {name: adapted.model for name, adapted in adapted_components(pipe).items()}
-    return [(name, module) for name, model in (models(pipe) | bare).items() for module, _ in model.named_modules()]
+    return list((models(pipe) | bare).items())
 
 
 def holders(pipe: Pipeline, *adapter_names: str) -> dict[str, HRAModel]:

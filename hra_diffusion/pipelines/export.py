@@ -5,7 +5,7 @@ import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,7 +19,14 @@ from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.formats.run_folder import SHEET, result_file
 from hra_diffusion.pipelines.activation import using_hra_adapters
 from hra_diffusion.pipelines.bases import find_base
-from hra_diffusion.pipelines.components import adapted_components, holders, module_names, offloading_suspended
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    holders,
+    module_names,
+    offloading_suspended,
+    output_widths,
+    transformer_class,
+)
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -97,8 +104,11 @@ def export_lora(
         files = lora.peft_files(updates, dtype, named_base, metadata)
         write_together({output / name: content for name, content in files.items()})
     elif layout == "kohya":
-        names = lora.kohya_names(module_names(pipe), two_text_encoders=two_text_encoders)
-        write_together({output: lora.file_bytes(lora.kohya_tensors(updates, dtype, names), metadata)})
+        names = lora.kohya_names(
+            module_names(pipe), two_text_encoders=two_text_encoders, transformer=transformer_class(pipe)
+        )
+        tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe))
+        write_together({output: lora.file_bytes(tensors, metadata)})
     else:
         write_together({output: lora.file_bytes(lora.diffusers_tensors(updates, dtype), metadata)})
     return output
@@ -142,8 +152,10 @@ def _updates(pipe: Pipeline, adapter: str | Path, strength: float, **hub: Any) -
     return [lora.with_rank(update, rank) for update in updates]
 
 
-def _family(pipe: Pipeline, two_text_encoders: bool) -> Literal["sd1", "sd2", "sdxl"]:
-    width = getattr(getattr(pipe, "unet", None), "config", {}).get("cross_attention_dim")
+def _family(pipe: Pipeline, two_text_encoders: bool) -> str:
+    if "unet" not in pipe.components:
+        return type(pipe).__name__
+    width = pipe.unet.config.get("cross_attention_dim")
     return "sdxl" if two_text_encoders else "sd2" if width == 1024 else "sd1"
 
 

@@ -20,7 +20,13 @@ from hra_diffusion.formats.lora import Factors, ModuleKey, read_lora
 from hra_diffusion.formats.peft import adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import base_files_of, models, offloading_suspended
+from hra_diffusion.pipelines.components import (
+    base_files_of,
+    models,
+    offloading_suspended,
+    output_widths,
+    transformer_class,
+)
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.resources import find_data
@@ -88,7 +94,8 @@ def fit_lora(
     with offloading_suspended(pipe):
         components = models(pipe)
         modules = [(name, module) for name, model in components.items() for module in _adaptable_modules(model)]
-        fits = _fit_layers(components, read_lora(lora, modules), lora)
+        factors = read_lora(lora, modules, transformer=transformer_class(pipe), widths=output_widths(pipe))
+        fits = _fit_layers(components, factors, lora)
         rank = max(fit.columns.shape[1] for fit in fits.values())
         rank += rank % 2
         contents: dict[Path, bytes] = {}

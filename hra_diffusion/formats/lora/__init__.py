@@ -13,6 +13,9 @@
 Every layer has the same rank, padded with zeros, and alpha = rank, so that the scale is 1 in every tool: some tools use
 one layer's alpha for other layers.
 
+kohya's layout of a transformer has the names of its original code (`lora_unet_layers_0_attention_qkv` of Z-Image). A
+layer that is several of diffusers' is their LoRAs fused, of their ranks' sum (`fusing`).
+
 All of them are read, with any scale, as are the names of older versions of diffusers (`names`, `factors`).
 Other kinds of adapters are refused by name (`kinds`).
 

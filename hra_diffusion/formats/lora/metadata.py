@@ -2,13 +2,20 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-_FAMILIES: Final = {
+# Architecture of ModelSpec and version of kohya's scripts, by family: Stable Diffusion's by name, others by pipeline.
+_FAMILIES: Final[Mapping[str, tuple[str, str]]] = {
     "sd1": ("stable-diffusion-v1", "sd_v1"),
     "sd2": ("stable-diffusion-v2-768-v", "sd_v2"),
     "sdxl": ("stable-diffusion-xl-v1-base", "sdxl_base_v1-0"),
+    "ZImagePipeline": ("Z-Image", "z_image"),
+    "QwenImagePipeline": ("Qwen-Image", "qwen_image"),
+    "FluxPipeline": ("flux-1-dev", "flux1"),
+    "FluxKontextPipeline": ("flux-1-dev", "flux1"),
+    "ChromaPipeline": ("chroma", "chroma"),
 }
+_PREDICTIONS: Final = {"v_prediction": "v", "epsilon": "epsilon"}
 # kohya's names of a run's settings, without ss_.
 _TRAINING: Final = {
     "learning_rate": "learning_rate",
@@ -23,32 +30,30 @@ _TRAINING: Final = {
 }
 
 
-def describe(
-    *, title: str, rank: int, family: Literal["sd1", "sd2", "sdxl"], base_model: str | None, **more: Any
-) -> dict[str, str]:
+def describe(*, title: str, rank: int, family: str, base_model: str | None, **more: Any) -> dict[str, str]:
     """Return a LoRA's metadata by the keys of kohya and ModelSpec.
 
     Args:
         title: its name.
         rank: its rank, equal to alpha.
-        family: the family of its base model.
+        family: the family of its base model: sd1, sd2, sdxl, or the class of another pipeline.
         base_model: the name of its base model.
         more: strength (float), trigger (words), license, thumbnail (a data URL), prediction_type, training (a run's
             settings); None is left out.
     """
-    architecture, version = _FAMILIES[family]
+    architecture, version = _FAMILIES.get(family, (None, None))
     training: Mapping[str, Any] = more.get("training") or {}
     settings = {f"ss_{name}": training.get(key) for name, key in _TRAINING.items()}
     known = {
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.architecture": architecture and f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
         "modelspec.description": f"The exact LoRA of an HRA adapter at strength {more.get('strength', 1.0):g}.",
         "modelspec.trigger_phrase": more.get("trigger"),
         "modelspec.license": more.get("license"),
         "modelspec.thumbnail": more.get("thumbnail"),
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(more.get("prediction_type", ""), "epsilon"),
+        "modelspec.prediction_type": _PREDICTIONS.get(more.get("prediction_type") or ""),
         "ss_base_model_version": version,
         "ss_v2": str(family == "sd2"),
         "ss_sd_model_name": base_model,

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from hra_diffusion.formats.original_names import original_names
+from hra_diffusion.formats.original_transformers import original_names_of
 from hra_diffusion.formats.peft import TEXT_PREFIX
 
 KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -17,18 +18,22 @@ ModuleKey = tuple[str, str]
 """A module's component, and its name in the component."""
 
 
-def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dict[ModuleKey, str]:
+def kohya_names(
+    modules: Iterable[ModuleKey], *, two_text_encoders: bool = False, transformer: str | None = None
+) -> dict[ModuleKey, str]:
     """Return kohya's names of a pipeline's modules, except for components without such names.
 
-    For SDXL, kohya uses the UNet's names in the original code; for other models, diffusers' names.
+    For SDXL and transformers, kohya uses the denoiser's names in the original code; for other models, diffusers' names.
+    Modules that are one layer of the original code have one name, and are in the order of its rows.
 
     Args:
         modules: component and name of all modules.
         two_text_encoders: whether the pipeline is SDXL's.
+        transformer: the class of the pipeline's transformer in diffusers, if it has one.
     """
     modules = list(modules)
     original = original_names(module for component, module in modules if component == "unet")
-    names: dict[ModuleKey, str] = {}
+    names = {key: f"lora_unet_{name}".replace(".", "_") for key, name in _transformer_names(modules, transformer)}
     for component, module in modules:
         if component in KOHYA_PREFIXES:
             first_of_two = two_text_encoders and component == "text_encoder"
@@ -40,24 +45,38 @@ def kohya_names(modules: Iterable[ModuleKey], *, two_text_encoders: bool) -> dic
     return names
 
 
+def _transformer_names(modules: Iterable[ModuleKey], transformer: str | None) -> list[tuple[ModuleKey, str]]:
+    """Return the modules of a transformer with their names in the original code; none for an unknown class."""
+    members = [module for component, module in modules if component == "transformer"]
+    named = original_names_of(transformer, members) if transformer else {}
+    return [(("transformer", module), name) for module, name in named.items()]
+
+
 def diffusers_name(component: str, module: str) -> str:
     """Return diffusers' name of a module."""
     return f"{component}.{_with_text_prefix(component, module)}"
 
 
-def known_names(modules: Iterable[ModuleKey]) -> dict[str, ModuleKey]:
-    """Return a pipeline's modules by all their names in files of kohya and diffusers."""
+def known_names(modules: Iterable[ModuleKey], transformer: str | None = None) -> dict[str, list[ModuleKey]]:
+    """Return a pipeline's modules by all their names in files of kohya, diffusers and ComfyUI.
+
+    Several modules are one layer of the original code, in the order of its rows.
+    """
     modules = list(modules)
     names = {
-        name: key
+        name: [key]
         for two_text_encoders in (False, True)
         for key, name in kohya_names(modules, two_text_encoders=two_text_encoders).items()
     }
     for component in dict.fromkeys(component for component, _ in modules):
-        spelled = component_names(component, modules)
-        names |= {f"{component}.{name}": key for name, key in spelled.items()}
+        spelled = {name: [key] for name, key in component_names(component, modules).items()}
+        names |= {f"{component}.{name}": keys for name, keys in spelled.items()}
         if component in _UNPREFIXED:
             names |= spelled
+    for key, original in _transformer_names(modules, transformer):
+        names[f"diffusion_model.{key[1]}"] = [key]
+        for name in (f"lora_unet_{original}".replace(".", "_"), f"diffusion_model.{original}"):
+            names[name] = [known for known in names.get(name, []) if known != key] + [key]
     return names
 
 

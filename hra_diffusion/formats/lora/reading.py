@@ -1,7 +1,7 @@
 """Reading of LoRAs from other tools, in files and in PEFT's folders."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from safetensors import safe_open
 from hra_diffusion.adapter.config import CONFIG_FILE
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.lora.factors import Factors, factors_of, split_key
+from hra_diffusion.formats.lora.fusing import split_fused
 from hra_diffusion.formats.lora.kinds import EXTRACT, LOAD, refuse_other_kinds
 from hra_diffusion.formats.lora.names import ModuleKey, component_names, known_names
 from hra_diffusion.formats.lora.peft_config import LoraScaling, lora_scaling
@@ -18,12 +19,20 @@ from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.formats.tensors import read_tensors
 
 
-def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Factors]:
+def read_lora(
+    path: Path,
+    modules: Iterable[ModuleKey],
+    *,
+    transformer: str | None = None,
+    widths: Mapping[ModuleKey, int] | None = None,
+) -> dict[ModuleKey, Factors]:
     """Read a LoRA in kohya's, diffusers' or PEFT's layout.
 
     Args:
         path: a safetensors file, or PEFT's folder of one component or with a sub-folder a component.
         modules: component and name of every adaptable module.
+        transformer: the class of the pipeline's transformer in diffusers, if it has one.
+        widths: number of rows of the weights of its modules.
 
     Returns:
         Factors by component and module.
@@ -39,8 +48,11 @@ def read_lora(path: Path, modules: Iterable[ModuleKey]) -> dict[ModuleKey, Facto
     tensors = read_tensors(path)
     refuse_other_kinds(path, tensors)
     scalings = _header(path)
+    names = known_names(modules, transformer)
     with reading(path):
-        return factors_of(path, tensors, known_names(modules), scalings)
+        fused = {name: keys for name, keys in names.items() if len(keys) > 1}
+        tensors = split_fused(path, tensors, fused, widths or {})
+        return factors_of(path, tensors, {name: keys[0] for name, keys in names.items() if len(keys) == 1}, scalings)
 
 
 def _read_folder(path: Path, modules: list[ModuleKey]) -> dict[ModuleKey, Factors]:

@@ -10,6 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.lora.fusing import fuse
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 from hra_diffusion.formats.peft import PREFIX
@@ -18,20 +19,31 @@ Layout = Literal["kohya", "diffusers", "peft"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 
-def kohya_tensors(updates: list[Update], dtype: torch.dtype, names: Mapping[ModuleKey, str]) -> dict[str, Tensor]:
+def kohya_tensors(
+    updates: list[Update],
+    dtype: torch.dtype,
+    names: Mapping[ModuleKey, str],
+    widths: Mapping[ModuleKey, int] | None = None,
+) -> dict[str, Tensor]:
     """Return an adapter's updates, of one rank, by kohya's names.
+
+    Args:
+        updates: updates of modules.
+        dtype: precision of the tensors.
+        names: kohya's names; modules with one name are one layer.
+        widths: number of rows of the weights of such modules.
 
     Raises:
         ConfigError: kohya has no names for a component.
     """
-    tensors: dict[str, Tensor] = {}
     for update in updates:
         if (update.component, update.module) not in names:
             raise ConfigError(f"kohya's layout has no names for a {update.component}: use --layout diffusers.")
-        name = names[update.component, update.module]
-        tensors[f"{name}.lora_down.weight"] = update.A.to(dtype).contiguous()
-        tensors[f"{name}.lora_up.weight"] = update.B.to(dtype).contiguous()
-        tensors[f"{name}.alpha"] = torch.tensor(float(len(update.A)), dtype=dtype)
+    tensors: dict[str, Tensor] = {}
+    for name, (A, B) in fuse(updates, names, widths or {}).items():
+        tensors[f"{name}.lora_down.weight"] = A.to(dtype).contiguous()
+        tensors[f"{name}.lora_up.weight"] = B.to(dtype).contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(len(A)), dtype=dtype)
     return tensors
 
 

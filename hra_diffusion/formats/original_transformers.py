@@ -1,0 +1,84 @@
+"""Module names of transformers in their original code, whose layers may hold several of diffusers', one above another.
+
+    diffusers                                  original
+    Z-Image
+    layers.i.attention.to_q, to_k, to_v        layers.i.attention.qkv
+    layers.i.attention.to_out.0                layers.i.attention.out
+    all_x_embedder.2-1, all_final_layer.2-1    x_embedder, final_layer
+    Qwen-Image                                 the same
+    FLUX.1, Chroma
+    transformer_blocks.i.attn.to_q, …          double_blocks.i.img_attn.qkv, of add_q_proj, … txt_attn.qkv
+    single_transformer_blocks.i.attn.to_q, …   single_blocks.i.linear1, of to_q, to_k, to_v and proj_mlp
+    norm_out.linear                            none: the two halves of its rows have the other order
+
+Source: the original codes, and the tables of comfy/utils.py and comfy/lora.py, by which ComfyUI reads LoRAs.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+_DOUBLE: Final = r"transformer_blocks\.(\d+)"
+_SINGLE: Final = r"single_transformer_blocks\.(\d+)"
+_FLUX_1: Final = (
+    *((rf"{_DOUBLE}\.attn\.to_{part}", r"double_blocks.\1.img_attn.qkv") for part in "qkv"),
+    *((rf"{_DOUBLE}\.attn\.add_{part}_proj", r"double_blocks.\1.txt_attn.qkv") for part in "qkv"),
+    (rf"{_DOUBLE}\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
+    (rf"{_DOUBLE}\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+    *((rf"{_DOUBLE}\.ff\.net\.{part}", rf"double_blocks.\1.img_mlp.{part[0]}") for part in ("0.proj", "2")),
+    *((rf"{_DOUBLE}\.ff_context\.net\.{part}", rf"double_blocks.\1.txt_mlp.{part[0]}") for part in ("0.proj", "2")),
+    (rf"{_DOUBLE}\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
+    (rf"{_DOUBLE}\.norm1_context\.linear", r"double_blocks.\1.txt_mod.lin"),
+    *((rf"{_SINGLE}\.attn\.to_{part}", r"single_blocks.\1.linear1") for part in "qkv"),
+    (rf"{_SINGLE}\.proj_mlp", r"single_blocks.\1.linear1"),
+    (rf"{_SINGLE}\.proj_out", r"single_blocks.\1.linear2"),
+    (rf"{_SINGLE}\.norm\.linear", r"single_blocks.\1.modulation.lin"),
+    (r"x_embedder", "img_in"),
+    (r"context_embedder", "txt_in"),
+    (r"time_text_embed\.(time|guidance)(step)?_embedder\.linear_1", r"\1_in.in_layer"),
+    (r"time_text_embed\.(time|guidance)(step)?_embedder\.linear_2", r"\1_in.out_layer"),
+    (r"time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
+    (r"time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
+    (r"(distilled_guidance_layer\.layers\.\d+)\.linear_1", r"\1.in_layer"),
+    (r"(distilled_guidance_layer\.layers\.\d+)\.linear_2", r"\1.out_layer"),
+    (r"norm_out\.linear", ""),
+    (r"proj_out", "final_layer.linear"),
+)
+
+# Patterns of diffusers' names and the original names, by the class of the transformer. Modules of one original name are
+# one layer, whose rows are theirs in the order of the patterns.
+_RULES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
+    "ZImageTransformer2DModel": (
+        (r"(.+\.attention)\.to_q", r"\1.qkv"),
+        (r"(.+\.attention)\.to_k", r"\1.qkv"),
+        (r"(.+\.attention)\.to_v", r"\1.qkv"),
+        (r"(.+\.attention)\.to_out\.0", r"\1.out"),
+        (r"all_(x_embedder|final_layer)\.2-1(.*)", r"\1\2"),
+    ),
+    "QwenImageTransformer2DModel": (),
+    "FluxTransformer2DModel": _FLUX_1,
+    "ChromaTransformer2DModel": _FLUX_1,
+}
+
+
+def original_names_of(transformer: str, modules: Iterable[str]) -> dict[str, str]:
+    """Return the original names of a transformer's modules, by diffusers' names; none for an unknown class.
+
+    Args:
+        transformer: the name of the class in diffusers.
+        modules: diffusers' names.
+
+    Returns:
+        Original names; the modules of one original layer are in the order of their rows.
+    """
+    if transformer not in _RULES:
+        return {}
+    named: list[tuple[int, str, str]] = []
+    for module in modules:
+        for place, (pattern, original) in enumerate(_RULES[transformer]):
+            if match := re.fullmatch(pattern, module):
+                named.append((place, module, match.expand(original)))
+                break
+        else:
+            named.append((len(_RULES[transformer]), module, module))
+    return {module: original for _, module, original in sorted(named, key=lambda item: item[0]) if original}

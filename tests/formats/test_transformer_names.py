@@ -1,0 +1,86 @@
+"""ComfyUI finds the right weight, and the right rows of it, for every name of a kohya file of a transformer.
+
+ComfyUI looks up a LoRA by the names of its own weights, with underscores after ``lora_unet_`` or with dots after
+``diffusion_model.`` (comfy/lora.py). Its weights of Qwen-Image have diffusers' names (comfy/ldm/qwen_image/model.py);
+those of Z-Image have the original code's, by the table in comfy/utils.py that is repeated here.
+"""
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel, ZImageTransformer2DModel
+from torch import nn
+
+from hra_diffusion.formats.lora import kohya_names
+from hra_diffusion.formats.lora.names import known_names
+
+QWEN_BLOCK = (
+    *(f"attn.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")),
+    *(f"attn.{part}" for part in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+    *(f"{side}_mlp.net.{part}" for side in ("img", "txt") for part in ("0.proj", "2")),
+    "img_mod.1",
+    "txt_mod.1",
+)
+
+
+def z_image_weights() -> dict[str, list[str]]:
+    """ComfyUI's linear weights of Z-Image, each with the modules of diffusers that are its rows."""
+    stacks = {"layers": 30, "context_refiner": 2, "noise_refiner": 2}
+    weights = {}
+    for block in (f"{stack}.{i}" for stack, count in stacks.items() for i in range(count)):
+        weights[f"{block}.attention.qkv"] = [f"{block}.attention.to_{part}" for part in "qkv"]
+        weights[f"{block}.attention.out"] = [f"{block}.attention.to_out.0"]
+        same = [*(f"feed_forward.w{i}" for i in (1, 2, 3)), *([] if "context" in block else ["adaLN_modulation.0"])]
+        weights |= {f"{block}.{name}": [f"{block}.{name}"] for name in same}
+    weights["x_embedder"] = ["all_x_embedder.2-1"]
+    for part in ("linear", "adaLN_modulation.1"):
+        weights[f"final_layer.{part}"] = [f"all_final_layer.2-1.{part}"]
+    return weights | {name: [name] for name in ("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2")}
+
+
+def qwen_weights() -> dict[str, list[str]]:
+    """ComfyUI's linear weights of Qwen-Image."""
+    embedder = "time_text_embed.timestep_embedder"
+    outer = ("img_in", "txt_in", "norm_out.linear", "proj_out", f"{embedder}.linear_1", f"{embedder}.linear_2")
+    names = [*outer, *(f"transformer_blocks.{i}.{part}" for i in range(60) for part in QWEN_BLOCK)]
+    return {name: [name] for name in names}
+
+
+CASES = {
+    "Z-Image": (ZImageTransformer2DModel, z_image_weights),
+    "Qwen-Image": (QwenImageTransformer2DModel, qwen_weights),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request):
+    """A transformer of true size without data, with ComfyUI's weights."""
+    kind, weights = CASES[request.param]
+    with torch.device("meta"):
+        model = kind()
+    keys = [("transformer", name) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return kind.__name__, keys, weights()
+
+
+def test_comfyui_finds_every_layer_by_kohyas_names_with_the_rows_of_its_parts(case):
+    transformer, keys, weights = case
+    found = {}
+    for (_, module), name in kohya_names(keys, transformer=transformer).items():
+        found.setdefault(name, []).append(module)
+    assert found == {f"lora_unet_{name}".replace(".", "_"): parts for name, parts in weights.items()}
+    assert sum(map(len, found.values())) == len(keys)
+
+
+def test_comfyuis_and_diffusers_names_are_read_as_the_same_layers(case):
+    transformer, keys, weights = case
+    names = known_names(keys, transformer)
+    for name, parts in weights.items():
+        layers = [("transformer", part) for part in parts]
+        assert names[f"diffusion_model.{name}"] == names[f"lora_unet_{name}".replace(".", "_")] == layers
+        for layer in layers:
+            for prefix in ("", "transformer.", "diffusion_model."):
+                assert names[prefix + layer[1]] == [layer]
+
+
+def test_an_unknown_transformer_has_no_names_of_kohya(case):
+    _, keys, _ = case
+    assert kohya_names(keys, transformer="OtherTransformer2DModel") == {}
