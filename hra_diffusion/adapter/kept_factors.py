@@ -76,7 +76,10 @@ class FactorCache:
         fitting = known if known is not None and known.fit(dtype, device) and not transformed else None
         if fitting and (compiling or fitting.in_pass[0] or fitting.serve(self.version(mixture))):
             return fitting.factors
-        columns = known.columns if compiling and known is not None else self._blends.mix(mixture, mixture)
+        if known is not None and compiling and not transformed:
+            columns = known.columns
+        else:
+            columns = self._blends.mix(mixture, mixture)
         if columns is None:
             return None
         factors = factor_chains([columns.to(device)], dtype)[0]
