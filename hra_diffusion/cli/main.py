@@ -1,7 +1,7 @@
 """Entry point: choose the sub-command; errors become one sentence and an exit code.
 
-0: done. 2: wrong input. 129, 130, 143: stopped by SIGHUP, SIGINT, SIGTERM; 149: by SIGBREAK of Windows. 141: the reader
-of the output, such as head, has ended.
+0: done. 1: the doctor has findings. 2: wrong input. 129, 130, 143: stopped by SIGHUP, SIGINT, SIGTERM; 149: by
+SIGBREAK of Windows. 141: the reader of the output, such as head, has ended.
 """
 
 import atexit
@@ -34,6 +34,7 @@ COMMANDS = {
     "export-lora": "export an adapter as an exact LoRA for other tools",
     "inspect": "describe an adapter",
     "studio": "open the studio in a browser",
+    "doctor": "check the installation, for a bug report",
 }
 
 
@@ -58,14 +59,14 @@ def _print_help(_: Sequence[str]) -> None:
     print("\nhra-diffusion COMMAND --help lists the options of a command; hra-diffusion --version prints the version.")
 
 
-def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> int:
-    """Run a command's function; errors become messages on stderr."""
+def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]) -> int:
+    """Run a command's function and return its exit code, 0 if it has none; errors become messages on stderr."""
     prepare_streams()
     _quiet_libraries()
     _tune_garbage_collection()
     try:
         with flushed_output(), reporting(ProgressBars()):
-            command(arguments)
+            return command(arguments) or 0
     except HRAError as error:
         report(f"Error: {error}")
         return 2
@@ -86,7 +87,6 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> i
     except KeyboardInterrupt:
         report("\nInterrupted: files that were complete are kept.")
         return 130
-    return 0
 
 
 def _quiet_libraries() -> None:

@@ -1,0 +1,1 @@
+"""Checks of an installation: what `hra-diffusion doctor` prints. `examination` has the list of checks."""
