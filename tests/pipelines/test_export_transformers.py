@@ -14,15 +14,33 @@ from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.training.families import FAMILIES
 from tests import models
+from tests.formats.test_flux_1_names import DOUBLE, OUTER, SINGLE, blocks
 from tests.pipelines.conftest import rotated
 
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": None}
 QKV = "layers.1.attention"
+METADATA = {
+    "z-image": ("Z-Image", "z_image"),
+    "flux-1": ("flux-1-dev", "flux1"),
+    "chroma": ("chroma", "chroma"),
+    "qwen-image": ("Qwen-Image", "qwen_image"),
+}
+"""Architecture of ModelSpec and kohya's version of the base, by the name of its folder."""
 
 
 @pytest.fixture(scope="module")
 def z_image(tiny_sd, tmp_path_factory):
     return models.save_z_image(tmp_path_factory.mktemp("models") / "z-image", tiny_sd)
+
+
+@pytest.fixture(scope="module")
+def flux_1(tiny_sd, tmp_path_factory):
+    return models.save_flux_1(tmp_path_factory.mktemp("models") / "flux-1", tiny_sd)
+
+
+@pytest.fixture(scope="module")
+def chroma(tiny_sd, tmp_path_factory):
+    return models.save_chroma(tmp_path_factory.mktemp("models") / "chroma", tiny_sd)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +58,7 @@ def write_adapter(base, folder, targets=None):
     return folder
 
 
-@pytest.fixture(scope="module", params=["z_image", "qwen_image"])
+@pytest.fixture(scope="module", params=["z_image", "flux_1", "chroma", "qwen_image"])
 def case(request, tmp_path_factory):
     """A base and an adapter of it."""
     base = request.getfixturevalue(request.param)
@@ -104,17 +122,26 @@ def test_comfyuis_weights_change_by_the_changes_of_their_parts(case, tmp_path):
     pipe.transformer.double()
     tensors = load_file(export_lora(adapter, tmp_path / "x.safetensors", base=pipe, dtype="fp64"))
     changes = merged_weights(pipe, adapter)
-    if "z-image" in str(base):
-        for attention in [name.removesuffix(".to_q") for name in changes if name.endswith(".to_q")]:
-            parts = [changes.pop(f"{attention}.to_{part}") for part in "qkv"]
-            changes[f"{attention}.qkv"] = torch.cat(parts)
-            changes[f"{attention}.out"] = changes.pop(f"{attention}.to_out.0")
-    for module, change in changes.items():
-        name = f"lora_unet_{module}".replace(".", "_")
+    for weight, parts in comfyuis_weights(base, changes).items():
+        name, change = f"lora_unet_{weight}".replace(".", "_"), torch.cat([changes.pop(part) for part in parts])
         up, down, alpha = (tensors.pop(f"{name}.{part}") for part in ("lora_up.weight", "lora_down.weight", "alpha"))
-        assert len(down) == alpha == (12 if module.endswith("qkv") else 4)
+        assert len(down) == alpha == 4 * len(parts)
         assert (alpha / len(down) * (up @ down) - change).abs().max() < 1e-12
-    assert tensors == {}
+    assert tensors == changes == {}
+
+
+def comfyuis_weights(base, modules) -> dict[str, list[str]]:
+    """Return ComfyUI's weights of adapted modules, each with the modules that are its rows."""
+    weights = {module: [module] for module in modules}
+    if base.name == "z-image":
+        for attention in [name.removesuffix(".to_q") for name in modules if name.endswith(".to_q")]:
+            weights[f"{attention}.qkv"] = [f"{attention}.to_{part}" for part in "qkv"]
+            weights[f"{attention}.out"] = [f"{attention}.to_out.0"]
+            for part in ("to_q", "to_k", "to_v", "to_out.0"):
+                del weights[f"{attention}.{part}"]
+    if base.name in ("flux-1", "chroma"):
+        weights = {name: parts for name, parts in (blocks(DOUBLE, SINGLE) | OUTER).items() if parts[0] in modules}
+    return weights
 
 
 def test_rows_of_a_fused_layer_without_an_adapter_do_not_change(z_image, tmp_path):
@@ -150,6 +177,8 @@ def comfyuis_name(name: str) -> str:
         module = module.replace(part, part.replace("_", "-"))
     for part in ("feed_forward", "context_refiner", "noise_refiner", "transformer_blocks", "img_mlp", "txt_mlp"):
         module = module.replace(part, part.replace("_", "-"))
+    for part in ("double_blocks", "single_blocks", "img_attn", "txt_attn", "final_layer"):
+        module = module.replace(part, part.replace("_", "-"))
     return f"diffusion_model.{module.replace('_', '.').replace('-', '_')}.{end}"
 
 
@@ -166,7 +195,7 @@ def test_the_metadata_name_the_family(case, tmp_path):
     file = export_lora(adapter, tmp_path / "x.safetensors", base=base, layout="diffusers")
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
-    family = "Z-Image" if "z-image" in str(base) else "Qwen-Image"
-    assert metadata["modelspec.architecture"] == f"{family}/lora"
-    assert metadata["ss_base_model_version"] == family.lower().replace("-", "_")
+    architecture, version = METADATA[base.name]
+    assert metadata["modelspec.architecture"] == f"{architecture}/lora"
+    assert metadata["ss_base_model_version"] == version
     assert "modelspec.prediction_type" not in metadata

@@ -34,11 +34,14 @@ def kohya_tensors(
         widths: number of rows of the weights of such modules.
 
     Raises:
-        ConfigError: kohya has no names for a component.
+        ConfigError: kohya has no name for a layer.
     """
     for update in updates:
         if (update.component, update.module) not in names:
-            raise ConfigError(f"kohya's layout has no names for a {update.component}: use --layout diffusers.")
+            raise ConfigError(
+                f"kohya's layout has no name for the layer {update.module} of a {update.component}: use --layout "
+                "diffusers."
+            )
     tensors: dict[str, Tensor] = {}
     for name, (A, B) in fuse(updates, names, widths or {}).items():
         tensors[f"{name}.lora_down.weight"] = A.to(dtype).contiguous()
