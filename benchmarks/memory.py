@@ -15,21 +15,29 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from measure import describe_machine, print_table, process_peak
-from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
 )
@@ -38,9 +46,9 @@ from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.pipelines.bases import PRECISIONS
 from hra_diffusion.resources import DATA
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config.file import read_toml
+from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.devices.memory_prediction import PhaseMemory, predict_memory
-from hra_diffusion.training.families import FAMILIES
+from hra_diffusion.training.families import FAMILIES, Conditioning, Family
 from hra_diffusion.training.setup import add_adapters
 
 TOKENIZER = DATA / "assets" / "emoji-sd" / "tokenizer"
@@ -151,10 +159,46 @@ def stable_diffusion_35_medium() -> Any:
     )
 
 
+def qwen3_4b() -> dict[str, Any]:
+    """Return the text encoder of Z-Image and FLUX.2 klein with a tokenizer whose prompts have no content."""
+    config = Qwen3Config(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    )
+    template = "{{ messages[0].content }}"
+    return {"text_encoder": Qwen3Model(config), "tokenizer": Qwen2TokenizerFast(chat_template=template)}
+
+
+def z_image() -> Any:
+    """Return Z-Image."""
+    with unset_fake_temporarily():  # it reads its own values
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    parts = {"transformer": ZImageTransformer2DModel(), **qwen3_4b(), "scheduler": scheduler}
+    return ZImagePipeline(vae=autoencoder(16, 1024), **parts)
+
+
+def flux_2_klein_4b() -> Any:
+    """Return FLUX.2 klein with 4 billion weights."""
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    transformer = Flux2Transformer2DModel(
+        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+    )
+    parts = {"transformer": transformer, **qwen3_4b(), "scheduler": scheduler}
+    torch.set_default_dtype(torch.float32)
+    return Flux2KleinPipeline(vae=AutoencoderKLFlux2(), **parts)
+
+
 MODELS: dict[str, Callable[[], Any]] = {
     "subject-sd15-8gb": stable_diffusion_15,
     "subject-sdxl-12gb": stable_diffusion_xl,
     "subject-sd35-medium-12gb": stable_diffusion_35_medium,
+    "subject-z-image-24gb": z_image,
+    "subject-flux2-klein-16gb": flux_2_klein_4b,
 }
 
 
@@ -166,14 +210,27 @@ def predict(path: Path) -> list[PhaseMemory]:
         torch.set_default_dtype(precision)
         pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
         family = FAMILIES[type(pipe).__name__](pipe)
+        config = with_values(config, family.default_settings(config))
         add_adapters(family, config.adapter, config.model, config.run, CPU)
         trains = config.adapter.text_encoder_trains
         rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
-        side = (config.data.resolution or 0) // pipe.vae_scale_factor
-        conditions = family.encode_prompts([""], trains) | {"sizes": torch.zeros(1, 6)}
+        side = (config.data.resolution or 0) // family.pixels_per_latent
+        conditions = encode_empty_prompt(family, trains) | {"sizes": torch.zeros(1, 6)}
         inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
-        inputs["latents"] = torch.zeros(rows, pipe.vae.config.latent_channels, side, side)
+        latents = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
+        channels = latents * family.latent_space.patch**2
+        inputs["latents"] = torch.zeros(rows, channels, side, side)
         return predict_memory(family.denoiser(trains), family, inputs, precision=precision)
+
+
+def encode_empty_prompt(family: Family, trains: bool) -> Conditioning:
+    """Encode an empty prompt; where its number of tokens depends on data, it has as many as are read."""
+    try:
+        return family.encode_prompts([""], trains)
+    except DynamicOutputShapeException:
+        tokens, width = family.prompt_tokens, family.pipe.text_encoder.config.get_text_config().hidden_size  # pyright: ignore
+        mask = torch.ones(1, tokens, dtype=torch.bool)
+        return {"prompt": torch.zeros(1, tokens, width, dtype=family.model.dtype), "prompt_mask": mask}
 
 
 def measure() -> None:

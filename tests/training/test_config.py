@@ -126,9 +126,9 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"
 
 
 def test_there_is_a_config_for_each_common_case():
-    usual = ["embedded", "embedded_control", "face", "style", "subject-sd15-8gb", "subject-sd35-medium-12gb"]
-    usual.append("subject-sdxl-12gb")
-    assert [path.stem for path in CONFIGS] == usual
+    usual = ["embedded", "embedded_control", "face", "style"]
+    models = ["flux2-klein-16gb", "sd15-8gb", "sd35-medium-12gb", "sdxl-12gb", "z-image-24gb"]
+    assert [path.stem for path in CONFIGS] == [*usual, *(f"subject-{model}" for model in models)]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
