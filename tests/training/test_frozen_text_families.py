@@ -22,8 +22,10 @@ from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.pipelines.kinds import call_options, default_size, kind_of, size_multiple
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.training.config import DreamBoothConfig, ModelConfig
+from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config.file import with_values
+from hra_diffusion.training.data.cache import Cache
+from hra_diffusion.training.data.sources import SourceEncoder
 from hra_diffusion.training.families import load
 from hra_diffusion.training.outputs.checkpoint import load_checkpoint
 
@@ -143,10 +145,21 @@ def test_sizes_are_multiples_of_a_packed_patch(family, model):
     assert (base.size, base.multiple) == (default_size(family.pipe), size_multiple(family.pipe))
 
 
-def test_the_cache_tells_templates_apart(family):
-    (part,) = family.prompt_parts(False)
-    assert part.template[0] == family.pipeline_class
-    assert part.text_encoders and part.tokenizers
+def test_the_cache_tells_families_with_one_text_encoder_apart_by_their_templates(tiny_z_image, tmp_path):
+    family, cache = load_from(tiny_z_image), Cache(tmp_path)
+    encoder = SourceEncoder(
+        family=family,
+        device=torch.device("cpu"),
+        data=DataConfig(),
+        text_encoder_trains=False,
+        seed=0,
+        cache=cache,
+    )
+    for count, template in ((1, "{{ messages[0].content }}"), (2, "a {{ messages[0].content }}"), (2, None)):
+        family.pipe.tokenizer.chat_template = template or "a {{ messages[0].content }}"
+        (condition,) = encoder.encode_captions(["dog"])
+        assert len(list(tmp_path.glob("prompts/*"))) == count
+        assert condition["prompt_mask"].sum() == 3 + 2 * (count - 1)
 
 
 def test_a_missing_tokenizer_or_text_encoder_is_refused(model, tmp_path):
