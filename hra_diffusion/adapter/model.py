@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.activation import Activation, check_strength
-from hra_diffusion.adapter.adapter_mixin import AdapterMixin
 from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.diffusers_verbs import DiffusersVerbs
 from hra_diffusion.adapter.heads import with_heads
 from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.peft_names import PeftNames
@@ -26,7 +26,7 @@ from hra_diffusion.householder.gram_schmidt import orthogonality_penalty
 from hra_diffusion.text import nearest
 
 
-class AdaptedModel(AdapterMixin, PeftNames, ModelProxy):
+class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
     """A model with HRA adapters; see `hra_diffusion.model.HRAModel`, which adds files.
 
     The model is changed in place: an adapted layer replaces each target module and holds it, and everything except the

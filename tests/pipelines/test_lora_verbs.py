@@ -175,3 +175,26 @@ def test_pipelines_that_share_components_list_change_and_save_alike(pipe, adapte
     unload_hra_weights(other)
     assert list_hra_adapters(pipe) == {}
     assert torch.equal(image(pipe), base)
+
+
+def test_a_component_s_own_verbs_act_on_adapters_and_loras(pipe, adapters, lora):
+    def predicted() -> torch.Tensor:
+        torch.manual_seed(0)
+        width = pipe.unet.config.cross_attention_dim
+        with torch.no_grad():
+            return pipe.unet(torch.randn(1, 4, 8, 8), 500, torch.randn(1, 5, width)).sample
+
+    base = predicted()
+    pipe.load_lora_weights(lora.parent, adapter_name="lora", weight_name=lora.name)
+    load_hra_weights(pipe, adapters / "a", "mine")
+    both = predicted()
+    assert not close(both, base, 1e-3)
+    pipe.unet.disable_adapters()
+    assert close(predicted(), base)
+    pipe.unet.enable_adapters()
+    assert close(predicted(), both)
+    with pytest.raises(ConfigError, match="no adapter named 'other'"):
+        pipe.unet.delete_adapters(["mine", "other"])
+    assert close(predicted(), both)
+    pipe.unet.delete_adapters(["mine", "lora"])
+    assert close(predicted(), base)
