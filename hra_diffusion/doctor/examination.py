@@ -7,9 +7,10 @@ from contextlib import redirect_stderr, redirect_stdout
 
 from hra_diffusion.doctor.installation import check_packages, check_system, check_torch
 from hra_diffusion.doctor.probes import Probes
-from hra_diffusion.doctor.report import Section
+from hra_diffusion.doctor.report import REPORT_ADVICE, Section
 
 Check = Callable[[Probes, Section], None]
+_INSTALLATION_ADVICE = "Reinstall the package or correct the file that the last lines of the details name."
 
 
 def examine_installation(probes: Probes, rank: int = 8) -> Iterator[Section]:
@@ -58,7 +59,7 @@ def _computations(rank: int) -> dict[str, Check]:
         check_storage(probes, section)
 
     def base(probes: Probes, section: Section) -> None:
-        from hra_diffusion.doctor.storage import check_base
+        from hra_diffusion.doctor.base import check_base
 
         check_base(probes, section)
 
@@ -73,5 +74,6 @@ def run_check(title: str, check: Check, probes: Probes) -> Section:
             warnings.simplefilter("default")
             check(probes, section)
     except Exception as error:
-        section.warn_of_error(f"The check of {title} ends with an error", error, output=output.getvalue())
+        advice = _INSTALLATION_ADVICE if isinstance(error, ImportError | OSError) else REPORT_ADVICE
+        section.warn_of_error(f"The check of {title} ends with an error", error, advice, output.getvalue())
     return section

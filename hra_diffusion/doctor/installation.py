@@ -14,15 +14,18 @@ from hra_diffusion.version import __version__
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft", "triton", "torchao", "bitsandbytes", "gradio")
 _OTHER_NAMES = {"triton": ("triton-windows", "pytorch-triton-rocm", "pytorch-triton-xpu", "triton-xpu")}
 _TEST_EXTRAS = ("test", "dev")
+_VARIABLES = ("ACCELERATE_", "CUDA_", "HF_HUB_OFFLINE", "HIP_", "HSA_", "MKL_", "OMP_", "PYTORCH_", "ROCR_", "TRITON_")
 _GET_STARTED = "then install the build that PyTorch's page 'Get started' shows"
 
 
 def check_system(probes: Probes, section: Section) -> None:
-    """Report the operating system, Python and the version of this project."""
+    """Report the operating system, Python, the version of this project, and variables that change how torch runs."""
     system, machine = probes.system(), probes.machine()
     section.facts["system"] = f"{system} {probes.release()}, {machine}"
     section.facts["Python"] = f"{platform.python_version()} ({platform.python_implementation()})"
     section.facts["hra_diffusion"] = __version__
+    variables = [f"{name}={value}" for name, value in probes.environment().items() if name.startswith(_VARIABLES)]
+    section.facts["variables"] = ", ".join(sorted(variables)) or "none"
     if system == "Darwin" and machine == "x86_64":
         section.warn(
             "Python is built for Intel processors, and torch has no current version for Macs with them.",

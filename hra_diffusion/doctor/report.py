@@ -40,7 +40,7 @@ class Section:
         """Add a finding."""
         self.findings.append(Finding(problem, advice, details))
 
-    def warn_of_error(self, what: str, error: Exception, advice: str = REPORT_ADVICE, output: str = "") -> None:
+    def warn_of_error(self, what: str, error: Exception, advice: str, output: str = "") -> None:
         """Add an exception as a finding, with its whole traceback, after what was printed before."""
         details = output + "".join(traceback.format_exception(error))
         self.warn(f"{what}: {one_line(error)}", advice, details.strip())

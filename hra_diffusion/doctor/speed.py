@@ -26,7 +26,8 @@ def check_speed(probes: Probes, section: Section, seconds: float = 6.0) -> None:
     device = torch.device(probes.device())
     dtype = _fastest_dtype(device, probes)
     precision = str(dtype).removeprefix("torch.")
-    section.facts["step"] = f"forward and backward of a small UNet, {precision} on {device}, medians"
+    where = f"{device}, {torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    section.facts["step"] = f"forward and backward of a small UNet, {precision} on {where}, medians"
     steps = {name: _step(model, device, dtype) for name, model in _contenders(section, device).items()}
     times = _interleaved_times(steps, device, seconds)
     medians = {name: statistics.median(measured) for name, measured in times.items()}

@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.doctor.arithmetic import check_attention, check_precisions
+from hra_diffusion.doctor.base import check_base
 from hra_diffusion.doctor.examination import examine_installation, run_check
 from hra_diffusion.doctor.installation import PACKAGES, check_packages, check_system, check_torch
 from hra_diffusion.doctor.kernels import check_kernels
 from hra_diffusion.doctor.probes import Accelerator, Build, Cpu, InstalledGpu, Probes, list_installed_gpus
 from hra_diffusion.doctor.report import Section, redact
 from hra_diffusion.doctor.speed import LORA, check_speed
-from hra_diffusion.doctor.storage import check_base, check_storage
+from hra_diffusion.doctor.storage import check_storage
 from hra_diffusion.householder import fused
 from tests.triton_interpreter import interpret
 
@@ -108,6 +109,13 @@ def test_a_mac_with_mps_is_well():
     )
     assert findings(check_system, mac) == findings(check_torch, mac) == findings(check_kernels, mac, 8) == []
     assert "arm64" in findings(check_system, replace(mac, machine=lambda: "x86_64"))[0]
+
+
+def test_variables_of_torch_are_reported_and_others_are_not():
+    section = Section("system")
+    variables = {"OMP_NUM_THREADS": "1", "HF_TOKEN": "hf_x", "CUDA_VISIBLE_DEVICES": "0", "LANG": "de"}
+    check_system(replace(LINUX, environment=lambda: variables), section)
+    assert section.facts["variables"] == "CUDA_VISIBLE_DEVICES=0, OMP_NUM_THREADS=1"
 
 
 def test_warnings_of_torch_about_the_driver_are_part_of_the_finding():
@@ -294,7 +302,7 @@ def test_the_embedded_base_loads_and_a_missing_one_is_a_finding(monkeypatch, tmp
     check_base(LINUX, section)
     assert section.facts == {"emoji-sd": "loads and generates"}
     assert section.findings == []
-    monkeypatch.setattr("hra_diffusion.doctor.storage.DATA", tmp_path)
+    monkeypatch.setattr("hra_diffusion.doctor.base.DATA", tmp_path)
     (finding,) = run_check("base", check_base, LINUX).findings
     assert "ModelError" in finding.problem
 
@@ -386,29 +394,49 @@ def test_nvidia_smi_and_device_files_tell_the_gpus(tmp_path, monkeypatch):
     assert list_installed_gpus(tmp_path) == [GEFORCE]
 
 
-BARE = """
+WITHOUT_PACKAGES = """
 import socket, sys
 
 def connect(*_):
     raise AssertionError("the doctor uses the network")
 
 socket.socket.connect = connect
-sys.modules.update(dict.fromkeys(("peft", "triton", "torchao", "bitsandbytes", "gradio", "cv2", "imagehash", "scipy")))
+sys.modules.update(dict.fromkeys(sys.argv[1:]))
 from hra_diffusion.cli.main import main
 sys.exit(main(["doctor", "--json"]))
 """
 
 
+def report_without(*packages: str, path: Path = PROJECT) -> tuple[int, dict]:
+    """Return exit code and sections of the command, offline and where packages cannot be imported."""
+    command = [sys.executable, "-c", WITHOUT_PACKAGES, *packages]
+    environment = {**os.environ, "PYTHONPATH": f"{path}{os.pathsep}{PROJECT}"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    report = json.loads(done.stdout)
+    findings = [finding for section in report["sections"].values() for finding in section["findings"]]
+    assert report["healthy"] == (done.returncode == 0) == (not findings)
+    return done.returncode, report["sections"]
+
+
 @pytest.mark.slow
 def test_the_command_works_offline_without_optional_packages():
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, env=environment, check=False)
-    report = json.loads(done.stdout)
-    titles = ["system", "packages", "torch", "precisions", "attention", "kernels", "speed", "storage", "base"]
-    assert list(report["sections"]) == titles
-    assert report["healthy"] == (done.returncode == 0) == (not any(s["findings"] for s in report["sections"].values()))
-    assert report["sections"]["speed"]["facts"][LORA] == "peft is not installed"
-    assert report["sections"]["base"] == {"facts": {"emoji-sd": "loads and generates"}, "findings": []}
+    _, sections = report_without("peft", "triton", "torchao", "bitsandbytes", "gradio", "cv2", "imagehash", "scipy")
+    assert list(sections) == [
+        *("system", "packages", "torch", "precisions", "attention", "kernels", "speed", "storage", "base")
+    ]
+    assert sections["speed"]["facts"][LORA] == "peft is not installed"
+    assert sections["base"] == {"facts": {"emoji-sd": "loads and generates"}, "findings": []}
+
+
+@pytest.mark.slow
+def test_broken_packages_are_findings_and_the_other_checks_run(tmp_path):
+    code, sections = report_without("diffusers")
+    broken = {title for title, section in sections.items() if "diffusers" in str(section["findings"])}
+    assert (code, broken) == (1, {"speed", "base"})
+    (tmp_path / "torch.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')")
+    code, sections = report_without(path=tmp_path)
+    assert (code, list(sections)) == (1, ["system", "packages", "torch"])
+    assert "OSError: libcudnn.so.9" in sections["torch"]["findings"][0]["problem"]
 
 
 def test_the_exit_code_is_1_if_something_needs_attention(monkeypatch, capsys):

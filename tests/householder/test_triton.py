@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hra_diffusion.householder import CompactWY, fused
+from hra_diffusion.householder import CompactWY, fused, reflect
 from hra_diffusion.householder.compact_wy import invert_triangle, unit_factors
 from hra_diffusion.householder.recompute import Normalized, Product
 from tests.triton_interpreter import interpret
@@ -283,6 +283,33 @@ def test_a_kernel_that_cannot_be_compiled_is_reported_once_with_the_doctor(monke
     assert "float16 rows and rank 3" in message
     assert "Failed to find a C compiler." in message
     assert "hra-diffusion doctor --rank 3" in message
+
+
+@pytest.mark.parametrize("kernel", ["reflect_kernel", "backward_kernel"])
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_a_step_with_a_kernel_that_cannot_be_compiled_takes_the_readable_path(
+    monkeypatch, caplog, kernel, channels_first
+):
+    class Broken:
+        def __getitem__(self, grid):
+            raise RuntimeError("Failed to find a C compiler.")
+
+    def step():
+        x = (seeded(2, 24, 5).mT if channels_first else seeded(2, 5, 24)).requires_grad_()
+        u = seeded(24, 3, seed=1).requires_grad_()
+        y = reflect(x, u)
+        y.square().sum().add(y[0].sum()).backward()
+        return y.detach(), x.grad, u.grad
+
+    expected = step()
+    interpret(monkeypatch)
+    monkeypatch.setattr(fused, "_failed", set())
+    monkeypatch.setattr(fused, "DEVICES", ("cpu",))
+    monkeypatch.setattr(triton_launches, kernel, Broken())
+    for _ in range(2):
+        for found, wanted in zip(step(), expected, strict=True):
+            assert_close(found, wanted, torch.float32)
+    assert ["hra-diffusion doctor --rank 3" in message for message in caplog.messages] == [True]
 
 
 def test_errors_of_memory_are_not_taken_for_errors_of_the_compiler(monkeypatch):
