@@ -43,8 +43,8 @@ KINDS: Mapping[str, PipelineKind] = {
 
 
 def kind_of(pipe: Pipeline) -> PipelineKind:
-    """Return a pipeline's kind, by default Stable Diffusion's."""
-    return KINDS.get(type(pipe).__name__, PipelineKind())
+    """Return a pipeline's kind, by default Stable Diffusion's; image to image has that of text to image."""
+    return KINDS.get(_text_to_image(pipe), PipelineKind())
 
 
 def size_multiple(pipe: Pipeline) -> int:
@@ -77,7 +77,7 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     if arguments.get("guidance_scale", 0) is None:
         arguments["guidance_scale"] = kind.guidance_scale
     accepted = inspect.signature(type(pipe).__call__).parameters
-    is_known = type(pipe).__name__ in KINDS
+    is_known = _text_to_image(pipe) in KINDS
     takes_negative = not is_known or ("negative_prompt" in accepted and not kind.distilled_guidance)
     if arguments.get("negative_prompt", "") is None or not (takes_negative or arguments.get("negative_prompt")):
         arguments.pop("negative_prompt", None)
@@ -90,3 +90,8 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     if "negative_prompt" in arguments and not takes_negative:
         raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
     return arguments
+
+
+def _text_to_image(pipe: Pipeline) -> str:
+    """Return a pipeline's class; for image to image, that of text to image."""
+    return type(pipe).__name__.replace("Img2Img", "")

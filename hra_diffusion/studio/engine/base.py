@@ -36,6 +36,8 @@ class Base:
     """Size multiple of its images, in pixels."""
     schedulers: tuple[str, ...]
     """Names of the available schedulers, the model's default first."""
+    guidance_scale: float = 7.5
+    """Default guidance scale of its images."""
     text_encoders: int = 1
     """Number of its text encoders."""
 
@@ -87,6 +89,7 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
         size=kind.size or (min(sides) if isinstance(sides, list) else sides) * scale,
         multiple=max(unet.get("patch_size") or 1, *unet.get("all_patch_size", (1,)), int(kind.packing**0.5)) * scale,
         schedulers=scheduler_names(parts["scheduler"][1], scheduler),
+        guidance_scale=kind.guidance_scale,
         text_encoders=sum(name.startswith("text_encoder") for name in parts),
     )
 

@@ -4,6 +4,7 @@ Importing this module imports diffusers, and creating a generator loads the weig
 """
 
 import copy
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from hra_diffusion.control import Control, load_hra_control
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import (
     RecordedBase,
     generate_image,
@@ -23,6 +25,7 @@ from hra_diffusion.pipelines import (
     using_hra_adapters,
 )
 from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip, set_clip_skip
+from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax
 from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -66,7 +69,7 @@ class Generator:
         self._library, self._uploads = library, uploads
         self._preview = Preview(self.pipe.vae, self.pipe._execution_device)
         # A tokenizer keeps the truncation of its last call: a shared one could truncate a prompt during generation.
-        self._tokenizer, self._tokenizer_lock = copy.deepcopy(self.pipe.tokenizer), threading.Lock()
+        self._tokenizer, self._tokenizer_lock = copy.deepcopy(_longest_tokenizer(self.pipe)), threading.Lock()
         self._default_scheduler = self.pipe.scheduler
         self._loaded: dict[str, tuple[str, int]] = {}
         self._controls: dict[str, Control] = {}
@@ -95,7 +98,7 @@ class Generator:
                     step=step + 1,
                     steps=steps,
                     seconds_left=(time.monotonic() - start) / done * (steps * request.count - done),
-                    preview=self._preview(tensors["latents"]),
+                    preview=self._preview(tensors["latents"], request.height / request.width),
                 )
             )
             return {}
@@ -139,14 +142,13 @@ class Generator:
         pipe: Any = self.pipe
         options: dict[str, Any] = {"height": request.height, "width": request.width}
         if request.image:
-            from diffusers import AutoPipelineForImage2Image  # imports all pipelines of diffusers
-
-            pipe = AutoPipelineForImage2Image.from_pipe(self.pipe)
+            pipe = _image_to_image(self.pipe)
             pipe.set_progress_bar_config(disable=True)
             set_clip_skip(pipe, default_clip_skip(self.pipe))
             image = self._uploads.open(request.image).convert("RGB")
             image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
-            options = {"image": image, "strength": request.image_strength}
+            takes_size = "height" in inspect.signature(type(pipe).__call__).parameters
+            options = {"image": image, "strength": request.image_strength} | (options if takes_size else {})
         clip_skip = default_clip_skip(self.pipe) if request.clip_skip is None else request.clip_skip
         if clip_skip is not None:
             check_clip_skip(self.pipe, clip_skip)
@@ -220,3 +222,27 @@ class Generator:
             adapter_name, _ = self._loaded.pop(name)
             unload_hra_weights(self.pipe, adapter_name)
             self._controls.pop(adapter_name, None)
+
+
+def _image_to_image(pipe: Pipeline) -> Any:
+    """Return the pipeline that starts from an image, with the same components.
+
+    Raises:
+        ConfigError: diffusers has none for this kind of pipeline.
+    """
+    import diffusers  # the page needs none of its pipelines
+
+    name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
+    if not hasattr(diffusers, name):
+        raise ConfigError(f"A {type(pipe).__name__} cannot start from an image: remove the initial image.")
+    try:
+        return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    except ValueError:  # it has no Chroma
+        return getattr(diffusers, name)(**pipe.components)
+
+
+def _longest_tokenizer(pipe: Pipeline) -> Any:
+    """Return the tokenizer of the text encoder that reads the longest prompts; of several, the first."""
+    return max(
+        (tokenizer_of(pipe, name) for name in text_encoders(pipe)), key=lambda tokenizer: tokenizer.model_max_length
+    )

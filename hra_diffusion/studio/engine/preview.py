@@ -22,8 +22,15 @@ class Preview:
     def __init__(self, vae: Any, device: torch.device) -> None:
         self.to_colors = _fit(vae, device)
 
-    def __call__(self, latents: Tensor) -> bytes:
-        """Return the preview as a JPEG file."""
+    def __call__(self, latents: Tensor, aspect: float = 1.0) -> bytes:
+        """Return the preview as a JPEG file.
+
+        Args:
+            latents: (1, C, h, w), or packed in tokens (1, h w, C) or, of 2 × 2 pixels, (1, h/2 · w/2, 4 C).
+            aspect: height of the image divided by its width, for packed latents.
+        """
+        if latents.dim() == 3:
+            latents = self._unpack(latents, aspect)
         channels = latents[0].float().cpu().flatten(1).T
         colors = torch.cat([channels, torch.ones(len(channels), 1)], 1) @ self.to_colors
         height, width = latents.shape[-2:]
@@ -33,6 +40,13 @@ class Preview:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=80)
         return file.getvalue()
+
+    def _unpack(self, tokens: Tensor, aspect: float) -> Tensor:
+        """Return the latents (1, C, h, w) of tokens, whose channels are in the order (C, row, column) of a patch."""
+        rows = round((tokens.shape[1] * aspect) ** 0.5)
+        side = round((tokens.shape[2] / (len(self.to_colors) - 1)) ** 0.5)
+        patches = tokens.unflatten(2, (-1, side, side)).unflatten(1, (rows, -1))
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 @torch.no_grad()

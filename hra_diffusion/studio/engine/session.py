@@ -111,7 +111,12 @@ class Session:
         """The page's first request."""
         size = self.worker.base.size
         if not self.embedded:
-            return GenerateRequest(prompt="a photo of a dog on the beach", width=size, height=size)
+            return GenerateRequest(
+                prompt="a photo of a dog on the beach",
+                width=size,
+                height=size,
+                guidance_scale=self.worker.base.guidance_scale,
+            )
         return GenerateRequest(prompt="a 3d render of a cat on the beach", width=size, height=size, guidance_scale=4.0)
 
     def generate(self, request: GenerateRequest, client: str) -> Iterator[Loading | Queued | Progress | SavedImage]:
