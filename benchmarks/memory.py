@@ -16,10 +16,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -36,6 +39,8 @@ from transformers import (
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     Qwen2TokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3Model,
     T5Config,
@@ -170,6 +175,32 @@ def qwen3_4b() -> dict[str, Any]:
         tie_word_embeddings=True,
     )
     template = "{{ messages[0].content }}"
+def qwen_image() -> Any:
+    """Return Qwen-Image."""
+    schedule = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **schedule)
+    parts = {"transformer": QwenImageTransformer2DModel(), "scheduler": scheduler, **qwen_vl_7b()}
+    torch.set_default_dtype(torch.float32)
+    return QwenImagePipeline(vae=AutoencoderKLQwenImage(), **parts)
+
+
+def qwen_vl_7b() -> dict[str, Any]:
+    """Return the text encoder of Qwen-Image with a tokenizer that knows one token of the template."""
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]},
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config={"hidden_size": 1280, "out_hidden_size": 3584})
+    tokenizer = Qwen2TokenizerFast(additional_special_tokens=["<|im_start|>"])
+    return {"text_encoder": Qwen2_5_VLForConditionalGeneration(config), "tokenizer": tokenizer}
+
+
     return {"text_encoder": Qwen3Model(config), "tokenizer": Qwen2TokenizerFast(chat_template=template)}
 
 
@@ -208,6 +239,7 @@ def predict(path: Path) -> list[PhaseMemory]:
     precision = PRECISIONS[config.run.mixed_precision]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         torch.set_default_dtype(precision)
+    "subject-qwen-image-24gb": qwen_image,
         pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
         family = FAMILIES[type(pipe).__name__](pipe)
         config = with_values(config, family.default_settings(config))
