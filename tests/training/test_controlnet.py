@@ -3,6 +3,7 @@
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -359,7 +360,9 @@ def test_generate_reproduces_the_validation_images_of_given_conditions(control_c
     run.save()
     assert [seed for _, seed, _ in images] == [0, 1, 2, 3]
     assert list(run.generate_before_after())[-1] == 8
-    assert read_toml(run.folder / "config.toml", ControlNetConfig()).validation == config.validation
+    assert read_toml(run.folder / "config.toml", ControlNetConfig()).validation == replace(
+        config.validation, guidance_scale=7.5
+    )
     assert main(["inspect", str(run.folder)]) == 0
     assert f"validation_image = {one} {other}" in capsys.readouterr().out
     common = ["generate", "--prompt", "box", "--output_dir", str(tmp_path / "generated"), "--annotated"]
