@@ -71,7 +71,8 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
     A guidance scale that is None becomes the kind's default.
 
     Raises:
-        ConfigError: there is a negative prompt, which the pipeline does not take.
+        ConfigError: there is a negative prompt, which the pipeline does not take, or one step of a schedule that is
+            stretched between its first and its last step.
     """
     kind, arguments = kind_of(pipe), dict(options)
     if arguments.get("guidance_scale", 0) is None:
@@ -89,6 +90,11 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
             arguments = {"negative_prompt": " "} | arguments
     if "negative_prompt" in arguments and not takes_negative:
         raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
+    if arguments.get("num_inference_steps") == 1 and pipe.scheduler.config.get("shift_terminal"):
+        raise ConfigError(
+            f"--num_inference_steps is 1, and the schedule of a {type(pipe).__name__} has a first and a last step: give 2 "
+            "or more."
+        )
     return arguments
 
 

@@ -418,12 +418,11 @@ def test_a_modular_pipeline_is_refused_by_name(tmp_path):
         load_from(tmp_path)
 
 
-def test_every_adapted_layer_of_qwen_image_learns(tiny_qwen_image):
-    """The last block's layers behind which the prompt's stream ends are not adapted."""
+def test_the_last_layers_of_qwen_images_prompt_are_not_adapted(tiny_qwen_image):
+    """Nothing reads the prompt's stream behind the last block: of 24 layers there, four have no effect."""
     family = load_from(tiny_qwen_image)
-    config = HRAConfig(
-        target_modules=list(family.default_targets), exclude_modules=family.excluded_modules("transformer")
-    )
+    excluded = family.excluded_modules("transformer")
+    config = HRAConfig(target_modules=list(family.default_targets), exclude_modules=excluded)
     family.pipe.transformer = HRAModel(family.model, config)
     conditions = family.encode_prompts(PROMPTS[:1], False)
     family.predict(noise_of(family), torch.tensor([500.0]), conditions).square().sum().backward()
@@ -444,3 +443,10 @@ def test_guidance_of_qwen_image_is_true_cfg_with_a_negative_prompt(tiny_qwen_ima
     options = {"negative_prompt": "blurry", "guidance_scale": 2.0}
     assert call_options(pipe, options) == {"negative_prompt": "blurry", "true_cfg_scale": 2.0}
     assert call_options(pipe, {"guidance_scale": 0.0}) == {"true_cfg_scale": 0.0}
+
+
+def test_one_step_of_qwen_image_is_refused(tiny_qwen_image):
+    """Its schedule is stretched from the first step to the last, so that one step has no number."""
+    pipe = load_from(tiny_qwen_image).pipe
+    with pytest.raises(ConfigError, match="--num_inference_steps is 1, and the schedule of a QwenImagePipeline has a"):
+        generate_image(pipe, PROMPTS[0], 3, num_inference_steps=1)
