@@ -98,7 +98,7 @@ def _interleaved_times(
     """Return the times of each step in turn: a busy moment of the machine affects all. The first round warms up."""
     rounds: list[dict[str, float]] = []
     end = time.perf_counter() + seconds
-    while len(rounds) < 3 or (time.perf_counter() < end and len(rounds) < 15):
+    while len(rounds) < 2 or (time.perf_counter() < end and len(rounds) < 15):
         rounds.append({})
         for name, step in steps.items():
             _synchronize(device)

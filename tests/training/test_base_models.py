@@ -77,6 +77,7 @@ def test_a_gpu_that_torch_cannot_use_is_reported(tmp_path, monkeypatch, caplog, 
     assert not caplog.records
     warn_of_unseen_gpu(torch.device("cpu"), tmp_path)
     assert "There is an NVIDIA GPU" in caplog.text and expected in caplog.text
+    assert "hra-diffusion doctor" in caplog.text
     caplog.clear()
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     warn_of_unseen_gpu(torch.device("cpu"), tmp_path)

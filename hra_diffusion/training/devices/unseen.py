@@ -24,10 +24,14 @@ def warn_of_unseen_gpu(device: torch.device, devices: Path = Path("/dev")) -> No
             reason = "is built without CUDA: install a build with it, see https://pytorch.org/get-started"
         else:
             reason = f"is built for CUDA {torch.version.cuda} and cannot use it: see nvidia-smi, and update the driver"
-        logger.warning("There is an NVIDIA GPU, but this run is on the CPU. torch %s %s.", torch.__version__, reason)
+        logger.warning(
+            "There is an NVIDIA GPU, but this run is on the CPU. torch %s %s. Advice: hra-diffusion doctor",
+            torch.__version__,
+            reason,
+        )
     elif (devices / "kfd").exists() and getattr(torch.version, "hip", None) is None:
         logger.warning(
             "There may be an AMD GPU, but this run is on the CPU. torch %s is built without ROCm: install a build with "
-            "it, see https://pytorch.org/get-started.",
+            "it, see https://pytorch.org/get-started. Advice: hra-diffusion doctor",
             torch.__version__,
         )
