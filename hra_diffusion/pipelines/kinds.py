@@ -92,8 +92,8 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"--negative_prompt is given, and a {type(pipe).__name__} takes none: leave it out.")
     if arguments.get("num_inference_steps") == 1 and pipe.scheduler.config.get("shift_terminal"):
         raise ConfigError(
-            f"--num_inference_steps is 1, and the schedule of a {type(pipe).__name__} has a first and a last step: give 2 "
-            "or more."
+            f"--num_inference_steps is 1, and the schedule of a {type(pipe).__name__} has a first and a last step: "
+            "give 2 or more."
         )
     return arguments
 

@@ -3,10 +3,14 @@
 A new family is a row of ``MODELS``: all tests run on it.
 """
 
+import inspect
 import json
+import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -15,18 +19,19 @@ from PIL import Image
 from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel, load_hra_weights, merge_hra
-from hra_diffusion.adapter.targets import find_targets
+from hra_diffusion.adapter.targets import ARCHITECTURE_TARGETS, find_targets
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import generate_image, load_pipeline
-from hra_diffusion.pipelines.kinds import call_options, default_size, kind_of, size_multiple
+from hra_diffusion.pipelines.kinds import KINDS, call_options, default_size, kind_of, size_multiple
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.studio.engine.base import read_base
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.cache import Cache
 from hra_diffusion.training.data.sources import SourceEncoder
-from hra_diffusion.training.families import load
+from hra_diffusion.training.families import FAMILIES, load
+from hra_diffusion.training.families.frozen_text import FrozenTextFamily
 from hra_diffusion.training.outputs.checkpoint import load_checkpoint
 
 MODELS = ["tiny_z_image", "tiny_flux_1", "tiny_chroma", "tiny_flux_2_klein", "tiny_qwen_image"]
@@ -416,6 +421,25 @@ def test_a_modular_pipeline_is_refused_by_name(tmp_path):
     (tmp_path / "modular_model_index.json").write_text('{"_class_name": "Flux2ModularPipeline"}')
     with pytest.raises(ModelError, match="is a modular pipeline, Flux2ModularPipeline, which cannot be used here"):
         load_from(tmp_path)
+
+
+def test_every_family_has_a_row_in_every_table():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "dreambooth.md").read_text("utf-8")
+    for name, family in FAMILIES.items():
+        if issubclass(family, FrozenTextFamily):
+            parts = inspect.signature(getattr(diffusers, name)).parameters
+            assert parts["transformer"].annotation.__name__ in ARCHITECTURE_TARGETS
+            assert name in KINDS
+            assert f"\n| {family.title.removesuffix(' Kontext')}" in page
+
+
+def test_without_a_family_its_default_targets_are_adapted(family):
+    """The modules of the architecture in adapter/targets.py are the family's, and those that the family excludes."""
+    excluded = family.excluded_modules("transformer") or "none"
+    chosen = HRAConfig(target_modules=list(family.default_targets), exclude_modules=excluded)
+    adapted, known = (set(find_targets(family.model, config)) for config in (chosen, HRAConfig()))
+    assert adapted and adapted <= known
+    assert [name for name in known - adapted if not re.fullmatch(excluded, name)] == []
 
 
 def test_the_last_layers_of_qwen_images_prompt_are_not_adapted(tiny_qwen_image):
