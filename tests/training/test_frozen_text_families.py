@@ -469,6 +469,18 @@ def test_guidance_of_qwen_image_is_true_cfg_with_a_negative_prompt(tiny_qwen_ima
     assert call_options(pipe, {"guidance_scale": 0.0}) == {"true_cfg_scale": 0.0}
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_config_of_qwen_image_trains_a_tiny_model(tiny_qwen_image, images, tmp_path):
+    """Weights in int8, of which a block is in main memory, with recomputed blocks in bfloat16."""
+    pytest.importorskip("torchao")
+    AcceleratorState._reset_state(True)  # of the runs before, in float32
+    command, *flags = run_flags(tiny_qwen_image, images, tmp_path / "run", max_train_steps=2, blocks_to_swap=1)
+    assert main([command, "--config", "subject-qwen-image", *flags]) == 0
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+
+
 def test_one_step_of_qwen_image_is_refused(tiny_qwen_image):
     """Its schedule is stretched from the first step to the last, so that one step has no number."""
     pipe = load_from(tiny_qwen_image).pipe
