@@ -17,10 +17,14 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    ChromaPipeline,
+    ChromaTransformer2DModel,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxPipeline,
+    FluxTransformer2DModel,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -38,13 +42,14 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    Qwen2TokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2TokenizerFast,
     Qwen3Config,
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    T5TokenizerFast,
 )
 
 from hra_diffusion import HRAConfig, HRAModel
@@ -90,6 +95,12 @@ def autoencoder(channels: int, size: int) -> AutoencoderKL:
         latent_channels=channels,
         sample_size=size,
     )
+
+
+def t5_xxl() -> T5EncoderModel:
+    """Return the T5 of Stable Diffusion 3, FLUX.1 and Chroma."""
+    config = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, feed_forward_proj="gated-gelu")
+    return T5EncoderModel(config)
 
 
 def stable_diffusion_15() -> Any:
@@ -150,12 +161,11 @@ def stable_diffusion_35_medium() -> Any:
     )
     with unset_fake_temporarily():  # it reads its own values
         scheduler = FlowMatchEulerDiscreteScheduler()
-    t5 = T5Config(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, d_kv=64, feed_forward_proj="gated-gelu")
     return StableDiffusion3Pipeline(
         transformer=transformer,
         text_encoder=clip(768, 12, 12, 768, projected=True),
         text_encoder_2=clip(1280, 32, 20, 1280, projected=True),
-        text_encoder_3=T5EncoderModel(t5),
+        text_encoder_3=t5_xxl(),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
         tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER),
         tokenizer_3=T5Tokenizer(),
@@ -175,6 +185,57 @@ def qwen3_4b() -> dict[str, Any]:
         tie_word_embeddings=True,
     )
     template = "{{ messages[0].content }}"
+    return {"text_encoder": Qwen3Model(config), "tokenizer": Qwen2TokenizerFast(chat_template=template)}
+
+
+def z_image() -> Any:
+    """Return Z-Image."""
+    with unset_fake_temporarily():  # it reads its own values
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    parts = {"transformer": ZImageTransformer2DModel(), **qwen3_4b(), "scheduler": scheduler}
+    return ZImagePipeline(vae=autoencoder(16, 1024), **parts)
+
+
+def flux_1_dev() -> Any:
+    """Return FLUX.1 dev."""
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    return FluxPipeline(
+        transformer=FluxTransformer2DModel(guidance_embeds=True),
+        text_encoder=clip(768, 12, 12, 768, projected=False),
+        text_encoder_2=t5_xxl(),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_2=T5TokenizerFast(),
+        scheduler=scheduler,
+        vae=autoencoder(16, 1024),
+    )
+
+
+def chroma() -> Any:
+    """Return Chroma."""
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler()
+    return ChromaPipeline(
+        transformer=ChromaTransformer2DModel(),
+        text_encoder=t5_xxl(),
+        tokenizer=T5TokenizerFast(),
+        scheduler=scheduler,
+        vae=autoencoder(16, 1024),
+    )
+
+
+def flux_2_klein_4b() -> Any:
+    """Return FLUX.2 klein with 4 billion weights."""
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    transformer = Flux2Transformer2DModel(
+        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
+    )
+    parts = {"transformer": transformer, **qwen3_4b(), "scheduler": scheduler}
+    torch.set_default_dtype(torch.float32)
+    return Flux2KleinPipeline(vae=AutoencoderKLFlux2(), **parts)
+
+
 def qwen_image() -> Any:
     """Return Qwen-Image."""
     schedule = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
@@ -201,35 +262,15 @@ def qwen_vl_7b() -> dict[str, Any]:
     return {"text_encoder": Qwen2_5_VLForConditionalGeneration(config), "tokenizer": tokenizer}
 
 
-    return {"text_encoder": Qwen3Model(config), "tokenizer": Qwen2TokenizerFast(chat_template=template)}
-
-
-def z_image() -> Any:
-    """Return Z-Image."""
-    with unset_fake_temporarily():  # it reads its own values
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
-    parts = {"transformer": ZImageTransformer2DModel(), **qwen3_4b(), "scheduler": scheduler}
-    return ZImagePipeline(vae=autoencoder(16, 1024), **parts)
-
-
-def flux_2_klein_4b() -> Any:
-    """Return FLUX.2 klein with 4 billion weights."""
-    with unset_fake_temporarily():
-        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
-    transformer = Flux2Transformer2DModel(
-        num_layers=5, num_single_layers=20, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=False
-    )
-    parts = {"transformer": transformer, **qwen3_4b(), "scheduler": scheduler}
-    torch.set_default_dtype(torch.float32)
-    return Flux2KleinPipeline(vae=AutoencoderKLFlux2(), **parts)
-
-
 MODELS: dict[str, Callable[[], Any]] = {
     "subject-sd15-8gb": stable_diffusion_15,
     "subject-sdxl-12gb": stable_diffusion_xl,
     "subject-sd35-medium-12gb": stable_diffusion_35_medium,
     "subject-z-image-24gb": z_image,
+    "subject-flux1-dev-16gb": flux_1_dev,
+    "subject-chroma-16gb": chroma,
     "subject-flux2-klein-16gb": flux_2_klein_4b,
+    "subject-qwen-image-24gb": qwen_image,
 }
 
 
@@ -239,7 +280,6 @@ def predict(path: Path) -> list[PhaseMemory]:
     precision = PRECISIONS[config.run.mixed_precision]
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         torch.set_default_dtype(precision)
-    "subject-qwen-image-24gb": qwen_image,
         pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
         family = FAMILIES[type(pipe).__name__](pipe)
         config = with_values(config, family.default_settings(config))

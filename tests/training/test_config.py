@@ -127,7 +127,16 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"
 
 def test_there_is_a_config_for_each_common_case():
     usual = ["embedded", "embedded_control", "face", "style"]
-    models = ["flux2-klein-16gb", "qwen-image-24gb", "sd15-8gb", "sd35-medium-12gb", "sdxl-12gb", "z-image-24gb"]
+    models = [
+        "chroma-16gb",
+        "flux1-dev-16gb",
+        "flux2-klein-16gb",
+        "qwen-image-24gb",
+        "sd15-8gb",
+        "sd35-medium-12gb",
+        "sdxl-12gb",
+        "z-image-24gb",
+    ]
     assert [path.stem for path in CONFIGS] == [*usual, *(f"subject-{model}" for model in models)]
 
 

@@ -35,6 +35,11 @@ class LiveBytes(TorchDispatchMode):
                 self._add(storage)
         return self._live
 
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
+        """Leave tensors out of the count, such as weights in main memory."""
+        for tensor in tensors:
+            self._storages |= {id(storage): weakref.ref(storage) for storage in _storages(tensor)}
+
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

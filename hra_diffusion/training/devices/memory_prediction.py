@@ -5,7 +5,7 @@ tensors come on top.
 """
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -159,11 +159,12 @@ class _Phases:
         self,
         phase: str,
         component: str,
-        models: Iterable[nn.Module],
+        models: Sequence[nn.Module],
         compute: Callable[[], object],
         state: Iterable[Tensor] = (),
     ) -> PhaseMemory:
         live = LiveBytes()
+        live.exclude(weight for model in models for weight in swapped_weights(model))
         weights = live.add([*state, *(tensor for model in models for tensor in _on_the_device(model))])
         half = self.precision is not torch.float32
         autocast = torch.autocast(self.latents.device.type, self.precision) if half else nullcontext()
