@@ -10,6 +10,8 @@
     transformer_blocks.i.attn.to_q, …          double_blocks.i.img_attn.qkv, of add_q_proj, … txt_attn.qkv
     single_transformer_blocks.i.attn.to_q, …   single_blocks.i.linear1, of to_q, to_k, to_v and proj_mlp
     norm_out.linear                            none: the two halves of its rows have the other order
+    FLUX.2                                     as FLUX.1
+    single_….i.attn.to_qkv_mlp_proj, to_out    single_blocks.i.linear1, linear2
 
 Source: the original codes, and the tables of comfy/utils.py and comfy/lora.py, by which ComfyUI reads LoRAs.
 """
@@ -20,11 +22,14 @@ from typing import Final
 
 _DOUBLE: Final = r"transformer_blocks\.(\d+)"
 _SINGLE: Final = r"single_transformer_blocks\.(\d+)"
-_FLUX_1: Final = (
+_ATTENTION: Final = (
     *((rf"{_DOUBLE}\.attn\.to_{part}", r"double_blocks.\1.img_attn.qkv") for part in "qkv"),
     *((rf"{_DOUBLE}\.attn\.add_{part}_proj", r"double_blocks.\1.txt_attn.qkv") for part in "qkv"),
     (rf"{_DOUBLE}\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
     (rf"{_DOUBLE}\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
+)
+_FLUX_1: Final = (
+    *_ATTENTION,
     *((rf"{_DOUBLE}\.ff\.net\.{part}", rf"double_blocks.\1.img_mlp.{part[0]}") for part in ("0.proj", "2")),
     *((rf"{_DOUBLE}\.ff_context\.net\.{part}", rf"double_blocks.\1.txt_mlp.{part[0]}") for part in ("0.proj", "2")),
     (rf"{_DOUBLE}\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
@@ -45,6 +50,23 @@ _FLUX_1: Final = (
     (r"proj_out", "final_layer.linear"),
 )
 
+_FLUX_2: Final = (
+    *_ATTENTION,
+    (rf"{_DOUBLE}\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
+    (rf"{_DOUBLE}\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
+    (rf"{_DOUBLE}\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
+    (rf"{_DOUBLE}\.ff_context\.linear_out", r"double_blocks.\1.txt_mlp.2"),
+    (rf"{_SINGLE}\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+    (rf"{_SINGLE}\.attn\.to_out", r"single_blocks.\1.linear2"),
+    (r"(.+_stream_modulation.*)\.linear", r"\1.lin"),
+    (r"x_embedder", "img_in"),
+    (r"context_embedder", "txt_in"),
+    (r"time_guidance_embed\.(time|guidance)(step)?_embedder\.linear_1", r"\1_in.in_layer"),
+    (r"time_guidance_embed\.(time|guidance)(step)?_embedder\.linear_2", r"\1_in.out_layer"),
+    (r"norm_out\.linear", ""),
+    (r"proj_out", "final_layer.linear"),
+)
+
 # Patterns of diffusers' names and the original names, by the class of the transformer. Modules of one original name are
 # one layer, whose rows are theirs in the order of the patterns.
 _RULES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
@@ -57,6 +79,7 @@ _RULES: Final[Mapping[str, tuple[tuple[str, str], ...]]] = {
     ),
     "QwenImageTransformer2DModel": (),
     "FluxTransformer2DModel": _FLUX_1,
+    "Flux2Transformer2DModel": _FLUX_2,
     "ChromaTransformer2DModel": _FLUX_1,
 }
 
