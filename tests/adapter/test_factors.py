@@ -34,17 +34,13 @@ class Checkpointed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(
-            nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.GELU(), down=nn.Linear(12, 8)))
-            for _ in range(2)
+            nn.Sequential(OrderedDict(up=nn.Linear(8, 12), act=nn.GELU(), down=nn.Linear(12, 8))) for _ in range(2)
         )
         self.use_reentrant: bool | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            if self.use_reentrant is None:
-                x = layer(x)
-            else:
-                x = checkpoint(layer, x, use_reentrant=self.use_reentrant)
+            x = layer(x) if self.use_reentrant is None else checkpoint(layer, x, use_reentrant=self.use_reentrant)
         return x
 
 
