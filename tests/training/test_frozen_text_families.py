@@ -360,7 +360,7 @@ def test_t5_keeps_a_token_for_the_end_of_a_prompt(tiny_chroma):
     assert family.truncated_text(510 * "x" + "yz") == "yz"
 
 
-def test_chromas_attention_covers_one_token_of_padding_and_the_image(tiny_chroma):
+def test_chromas_mask_is_the_pipelines_with_one_token_of_padding(tiny_chroma):
     family = load_from(tiny_chroma)
     conditions = family.encode_prompts(PROMPTS[:1], False)
     length = len(family.pipe.tokenizer(PROMPTS[0]).input_ids)

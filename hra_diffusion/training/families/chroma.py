@@ -1,7 +1,8 @@
 """Chroma (lodestones, 2025): FLUX.1-schnell without its distillation, pruned to 8.9 billion weights.
 
-It takes no guidance scale and no pooled embedding: images need classifier-free guidance with a negative prompt. Its
-attention covers a prompt's tokens and one token of padding, with the mask of the pipeline.
+It takes no guidance scale and no pooled embedding: images need classifier-free guidance with a negative prompt. The
+mask is 1 for a prompt's tokens, one token of padding and the image, and 0 for more padding. As in the pipeline, it is
+added to the logits of attention, where padding counts e times less and is not left out.
 """
 
 from torch import Tensor
