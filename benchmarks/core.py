@@ -16,8 +16,7 @@ import argparse
 import importlib.util
 import re
 import tempfile
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from measure import describe_machine, interleaved, peak_gigabytes, print_table, 
 from peft import BOFTConfig, LoraConfig, OFTConfig, get_peft_model
 from peft import HRAConfig as PeftHRAConfig
 from torch import nn
+from workloads import UNETS, default_dtype
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.adapter.targets import UNET_ATTENTION, UNET_FULL
@@ -115,17 +115,6 @@ def decoder(tokens: int, dtype: torch.dtype, **size: Any) -> tuple[Callable[[], 
     return model, lambda: (torch.randn(1, tokens, width, dtype=dtype, requires_grad=True),)
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Generator[None]:
-    """Create parameters directly in a dtype: a later cast would set the peak memory."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 class _Embedded(nn.Module):
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -162,19 +151,9 @@ CASES = {
         for tokens in (512, 2048)
     },
 }
-SMOKE_UNET = {
-    "sample_size": 8,
-    "block_out_channels": (8, 16),
-    "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "cross_attention_dim": 16,
-    "attention_head_dim": 2,
-    "norm_num_groups": 4,
-}
 SMOKE_DECODER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 SMOKE_CASES = {
-    "unet-smoke": Case(*unet(64, 1, torch.float32, **SMOKE_UNET), UNET_ATTENTION, (FROZEN, OURS)),
+    "unet-smoke": Case(*unet(64, 1, torch.float32, **UNETS["unet-smoke"]), UNET_ATTENTION, (FROZEN, OURS)),
     "decoder-smoke": Case(*decoder(8, torch.float32, **SMOKE_DECODER), ATTENTION, (FROZEN, OURS)),
 }
 

@@ -1,138 +1,131 @@
-"""Launches of a step and of an inference pass, counted without a GPU: `python benchmarks/launches.py`.
+"""Launches and memory of a step and of an inference pass, counted without a GPU: `python benchmarks/launches.py`.
 
-    --only unet-sd15 unet-sdxl   some of the models (see MODELS)
+    --only unet-sd15 unet-sdxl   some of the models
     --rank 8
     --smoke                      tiny models, to check that the benchmark runs
 
-Operations of the real models at their true size run on tensors without data (FakeTensorMode). Each that computes is
-one launch: views, and allocations of empty memory, are none. On a GPU an operation may have several kernels, such as a
-norm, and the weights are cast by autocasting, which runs in float16 here. `torch._foreach_*` counts as one.
+Operations of the real models at their true size run on tensors without data (FakeTensorMode), in float16 with
+autocasting in a step. Each that computes is one launch: views, and allocations of empty memory, are none; see
+`LiveBytes`. On a GPU an operation may have several kernels, and `torch._foreach_*` counts as one. A CPU build of torch
+has no tensors of a GPU: there, normalizations are computed in float16 and not cast. In inference adapters are frozen.
 """
 
 import argparse
-from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from core import FROZEN, LORA, OURS, default_dtype, peers
+from core import FROZEN, LORA, OURS, peers
 from measure import print_table
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from workloads import WORKLOADS, default_dtype
 
+from hra_diffusion import HRAModel
 from hra_diffusion.adapter.targets import UNET_ATTENTION, UNET_FULL
+from hra_diffusion.householder import fused
+from hra_diffusion.training.devices.live_bytes import LiveBytes
 
-_NO_LAUNCH = {"detach", "device", "promote_types", "_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty"}
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations that compute within a `with` block."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        is_view = any(ret.alias_info is not None and not ret.alias_info.is_write for ret in func._schema.returns)
-        if not is_view and name not in _NO_LAUNCH:
-            self.counts[name] += 1
-        return result
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts.values())
+KERNELS = "hra_diffusion, fused kernels"
+CONTENDERS = (FROZEN, OURS, KERNELS, LORA)
 
 
-SIZES: dict[str, dict[str, Any]] = {
-    "unet-sd15": {"cross_attention_dim": 768},
-    "unet-sdxl": {
-        "sample_size": 128,
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10),
-        "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    },
-    "unet-smoke": {
-        "block_out_channels": (8, 16),
-        "layers_per_block": 1,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-        "cross_attention_dim": 16,
-        "attention_head_dim": 2,
-        "norm_num_groups": 4,
-    },
-}
+class Costs(NamedTuple):
+    """Launches of a forward, a backward and an inference pass, at strengths 1 and 0.7; the peak bytes of a step."""
+
+    forward: int
+    backward: int
+    inference: int
+    inference_at_strength: int
+    peak: int
 
 
-def count(name: str, contender: str, targets: tuple[str, ...], rank: int, *, checkpointing: bool) -> list[int]:
-    """Return the launches of a forward pass, a backward pass and an inference pass."""
-    from diffusers import UNet2DConditionModel
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        with default_dtype(torch.float16):
-            model: Any = UNet2DConditionModel(**SIZES[name])
+def count(
+    name: str,
+    contender: str,
+    targets: tuple[str, ...],
+    rank: int,
+    *,
+    checkpointing: bool = False,
+    device: str = "cpu",
+    counter: Callable[[], LiveBytes] = LiveBytes,
+) -> Costs:
+    """Count the costs of a model with an adapter, on tensors of a device without data."""
+    kernels = patch.object(fused, "DEVICES", (device,) if contender == KERNELS else ())
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device), default_dtype(torch.float16), kernels:
+        model: Any = WORKLOADS[name].model()
         if checkpointing:
             model.enable_gradient_checkpointing()
         with patch.object(nn.Module, "to", lambda module, *_, **__: module):  # Tensors without data cannot be moved.
-            adapted = peers(targets, rank)[contender](model)
+            adapted: Any = peers(targets, rank)[OURS if contender == KERNELS else contender](model)
+        inputs = WORKLOADS[name].inputs(1)
         adapted.train()
-        inputs = unet_inputs(SIZES[name])
-        with torch.autocast("cpu", torch.float16):
-            run = lambda: adapted(**inputs).sample  # noqa: E731
-            with Launches() as forward:
-                loss = run().float().square().mean()
-            with Launches() as backward:
-                loss.backward()
-            adapted.eval()
-            with torch.no_grad(), suppress(AttributeError):
-                run()
-                with Launches() as inference:
-                    run()
-    return [forward.total, backward.total, inference.total]
+        with torch.autocast(device, torch.float16):
+            step, forward = _step(adapted, inputs, counter())
+        _freeze(adapted.eval())
+        inference = _inference(adapted, inputs, counter())
+        if contender in (OURS, KERNELS):
+            _weaken(adapted)
+        weaker = _inference(adapted, inputs, counter())
+    return Costs(forward, step.launches - forward, inference, weaker, step.peak)
 
 
-def unet_inputs(size: dict[str, Any]) -> dict[str, Any]:
-    """Return the inputs of a UNet, for images of 512 or 1024 px."""
-    edge = size.get("sample_size", 64)
-    inputs: dict[str, Any] = {
-        "sample": torch.randn(1, 4, edge, edge, dtype=torch.float16, requires_grad=True),
-        "timestep": torch.tensor([500]),
-        "encoder_hidden_states": torch.randn(1, 77, size["cross_attention_dim"], dtype=torch.float16),
-    }
-    if "addition_embed_type" in size:
-        inputs["added_cond_kwargs"] = {
-            "text_embeds": torch.randn(1, 1280, dtype=torch.float16),
-            "time_ids": torch.zeros(1, 6, dtype=torch.float16),
-        }
-    return inputs
+def _step(adapted: nn.Module, inputs: dict[str, Any], live: LiveBytes) -> tuple[LiveBytes, int]:
+    """Count a step, and its forward pass alone."""
+    live.add([*adapted.parameters(), *adapted.buffers()])
+    with live:
+        loss = adapted(**inputs).sample.float().square().mean()
+        forward = live.launches
+        loss.backward()
+    return live, forward
+
+
+def _inference(adapted: nn.Module, inputs: dict[str, Any], live: LiveBytes) -> int:
+    with torch.no_grad():
+        adapted(**inputs)  # Factors of frozen columns are computed once.
+        with live:
+            adapted(**inputs)
+    return live.launches
+
+
+def _freeze(adapted: Any) -> None:
+    """Freeze an adapter; the weights of others are in the model's precision, as in a pipeline."""
+    if isinstance(adapted, HRAModel):
+        adapted.set_adapter("default", inference_mode=True)
+        return
+    for module in adapted.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = None if weight is None else nn.Parameter(weight.half(), requires_grad=False)
+
+
+def _weaken(adapted: Any) -> None:
+    """Set the strength 0.7. Its columns depend on data: they are replaced by others of their shape."""
+    for layer in adapted.adapted_layers().values():
+        layer.blends.keep((("default", 0.7),), layer.hra_u["default"].detach().clone())
+    adapted.set_strength(0.7)
+
+
+def table(name: str, targets: tuple[str, ...], rank: int, contenders: Sequence[str]) -> list[list[object]]:
+    """Return the rows of the table of one model."""
+    rows: list[list[object]] = []
+    for contender in contenders:
+        plain, checkpointed = (count(name, contender, targets, rank, checkpointing=on) for on in (False, True))
+        peaks = [f"{costs.peak / 1e9:.3f}" for costs in (plain, checkpointed)]
+        rows.append([contender, *plain[:2], checkpointed.backward, *plain[2:4], *peaks])
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--only", nargs="*", choices=("unet-sd15", "unet-sdxl"), default=["unet-sd15", "unet-sdxl"])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
-    for name in ["unet-smoke"] if options.smoke else options.only or ["unet-sd15", "unet-sdxl"]:
+    columns = ["", "forward", "backward", "with checkpointing", "inference", "at 0.7", "GB", "with checkpointing"]
+    for name in ["unet-smoke"] if options.smoke else options.only:
         for kind, targets in (("attention", UNET_ATTENTION), ("attention and feed-forward", UNET_FULL)):
-            for checkpointing in (False, True):
-                rows = [
-                    [contender, *count(name, contender, targets, options.rank, checkpointing=checkpointing)]
-                    for contender in (FROZEN, OURS, LORA)
-                ]
-                title = f"{name}, {kind}, r = {options.rank}{', gradient checkpointing' * checkpointing}"
-                print_table(title, ["", "forward", "backward", "inference"], rows)
+            print_table(f"{name}, {kind}, r = {options.rank}", columns, table(name, targets, options.rank, CONTENDERS))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_iter
 _WITHOUT_LAUNCH = ("empty", "new_empty", "detach", "alias", "_reshape_alias", "_unsafe_view", "promote_types")
 """Operations of torch's namespace aten that compute nothing, besides views."""
 
+_LAUNCHES_OF_KERNELS = {"reflect_rows": 1, "reflect_rows_backward": 2}
+"""Launches of the fused kernels' operators: see `hra_diffusion.householder.triton_launches`."""
+
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors and the operations within a ``with`` block.
@@ -19,6 +22,7 @@ class LiveBytes(TorchDispatchMode):
     Attributes:
         peak: the largest number of bytes of live tensors so far: those added, and those that operations returned.
         launches: number of operations, without views and allocations; on a GPU each is one launch of a kernel or more.
+            Fused kernels of reflections count as their launches.
     """
 
     def __init__(self) -> None:
@@ -45,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         """Run an operation and count its results."""
         result = func(*args, **(kwargs or {}))
-        self.launches += _is_launched(func)
+        self.launches += _launches(func)
         self.add(leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor))
         return result
 
@@ -63,8 +67,10 @@ class LiveBytes(TorchDispatchMode):
         self.peak = max(self.peak, self._live)
 
 
-def _is_launched(func: Any) -> bool:
+def _launches(func: Any) -> int:
     name = func.overloadpacket.__name__
+    if func.namespace == "hra_diffusion":
+        return _LAUNCHES_OF_KERNELS[name]
     return func.namespace == "aten" and not func.is_view and not name.startswith(_WITHOUT_LAUNCH)
 
 
