@@ -29,6 +29,8 @@ def factor_together(layers: Iterable[HRALayer], in_pass: list[bool]) -> None:
         if known and known.outlast_a_pass and known.version == version and known.factors.U.dtype == dtype:
             continue
         layer.factors.active = None
+        if layer.is_blended and any(u.is_meta for u in layer.hra_u.values()):
+            continue
         columns = layer.active_columns()
         if columns is not None and not (is_traceable_wrapper_subclass(columns) or columns.is_meta):
             batches[columns.shape, columns.dtype, columns.device, dtype].append((layer, columns, version))
