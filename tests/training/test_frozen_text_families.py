@@ -329,6 +329,12 @@ def test_flux_1_schnell_is_refused_unless_it_is_allowed(tiny_flux_1, tmp_path):
         )
 
 
+def test_flux_1_without_t5_is_refused(tiny_flux_1, tmp_path):
+    copy = changed(tiny_flux_1, tmp_path / "model", "model_index.json", text_encoder_2=[None, None])
+    with pytest.raises(ModelError, match=r"has no text_encoder_2, without which FLUX\.1 understands no prompt"):
+        load_from(copy)
+
+
 def test_flux_1_trains_with_the_guidance_scale_1(tiny_flux_1):
     family = load_from(tiny_flux_1)
     received = []
@@ -431,6 +437,11 @@ def test_every_family_has_a_row_in_every_table():
             assert parts["transformer"].annotation.__name__ in ARCHITECTURE_TARGETS
             assert name in KINDS
             assert f"\n| {family.title.removesuffix(' Kontext')}" in page
+
+
+def test_a_kind_of_pipeline_says_whether_its_text_encoders_train():
+    trained = {name for name, family in FAMILIES.items() if family.text_encoder_names}
+    assert trained == {name for name, kind in KINDS.items() if kind.text_encoders_train}
 
 
 def test_without_a_family_its_default_targets_are_adapted(family):
