@@ -27,12 +27,14 @@ class PipelineKind:
     """Whether the guidance scale is the argument ``true_cfg_scale``, which needs a negative prompt."""
     distilled_guidance: bool = False
     """Whether the guidance scale is an input of the denoiser, and a negative prompt has no effect."""
+    text_encoders_train: bool = False
+    """Whether its text encoders can be trained."""
 
 
 KINDS: Mapping[str, PipelineKind] = {
-    "StableDiffusionPipeline": PipelineKind(),
-    "StableDiffusionXLPipeline": PipelineKind(),
-    "StableDiffusion3Pipeline": PipelineKind(),
+    "StableDiffusionPipeline": PipelineKind(text_encoders_train=True),
+    "StableDiffusionXLPipeline": PipelineKind(text_encoders_train=True),
+    "StableDiffusion3Pipeline": PipelineKind(text_encoders_train=True),
     "ZImagePipeline": PipelineKind(guidance_scale=4.0, size=1024),
     "FluxPipeline": PipelineKind(guidance_scale=3.5, packing=4, distilled_guidance=True),
     "FluxKontextPipeline": PipelineKind(guidance_scale=3.5, packing=4, distilled_guidance=True),

@@ -40,6 +40,8 @@ class Base:
     """Default guidance scale of its images."""
     text_encoders: int = 1
     """Number of its text encoders."""
+    text_encoders_train: bool = False
+    """Whether its text encoders can be trained."""
 
 
 def read_base(source: str, options: Mapping[str, Any] | None = None) -> Base:
@@ -90,6 +92,7 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
         multiple=max(unet.get("patch_size") or 1, *unet.get("all_patch_size", (1,)), int(kind.packing**0.5)) * scale,
         schedulers=scheduler_names(parts["scheduler"][1], scheduler),
         guidance_scale=kind.guidance_scale,
+        text_encoders_train=kind.text_encoders_train,
         text_encoders=sum(name.startswith("text_encoder") for name in parts),
     )
 

@@ -90,12 +90,13 @@ class Session:
             tidy(folder)
         _remove_old_files(self.cache)
         base = find_data(config.base)
+        known = read_base(base, config.base_options)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
         defaults = embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
         flags = {name: getattr(config, name) for name in vars(BaseConfig())}
-        self.training_defaults = with_values(defaults, flags)
+        self.training_defaults = with_values(defaults, {**flags, "train_text_encoder": known.text_encoders_train})
         self.worker = ModelWorker(
-            read_base(base, config.base_options),
+            known,
             self.library,
             self.uploads,
             max_waiting=config.max_waiting,

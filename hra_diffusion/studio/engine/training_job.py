@@ -124,7 +124,6 @@ class TrainingJob:
                 "with_prior_preservation": preset.class_images > 0,
                 "num_class_images": max(1, preset.class_images),
                 "rank": preset.rank,
-                "train_text_encoder": True,
                 "max_train_steps": preset.steps,
                 "checkpointing_steps": max(1, preset.steps // 4),
                 "checkpoints_total_limit": 1,
