@@ -76,11 +76,16 @@ def _version(name: str) -> str:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows as a Markdown table; numbers with three significant digits."""
+    """Print rows as a Markdown table with a heading."""
+    print(f"\n### {title}\n", format_table(columns, rows), sep="\n", flush=True)
+
+
+def format_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as a Markdown table; numbers with three significant digits."""
     cells = [[f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row] for row in [columns, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in cells
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    print(f"\n### {title}\n", *lines, sep="\n", flush=True)
+    return "\n".join(lines)

@@ -10,7 +10,7 @@ on the CPU, with data, and prints its memory beside the prediction.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import (
@@ -36,6 +36,7 @@ from diffusers import (
     ZImageTransformer2DModel,
 )
 from measure import describe_machine, print_table, process_peak
+from torch import nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
 from transformers import (
     CLIPTextConfig,
@@ -51,6 +52,7 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
+from workloads import UNETS
 
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.pipelines.bases import PRECISIONS
@@ -106,7 +108,7 @@ def t5_xxl() -> T5EncoderModel:
 def stable_diffusion_15() -> Any:
     """Return Stable Diffusion 1.5."""
     return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768),
+        unet=UNet2DConditionModel(**UNETS["unet-sd15"]),
         text_encoder=clip(768, 12, 12, 768, projected=False),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
         scheduler=DDPMScheduler(),
@@ -119,21 +121,8 @@ def stable_diffusion_15() -> Any:
 
 def stable_diffusion_xl() -> Any:
     """Return Stable Diffusion XL."""
-    unet = UNet2DConditionModel(
-        sample_size=128,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(320, 640, 1280),
-        cross_attention_dim=2048,
-        transformer_layers_per_block=(1, 2, 10),
-        attention_head_dim=(5, 10, 20),
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=256,
-        projection_class_embeddings_input_dim=2816,
-    )
     return StableDiffusionXLPipeline(
-        unet=unet,
+        unet=UNet2DConditionModel(**UNETS["unet-sdxl"]),
         text_encoder=clip(768, 12, 12, 768, projected=False),
         text_encoder_2=clip(1280, 32, 20, 1280, projected=True),
         tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
@@ -196,6 +185,32 @@ def z_image() -> Any:
     return ZImagePipeline(vae=autoencoder(16, 1024), **parts)
 
 
+def qwen_image() -> Any:
+    """Return Qwen-Image."""
+    schedule = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **schedule)
+    parts = {"transformer": QwenImageTransformer2DModel(), "scheduler": scheduler, **qwen_vl_7b()}
+    torch.set_default_dtype(torch.float32)
+    return QwenImagePipeline(vae=AutoencoderKLQwenImage(), **parts)
+
+
+def qwen_vl_7b() -> dict[str, Any]:
+    """Return the text encoder of Qwen-Image with a tokenizer that knows one token of the template."""
+    text = {
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]},
+    }
+    config = Qwen2_5_VLConfig(text_config=text, vision_config={"hidden_size": 1280, "out_hidden_size": 3584})
+    tokenizer = Qwen2TokenizerFast(additional_special_tokens=["<|im_start|>"])
+    return {"text_encoder": Qwen2_5_VLForConditionalGeneration(config), "tokenizer": tokenizer}
+
+
 def flux_1_dev() -> Any:
     """Return FLUX.1 dev."""
     with unset_fake_temporarily():
@@ -236,30 +251,24 @@ def flux_2_klein_4b() -> Any:
     return Flux2KleinPipeline(vae=AutoencoderKLFlux2(), **parts)
 
 
-def qwen_image() -> Any:
-    """Return Qwen-Image."""
-    schedule = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
-    with unset_fake_temporarily():
-        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, **schedule)
-    parts = {"transformer": QwenImageTransformer2DModel(), "scheduler": scheduler, **qwen_vl_7b()}
-    torch.set_default_dtype(torch.float32)
-    return QwenImagePipeline(vae=AutoencoderKLQwenImage(), **parts)
-
-
-def qwen_vl_7b() -> dict[str, Any]:
-    """Return the text encoder of Qwen-Image with a tokenizer that knows one token of the template."""
-    text = {
-        "vocab_size": 152064,
-        "hidden_size": 3584,
-        "intermediate_size": 18944,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 28,
-        "num_key_value_heads": 4,
-        "rope_scaling": {"type": "mrope", "rope_type": "default", "mrope_section": [16, 24, 24]},
-    }
-    config = Qwen2_5_VLConfig(text_config=text, vision_config={"hidden_size": 1280, "out_hidden_size": 3584})
-    tokenizer = Qwen2TokenizerFast(additional_special_tokens=["<|im_start|>"])
-    return {"text_encoder": Qwen2_5_VLForConditionalGeneration(config), "tokenizer": tokenizer}
+def tiny_stable_diffusion() -> Any:
+    """Return a tiny model with the components of Stable Diffusion 1.5."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(4,) * 4,
+        norm_num_groups=2,
+    )
+    return StableDiffusionPipeline(
+        unet=UNet2DConditionModel(**UNETS["unet-smoke"]),
+        text_encoder=clip(16, 1, 2, 16, projected=False),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        scheduler=DDPMScheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        vae=vae,
+    )
 
 
 MODELS: dict[str, Callable[[], Any]] = {
@@ -274,25 +283,39 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 
 
-def predict(path: Path) -> list[PhaseMemory]:
-    """Predict the memory of a config of configs/."""
+class ConfiguredModel(NamedTuple):
+    """A config's denoiser with adapters, its family, a batch, and the precision of autocasting."""
+
+    denoiser: nn.Module
+    family: Family
+    inputs: dict[str, torch.Tensor]
+    precision: torch.dtype
+
+
+def set_up(path: Path, device: torch.device = CPU) -> ConfiguredModel:
+    """Build the model of a config of configs/ with random weights, on torch's default device."""
     config = read_toml(path, DreamBoothConfig())
     precision = PRECISIONS[config.run.mixed_precision]
+    torch.set_default_dtype(precision)
+    pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
+    family = FAMILIES[type(pipe).__name__](pipe)
+    config = with_values(config, family.default_settings(config))
+    add_adapters(family, config.adapter, config.model, config.run, device)
+    trains = config.adapter.text_encoder_trains
+    rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
+    side = (config.data.resolution or 0) // family.pixels_per_latent
+    conditions = encode_empty_prompt(family, trains) | {"sizes": torch.zeros(1, 6)}
+    inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
+    latents = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
+    inputs["latents"] = torch.zeros(rows, latents * family.latent_space.patch**2, side, side)
+    return ConfiguredModel(family.denoiser(trains), family, inputs, precision)
+
+
+def predict(path: Path) -> list[PhaseMemory]:
+    """Predict the memory of a config of configs/."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        torch.set_default_dtype(precision)
-        pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
-        family = FAMILIES[type(pipe).__name__](pipe)
-        config = with_values(config, family.default_settings(config))
-        add_adapters(family, config.adapter, config.model, config.run, CPU)
-        trains = config.adapter.text_encoder_trains
-        rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
-        side = (config.data.resolution or 0) // family.pixels_per_latent
-        conditions = encode_empty_prompt(family, trains) | {"sizes": torch.zeros(1, 6)}
-        inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
-        latents = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
-        channels = latents * family.latent_space.patch**2
-        inputs["latents"] = torch.zeros(rows, channels, side, side)
-        return predict_memory(family.denoiser(trains), family, inputs, precision=precision)
+        denoiser, family, inputs, precision = set_up(path)
+        return predict_memory(denoiser, family, inputs, precision=precision)
 
 
 def encode_empty_prompt(family: Family, trains: bool) -> Conditioning:

@@ -63,30 +63,17 @@ def predict_memory(
         images_at_once: images that are generated together; each is decoded alone.
     """
     weight = next(denoiser.parameters())
-    device = weight.device
     if isinstance(weight.data, FakeTensor):
         mode = weight.data.fake_mode
     else:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with FakeCopyMode(mode):
             denoiser, family = copy.deepcopy((denoiser, family))
-    text_encoder_trains = isinstance(denoiser, Denoiser) and denoiser.text_encoder_trains
-    distinct = _distinct_prompts(inputs, family) if text_encoder_trains else 0
+    distinct = distinct_prompts(denoiser, family, inputs)
     with mode:
         if precision is not torch.float32:
             _normalize_in_float32([denoiser, *models(family.pipe).values()])
-        phases = _Phases(
-            denoiser=denoiser,
-            family=family,
-            latents=torch.empty(inputs["latents"].shape, device=device),
-            conditions={
-                name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-                for name, tensor in inputs.items()
-                if name not in (*_OF_THE_LOSS, *_INDICES)
-            },
-            distinct_prompts=distinct,
-            precision=precision,
-        )
+        phases = Phases.of_batch(denoiser, family, inputs, precision, distinct)
         return [
             *phases.encode_phase(),
             phases.train_phase(copies_of_trained_weights),
@@ -95,8 +82,8 @@ def predict_memory(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Phases:
-    """The phases of a run, on models and a batch without data."""
+class Phases:
+    """The phases of a run, on models and a batch with or without data."""
 
     denoiser: Any
     family: Family
@@ -106,7 +93,27 @@ class _Phases:
     """Prompts of the batch if the text encoders train, else 0."""
     precision: torch.dtype
 
+    @classmethod
+    def of_batch(
+        cls, denoiser: nn.Module, family: Family, inputs: Mapping[str, Tensor], precision: torch.dtype, distinct: int
+    ) -> "Phases":
+        """Return the phases for batches of the shapes of one, on the denoiser's device; see `predict_memory`."""
+        device = next(denoiser.parameters()).device
+        return cls(
+            denoiser=denoiser,
+            family=family,
+            latents=torch.zeros(inputs["latents"].shape, device=device),
+            conditions={
+                name: torch.zeros(tensor.shape, dtype=tensor.dtype, device=device)
+                for name, tensor in inputs.items()
+                if name not in (*_OF_THE_LOSS, *_INDICES)
+            },
+            distinct_prompts=distinct,
+            precision=precision,
+        )
+
     def encode_phase(self) -> Iterator[PhaseMemory]:
+        """Yield the memory to encode a batch of crops, and prompts with each frozen text encoder."""
         vae = self.family.pipe.vae
         height, width = (side * self.family.pixels_per_latent for side in self.latents.shape[2:])
         crops = torch.empty(max(1, ENCODER_PIXELS // (height * width)), 3, height, width, device=vae.device)
@@ -114,6 +121,7 @@ class _Phases:
         yield from self._encode_prompts("encode", text_encoder_trains=self.distinct_prompts > 0)
 
     def train_phase(self, copies: int) -> PhaseMemory:
+        """Return the memory of a step; `copies` is that of `predict_memory`'s `copies_of_trained_weights`."""
         trained = [weight for weight in self.denoiser.parameters() if weight.requires_grad]
         state = [torch.empty_like(weight) for weight in trained for _ in range(copies - 1)]  # gradients are computed
         self.denoiser.text_encoder_trains = False  # encoded here: the number of distinct prompts is known
@@ -127,6 +135,7 @@ class _Phases:
         return self._measure("train", self.family.denoiser_name, [self.denoiser], step, state)
 
     def validate_phase(self, rows: int) -> Iterator[PhaseMemory]:
+        """Yield the memory of a denoising step of a number of rows, and to decode an image."""
         latent_space, latent = self.family.latent_space, self.latents[:1]
         yield from self._encode_prompts("validate", text_encoder_trains=False)
         conditions = self._embedded(rows)  # with guidance: two rows an image
@@ -195,7 +204,12 @@ def _on_the_device(model: nn.Module) -> list[Tensor]:
     return [tensor for tensor in (*model.parameters(), *model.buffers()) if tensor not in swapped]
 
 
-def _distinct_prompts(inputs: Mapping[str, Tensor], family: Family) -> int:
-    """Return the number of distinct prompts in a batch of token ids; of all prompts if the ids have no data."""
+def distinct_prompts(denoiser: nn.Module, family: Family, inputs: Mapping[str, Tensor]) -> int:
+    """Return the number of distinct prompts in a batch of token ids, all if the ids have no data.
+
+    0 if the text encoders do not train.
+    """
+    if not (isinstance(denoiser, Denoiser) and denoiser.text_encoder_trains):
+        return 0
     tokens = torch.cat([inputs[name] for name in family.text_encoder_names], 1)
     return len(tokens if isinstance(tokens, FakeTensor) else tokens.unique(dim=0))
