@@ -98,9 +98,9 @@ def original_names_of(transformer: str, modules: Iterable[str]) -> dict[str, str
         return {}
     named: list[tuple[int, str, str]] = []
     for module in modules:
-        for place, (pattern, original) in enumerate(_RULES[transformer]):
+        for index, (pattern, original) in enumerate(_RULES[transformer]):
             if match := re.fullmatch(pattern, module):
-                named.append((place, module, match.expand(original)))
+                named.append((index, module, match.expand(original)))
                 break
         else:
             named.append((len(_RULES[transformer]), module, module))

@@ -36,10 +36,10 @@ def fuse(
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for name in dict.fromkeys(names[key] for key in by_key):
         keys = members[name]
-        found = [by_key[key] for key in keys if key in by_key]
-        A, B = found[0].A, found[0].B
+        present = [by_key[key] for key in keys if key in by_key]
+        A, B = present[0].A, present[0].B
         if len(keys) > 1:
-            A = torch.cat([update.A for update in found])
+            A = torch.cat([update.A for update in present])
             B = torch.block_diag(*(by_key[key].B if key in by_key else B.new_zeros(widths[key], 0) for key in keys))
         factors[name] = A, B
     return factors
