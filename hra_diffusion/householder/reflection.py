@@ -116,13 +116,14 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     grad_M = correlate(q, s)
-    rows = ctx.recomputed.rows().to(q.dtype) if kept is None else kept
-    direct = correlate(q, transposed(rows, images))
-    if ctx.output_is_kept:
-        direct = torch.addmm(direct, grad_M, U.mT)
+    X = transposed(ctx.recomputed.rows().to(q.dtype) if kept is None else kept, images)
     if images:
-        return grad_x, (direct + correlate(s, G)).neg().mT, grad_M
-    return grad_x, torch.addmm(direct, s, G.mT, beta=-1, alpha=-1).mT, grad_M
+        products = torch.baddbmm(torch.bmm(q, X.mT), s, G.mT).sum(dim=0).neg()
+    else:
+        products = torch.addmm(q @ X.mT, s, G.mT, beta=-1, alpha=-1)
+    if ctx.output_is_kept:  # Then X is Y, and X qᵀ = Y qᵀ + U s qᵀ.
+        products = torch.addmm(products, grad_M, U.mT, alpha=-1)
+    return grad_x, products.mT, grad_M
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
