@@ -30,15 +30,15 @@ class Factors(NamedTuple):
 
     Rounding T to half precision would make H less orthogonal, and casting z to float32 and s back would be two more
     operations each way. So T is kept in two parts, T ≈ T₁ + T₂, with a relative error of 2⁻¹⁷ in bfloat16 and 2⁻²² in
-    float16. s = (T₁ T₂) (z; z) is one product in half precision, and with the columns of U twice, (z; z) is another.
+    float16. s = −(T₁ T₂) (z; z) is one product in half precision, and with the columns of U twice, (z; z) is another.
 
     Attributes:
         U: the unit columns (d, r), which carry the gradient.
         M: T⁻¹ (r, r), which carries the gradient.
         T: the triangle (r, r) in float32 or wider, a constant.
         doubled: the columns once for each part of T (d, r or 2 r), a constant.
-        forward: the parts of T (r, r or 2 r), in the dtype of the rows, a constant.
-        backward: the parts of Tᵀ.
+        forward: the parts of −T (r, r or 2 r), in the dtype of the rows, a constant.
+        backward: the parts of −Tᵀ.
     """
 
     U: Tensor
@@ -49,10 +49,10 @@ class Factors(NamedTuple):
     backward: Tensor
 
     def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return H x for each row of x (*, d), and the slim s = T Uᵀ X (r, n), or (batch, r, n) for images."""
+        """Return H x for each row of x (*, d), and the slim s = −T Uᵀ X (r, n), or (batch, r, n) for images."""
         X = transposed(x, images=x.dim() == 3 and x.stride(-1) != 1)
         s = product(self.forward, product(self.doubled.mT, X))
-        return add(X, self.U, s, alpha=-1).mT.view(x.shape), s
+        return add(X, self.U, s).mT.view(x.shape), s
 
 
 def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors]:
@@ -82,12 +82,12 @@ def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors
 
 
 def _constants(U: Tensor, M: Tensor) -> tuple[Tensor, ...]:
-    """Return T, the doubled columns, and the parts of T and of Tᵀ."""
+    """Return T, the doubled columns, and the parts of −T and of −Tᵀ."""
     T = invert_triangle(M)
     if U.dtype.itemsize >= torch.float32.itemsize:
-        return T, U, T, T.mT
-    first = T.to(U.dtype)
-    second = (T - first).to(U.dtype)
+        return T, U, -T, -T.mT
+    first = (-T).to(U.dtype)
+    second = (-T - first).to(U.dtype)
     doubled = torch.cat([U.mT, U.mT], dim=-2).mT
     return T, doubled, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
 

@@ -1,11 +1,11 @@
 """The reflection of rows in training: y = H x for each row, with a handwritten gradient.
 
-With rows x as columns of X, z = Uᵀ X, s = T z and H = I − U T Uᵀ, T = M⁻¹,
+With rows x as columns of X, z = Uᵀ X, s = −T z and H = I − U T Uᵀ, T = M⁻¹,
 
-    Y = X − U s
-    q = Tᵀ Uᵀ Ȳ                                     minus the gradient of z
-    X̄ = Ȳ − U q                                     = Hᵀ Ȳ
-    Ū = −(X qᵀ + Ȳ sᵀ)
+    Y = X + U s
+    q = −Tᵀ Uᵀ Ȳ                                    the gradient of z
+    X̄ = Ȳ + U q                                     = Hᵀ Ȳ
+    Ū = X qᵀ + Ȳ sᵀ
     M̄ = q sᵀ
 
 `factoring` continues Ū and M̄ to the columns, for all layers at once.
@@ -14,7 +14,7 @@ Autograd would compute the same gradient from a dozen saved tensors per layer. H
 factored for all layers at once, and once for many calls. The graph keeps the slim s (r × n) and one of
 
     x                     nearly all of an adapter's memory, because a frozen layer does not keep it
-    y                     if the next layer keeps y anyway, as a convolution does: X qᵀ = Y qᵀ + U s qᵀ
+    y                     if the next layer keeps y anyway, as a convolution does: X qᵀ = Y qᵀ − U s qᵀ
     nothing               if the operation before keeps the factors of x: see `recompute`
 
 Second derivatives, and transforms of torch.func, differentiate Y = X − U M⁻¹ Uᵀ X as it is written.
@@ -81,7 +81,7 @@ class _Reflect(torch.autograd.Function):
 
 
 def _applied(x: Tensor, factors: Factors) -> tuple[Tensor, Tensor, bool]:
-    """Return H x, the slim s, and whether fused kernels have computed them, where s has another layout."""
+    """Return H x, the slim s, and whether fused kernels have computed them: their s is −s in another layout."""
     if fused.usable(x, factors.U.shape[-1]):
         done = fused.reflect_rows(x, factors.U, factors.T)
         if done is not None:
@@ -108,22 +108,19 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
             )
         if done is not None:
             return done
-        s = s.mT if grad.dim() != 3 or grad.stride(-1) == 1 else s.view(len(grad), -1, s.shape[-1]).mT
+        s = (s if grad.dim() != 3 or grad.stride(-1) == 1 else s.view(len(grad), -1, s.shape[-1])).mT.neg()
     images = s.dim() == 3
     G = transposed(grad, images)
     q = product(parts, product(doubled.mT, G))
-    grad_x = add(G, U, q, alpha=-1).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
+    grad_x = add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
     grad_M = correlate(q, s)
     X = transposed(ctx.recomputed.rows().to(q.dtype) if kept is None else kept, images)
-    if images:
-        products = torch.baddbmm(torch.bmm(q, X.mT), s, G.mT).sum(dim=0).neg()
-    else:
-        products = torch.addmm(q @ X.mT, s, G.mT, beta=-1, alpha=-1)
-    if ctx.output_is_kept:  # Then X is Y, and X qᵀ = Y qᵀ + U s qᵀ.
-        products = torch.addmm(products, grad_M, U.mT, alpha=-1)
-    return grad_x, products.mT, grad_M
+    grad_U = torch.baddbmm(torch.bmm(q, X.mT), s, G.mT).sum(dim=0) if images else torch.addmm(q @ X.mT, s, G.mT)
+    if ctx.output_is_kept:  # Then X is Y.
+        grad_U = torch.addmm(grad_U, grad_M, U.mT, alpha=-1)
+    return grad_x, grad_U.mT, grad_M
 
 
 def _differentiable_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
