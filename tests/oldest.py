@@ -16,7 +16,7 @@ NEWER = {"deepspeed", "int8"}
 
 
 def oldest(requirements: list[str]) -> Iterator[str]:
-    """Yield each requirement with its lower bound as its version, those of the project's own extras included.
+    """Yield each requirement of this system with its lower bound as its version, those of own extras included.
 
     Raises:
         ValueError: a requirement has no lower bound.
@@ -26,6 +26,9 @@ def oldest(requirements: list[str]) -> Iterator[str]:
             for extra in sorted(requirement.extras - NEWER):
                 yield from oldest(PROJECT["optional-dependencies"][extra])
             continue
+        if requirement.marker and not requirement.marker.evaluate():
+            continue
+        requirement.marker = None
         bounds = [bound.version for bound in requirement.specifier if bound.operator in (">=", "==")]
         if len(bounds) != 1:
             raise ValueError(f"{requirement} in pyproject.toml needs one lower bound.")
