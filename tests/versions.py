@@ -11,6 +11,9 @@ def older(library: str, than: str) -> bool:
     return Version(version(library)) < Version(than)
 
 
+transformer_families = pytest.mark.skipif(
+    older("diffusers", "0.42") or older("transformers", "5"), reason="families of 2025 and later: diffusers 0.42"
+)
 # Users offload from an accelerator to the CPU; tests do it without the accelerator.
 offloads_groups = pytest.mark.skipif(
     older("diffusers", "0.41"), reason="diffusers 0.41: groups of layers are offloaded without an accelerator"

@@ -13,6 +13,9 @@ from torch import nn
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.lora import Update, diffusers_tensors, kohya_names, kohya_tensors
 from hra_diffusion.formats.lora.names import known_names
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 DOUBLE = {
     "img_attn.qkv": ["attn.to_q", "attn.to_k", "attn.to_v"],

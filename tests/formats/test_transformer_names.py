@@ -12,6 +12,9 @@ from torch import nn
 
 from hra_diffusion.formats.lora import kohya_names
 from hra_diffusion.formats.lora.names import known_names
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 QWEN_BLOCK = (
     *(f"attn.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")),

@@ -16,6 +16,9 @@ from hra_diffusion.training.families import FAMILIES
 from tests import models
 from tests.formats.test_flux_1_names import DOUBLE, OUTER, SINGLE, blocks
 from tests.pipelines.conftest import rotated
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 SLOW = ("chroma", "flux_2")
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": None}

@@ -17,6 +17,9 @@ from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.training.families import FAMILIES
 from tests import models
 from tests.pipelines.conftest import rotated
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": None}
 SAVE = {

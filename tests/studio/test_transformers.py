@@ -27,6 +27,9 @@ from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.families.latent_space import LatentSpace
 from tests import models
 from tests.pipelines.conftest import rotated
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 SAVE = {
     "z-image": models.save_z_image,

@@ -30,9 +30,12 @@ from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelCon
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.cache import Cache
 from hra_diffusion.training.data.sources import SourceEncoder
-from hra_diffusion.training.families import FAMILIES, load
+from hra_diffusion.training.families import FAMILIES, frozen_text, load
 from hra_diffusion.training.families.frozen_text import FrozenTextFamily
 from hra_diffusion.training.outputs.checkpoint import load_checkpoint
+from tests.versions import transformer_families
+
+pytestmark = transformer_families
 
 MODELS = ["tiny_z_image", "tiny_flux_1", "tiny_chroma", "tiny_flux_2_klein", "tiny_qwen_image"]
 """Fixtures of tiny models, one for each family."""
@@ -497,3 +500,11 @@ def test_one_step_of_qwen_image_is_refused(tiny_qwen_image):
     pipe = load_from(tiny_qwen_image).pipe
     with pytest.raises(ConfigError, match="--num_inference_steps is 1, and the schedule of a QwenImagePipeline has a"):
         generate_image(pipe, PROMPTS[0], 3, num_inference_steps=1)
+
+
+def test_a_family_newer_than_the_installed_diffusers_is_refused(tiny_z_image, monkeypatch):
+    monkeypatch.setattr(frozen_text, "_OLDEST", {"diffusers": "99"})
+    with pytest.raises(
+        ModelError, match=r"Z-Image needs diffusers 99 or newer; found .* pip install --upgrade diffusers"
+    ):
+        load_from(tiny_z_image)

@@ -6,9 +6,11 @@ The pipeline's own ``encode_prompt`` is the reference. Prompts of unequal length
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.functional import pad
@@ -17,6 +19,9 @@ from hra_diffusion.errors import ModelError
 from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.families.family import Conditioning, Family, PromptPart
+
+_OLDEST = {"diffusers": "0.42", "transformers": "5"}
+"""The oldest versions on which these families are tested."""
 
 
 class FrozenTextFamily(Family):
@@ -32,8 +37,9 @@ class FrozenTextFamily(Family):
         """Take a pipeline.
 
         Raises:
-            ModelError: a text encoder is left out.
+            ModelError: a text encoder is left out, or diffusers or transformers is too old for the family.
         """
+        _check_versions(self.title)
         super().__init__(pipe)
         names = (name for name in pipe.components if name.startswith("text_encoder"))
         if missing := [name for name in names if getattr(pipe, name) is None]:
@@ -77,6 +83,14 @@ class FrozenTextFamily(Family):
     @torch.no_grad()
     def _embed_prompts(self, prompts: list[str]) -> Conditioning:
         return {name: embedding.cpu() for name, embedding in self.embed_prompts(prompts).items()}
+
+
+def _check_versions(title: str) -> None:
+    for library, oldest in _OLDEST.items():
+        if Version(found := version(library)) < Version(oldest):
+            raise ModelError(
+                f"{title} needs {library} {oldest} or newer; found {found}. Install it: pip install --upgrade {library}"
+            )
 
 
 def pad_prompts(embeddings: Sequence[Tensor], length: int) -> Conditioning:
