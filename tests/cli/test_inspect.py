@@ -48,7 +48,7 @@ def test_inspect_prints_a_run_with_its_settings(trained, tiny_sd, capsys):
 def test_adapters_components_and_checkpoints_can_be_inspected(trained, part):
     lines = list(describe_adapter(InspectConfig(adapter=trained / part, layers=False)))
     assert any(line.startswith("unet: rank 8") for line in lines)
-    assert not any("to_q" in line for line in lines if line.startswith("  "))
+    assert not any("attn1.to_q" in line for line in lines if line.startswith("  "))
 
 
 def test_a_folder_without_an_adapter_is_refused(tmp_path, capsys):

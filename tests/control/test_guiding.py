@@ -187,6 +187,7 @@ def test_load_control_replaces_the_control_and_keeps_it_on_errors(
     assert not torch.allclose(generate(pipe, image=shapes), first, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_compiled_denoiser_is_guided(pipe, shapes):
     expected = generate(pipe, image=shapes)
     torch._dynamo.reset()

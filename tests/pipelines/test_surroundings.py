@@ -200,7 +200,9 @@ def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters
     assert close(half, expected[0], 0.15)
 
 
-@pytest.mark.parametrize("how", ["whole", "in place", "repeated blocks"])
+@pytest.mark.parametrize(
+    "how", ["repeated blocks", *(pytest.param(how, marks=pytest.mark.slow) for how in ("whole", "in place"))]
+)
 def test_compiled_models_generate_the_same_images(pipe, adapters, expected, image, how):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)

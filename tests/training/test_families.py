@@ -191,8 +191,8 @@ def test_a_missing_model_is_refused_with_a_description_of_model_folders(tmp_path
 def test_an_unsupported_family_is_refused_by_name(tiny_sd, tmp_path):
     copy = shutil.copytree(tiny_sd, tmp_path / "model")
     index = copy / "model_index.json"
-    index.write_text(index.read_text().replace("StableDiffusionPipeline", "FluxPipeline"))
-    with pytest.raises(ModelError, match="is a FluxPipeline, which cannot be trained here: use a model of StableDiff"):
+    index.write_text(index.read_text().replace("StableDiffusionPipeline", "SanaPipeline"))
+    with pytest.raises(ModelError, match="is a SanaPipeline, which cannot be trained here: use a model of StableDiff"):
         load_from(copy)
 
 
