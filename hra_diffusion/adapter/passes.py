@@ -56,7 +56,7 @@ def factor_in_graph(layers: Iterable[HRALayer]) -> None:
     for batch in batches.values():
         factored = factor_chains([columns for _, columns in batch], batch[0][0].expected_dtype)
         for (layer, columns), factors in zip(batch, factored, strict=True):
-            layer.factors.active = KeptFactors(None, columns, factors, [True])
+            layer.factors.active = KeptFactors(None, columns, factors, [False])
 
 
 def leave_graph(layers: Iterable[HRALayer]) -> None:
