@@ -51,7 +51,7 @@ def inject_adapter_in_model(
     low_cpu_mem_usage: bool = False,
     state_dict: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
-    """Adapt a model in place, and return it instead of an HRAModel; other functions of this module accept it.
+    """Adapt a model in place and return the model itself, which the functions of this module accept.
 
     A present adapter of the same name is replaced.
     """
@@ -82,7 +82,7 @@ def set_peft_model_state_dict(
     *,
     low_cpu_mem_usage: bool = False,
 ) -> LoadResult:
-    """Overwrite an adapter's tensors in place, and biases of the base model that it does not train.
+    """Overwrite the tensors of an adapter, and the biases of the base model that are not trained.
 
     Args:
         model: an adapted model.

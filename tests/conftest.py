@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -69,6 +70,13 @@ def make_model():
 def tiny_sd(tmp_path_factory) -> Path:
     """Return the folder of a tiny Stable Diffusion with noise prediction."""
     return models.save_stable_diffusion(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer(tiny_sd, tmp_path_factory):
+    """Return a function from the name of a family, one of `models.TRANSFORMERS`, to the folder of a tiny model."""
+    folder = tmp_path_factory.mktemp("transformers")
+    return cache(lambda name: models.TRANSFORMERS[name](folder / name, tiny_sd))
 
 
 @pytest.fixture(scope="session")

@@ -550,3 +550,13 @@ def _special_tokens(tokenizer) -> dict[str, int]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
+
+TRANSFORMERS = {
+    "z-image": save_z_image,
+    "flux-1": save_flux_1,
+    "chroma": save_chroma,
+    "flux-2-klein": lambda folder, _: save_flux_2_klein(folder),
+    "qwen-image": lambda folder, _: save_qwen_image(folder),
+}
+"""Functions that save a tiny model of each family of transformers into a folder, with the autoencoder of a base."""

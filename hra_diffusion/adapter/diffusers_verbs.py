@@ -29,9 +29,9 @@ class DiffusersVerbs(AdapterMixin):
         """
         names = one_or_several(adapter_names)
         loras = [name for name in names if name not in self.peft_config and name in self._lora_names()]
-        own = [name for name in names if name not in loras]
-        self._activation.check_known(*own)
-        for name in own:
+        adapters = [name for name in names if name not in loras]
+        self._activation.check_known(*adapters)
+        for name in adapters:
             self.delete_adapter(name)
         if loras:
             self._call_for_loras("delete_adapters", loras)

@@ -294,7 +294,7 @@ def start_columns(
 
 
 def _slots(base: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[nn.Module, str]]]:
-    """Return the parents and attributes that hold each named module: several where modules have several names."""
+    """Return every parent, with the attribute's name, that holds each named module."""
     slots: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in base.modules():
         for child, module in parent._modules.items():  # pyright: ignore[reportPrivateUsage] (also modules under two names)

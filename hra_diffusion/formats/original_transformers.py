@@ -28,8 +28,24 @@ _ATTENTION: Final = (
     (rf"{_DOUBLE}\.attn\.to_out\.0", r"double_blocks.\1.img_attn.proj"),
     (rf"{_DOUBLE}\.attn\.to_add_out", r"double_blocks.\1.txt_attn.proj"),
 )
+
+
+def _outside_of_blocks(embedder: str) -> tuple[tuple[str, str], ...]:
+    """Return the patterns of layers that FLUX.1 and FLUX.2 have outside of their blocks, but for an embedder's name."""
+    part = rf"{embedder}\.(time|guidance)(step)?_embedder"
+    return (
+        (r"x_embedder", "img_in"),
+        (r"context_embedder", "txt_in"),
+        (rf"{part}\.linear_1", r"\1_in.in_layer"),
+        (rf"{part}\.linear_2", r"\1_in.out_layer"),
+        (r"norm_out\.linear", ""),
+        (r"proj_out", "final_layer.linear"),
+    )
+
+
 _FLUX_1: Final = (
     *_ATTENTION,
+    *_outside_of_blocks("time_text_embed"),
     *((rf"{_DOUBLE}\.ff\.net\.{part}", rf"double_blocks.\1.img_mlp.{part[0]}") for part in ("0.proj", "2")),
     *((rf"{_DOUBLE}\.ff_context\.net\.{part}", rf"double_blocks.\1.txt_mlp.{part[0]}") for part in ("0.proj", "2")),
     (rf"{_DOUBLE}\.norm1\.linear", r"double_blocks.\1.img_mod.lin"),
@@ -38,20 +54,15 @@ _FLUX_1: Final = (
     (rf"{_SINGLE}\.proj_mlp", r"single_blocks.\1.linear1"),
     (rf"{_SINGLE}\.proj_out", r"single_blocks.\1.linear2"),
     (rf"{_SINGLE}\.norm\.linear", r"single_blocks.\1.modulation.lin"),
-    (r"x_embedder", "img_in"),
-    (r"context_embedder", "txt_in"),
-    (r"time_text_embed\.(time|guidance)(step)?_embedder\.linear_1", r"\1_in.in_layer"),
-    (r"time_text_embed\.(time|guidance)(step)?_embedder\.linear_2", r"\1_in.out_layer"),
     (r"time_text_embed\.text_embedder\.linear_1", "vector_in.in_layer"),
     (r"time_text_embed\.text_embedder\.linear_2", "vector_in.out_layer"),
     (r"(distilled_guidance_layer\.layers\.\d+)\.linear_1", r"\1.in_layer"),
     (r"(distilled_guidance_layer\.layers\.\d+)\.linear_2", r"\1.out_layer"),
-    (r"norm_out\.linear", ""),
-    (r"proj_out", "final_layer.linear"),
 )
 
 _FLUX_2: Final = (
     *_ATTENTION,
+    *_outside_of_blocks("time_guidance_embed"),
     (rf"{_DOUBLE}\.ff\.linear_in", r"double_blocks.\1.img_mlp.0"),
     (rf"{_DOUBLE}\.ff\.linear_out", r"double_blocks.\1.img_mlp.2"),
     (rf"{_DOUBLE}\.ff_context\.linear_in", r"double_blocks.\1.txt_mlp.0"),
@@ -59,12 +70,6 @@ _FLUX_2: Final = (
     (rf"{_SINGLE}\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
     (rf"{_SINGLE}\.attn\.to_out", r"single_blocks.\1.linear2"),
     (r"(.+_stream_modulation.*)\.linear", r"\1.lin"),
-    (r"x_embedder", "img_in"),
-    (r"context_embedder", "txt_in"),
-    (r"time_guidance_embed\.(time|guidance)(step)?_embedder\.linear_1", r"\1_in.in_layer"),
-    (r"time_guidance_embed\.(time|guidance)(step)?_embedder\.linear_2", r"\1_in.out_layer"),
-    (r"norm_out\.linear", ""),
-    (r"proj_out", "final_layer.linear"),
 )
 
 # Patterns of diffusers' names and the original names, by the class of the transformer. Modules of one original name are

@@ -18,11 +18,11 @@ def product(A: Tensor, X: Tensor) -> Tensor:
     return A @ X if X.dim() == 2 else torch.bmm(A.expand(X.shape[0], -1, -1), X)
 
 
-def add(X: Tensor, U: Tensor, s: Tensor, alpha: int = 1) -> Tensor:
-    """Return X + alpha U s, in the memory format of X."""
+def add(X: Tensor, U: Tensor, s: Tensor) -> Tensor:
+    """Return X + U s, in the memory format of X."""
     if X.dim() == 2:
-        return torch.addmm(X.mT, s.mT, U.mT, alpha=alpha).mT
-    return torch.baddbmm(X, U.expand(X.shape[0], -1, -1), s, alpha=alpha)
+        return torch.addmm(X.mT, s.mT, U.mT).mT
+    return torch.baddbmm(X, U.expand(X.shape[0], -1, -1), s)
 
 
 def correlate(s: Tensor, X: Tensor) -> Tensor:

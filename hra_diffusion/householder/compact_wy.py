@@ -32,13 +32,9 @@ class CompactWY(NamedTuple):
 
     def apply(self, x: Tensor) -> Tensor:
         """Return H x for each row of x (*, d)."""
-        return self.apply_in_parts(x)[0]
-
-    def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return H x for each row of x (*, d), and the slim s = T Uᵀ X (r, n) of H X = X − U s."""
         X = transposed(x, images=x.dim() == 3 and x.stride(-1) != 1)
-        s = (self.T @ product(self.U.mT, X).to(self.T.dtype)).to(x.dtype)
-        return add(X, self.U, s, alpha=-1).mT.view(x.shape), s
+        s = (-self.T @ product(self.U.mT, X).to(self.T.dtype)).to(x.dtype)
+        return add(X, self.U, s).mT.view(x.shape)
 
     def inverse(self) -> "CompactWY":
         """Return H⁻¹ = Hᵀ = I − U Tᵀ Uᵀ."""

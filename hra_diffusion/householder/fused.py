@@ -38,7 +38,7 @@ def reflect_rows(x: Tensor, U: Tensor, T: Tensor) -> tuple[Tensor, Tensor] | Non
     """Return H x for each row of x (*, d) in its memory format, and the slim s (n, r) for the gradient: one launch.
 
     None if the kernels cannot be compiled. H = I − U T Uᵀ, with U (d, r) in x's dtype and T (r, r) in float32. With
-    T.mT, it is Hᵀ x. s.mT is the slim factor of `CompactWY.apply_in_parts`; its images are one after another.
+    T.mT, it is Hᵀ x. −s.mT is the slim factor of `Factors.apply_in_parts`; its images are one after another.
     """
 
     def launch(launches: Any) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ def find_base(
     options: Mapping[str, Any] | None = None,
     **hub: Any,
 ) -> RecordedBase:
-    """Return the base model of adapters: what the caller names, and else what the adapters' files record.
+    """Return the base model of adapters that the caller names, by default the one in the adapters' files.
 
     A base other than the recorded one has its own revision, variant and config; the other recorded settings apply to
     it, too.

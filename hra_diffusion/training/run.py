@@ -289,7 +289,7 @@ def recorded_settings(config: TrainingConfig) -> str:
 
 
 def _base_record(run: Run) -> dict[str, bytes]:
-    """Return the file that records the base in the adapter's folder, by name, if there is one."""
+    """Return the record of the base for the adapter's folder, by file name; empty without a record."""
     return base_files_of(run.pipe, run.config.run.mixed_precision)
 
 

@@ -13,14 +13,12 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.training.families import FAMILIES
-from tests import models
 from tests.formats.test_flux_1_names import DOUBLE, OUTER, SINGLE, blocks
 from tests.pipelines.conftest import rotated
 from tests.versions import transformer_families
 
 pytestmark = transformer_families
 
-SLOW = ("chroma", "flux_2")
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": None}
 QKV = "layers.1.attention"
 METADATA = {
@@ -32,36 +30,16 @@ METADATA = {
 """Architecture of ModelSpec and kohya's version of the base, by the name of its folder."""
 
 
-@pytest.fixture(scope="module")
-def z_image(tiny_sd, tmp_path_factory):
-    return models.save_z_image(tmp_path_factory.mktemp("models") / "z-image", tiny_sd)
-
-
-@pytest.fixture(scope="module")
-def flux_1(tiny_sd, tmp_path_factory):
-    return models.save_flux_1(tmp_path_factory.mktemp("models") / "flux-1", tiny_sd)
-
-
-@pytest.fixture(scope="module")
-def chroma(tiny_sd, tmp_path_factory):
-    return models.save_chroma(tmp_path_factory.mktemp("models") / "chroma", tiny_sd)
-
-
-@pytest.fixture(scope="module")
-def flux_2(tmp_path_factory):
-    return models.save_flux_2_klein(tmp_path_factory.mktemp("models") / "flux-2")
-
-
-@pytest.fixture(scope="module")
-def qwen_image(tmp_path_factory):
-    return models.save_qwen_image(tmp_path_factory.mktemp("models") / "qwen-image")
+@pytest.fixture
+def z_image(tiny_transformer):
+    return tiny_transformer("z-image")
 
 
 def write_adapter(base, folder, targets=None):
     """Write an adapter of a transformer, by default of its family's targets."""
     pipe = load_pipeline(str(base))
     targets = targets or FAMILIES[type(pipe).__name__].default_targets
-    if base.name == "flux-2":  # blocks with two streams have a list of layers with a layer's name
+    if base.name == "flux-2-klein":  # blocks with two streams have a list of layers with a layer's name
         targets = [target.replace("attn.to_out", "single_transformer_blocks.0.attn.to_out") for target in targets]
     adapted = rotated(pipe.transformer, targets, rank=4, seed=3, angle=1.0)
     adapted.peft_config["default"] = HRAConfig(r=4, target_modules=targets, base_model_name_or_path=str(base))
@@ -72,15 +50,15 @@ def write_adapter(base, folder, targets=None):
 @pytest.fixture(
     scope="module",
     params=[
-        "z_image",
-        "flux_1",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("chroma", "flux_2")),
-        "qwen_image",
+        "z-image",
+        "flux-1",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("chroma", "flux-2-klein")),
+        "qwen-image",
     ],
 )
-def case(request, tmp_path_factory):
+def case(request, tiny_transformer, tmp_path_factory):
     """A base and an adapter of it."""
-    base = request.getfixturevalue(request.param)
+    base = tiny_transformer(request.param)
     return base, write_adapter(base, tmp_path_factory.mktemp("adapter"))
 
 
@@ -101,9 +79,9 @@ def test_diffusers_generates_the_same_image_with_the_lora(case, tmp_path):
     assert (pixels(other) - pixels(pipe)).abs().max() < change / 50
 
 
-@pytest.mark.parametrize("model", ["qwen_image", "flux_2"])
-def test_diffusers_reads_kohyas_names(request, model, tmp_path):
-    base = request.getfixturevalue(model)
+@pytest.mark.parametrize("model", ["qwen-image", "flux-2-klein"])
+def test_diffusers_reads_kohyas_names(tiny_transformer, model, tmp_path):
+    base = tiny_transformer(model)
     pipe, other = load_pipeline(str(base)), load_pipeline(str(base))
     adapter = write_adapter(base, tmp_path / "adapter")
     file = export_lora(adapter, tmp_path / "x.safetensors", base=pipe, dtype="fp32")
@@ -162,7 +140,7 @@ def comfyuis_weights(base, modules) -> dict[str, list[str]]:
                 del weights[f"{attention}.{part}"]
     if base.name in ("flux-1", "chroma"):
         weights = {name: parts for name, parts in (blocks(DOUBLE, SINGLE) | OUTER).items() if parts[0] in modules}
-    if base.name == "flux-2":
+    if base.name == "flux-2-klein":
         single = {"linear1": ["attn.to_qkv_mlp_proj"], "linear2": ["attn.to_out"]}
         weights = {name: parts for name, parts in blocks(DOUBLE, single).items() if parts[0] in modules}
     return weights

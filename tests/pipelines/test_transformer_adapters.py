@@ -22,23 +22,16 @@ from tests.versions import transformer_families
 pytestmark = transformer_families
 
 OPTIONS = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": None}
-SAVE = {
-    "z-image": models.save_z_image,
-    "flux-1": models.save_flux_1,
-    "chroma": models.save_chroma,
-    "flux-2-klein": lambda folder, _: models.save_flux_2_klein(folder),
-    "qwen-image": lambda folder, _: models.save_qwen_image(folder),
-}
 
 
 @pytest.fixture(
     scope="module",
-    params=[name if name == "flux-1" else pytest.param(name, marks=pytest.mark.slow) for name in SAVE],
+    params=[name if name == "flux-1" else pytest.param(name, marks=pytest.mark.slow) for name in models.TRANSFORMERS],
 )
-def case(request, tiny_sd, tmp_path_factory):
+def case(request, tiny_transformer, tmp_path_factory):
     """The pipeline of a tiny model, and the folders of two adapters of it."""
-    folder = tmp_path_factory.mktemp("models")
-    pipe = load_pipeline(str(SAVE[request.param](folder / request.param, tiny_sd)))
+    folder = tmp_path_factory.mktemp("adapters")
+    pipe = load_pipeline(str(tiny_transformer(request.param)))
     for seed, name in enumerate("ab"):
         targets = [target for target in FAMILIES[type(pipe).__name__].default_targets if target != "attn.to_out"]
         adapted = rotated(pipe.transformer, targets, rank=2, seed=seed, angle=1.0)

@@ -31,21 +31,14 @@ from tests.versions import transformer_families
 
 pytestmark = transformer_families
 
-SAVE = {
-    "z-image": models.save_z_image,
-    "flux-1": models.save_flux_1,
-    "chroma": models.save_chroma,
-    "flux-2-klein": lambda folder, _: models.save_flux_2_klein(folder),
-    "qwen-image": lambda folder, _: models.save_qwen_image(folder),
-}
 GUIDANCE = {"z-image": 4.0, "flux-1": 3.5, "chroma": 5.0, "flux-2-klein": 4.0, "qwen-image": 4.0}
 SETTINGS = {"prompt": "a sks dog", "steps": 2, "width": 48, "height": 32, "seed": 3}
 
 
-@pytest.fixture(scope="module", params=SAVE)
-def base(request, tiny_sd, tmp_path_factory):
+@pytest.fixture(scope="module", params=models.TRANSFORMERS)
+def base(request, tiny_transformer):
     """The folder of a tiny model of each family."""
-    return SAVE[request.param](tmp_path_factory.mktemp("models") / request.param, tiny_sd)
+    return tiny_transformer(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -41,15 +41,15 @@ def tiny_sd3(tiny_sd, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_z_image(tiny_sd, tmp_path_factory):
+def tiny_z_image(tiny_transformer):
     """Return the folder of a tiny Z-Image."""
-    return models.save_z_image(tmp_path_factory.mktemp("models") / "tiny-z-image", tiny_sd)
+    return tiny_transformer("z-image")
 
 
 @pytest.fixture(scope="session")
-def tiny_flux_1(tiny_sd, tmp_path_factory):
+def tiny_flux_1(tiny_transformer):
     """Return the folder of a tiny FLUX.1 dev."""
-    return models.save_flux_1(tmp_path_factory.mktemp("models") / "tiny-flux-1", tiny_sd)
+    return tiny_transformer("flux-1")
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +59,21 @@ def tiny_flux_1_kontext(tiny_sd, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny_chroma(tiny_sd, tmp_path_factory):
+def tiny_chroma(tiny_transformer):
     """Return the folder of a tiny Chroma."""
-    return models.save_chroma(tmp_path_factory.mktemp("models") / "tiny-chroma", tiny_sd)
+    return tiny_transformer("chroma")
 
 
 @pytest.fixture(scope="session")
-def tiny_flux_2_klein(tmp_path_factory):
+def tiny_flux_2_klein(tiny_transformer):
     """Return the folder of a tiny FLUX.2 klein."""
-    return models.save_flux_2_klein(tmp_path_factory.mktemp("models") / "tiny-flux-2-klein")
+    return tiny_transformer("flux-2-klein")
 
 
 @pytest.fixture(scope="session")
-def tiny_qwen_image(tmp_path_factory):
+def tiny_qwen_image(tiny_transformer):
     """Return the folder of a tiny Qwen-Image."""
-    return models.save_qwen_image(tmp_path_factory.mktemp("models") / "tiny-qwen-image")
+    return tiny_transformer("qwen-image")
 
 
 @pytest.fixture

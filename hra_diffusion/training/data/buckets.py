@@ -44,7 +44,7 @@ def sizes_for(images: Iterable[Size], resolution: int, step: int, in_buckets: bo
 
 
 def checked_resolution(wanted: int | None, pipe: Pipeline) -> int:
-    """Check the wanted resolution; return it, or the model's default if it is None.
+    """Return the checked resolution, by default the model's.
 
     Raises:
         ConfigError: the resolution is no multiple of the model's size step, or the model has no default.

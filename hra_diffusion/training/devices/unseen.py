@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 
 def warn_of_unseen_gpu(device: torch.device, devices: Path = Path("/dev")) -> None:
-    """Warn of a GPU's device files where a run is on the CPU and no variable asks for it.
+    """Warn that a run on the CPU leaves a GPU of the machine unused, unless a variable asks for the CPU.
 
     Args:
         device: the run's device.

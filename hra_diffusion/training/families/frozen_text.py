@@ -87,9 +87,10 @@ class FrozenTextFamily(Family):
 
 def _check_versions(title: str) -> None:
     for library, oldest in _OLDEST.items():
-        if Version(found := version(library)) < Version(oldest):
+        if Version(installed := version(library)) < Version(oldest):
             raise ModelError(
-                f"{title} needs {library} {oldest} or newer; found {found}. Install it: pip install --upgrade {library}"
+                f"{title} needs {library} {oldest} or newer; found {installed}. "
+                f"Install it: pip install --upgrade {library}"
             )
 
 

@@ -123,7 +123,7 @@ class RunRecorder:
             self.trainer.check_finite()
 
     def check_folder(self) -> None:
-        """Check that the run's folder is still there.
+        """Check that the run's folder exists.
 
         Raises:
             OutputError: it was removed or renamed.
