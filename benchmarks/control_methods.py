@@ -121,10 +121,10 @@ class Controlnet(nn.Module):
             mid_block_additional_residual=middle * kept,
         ).sample
 
-    def generate(self, prompts: list[str], **options: Any) -> Any:
+    def generate(self, prompt: list[str], **options: Any) -> Any:
         if self.conditions is None:
-            return self.base(prompts, **options)
-        return self.controlnet_pipe(prompts, image=self.conditions, **options)
+            return self.base(prompt, **options)
+        return self.controlnet_pipe(prompt, image=self.conditions, **options)
 
     @property
     def control(self) -> "Controlnet":
