@@ -98,6 +98,7 @@ def test_diffusers_and_the_import_read_the_same_from_old_processor_names(prefix,
             old = re.sub(r"self_attn\.(q|k|v|out)_proj$", r"self_attn.to_\1_lora", old)
             if old != module:
                 text = "text_encoder.text_model." if component == "text_encoder" else prefix
+                old = old.removeprefix("text_model.")  # transformers 4 has it in the names of modules
                 for part, shape in (("down", (2, layer.in_features)), ("up", (layer.out_features, 2))):
                     tensors[f"{text}{old}.{part}.weight"] = 0.1 * torch.randn(shape, generator=generator)
     save_file(tensors, tmp_path / "old.safetensors")

@@ -6,13 +6,16 @@ from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.prepare import prepare_run
+from tests.versions import random_weights_of_transformers_5
+
+pytestmark = random_weights_of_transformers_5
 
 LOSSES = {
     "tiny_sd": [1.0375568866729736, 1.0809569358825684, 1.0928804874420166],
     "tiny_sdxl": [0.9926308393478394, 1.1232179403305054, 1.1655383110046387],
     "tiny_sd3": [1.1059069633483887, 1.3175333738327026, 1.292389154434204],
 }
-"""Recorded with torch 2.13 on a CPU; other versions round differently."""
+"""Recorded with torch 2.13 on a CPU; other versions of torch round differently."""
 
 
 @pytest.mark.parametrize("model", LOSSES)
