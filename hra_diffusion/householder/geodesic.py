@@ -46,7 +46,7 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
     like = chains[0]
     Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in chains], dim=-1))
     parts = R.split([columns.shape[-1] for columns in chains], dim=-1)
-    logarithms = [strength * log_orthogonal(_dense(part)) for part, strength in zip(parts, strengths, strict=True)]
+    logarithms = [strength * log_orthogonal(dense_chain(part)) for part, strength in zip(parts, strengths, strict=True)]
     blended = reflections_of(torch.linalg.matrix_exp(torch.stack(logarithms).sum(dim=0)))
     return (Q.to(like.dtype) @ blended.to(like.dtype)).to(like.device)
 
@@ -61,12 +61,12 @@ def rotation_angles(columns: Tensor) -> Tensor:
     Returns:
         Angles in [0, π], (..., min(d, r)): twice that of each rotated plane, and π for a mirrored direction.
     """
-    K = _dense(torch.linalg.qr(columns.cpu().double(), mode="r").R)
+    K = dense_chain(torch.linalg.qr(columns.cpu().double(), mode="r").R)
     return torch.linalg.eigvals(K).angle().abs().sort(dim=-1, descending=True).values
 
 
-def _dense(R: Tensor) -> Tensor:
-    """Return the small matrix Qᵀ H Q of a chain U = Q R, from its columns R in the basis Q."""
+def dense_chain(R: Tensor) -> Tensor:
+    """Return the small matrix Qᵀ H Q of a chain U = Q R, from its columns R (..., k, r) in the basis Q."""
     U, T = factor(R)
     return torch.eye(R.shape[-2], dtype=R.dtype, device=R.device) - U @ T @ U.mT
 
