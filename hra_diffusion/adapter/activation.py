@@ -14,7 +14,7 @@ from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.merging import merge_layers
 from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
 from hra_diffusion.adapter.passes import factor_in_graph, factor_together, leave_graph
-from hra_diffusion.adapter.rows import BASE
+from hra_diffusion.adapter.rows import BASE, Rows
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.recording import is_transformed
 from hra_diffusion.text import nearest
@@ -85,11 +85,18 @@ class Activation:
         """
         names = list(adapter_names)
         self.check_known(*(name for name in names if name != BASE))
+        strengths = self.active.strengths
+        with self.mixed(Rows([() if name == BASE else (((name, strengths[name]),),) for name in names])):
+            yield
+
+    @contextmanager
+    def mixed(self, rows: Rows) -> Generator[None]:
+        """Use another mixture for each example of a batch within a `with` block; see `rows`."""
         if self.merged:
             raise ConfigError("adapter_names needs unmerged adapters: unmerge them first.")
-        if with_bias := [name for name in names if name != BASE and self.configs[name].bias != "none"]:
+        names = [name for mixture in rows.mixtures for blend in mixture for name, _ in blend]
+        if with_bias := [name for name in names if self.configs[name].bias != "none"]:
             raise ConfigError(f"The adapter {with_bias[0]!r} trains biases, which all rows of a batch share.")
-        rows = [() if name == BASE else ((name, self.active.strengths[name]),) for name in names]
         wrappers = (*self._injection.layers.values(), *self._injection.copies.values())
         for wrapper in wrappers:
             wrapper.rows = rows

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._C import _current_graph_task_id  # pyright: ignore[reportPrivateUsage]
 
-from hra_diffusion.adapter.mixture import Blend, BlendCache, Mixture
+from hra_diffusion.adapter.mixture import BlendCache, Mixture
 from hra_diffusion.householder.factoring import Factors, factor_chains
 from hra_diffusion.householder.recording import is_transformed
 
@@ -60,7 +60,7 @@ class FactorCache:
 
     def __init__(self, blends: BlendCache) -> None:
         self._blends = blends
-        self._of_rows: dict[Blend, KeptFactors] = {}
+        self._of_rows: dict[Mixture, KeptFactors] = {}
         self.active: KeptFactors | None = None
 
     def version(self, mixture: Mixture) -> Hashable:
@@ -88,15 +88,15 @@ class FactorCache:
             self.active = alone if alone.outlast_a_pass else None
         return factors
 
-    def of_rows(self, blend: Blend, columns: Tensor, dtype: torch.dtype, device: torch.device) -> Factors:
-        """Return the factors of an adapter of a mixed batch, from its columns."""
-        version, known = self.version((blend,)), self._of_rows.get(blend)
+    def of_rows(self, mixture: Mixture, columns: Tensor, dtype: torch.dtype, device: torch.device) -> Factors:
+        """Return the factors of a mixture of a mixed batch, from its columns."""
+        version, known = self.version(mixture), self._of_rows.get(mixture)
         transformed = is_transformed()
         if known is not None and known.fit(dtype, device) and known.serve(version) and not transformed:
             return known.factors
         kept = KeptFactors(version, columns, factor_chains([columns.to(device)], dtype)[0], [False])
         if kept.outlast_a_pass and not transformed:
-            self._of_rows[blend] = kept
+            self._of_rows[mixture] = kept
         return kept.factors
 
     def forget(self) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.adapter.kept_factors import FactorCache
-from hra_diffusion.adapter.mixture import Blend, BlendCache, Mixture
+from hra_diffusion.adapter.mixture import BlendCache, Mixture
 from hra_diffusion.adapter.peft_layer import PeftLayerNames
-from hra_diffusion.adapter.rows import Rows, call_by_adapter
+from hra_diffusion.adapter.rows import Rows, replace_rows
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import factor, full_precision
@@ -171,23 +171,24 @@ class HRALayer(PeftLayerNames, Wrapper):
     def reflect_input(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
-            return call_by_adapter(self.rows, x, self._reflect_rows)
+            return replace_rows(self.rows, x, self._reflect_rows)
         if not self.is_active:
             return x
         dtype = compute_dtype(x)
         factors = self.factors.of_mixture(self.mixture, dtype, x.device)
         return x if factors is None else reflect_factored(x.to(dtype), factors, output_is_kept=output_is_kept)
 
-    def _reflect_rows(self, x: Tensor, blend: Blend) -> Tensor:
-        columns, dtype = self.columns_of_rows(blend), compute_dtype(x)
+    def _reflect_rows(self, x: Tensor, mixture: Mixture) -> Tensor:
+        columns, dtype = self.columns_of_rows(mixture), compute_dtype(x)
         if columns is None:
             return x
-        factors = self.factors.of_rows(blend, columns, dtype, x.device)
+        factors = self.factors.of_rows(mixture, columns, dtype, x.device)
         return reflect_factored(x.to(dtype), factors).to(x.dtype)
 
-    def columns_of_rows(self, blend: Blend) -> Tensor | None:
-        """Return the columns of one adapter of a mixed batch; None for the base model, or when it is absent here."""
-        return self.blends.mix((blend,), tuple(self.rows or ())) if blend else None
+    def columns_of_rows(self, mixture: Mixture) -> Tensor | None:
+        """Return the columns of one mixture of a mixed batch; None when its adapters are absent here."""
+        present = tuple(blend for each in self.rows.mixtures for blend in each) if self.rows else ()
+        return self.blends.mix(mixture, present)
 
     def named_modules(self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
         """Yield the base layer first: a model's first parameter, and so its dtype, are those of its base."""

@@ -9,7 +9,7 @@ from torch.nn.functional import conv2d
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hra_diffusion.adapter.layer import HRALayer, compute_dtype
-from hra_diffusion.adapter.rows import call_by_adapter
+from hra_diffusion.adapter.rows import add_to_rows
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
 from hra_diffusion.householder.compact_wy import factor, full_precision
@@ -93,19 +93,19 @@ class HRAConv2d(HRALayer):
         if self.reflects_input:
             rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)
-        if self.rows is None:
-            return self._convolve(x, self.active_columns(), *args, **kwargs)
-        return call_by_adapter(
-            self.rows, x, lambda x, blend: self._convolve(x, self.columns_of_rows(blend), *args, **kwargs)
-        )
-
-    def _convolve(self, x: Tensor, columns: Tensor | None, *args: object, **kwargs: object) -> Tensor:
-        if columns is None:
-            return self.base_layer(x, *args, **kwargs)
         x = x.to(compute_dtype(x))
+        output = self.base_layer(x, *args, **kwargs)
+        if self.rows is None:
+            change = self._change(x, self.active_columns())
+            return output if change is None else output + change
+        return add_to_rows(self.rows, output, x, lambda x, mixture: self._change(x, self.columns_of_rows(mixture)))
+
+    def _change(self, x: Tensor, columns: Tensor | None) -> Tensor | None:
+        """Return the adapter's change of the output, −conv₁ₓ₁(conv(x, Uᵀ), W U T); None without an adapter."""
+        if columns is None:
+            return None
         filters, B = self._small_convolutions(columns.to(x.device), x.dtype)
-        z = self.convolution._conv_forward(x, filters, None)
-        return self.base_layer(x, *args, **kwargs) + conv2d(z, B)
+        return conv2d(self.convolution._conv_forward(x, filters, None), B)
 
     def _small_convolutions(self, columns: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return the filters Uᵀ (r, in, kh, kw) and −W U T (out, r, 1, 1), kept until frozen columns or W change."""

@@ -1,4 +1,8 @@
-"""Mixed batches: another adapter for each row of a batch."""
+"""Mixed batches: another mixture of adapters for each example of a batch.
+
+A layer reads its input in rows: y = W (x − U s). Rows without an adapter stay as they are, so that they give the base
+model's output to the bit.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -6,37 +10,90 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from hra_diffusion.adapter.mixture import Blend
+from hra_diffusion.adapter.mixture import Mixture
 from hra_diffusion.errors import ConfigError
 
 BASE = "__base__"
 """PEFT's name for the base model's rows."""
 
-Rows = Sequence[Blend]
-"""An adapter with its strength for each example of a batch; an empty blend for the base model."""
+Call = Callable[[Tensor, Mixture], Tensor]
+"""Maps rows and the mixture of their adapters to rows."""
 
 
-def call_by_adapter(rows: Rows, x: Tensor, call: Callable[[Tensor, Blend], Tensor]) -> Tensor:
-    """Call a function on the rows of each adapter, and return its results in the order of the rows.
+class Rows:
+    """The adapters of the examples in a batch.
+
+    Args:
+        mixtures: the mixture of each example; an empty one for the base model.
+        repeated: whether a batch with more rows than examples repeats the whole series of examples, as the halves of
+            classifier-free guidance do. Otherwise the rows of an example are neighbors, as in beam search.
+    """
+
+    def __init__(self, mixtures: Sequence[Mixture], *, repeated: bool = False) -> None:
+        self.mixtures = tuple(mixtures)
+        self.repeated = repeated
+        self._groups: dict[tuple[int, torch.device], dict[Mixture, Tensor]] = {}
+
+    def groups(self, count: int, device: torch.device) -> dict[Mixture, Tensor]:
+        """Return the indices of the rows of each mixture, in a batch of `count` rows.
+
+        Raises:
+            ConfigError: the rows are no multiple of the examples.
+        """
+        if torch.compiler.is_compiling():
+            return self._find_groups(count, device)
+        if (count, device) not in self._groups:
+            with torch.inference_mode(False):  # a gradient may need the indices
+                self._groups[count, device] = self._find_groups(count, device)
+        return self._groups[count, device]
+
+    def _find_groups(self, count: int, device: torch.device) -> dict[Mixture, Tensor]:
+        examples = len(self.mixtures)
+        if count % examples:
+            raise ConfigError(
+                f"The batch has {examples} examples with an adapter name each (adapter_names, or a prompt), and a "
+                f"layer got {count} rows: give one name for each example."
+            )
+        repeats = count // examples
+        members: defaultdict[Mixture, list[int]] = defaultdict(list)
+        for row in range(count):
+            members[self.mixtures[row % examples if self.repeated else row // repeats]].append(row)
+        return {mixture: torch.tensor(rows, device=device) for mixture, rows in members.items()}
+
+
+def replace_rows(rows: Rows, x: Tensor, call: Call) -> Tensor:
+    """Return x (rows, …) with the rows of each mixture replaced by the function's results; the base's rows stay."""
+    groups = rows.groups(len(x), x.device)
+    if len(groups) == 1:
+        (mixture,) = groups
+        return call(x, mixture) if mixture else x
+    replaced = x.clone()
+    for mixture, index in groups.items():
+        if mixture:
+            replaced.index_copy_(0, index, call(x[index], mixture))
+    return replaced
+
+
+def add_to_rows(rows: Rows, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
+    """Add the function's results for the rows of x (rows, …) to the same rows of a layer's output (rows, …).
 
     Args:
         rows: the adapters of the examples.
-        x: (rows, …); with several rows an example, as in beam search, an example's rows are neighbors.
-        call: maps an adapter's rows, and the adapter, to (rows, …).
-
-    Raises:
-        ConfigError: the rows are no multiple of the examples.
+        output: the base layer's output.
+        x: its input.
+        call: returns None for an adapter that the layer does not have.
     """
-    if len(x) % len(rows):
-        raise ConfigError(
-            f"adapter_names has {len(rows)} names, and a layer got {len(x)} rows: give one name for each example."
-        )
-    groups: defaultdict[Blend, list[int]] = defaultdict(list)
-    repeats = len(x) // len(rows)
-    for index in range(len(x)):
-        groups[rows[index // repeats]].append(index)
+    for mixture, index in rows.groups(len(x), x.device).items():
+        change = call(x[index], mixture) if mixture else None
+        if change is not None:
+            output = output.index_add(0, index, change.to(output.dtype))
+    return output
+
+
+def call_by_adapter(rows: Rows, x: Tensor, call: Call) -> Tensor:
+    """Call a function on the rows of each mixture in x (rows, …); return its results in the order of the rows."""
+    groups = rows.groups(len(x), x.device)
     if len(groups) == 1:
-        return call(x, rows[0])
-    indices = [torch.tensor(group, device=x.device) for group in groups.values()]
-    results = [call(x[index], blend) for blend, index in zip(groups, indices, strict=True)]
-    return torch.cat(results)[torch.cat(indices).argsort()]
+        return call(x, *groups)
+    results = [call(x[index], mixture) for mixture, index in groups.items()]
+    return torch.cat(results)[torch.cat(list(groups.values())).argsort()]

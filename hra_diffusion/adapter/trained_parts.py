@@ -6,7 +6,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter.mixture import Blend
+from hra_diffusion.adapter.mixture import Mixture
 from hra_diffusion.adapter.rows import Rows, call_by_adapter
 from hra_diffusion.adapter.wrapper import Wrapper
 
@@ -77,10 +77,11 @@ class TrainedCopy(Wrapper):
         if self.rows is None:
             return self.active_module(*args, **kwargs)
         x, *others = args
-        return call_by_adapter(self.rows, x, lambda x, blend: self._module_of_rows(blend)(x, *others, **kwargs))
+        return call_by_adapter(self.rows, x, lambda x, mixture: self._module_of_rows(mixture)(x, *others, **kwargs))
 
-    def _module_of_rows(self, blend: Blend) -> nn.Module:
-        return next((self.copies[name] for name, _ in blend if name in self.copies), self.base_layer)
+    def _module_of_rows(self, mixture: Mixture) -> nn.Module:
+        names = (name for blend in mixture for name, _ in blend)
+        return next((self.copies[name] for name in names if name in self.copies), self.base_layer)
 
 
 class TrainedBiases:
