@@ -4,14 +4,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.state import COLUMNS
+from hra_diffusion.formats.chains import chain_of_columns
 from hra_diffusion.formats.folders import component_folders
 from hra_diffusion.formats.peft import read_adapter
 from hra_diffusion.householder.geodesic import rotation_angles
-from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +50,10 @@ def _read_component(name: str, part: Path) -> Component:
         Layer(
             name=name.removesuffix(COLUMNS),
             shape=tuple(columns.shape),
-            angle=math.degrees(rotation_angles(_chain(columns, config)).max().item()),
+            angle=math.degrees(rotation_angles(chain_of_columns(columns, config)).max().item()),
         )
         for name, columns in tensors.items()
         if name.endswith(COLUMNS)
     ]
     parameters = sum(tensor.numel() for tensor in tensors.values())
     return Component(name=name, config=config, layers=layers, parameters=parameters)
-
-
-def _chain(columns: Tensor, config: HRAConfig) -> Tensor:
-    return orthonormal_columns(columns.double()) if config.apply_GS else columns

@@ -10,7 +10,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.reading import parse_object, read_bytes, reading
+from hra_diffusion.formats.reading import check_regular, parse_object, read_bytes, reading
 from hra_diffusion.text import shorten
 
 _MAX_HEADER: Final = 16_000_000
@@ -42,6 +42,21 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         _check_names(path, tensors)
     check_finite(tensors, str(path))
     return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """Read the metadata of a safetensors file.
+
+    Raises:
+        AdapterFileError: the file is missing or damaged.
+    """
+    check_regular(path)
+    with reading(path), path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            raise AdapterFileError(f"{path} has a header of {length / 1e6:.0f} MB, more than {_MAX_HEADER / 1e6:.0f}.")
+        metadata: dict[str, str] = parse_object(file.read(length), path).get("__metadata__") or {}
+        return {str(key): str(value) for key, value in metadata.items()}
 
 
 def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
