@@ -30,13 +30,14 @@ class Factors(NamedTuple):
 
     Rounding T to half precision would make H less orthogonal, and casting z to float32 and s back would be two more
     operations each way. So T is kept in two parts, T ≈ T₁ + T₂, with a relative error of 2⁻¹⁷ in bfloat16 and 2⁻²² in
-    float16. s = −(T₁ T₂) (z; z) is one product in half precision, and with the columns of U twice, (z; z) is another.
+    float16. s = −(T₁ T₂) (z; z) is one product in half precision. On a GPU, where launches count, (z; z) is one product
+    with the columns of U twice; on a CPU, z is copied, which costs less than a product of twice the width.
 
     Attributes:
         U: the unit columns (d, r), which carry the gradient.
         M: T⁻¹ (r, r), which carries the gradient.
         T: the triangle (r, r) in float32 or wider, a constant.
-        doubled: the columns once for each part of T (d, r or 2 r), a constant.
+        projection: the columns of U once or twice (d, r or 2 r), a constant.
         forward: the parts of −T (r, r or 2 r), in the dtype of the rows, a constant.
         backward: the parts of −Tᵀ.
     """
@@ -44,15 +45,21 @@ class Factors(NamedTuple):
     U: Tensor
     M: Tensor
     T: Tensor
-    doubled: Tensor
+    projection: Tensor
     forward: Tensor
     backward: Tensor
 
     def apply_in_parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return H x for each row of x (*, d), and the slim s = −T Uᵀ X (r, n), or (batch, r, n) for images."""
         X = transposed(x, images=x.dim() == 3 and x.stride(-1) != 1)
-        s = product(self.forward, product(self.doubled.mT, X))
+        s = coefficients(self.forward, self.projection, X)
         return add(X, self.U, s).mT.view(x.shape), s
+
+
+def coefficients(parts: Tensor, projection: Tensor, X: Tensor) -> Tensor:
+    """Return the slim −T Uᵀ X (r, n), or (batch, r, n) for images, for the parts of −T."""
+    z = product(projection.mT, X)
+    return product(parts, z if z.shape[-2] == parts.shape[-1] else torch.cat([z, z], dim=-2))
 
 
 def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors]:
@@ -82,14 +89,14 @@ def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors
 
 
 def _constants(U: Tensor, M: Tensor) -> tuple[Tensor, ...]:
-    """Return T, the doubled columns, and the parts of −T and of −Tᵀ."""
+    """Return T, the projection, and the parts of −T and of −Tᵀ."""
     T = invert_triangle(M)
     if U.dtype.itemsize >= torch.float32.itemsize:
         return T, U, -T, -T.mT
     first = (-T).to(U.dtype)
     second = (-T - first).to(U.dtype)
-    doubled = torch.cat([U.mT, U.mT], dim=-2).mT
-    return T, doubled, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
+    projection = U if U.device.type == "cpu" else torch.cat([U.mT, U.mT], dim=-2).mT
+    return T, projection, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
 
 
 class _FactorChains(torch.autograd.Function):

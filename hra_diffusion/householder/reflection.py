@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.householder import fused
-from hra_diffusion.householder.columns_first import add, correlate, product, transposed
+from hra_diffusion.householder.columns_first import add, correlate, transposed
 from hra_diffusion.householder.compact_wy import CompactWY, full_precision, invert_triangle
-from hra_diffusion.householder.factoring import Factors, factor_chains
+from hra_diffusion.householder.factoring import Factors, coefficients, factor_chains
 from hra_diffusion.householder.recompute import Recomputed, recompute
 from hra_diffusion.householder.recording import is_transformed
 
@@ -91,7 +91,7 @@ def _applied(x: Tensor, factors: Factors) -> tuple[Tensor, Tensor, bool]:
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     U, _, s, kept = ctx.saved_tensors
-    T, doubled, _, parts = ctx.constants
+    T, projection, _, parts = ctx.constants
     if ctx.is_fused:
         if not ctx.needs_input_grad[1]:
             done = fused.reflect_rows(grad, U, T.mT)
@@ -111,7 +111,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
         s = (s if grad.dim() != 3 or grad.stride(-1) == 1 else s.view(len(grad), -1, s.shape[-1])).mT.neg()
     images = s.dim() == 3
     G = transposed(grad, images)
-    q = product(parts, product(doubled.mT, G))
+    q = coefficients(parts, projection, G)
     grad_x = add(G, U, q).mT.view(grad.shape) if ctx.needs_input_grad[0] else None
     if not ctx.needs_input_grad[1]:
         return grad_x, None, None
