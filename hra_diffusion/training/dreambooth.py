@@ -23,8 +23,10 @@ from hra_diffusion.training.config.defaults import number_of_steps, resolve
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.batches import Source
 from hra_diffusion.training.data.buckets import Size, checked_resolution, sizes_for
+from hra_diffusion.training.data.caption_orders import caption_orders
 from hra_diffusion.training.data.class_images import ClassImages, find_class_images
 from hra_diffusion.training.data.dataset import check_output_folders, file_digest, report_duplicates
+from hra_diffusion.training.data.held_out import held_out_examples, split_examples
 from hra_diffusion.training.data.report import describe_class_images, describe_images
 from hra_diffusion.training.data.sources import SourceEncoder
 from hra_diffusion.training.data.subjects import (
@@ -44,6 +46,9 @@ from hra_diffusion.training.task import ExtraModule
 
 logger = logging.getLogger(__name__)
 
+VALIDATE_EVERY = 25
+"""Default number of steps from one validation loss to the next."""
+
 
 class DreamBooth:
     """The task of learning subjects from images; see :class:`hra_diffusion.training.task.Task`.
@@ -51,6 +56,7 @@ class DreamBooth:
     Attributes:
         subjects: the subjects to learn.
         examples: their images, each with its caption.
+        held_out: images for the validation loss.
         sizes: width and height in pixels of each training image.
         class_images: the images of each class; empty without prior preservation.
         resolution: side of the training images in pixels.
@@ -60,6 +66,7 @@ class DreamBooth:
         self.config = config
         self.subjects: Sequence[Subject] = ()
         self.examples: Sequence[Example] = ()
+        self.held_out: Sequence[Example] = ()
         self.sizes: Sequence[Size] = ()
         self.class_images: Sequence[ClassImages] = ()
         self.resolution = 0
@@ -80,14 +87,33 @@ class DreamBooth:
             written["--class_data_dir"] = class_folder
         check_output_folders([root, *subject_folders(root)], written)
         parse_color(config.data.background_color)
-        self.examples = [example for subject in self.subjects for example in read_examples(subject, config.data)]
-        report_unused_files(config, self.examples)
-        report_duplicates([example.photo for example in self.examples])
+        self._read_examples(root)
+        report_unused_files(config, [*self.examples, *self.held_out])
+        report_duplicates([example.photo for example in (*self.examples, *self.held_out)])
         if config.data.cache_dir:
             check_writable(config.data.cache_dir, "--cache_dir")
         if config.prior.with_prior_preservation and class_folder and not class_folder.is_dir():
             check_writable(class_folder, "--class_data_dir")
             logger.warning("The folder %s does not exist: class images will be generated into it.", class_folder)
+
+    def _read_examples(self, root: Path) -> None:
+        """Read the images of the subjects to train on, and the held-out ones."""
+        data, seed = self.config.data, self.config.run.seed
+        read = (read_examples(subject, data) for subject in self.subjects)
+        splits = [split_examples(examples, data.validation_split, seed) for examples in read]
+        self.examples = [example for kept, _ in splits for example in kept]
+        self.held_out = [example for _, held_out in splits for example in held_out]
+        if self.held_out and not self.config.validation.validate_every_n_steps:
+            self.config = with_values(self.config, {"validate_every_n_steps": VALIDATE_EVERY})
+        elif self.config.validation.validate_every_n_steps and not self.held_out:
+            self.held_out = held_out_examples(self.subjects, root, data)
+        orders = [caption_orders(example.caption, data, seed) for example in self.examples]
+        if data.shuffle_caption and all(len(texts) == 1 for texts in orders):
+            logger.warning(
+                "--shuffle_caption has no effect: no caption has two tags with %r between them after the first %d.",
+                data.caption_separator,
+                data.keep_tokens,
+            )
 
     def plan(self, family: Family, num_processes: int) -> None:
         """Choose the resolution, the number of steps, a size for each image, and the family's default settings.
@@ -101,8 +127,7 @@ class DreamBooth:
         total_steps = number_of_steps(config.run, examples_per_epoch, num_processes)
         sizes: dict[str, Any] = {"resolution": self.resolution, "max_train_steps": total_steps}
         self.config = with_values(config, sizes | family.default_settings(config))
-        photos = [example.photo.size for example in self.examples]
-        self.sizes = sizes_for(photos, self.resolution, size_multiple(pipe), config.data.aspect_ratio_buckets)
+        self.sizes = self._sizes_of(self.examples, family)
 
     def add_modules(self, family: Family) -> None:
         """Add token embeddings (textual inversion), and choose the class images of the adapted pipeline.
@@ -193,7 +218,16 @@ class DreamBooth:
             prior = self.config.prior
             prior_prediction = prior.prior_target == "base"
             sources.append(source_encoder.encode("class", examples, prior.prior_loss_weight, prior_prediction))
+        if self.held_out:
+            every = self.config.validation.validate_every_n_steps
+            held_out = zip(self.held_out, self._sizes_of(self.held_out, source_encoder.family), strict=True)
+            sources.append(source_encoder.encode("validation", held_out, validate_every=every))
         return sources
+
+    def _sizes_of(self, examples: Sequence[Example], family: Family) -> list[Size]:
+        """Return the training size of each image."""
+        photos = [example.photo.size for example in examples]
+        return sizes_for(photos, self.resolution, size_multiple(family.pipe), self.config.data.aspect_ratio_buckets)
 
     def denoiser(self, family: Family) -> nn.Module:
         """Return the denoiser; it encodes the prompts of each batch if a text encoder trains."""

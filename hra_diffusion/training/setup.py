@@ -1,7 +1,7 @@
 """The parts of every run: devices, adapters, and the trainer that connects model, optimizer and batches."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,10 @@ from hra_diffusion.training.devices.sharding import set_up_sharding
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
+from hra_diffusion.training.loop.rotation import RotationAngles
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
 from hra_diffusion.training.objective.losses import DenoisingLoss
+from hra_diffusion.training.loop.validation_loss import ValidationLoss
 from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.task import Plan, Task
@@ -150,11 +152,12 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
     weights = trained_weights(loss)
     loss, optimizer = accelerator.prepare(loss, optimizer)
     batches = Batches(
-        sources=sources,
+        sources=[source for source in sources if not source.validate_every],
         sampling=Sampling(process, plan.config.objective),
         batch_size=run.train_batch_size,
         seed=run.seed,
-        token_names=family.text_encoder_names if plan.config.adapter.text_encoder_trains else (),
+    token_names = family.text_encoder_names if plan.config.adapter.text_encoder_trains else ()
+        token_names=token_names,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
     )
@@ -172,6 +175,22 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
 
 def _lr_scheduler(optimizer: Any, settings: OptimizerConfig, steps: int) -> Any:
     if settings.lr_warmup_steps > steps:
+        angles=RotationAngles(adapted_components(family.pipe)),
+        validation_loss=_validation_loss(sources, batches),
+    )
+
+
+def _validation_loss(sources: Iterable[Source], batches: Batches) -> ValidationLoss | None:
+    """Return the loss on the held-out images, if there are any."""
+    held_out = next((source for source in sources if source.validate_every), None)
+    if held_out is None:
+        return None
+    return ValidationLoss(
+        held_out,
+        batches.sampling.process,
+        batch_size=batches.batch_size,
+        seed=batches.seed,
+        token_names=batches.token_names,
         logger.warning(
             "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its maximum.",
             settings.lr_warmup_steps,

@@ -41,6 +41,10 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "num_validation_images": 1,
             "num_inference_steps": 1,
             "validation_steps": 1,
+            "validate_every_n_steps": 1,
+            "validation_split": 0,
+            "caption_dropout_rate": 0,
+            "keep_tokens": 0,
             "guidance_scale": 0,
             "adam_beta1": 0,
             "adam_beta2": 0,
@@ -67,8 +71,12 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "flow_shift": 0,
         },
     ),
-    ("at most", operator.le, {"unmasked_weight": 1, "num_inference_steps": 1000}),
-    ("less than", operator.lt, {"color_jitter": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63}),
+    ("at most", operator.le, {"unmasked_weight": 1, "caption_dropout_rate": 1, "num_inference_steps": 1000}),
+    (
+        "less than",
+        operator.lt,
+        {"color_jitter": 1, "validation_split": 1, "adam_beta1": 1, "adam_beta2": 1, "ema_decay": 1, "seed": 2**63},
+    ),
 )
 
 

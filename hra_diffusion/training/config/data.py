@@ -35,6 +35,15 @@ class DataConfig(ImageConfig):
     instance_prompt: str | None = None
     """Prompt of images without a caption, with a trigger word for the subject: "a photo of a sks dog". By default, it
     follows from the folder's name."""
+    caption_dropout_rate: float = 0.0
+    """Caption dropout: share of the examples, of the subject and its class, without their caption, from 0 to 1; 0.05 is
+    common."""
+    shuffle_caption: bool = False
+    """Shuffle captions: the tags of a caption, between separators, occur in up to ten orders."""
+    keep_tokens: int = 0
+    """Number of a caption's first tags that shuffle_caption leaves in their place, such as one with the trigger word."""
+    caption_separator: str = ","
+    """Separator of a caption's tags."""
     aspect_ratio_buckets: bool = False
     """Aspect-ratio buckets: sizes of about resolution × resolution pixels in several shapes, instead of squares."""
     mask_data_dir: Path | None = None
@@ -44,6 +53,9 @@ class DataConfig(ImageConfig):
     """Transparency of the images as masks."""
     unmasked_weight: float = 0.1
     """Loss weight of a mask's black, from 0 to 1."""
+    validation_split: float = 0.0
+    """Validation split: share of each subject's images that are held out of training for the validation loss, from 0 to
+    less than 1; at least one image. Without it, the validation loss is on the images in the sub-folder held_out."""
 
 
 @dataclass(frozen=True, kw_only=True)

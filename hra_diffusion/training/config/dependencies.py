@@ -25,6 +25,7 @@ _REQUIREMENTS: Final[Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Col
         lambda settings: settings["mask_data_dir"] or settings["alpha_mask"],
         ["unmasked_weight"],
     ),
+    "--shuffle_caption": (lambda settings: settings["shuffle_caption"], ["keep_tokens", "caption_separator"]),
     "--use_ema": (lambda settings: settings["use_ema"], ["ema_decay"]),
     "--timestep_sampling mode": (lambda settings: settings["timestep_sampling"] == "mode", ["mode_scale"]),
     "--timestep_sampling logit_normal": (

@@ -81,3 +81,6 @@ class SubjectValidationConfig(ValidationConfig):
     validation_prompts: tuple[str, ...] = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
     """Validation prompts, the rows of before_after.png; {instance_prompt} and {class_prompt} stand for those
     prompts."""
+    validate_every_n_steps: int | None = None
+    """Validation loss every N steps: the loss on held-out images, always with the same noise and timesteps. Every 25
+    steps with validation_split; never by default."""

@@ -37,7 +37,9 @@ class Source:
     """Its name in the log and in the names of its random streams."""
     latents: Sequence[Latent]
     conditions: Mapping[str, Tensor]
-    """Conditions by name, one row an image: shape (images, …)."""
+    """Conditions by name, one row an image: shape (images, …); see `condition_rows`."""
+    condition_rows: Sequence[Sequence[int]] = ()
+    """For each image its rows of the conditions, one for each order of its caption; by default the image's number."""
     crop_conditions: Mapping[str, Sequence[Sequence[Tensor] | Tensor]] = field(default_factory=dict)
     """Conditions of single crops, by name: for each image one tensor a crop."""
     dropouts: Sequence[ConditioningDropout] = ()
@@ -46,6 +48,20 @@ class Source:
     """Weight of the source's mean loss in the sum."""
     prior_prediction: bool = False
     """Whether the base model's prediction is the target, instead of the noise or velocity."""
+    validate_every: int | None = None
+    """Steps between measurements of the validation loss on these held-out images; None for training images."""
+
+    def rows_of(self, images: Sequence[int], uniform: Sequence[float] | None = None) -> list[int]:
+        """Return a row of the conditions for each of some images.
+
+        Args:
+            images: indices of the images.
+            uniform: a random number in [0, 1) for each, which chooses one of the image's rows; the first by default.
+        """
+        if not self.condition_rows:
+            return list(images)
+        chosen = zip((self.condition_rows[image] for image in images), uniform or [0.0] * len(images), strict=True)
+        return [rows[int(number * len(rows))] for rows, number in chosen]
 
     @cached_property
     def indices_by_size(self) -> dict[torch.Size, list[int]]:
@@ -141,6 +157,8 @@ class Batches:
         timesteps = self.sampling.sample_timesteps(count, rng, size)
         noises = self.sampling.noise_inputs(noise, rng)
         dropout = torch.rand(count, generator=rng)[rows]
+        orders = torch.rand(count, generator=rng)[rows].tolist() if source.condition_rows else None
+        condition_rows = source.rows_of(images, orders)
         crops = [int(position * len(latent.mean)) for latent, position in zip(latents, positions, strict=True)]
         inputs: dict[str, Tensor] = {}
         if self._has_weights:
@@ -153,7 +171,8 @@ class Batches:
         inputs["latents"] = torch.stack([latent.sample(crop, eps) for latent, crop, eps in chosen])
         inputs |= {name: values[rows] for name, values in noises.items()}
         inputs["timesteps"] = timesteps[rows]
-        inputs |= _with_dropout({name: values[images] for name, values in source.conditions.items()}, source, dropout)
+        conditions = {name: values[condition_rows] for name, values in source.conditions.items()}
+        inputs |= _with_dropout(conditions, source, dropout)
         for name, values in source.crop_conditions.items():
             inputs[name] = torch.stack([values[image][crop] for image, crop in zip(images, crops, strict=True)])
         return inputs

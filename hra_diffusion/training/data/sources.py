@@ -13,9 +13,10 @@ from hra_diffusion.formats.images import parse_color
 from hra_diffusion.pipelines.clip_skip import default_clip_skip
 from hra_diffusion.progress import tracked
 from hra_diffusion.training.config import DataConfig, ImageConfig
-from hra_diffusion.training.data.batches import Source
+from hra_diffusion.training.data.batches import ConditioningDropout, Source
 from hra_diffusion.training.data.buckets import Size
 from hra_diffusion.training.data.cache import Cache, Tensors
+from hra_diffusion.training.data.caption_orders import caption_orders
 from hra_diffusion.training.data.crops import Crop, augmented_crops, cover, covering_size, to_tensor
 from hra_diffusion.training.data.latents import Latent, encode
 from hra_diffusion.training.data.masks import read_mask
@@ -40,32 +41,55 @@ class SourceEncoder:
     _fingerprints: dict[nn.Module, str] = field(default_factory=dict)
 
     def encode(
-        self, name: str, examples: Iterable[tuple[Example, Size]], weight: float = 1.0, prior_prediction: bool = False
+        self,
+        name: str,
+        examples: Iterable[tuple[Example, Size]],
+        weight: float = 1.0,
+        prior_prediction: bool = False,
+        validate_every: int | None = None,
     ) -> Source:
         """Encode examples, each at its size; an image may occur in several sizes.
+
+        The captions of training images are shuffled and dropped by the settings.
 
         Args:
             name: the source's name in the log and in its random streams.
             examples: images with their captions, each with the width and height of its crops.
             weight: the source's weight in the loss.
             prior_prediction: whether the base model's prediction is the target.
+            validate_every: steps between measurements of the loss on held-out images; None for training images.
         """
         pairs = list(examples)
         with on_device([self.family.pipe.vae], self.device):
             latents = [self._latent(*pair) for pair in tracked(pairs, "encoding images")]
-        captions = list(dict.fromkeys(example.caption for example, _ in pairs))
+        data = self.data if isinstance(self.data, DataConfig) and not validate_every else DataConfig()
+        orders = {example.caption: caption_orders(example.caption, data, self.seed) for example, _ in pairs}
+        captions = list(dict.fromkeys(text for texts in orders.values() for text in texts))
         conditions = self.encode_captions(captions)
         caption_index = {caption: index for index, caption in enumerate(captions)}
         order = [index for index, (example, _) in enumerate(pairs) for _ in range(example.repeats)]
-        rows = [caption_index[pairs[index][0].caption] for index in order]
+        rows = [[caption_index[text] for text in orders[pairs[index][0].caption]] for index in order]
+        is_shuffled = any(len(texts) > 1 for texts in orders.values())
+        stacked = {key: torch.cat([condition[key] for condition in conditions]) for key in conditions[0]}
+        first_rows = [first for first, *_ in rows]
+        values_by_row = stacked if is_shuffled else {key: values[first_rows] for key, values in stacked.items()}
         return Source(
             name=name,
             latents=[latents[index] for index in order],
-            conditions={key: torch.cat([condition[key] for condition in conditions])[rows] for key in conditions[0]},
+            conditions=values_by_row,
+            condition_rows=rows if is_shuffled else (),
+            dropouts=self._caption_dropout(data.caption_dropout_rate),
             crop_conditions={"sizes": [self._time_ids(*pairs[index]) for index in order]},
             weight=weight,
             prior_prediction=prior_prediction,
+            validate_every=validate_every,
         )
+
+    def _caption_dropout(self, share: float) -> tuple[ConditioningDropout, ...]:
+        if not share:
+            return ()
+        (no_prompt,) = self.encode_captions([""])
+        return (ConditioningDropout(share=share, values=no_prompt),)
 
     def encode_captions(self, captions: Sequence[str]) -> list[Conditioning]:
         """Encode captions, by one part of the text encoders after another."""

@@ -1,6 +1,6 @@
 """Copies between main memory and the device that do not wait for its computations."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,16 +19,18 @@ def to_device(inputs: Mapping[str, Tensor], device: torch.device) -> dict[str, T
 class CopiedNumbers:
     """Numbers on their way from the device to main memory."""
 
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        """Start the copy of tensors of numbers, of any shapes and in this order."""
-        numbers = torch.cat([part.detach().float().flatten() for part in parts])
+    def __init__(self, parts: Mapping[str, Tensor]) -> None:
+        """Start the copy of tensors of numbers, by name and of any shapes."""
+        self._counts = {name: part.numel() for name, part in parts.items()}
+        numbers = torch.cat([part.detach().float().flatten() for part in parts.values()])
         self._numbers = numbers.to("cpu", non_blocking=numbers.device.type in COMPUTES_AHEAD)
         self._copied = torch.Event(numbers.device) if numbers.device.type in COMPUTES_AHEAD else None
         if self._copied:
             self._copied.record()
 
-    def read(self) -> list[float]:
-        """Wait for the copy, not for later computations, and return the numbers."""
+    def read(self) -> dict[str, list[float]]:
+        """Wait for the copy, not for later computations, and return the numbers by name."""
         if self._copied:
             self._copied.synchronize()
-        return self._numbers.tolist()
+        numbers = iter(self._numbers.tolist())
+        return {name: [next(numbers) for _ in range(count)] for name, count in self._counts.items()}

@@ -6,7 +6,7 @@ A step does not wait for a GPU: its numbers are copied to main memory while the 
 read after that. So they are one step late, unless somebody asks for them earlier; then the GPU is idle for a while.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite, nan
@@ -23,6 +23,9 @@ from hra_diffusion.training.loop.copies import COMPUTES_AHEAD, CopiedNumbers, to
 if TYPE_CHECKING:  # it imports diffusers, which readers of step records do not need
     from hra_diffusion.training.data.batches import Batch
 
+
+Measured = Mapping[str, tuple[Sequence[str], Tensor]]
+"""Fields of a step record by name, each with its keys and as many numbers on the device; () for a single number."""
 
 _SKIPPED_STEPS = 20
 """Steps in a row that fp16's scaler may skip: it starts at 2¹⁶ and halves its scale each time."""
@@ -44,6 +47,10 @@ class StepRecord:
     """Norm of the gradient before clipping."""
     learning_rates: dict[str, float]
     """Learning rate of each component: in radians for reflections, as given for other weights."""
+    angles: dict[str, float] = field(default_factory=dict[str, float])
+    """Mean rotation angle in degrees of each adapted component, and of each of its groups of layers."""
+    validation_loss: float | None = field(default_factory=type(None))
+    """Loss on the held-out images; None for a step without validation."""
 
     @classmethod
     def late(cls, read: Callable[[], dict[str, Any]], **known: Any) -> "StepRecord":
@@ -91,6 +98,7 @@ def train(
     steps: int,
     max_grad_norm: float,
     start: int = 0,
+    after_step: Callable[[int], Measured] | None = None,
 ) -> Iterator[StepRecord]:
     """Train up to a number of optimizer steps of ``accelerator.gradient_accumulation_steps`` batches each.
 
@@ -103,6 +111,7 @@ def train(
         steps: number of optimizer steps of the run.
         max_grad_norm: gradients are clipped to this norm.
         start: number of steps done already.
+        after_step: called with the number of steps done; measures the model without waiting for the device.
 
     Raises:
         DivergedError: the loss or the gradient's norm is not finite. With fp16, up to 20 such steps in a row
@@ -137,9 +146,13 @@ def train(
         lr_scheduler.step()
         reduced = cast(Tensor, accelerator.reduce(torch.stack(means), "mean"))
         weights = {name: batch.weights[name] for name in batch.parts}
-        numbers = CopiedNumbers([torch.as_tensor(norm, device=device), reduced, *penalties])
+        measured = after_step(step + 1) if after_step else {}
+        parts = {"norm": torch.as_tensor(norm, device=device), "means": reduced}
+        parts |= {"penalties": torch.stack(penalties)} if penalties else {}
+        numbers = CopiedNumbers({**parts, **{name: values for name, (_, values) in measured.items()}})
+        keys = {name: names for name, (names, _) in measured.items()}
         record = StepRecord.late(
-            partial(_read, numbers, weights, accumulation, partial(check, step + 1, rates)),
+            partial(_read, numbers, weights, accumulation, keys, partial(check, step + 1, rates)),
             step=step + 1,
             learning_rates=rates,
         )
@@ -155,18 +168,25 @@ def _read(
     copied: CopiedNumbers,
     weights: Mapping[str, float],
     accumulation: int,
+    keys: Mapping[str, Sequence[str]],
     check: Callable[[float, float], None],
 ) -> dict[str, Any]:
-    """Return a step's numbers by the names of a record's fields."""
-    norm, *numbers = copied.read()
+    """Return a step's numbers by the names of a record's fields; ``keys`` are those of the measured fields."""
+    numbers = copied.read()
+    (norm,) = numbers["norm"]
     losses: dict[str, float] = {}
     for batch in range(accumulation):
-        for name, mean in zip(weights, numbers[batch * len(weights) :], strict=False):
+        for name, mean in zip(weights, numbers["means"][batch * len(weights) :], strict=False):
             losses[name] = losses.get(name, 0.0) + mean / accumulation
-    penalty = sum((number / accumulation for number in numbers[accumulation * len(weights) :]), 0.0)
+    penalty = sum((number / accumulation for number in numbers.get("penalties", ())), 0.0)
     loss = penalty + sum(weights[name] * loss for name, loss in losses.items())
     check(loss, norm)
-    return {"loss": loss, "losses": losses, "penalty": penalty, "gradient_norm": norm}
+    measured = {
+        name: dict(zip(names, numbers[name], strict=True)) if names else numbers[name][0]
+        for name, names in keys.items()
+    }
+    unmeasured = {"angles": {}, "validation_loss": None}
+    return {"loss": loss, "losses": losses, "penalty": penalty, "gradient_norm": norm, **unmeasured, **measured}
 
 
 class _FiniteCheck:

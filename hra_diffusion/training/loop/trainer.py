@@ -1,7 +1,7 @@
 """The state of a run that changes with its steps; a run resumed from it equals an uninterrupted run."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,9 @@ from hra_diffusion.errors import AdapterFileError, DivergedError
 from hra_diffusion.text import shorten
 from hra_diffusion.training.data.batches import Batch
 from hra_diffusion.training.loop.ema import EMA
-from hra_diffusion.training.loop.steps import StepRecord, train
+from hra_diffusion.training.loop.rotation import RotationAngles
+from hra_diffusion.training.loop.steps import Measured, StepRecord, train
+from hra_diffusion.training.loop.validation_loss import ValidationLoss
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,10 @@ class Trainer:
     max_grad_norm: float
     ema: EMA | None = None
     """Average of the weights, to save and generate with, if the run has one."""
+    angles: RotationAngles | None = None
+    """Rotation angles to record after each step."""
+    validation_loss: ValidationLoss | None = None
+    """Loss on held-out images, to record after some steps."""
     global_step: int = 0
     """Number of optimizer steps done."""
     last_record: StepRecord | None = None
@@ -53,12 +59,24 @@ class Trainer:
             start=self.global_step,
             steps=total,
             max_grad_norm=self.max_grad_norm,
+            after_step=self._after_step,
         )
         for record in records:
             self.global_step, self.last_record = record.step, record
-            if self.ema:
-                self.ema.update(self.weights, self.global_step)
             yield record
+
+    def _after_step(self, step: int) -> Measured:
+        """Average the weights after a step, and measure them; does not wait for the device."""
+        if self.ema:
+            self.ema.update(self.weights, step)
+        measured: dict[str, tuple[Sequence[str], Tensor]] = {}
+        if self.angles:
+            measured["angles"] = (self.angles.names, self.angles.measure())
+        if self.validation_loss and step % self.validation_loss.every == 0:
+            with self.inference_weights():
+                value = self.validation_loss.measure(self.loss, torch.device(self.accelerator.device))
+            measured["validation_loss"] = ((), value)
+        return measured
 
     @torch.no_grad()
     def copy_inference_weights(self) -> None:

@@ -52,7 +52,8 @@ class Log:
         while self._unwritten and self._unwritten[0].is_read:
             record = self._unwritten.popleft()
             with writing(self.path):
-                self._file.write(json.dumps(_finite(asdict(record)), allow_nan=False).encode() + b"\n")
+                values = {name: value for name, value in asdict(record).items() if value is not None}
+                self._file.write(json.dumps(_finite(values), allow_nan=False).encode() + b"\n")
             if self._report:
                 self._report(record)
 

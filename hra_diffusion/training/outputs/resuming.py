@@ -48,6 +48,7 @@ FREE = frozenset(
         "report_to",
         "logging_dir",
         "validation_steps",
+        "validate_every_n_steps",
         "validation_prompts",
         "validation_prompt",
         "validation_image",
