@@ -33,8 +33,8 @@ from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.rotation import RotationAngles
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
-from hra_diffusion.training.objective.losses import DenoisingLoss
 from hra_diffusion.training.loop.validation_loss import ValidationLoss
+from hra_diffusion.training.objective.losses import DenoisingLoss
 from hra_diffusion.training.objective.sampling import Sampling
 from hra_diffusion.training.rng import stream
 from hra_diffusion.training.task import Plan, Task
@@ -151,12 +151,12 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
     set_up_deepspeed(accelerator, optimizer, run.train_batch_size, settings.max_grad_norm)
     weights = trained_weights(loss)
     loss, optimizer = accelerator.prepare(loss, optimizer)
+    token_names = family.text_encoder_names if plan.config.adapter.text_encoder_trains else ()
     batches = Batches(
         sources=[source for source in sources if not source.validate_every],
         sampling=Sampling(process, plan.config.objective),
         batch_size=run.train_batch_size,
         seed=run.seed,
-    token_names = family.text_encoder_names if plan.config.adapter.text_encoder_trains else ()
         token_names=token_names,
         process=accelerator.process_index,
         processes=accelerator.num_processes,
@@ -170,11 +170,6 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
         batch_at=batches.__getitem__,
         max_grad_norm=settings.max_grad_norm,
         ema=EMA(weights, settings.ema_decay) if settings.use_ema else None,
-    )
-
-
-def _lr_scheduler(optimizer: Any, settings: OptimizerConfig, steps: int) -> Any:
-    if settings.lr_warmup_steps > steps:
         angles=RotationAngles(adapted_components(family.pipe)),
         validation_loss=_validation_loss(sources, batches),
     )
@@ -191,6 +186,11 @@ def _validation_loss(sources: Iterable[Source], batches: Batches) -> ValidationL
         batch_size=batches.batch_size,
         seed=batches.seed,
         token_names=batches.token_names,
+    )
+
+
+def _lr_scheduler(optimizer: Any, settings: OptimizerConfig, steps: int) -> Any:
+    if settings.lr_warmup_steps > steps:
         logger.warning(
             "--lr_warmup_steps is %s, and the run has %s steps: the learning rate never reaches its maximum.",
             settings.lr_warmup_steps,
