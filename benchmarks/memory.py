@@ -303,7 +303,7 @@ def set_up(path: Path, device: torch.device = CPU) -> ConfiguredModel:
     add_adapters(family, config.adapter, config.model, config.run, device)
     trains = config.adapter.text_encoder_trains
     rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
-    side = (config.data.resolution or 0) // family.pixels_per_latent
+    side = (config.data.largest_resolution or 0) // family.pixels_per_latent
     conditions = encode_empty_prompt(family, trains) | {"sizes": torch.zeros(1, 6)}
     inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
     latents = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim

@@ -148,7 +148,7 @@ def _training_run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
     """Return the settings of the training run and its resolution: the adapter's, or else the control's."""
     if config.adapter:
         run = read_run(config.adapter, DreamBoothConfig())
-        return run, run.data.resolution
+        return run, run.data.largest_resolution
     assert config.control
     run = read_run(config.control, ControlNetConfig())
     return run, run.pairs.resolution

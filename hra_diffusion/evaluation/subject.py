@@ -120,7 +120,7 @@ def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     from_run = {
         "instance_prompt": run.data.instance_prompt,
         "class_prompt": run.prior.class_prompt,
-        "resolution": run.data.resolution,
+        "resolution": run.data.largest_resolution,
         "reference_dir": _reference_folder(run.data.instance_data_dir),
     }
     config = replace(config, **{name: value for name, value in from_run.items() if getattr(config, name) is None})

@@ -7,7 +7,7 @@ The second term is prior preservation: the class noun keeps its meaning.
 
 import logging
 from collections.abc import Iterator, Sequence
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +57,9 @@ class DreamBooth:
         subjects: the subjects to learn.
         examples: their images, each with its caption.
         held_out: images for the validation loss.
-        sizes: width and height in pixels of each training image.
+        sizes: width and height in pixels of each training image, in each resolution.
         class_images: the images of each class; empty without prior preservation.
-        resolution: side of the training images in pixels.
+        resolution: side of the training images in pixels, the largest of several.
     """
 
     def __init__(self, config: DreamBoothConfig) -> None:
@@ -122,12 +122,14 @@ class DreamBooth:
             ConfigError: the model cannot have this resolution or these settings.
         """
         config, pipe = self.config, family.pipe
-        self.resolution = checked_resolution(config.data.resolution, pipe)
-        examples_per_epoch = sum(example.repeats for example in self.examples)
+        resolutions = [checked_resolution(wanted, pipe) for wanted in config.data.resolutions or (None,)]
+        self.resolution = max(resolutions)
+        examples_per_epoch = sum(example.repeats for example in self.examples) * len(resolutions)
         total_steps = number_of_steps(config.run, examples_per_epoch, num_processes)
-        sizes: dict[str, Any] = {"resolution": self.resolution, "max_train_steps": total_steps}
+        resolution = tuple(resolutions) if len(resolutions) > 1 else self.resolution
+        sizes: dict[str, Any] = {"resolution": resolution, "max_train_steps": total_steps}
         self.config = with_values(config, sizes | family.default_settings(config))
-        self.sizes = self._sizes_of(self.examples, family)
+        self.sizes = [size for side in resolutions for size in self._sizes_of(self.examples, family, side)]
 
     def add_modules(self, family: Family) -> None:
         """Add token embeddings (textual inversion), and choose the class images of the adapted pipeline.
@@ -175,14 +177,16 @@ class DreamBooth:
     def summary(self) -> str:
         """The prompts and the number of images in one line."""
         prompts = " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
+        resolutions = self.config.data.resolutions or [self.resolution]
         shapes = len(set(self.sizes))
-        buckets = f" in {shapes} shapes" if shapes > 1 else ""
-        return f"{prompts} from {len(self.examples)} images of {self.resolution} px{buckets}"
+        buckets = f" in {shapes} shapes" if shapes > len(resolutions) else ""
+        return f"{prompts} from {len(self.examples)} images of {' and '.join(map(str, resolutions))} px{buckets}"
 
     def inputs(self) -> Iterator[tuple[str, str]]:
         """Describe subjects, images and class images, in lines of a label and a text."""
         yield "subjects", " and ".join(f'"{subject.prompt}"' for subject in self.subjects)
-        for line in describe_images(self.examples, self.sizes, self.config.data.center_crop):
+        examples = [example for example, _ in self._sized_examples]
+        for line in describe_images(examples, self.sizes, self.config.data.center_crop):
             yield "image", line
         for images in self.class_images:
             yield "class", describe_class_images(images)
@@ -212,7 +216,7 @@ class DreamBooth:
 
     def sources(self, source_encoder: SourceEncoder) -> list[Source]:
         """Encode the images of the subjects and of their classes, the latter in every size of the former."""
-        sources = [source_encoder.encode("instance", zip(self.examples, self.sizes, strict=True))]
+        sources = [source_encoder.encode("instance", self._sized_examples)]
         if self.class_images:
             examples = product(self._class_examples(), sorted(set(self.sizes)))
             prior = self.config.prior
@@ -220,14 +224,20 @@ class DreamBooth:
             sources.append(source_encoder.encode("class", examples, prior.prior_loss_weight, prior_prediction))
         if self.held_out:
             every = self.config.validation.validate_every_n_steps
-            held_out = zip(self.held_out, self._sizes_of(self.held_out, source_encoder.family), strict=True)
+            sizes = self._sizes_of(self.held_out, source_encoder.family, self.resolution)
+            held_out = zip(self.held_out, sizes, strict=True)
             sources.append(source_encoder.encode("validation", held_out, validate_every=every))
         return sources
 
-    def _sizes_of(self, examples: Sequence[Example], family: Family) -> list[Size]:
-        """Return the training size of each image."""
+    @property
+    def _sized_examples(self) -> list[tuple[Example, Size]]:
+        """The images to train on, in each resolution, with their sizes."""
+        return list(zip(cycle(self.examples), self.sizes, strict=False))
+
+    def _sizes_of(self, examples: Sequence[Example], family: Family, resolution: int) -> list[Size]:
+        """Return the training size of each image in a resolution."""
         photos = [example.photo.size for example in examples]
-        return sizes_for(photos, self.resolution, size_multiple(family.pipe), self.config.data.aspect_ratio_buckets)
+        return sizes_for(photos, resolution, size_multiple(family.pipe), self.config.data.aspect_ratio_buckets)
 
     def denoiser(self, family: Family) -> nn.Module:
         """Return the denoiser; it encodes the prompts of each batch if a text encoder trains."""

@@ -73,7 +73,7 @@ def _predicted(run: Run, trainer: Trainer) -> list[PhaseMemory]:
     return predict_memory(
         run.task.denoiser(run.family),
         run.family,
-        trainer.batch_at(0).inputs,
+        max((trainer.batch_at(index).inputs for index in range(32)), key=lambda inputs: inputs["latents"].numel()),
         precision=PRECISIONS[run.config.run.mixed_precision],
         copies_of_trained_weights=1 + moments + run.config.optimizer.use_ema,
     )

@@ -67,11 +67,12 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "adam_epsilon": 0,
             "max_grad_norm": 0,
             "snr_gamma": 0,
+            "huber_c": 0,
             "logit_std": 0,
             "flow_shift": 0,
         },
     ),
-    ("at most", operator.le, {"unmasked_weight": 1, "caption_dropout_rate": 1, "num_inference_steps": 1000}),
+    ("at most", operator.le, {"unmasked_weight": 1, "caption_dropout_rate": 1, "huber_c": 1, "num_inference_steps": 1000}),
     (
         "less than",
         operator.lt,
@@ -81,7 +82,11 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
 
 
 def check_value(name: str, value: object) -> None:
-    """Raise ConfigError if ``value`` is not allowed for the field ``name``."""
+    """Raise ConfigError if ``value``, or a number of a tuple, is not allowed for the field ``name``."""
+    if isinstance(value, tuple):
+        for number in value:
+            if isinstance(number, int):
+                check_value(name, number)
     if isinstance(value, (int, float)):
         if not math.isfinite(value):
             raise ConfigError(f"--{name} is {value}: give a finite number.")

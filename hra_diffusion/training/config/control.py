@@ -19,6 +19,9 @@ class PairsConfig(ImageConfig):
     """Image folder with captions, as text files of the same names or in a metadata.jsonl. Conditions are images of the
     same names in the sub-folder conditioning_images, or named in the metadata.jsonl; without conditions, the annotator
     makes them."""
+    resolution: int | None = None
+    """Resolution: side of the training images in pixels, a multiple of the model's size step; the model's default size
+    by default."""
     dataset_name: str | None = None
     """Dataset of the library datasets instead of a folder: a folder of save_to_disk, tar files of WebDataset, or a name
     on the hub."""

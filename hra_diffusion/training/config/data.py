@@ -7,11 +7,8 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ImageConfig:
-    """Training images: size, crops, augmentation and cache."""
+    """Training images: crops, augmentation and cache."""
 
-    resolution: int | None = None
-    """Resolution: side of the training images in pixels, a multiple of the model's size step; the model's default size
-    by default."""
     center_crop: bool = False
     """Center crop of images that are not square; otherwise crops of both ends and of the center alternate."""
     random_flip: bool = False
@@ -35,6 +32,9 @@ class DataConfig(ImageConfig):
     instance_prompt: str | None = None
     """Prompt of images without a caption, with a trigger word for the subject: "a photo of a sks dog". By default, it
     follows from the folder's name."""
+    resolution: int | tuple[int, ...] | None = None
+    """Resolution: side of the training images in pixels, a multiple of the model's size step; the model's default size
+    by default. Several, such as 512 768, train on each image in each of them; images are generated in the largest."""
     caption_dropout_rate: float = 0.0
     """Caption dropout: share of the examples, of the subject and its class, without their caption, from 0 to 1; 0.05 is
     common."""
@@ -56,6 +56,16 @@ class DataConfig(ImageConfig):
     validation_split: float = 0.0
     """Validation split: share of each subject's images that are held out of training for the validation loss, from 0 to
     less than 1; at least one image. Without it, the validation loss is on the images in the sub-folder held_out."""
+
+    @property
+    def resolutions(self) -> list[int]:
+        """The given resolutions, the smallest first."""
+        return sorted({self.resolution} if isinstance(self.resolution, int) else set(self.resolution or ()))
+
+    @property
+    def largest_resolution(self) -> int | None:
+        """The largest of the given resolutions; None without any."""
+        return max(self.resolutions, default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,10 @@ _REQUIREMENTS: Final[Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Col
         ["unmasked_weight"],
     ),
     "--shuffle_caption": (lambda settings: settings["shuffle_caption"], ["keep_tokens", "caption_separator"]),
+    "--loss_type huber or smooth_l1": (
+        lambda settings: settings["loss_type"] != "l2",
+        ["huber_c", "huber_schedule"],
+    ),
     "--use_ema": (lambda settings: settings["use_ema"], ["ema_decay"]),
     "--timestep_sampling mode": (lambda settings: settings["timestep_sampling"] == "mode", ["mode_scale"]),
     "--timestep_sampling logit_normal": (

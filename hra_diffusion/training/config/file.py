@@ -183,8 +183,10 @@ def _convert(origin: str, key: str, value: Any, kind: Any) -> Any:
     for expected in kinds:
         if get_origin(expected) is Literal and value in get_args(expected):
             return value
-        if get_origin(expected) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(map(get_args(expected)[0], value))
+        if get_origin(expected) is tuple and isinstance(value, list):
+            item_kind = get_args(expected)[0]
+            if all(type(item) is (int if item_kind is int else str) for item in value):
+                return tuple(map(item_kind, value))
         if expected is Path and isinstance(value, str):
             return Path(value)
         if expected is float and type(value) is int:
@@ -199,7 +201,7 @@ def _describe_type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
-        return "a list of texts"
+        return "a list of whole numbers" if get_args(kind)[0] is int else "a list of texts"
     return {str: "a text", Path: "a path as text", int: "a whole number", float: "a number", bool: "true or false"}[
         kind
     ]

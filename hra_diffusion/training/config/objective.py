@@ -8,6 +8,14 @@ from typing import Literal
 class ObjectiveConfig:
     """Training objective: timestep sampling and loss weighting."""
 
+    loss_type: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """Loss of the prediction: l2, the mean squared error; huber, which counts large errors less and so outliers among
+    the images; or smooth_l1, huber divided by its parameter."""
+    huber_c: float = 0.1
+    """Parameter c of huber and smooth_l1, above 0 and at most 1: errors well above it count linearly."""
+    huber_schedule: Literal["snr", "exponential", "constant"] = "snr"
+    """Parameter c over the timesteps: from 1 without noise down to huber_c with noise alone, by the signal-to-noise
+    ratio or exponentially; or constant."""
     timestep_sampling: Literal["uniform", "logit_normal", "mode"] | None = None
     """Timestep sampling: distribution of the noise levels; by default logit_normal for flow-matching models and uniform
     for others."""

@@ -142,7 +142,7 @@ def find_class_images(
             count=prior.num_class_images,
             pipe=pipe,
             prompt=prompt,
-            resolution=config.data.resolution or 0,
+            resolution=config.data.largest_resolution or 0,
             steps=validation.num_inference_steps,
             guidance_scale=validation.guidance_scale or 0.0,
             seed=config.run.seed,

@@ -1,4 +1,4 @@
-"""The training objective: the weighted mean squared error of the prediction.
+"""The training objective: the weighted mean squared error of the prediction, or a Huber loss.
 
 With the signal-to-noise ratio s of an example's timestep, an error e of the prediction is an error c(s) e of the clean
 latent:
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.model import HRAModel
 from hra_diffusion.training.config import ObjectiveConfig
+from hra_diffusion.training.objective.errors import error_losses
 from hra_diffusion.training.objective.noising import NoiseProcess
 
 _CLEAN_PER_PREDICTED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -32,7 +33,7 @@ MAX_SNR = 1e6
 
 
 class DenoisingLoss(nn.Module):
-    """Mean squared error of the prediction, in float32 whatever the model's precision, and the orthogonality penalty.
+    """Mean loss of the prediction, in float32 whatever the model's precision, and the orthogonality penalty.
 
     Args:
         denoiser: maps (noisy latents, timesteps, conditioning) to the prediction; contains all trained weights.
@@ -70,7 +71,7 @@ class DenoisingLoss(nn.Module):
             latents: (B, C, h, w).
             noise: (B, C, h, w), the noise to predict.
             timesteps: (B,).
-            weights: (B, 1, h, w). The mean is then weighted: Σ w e² / Σ w, so that a small subject in a large image
+            weights: (B, 1, h, w). The mean is then weighted: Σ w ℓ(e) / Σ w, so that a small subject in a large image
                 counts as much as a large one.
             added_noise: (B, C, h, w), the noise to add to the latents if it differs from ``noise``.
             prior_rows: the indices of examples whose target is the base model's prediction, without adapters.
@@ -84,7 +85,7 @@ class DenoisingLoss(nn.Module):
             prior = self._base_prediction(noisy[prior_rows], timesteps[prior_rows], prior_conditioning)
             target = target.index_copy(0, prior_rows, prior.to(target))
         prediction = self.denoiser(noisy, timesteps, conditioning)
-        errors = (prediction.float() - target.float()).square()
+        errors = error_losses(prediction.float() - target.float(), timesteps, self.process, self.objective)
         if weights is None:
             losses = errors.flatten(1).mean(1)
         else:

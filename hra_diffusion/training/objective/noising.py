@@ -28,6 +28,8 @@ class NoiseProcess(Protocol):
 
     prediction: str
     """The prediction type: epsilon, sample, v_prediction or flow."""
+    steps: int
+    """T, the scale of timesteps: those near T are noise alone."""
 
     def timesteps(self, position: Tensor, size: Sequence[int] = ()) -> Tensor:
         """Return the timesteps at positions in [0, 1), of any shape; 0 is without noise, 1 is noise alone.
@@ -61,6 +63,7 @@ class Diffusion:
             ModelError: its prediction type is unknown.
         """
         self.scheduler = scheduler
+        self.steps: int = scheduler.config.num_train_timesteps
         self.prediction: str = scheduler.config.prediction_type
         if self.prediction not in _DIFFUSION_PREDICTIONS:
             raise ModelError(
@@ -70,8 +73,7 @@ class Diffusion:
 
     def timesteps(self, position: Tensor, size: Sequence[int] = ()) -> Tensor:
         """See :class:`NoiseProcess`: integers."""
-        steps = self.scheduler.config.num_train_timesteps
-        return (position * steps).long().clamp(max=steps - 1)
+        return (position * self.steps).long().clamp(max=self.steps - 1)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """See :class:`NoiseProcess`."""
