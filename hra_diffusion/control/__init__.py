@@ -1,6 +1,6 @@
 """Control of images by a condition: edges, depth, a segmentation, a pose (controllable generation, arXiv 2405.17484).
 
-An annotator makes the condition of an image, an encoder maps it to features, and an HRA adapter of the UNet uses them.
+An annotator makes the condition of an image, an encoder maps it to features, and the denoiser's HRA adapter uses them.
 """
 
 from hra_diffusion.control.annotators import ANNOTATORS, Annotator, make_annotator

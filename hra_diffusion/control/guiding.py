@@ -1,10 +1,10 @@
-"""Guidance of a pipeline by a condition, within a ``with`` block: any diffusers pipeline with a UNet.
+"""Guidance of a pipeline by a condition, within a ``with`` block: any pipeline whose denoiser has a `ConditionInput`.
 
-In a range of the denoising process the encoded condition is added after the UNet's first convolution, and the control's
+In a range of the denoising process the encoded condition is added after the denoiser's first layer, and the control's
 adapter is active beside the other active adapters. Outside this range the pipeline is unchanged. The range is measured
 in the model's own time,
 
-    progress = 1 − t / T ∈ (0, 1]
+    progress = 1 − t / T ∈ [0, 1]
 
 so it means the same for every scheduler, number of steps and (image to image) first step.
 """
@@ -21,11 +21,18 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.condition_inputs import ConditionInput, DenoiserCall, condition_input, recorded_contexts
 from hra_diffusion.control.conditions import fit
 from hra_diffusion.control.encoder import ConditionEncoder, to_conditions
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import adapted_components, lock_of, offloading_suspended
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    bare_model,
+    denoiser_name,
+    lock_of,
+    offloading_suspended,
+)
 from hra_diffusion.pipelines.protocol import Pipeline
 
 Images = Image.Image | Sequence[Image.Image]
@@ -39,7 +46,7 @@ class Control:
 
     Attributes:
         encoder: the encoder of conditions.
-        adapter_name: the adapter's name in the UNet.
+        adapter_name: the adapter's name in the denoiser.
     """
 
     encoder: ConditionEncoder
@@ -66,7 +73,7 @@ class Control:
         """Let a condition guide a pipeline within a ``with`` block.
 
         Args:
-            pipe: a pipeline with the adapter in its UNet: the one with the loaded control, or one of its components.
+            pipe: a pipeline with the adapter in its denoiser: that with the loaded control, or one of its components.
             image: one image, or an image for each prompt; the annotator makes the conditions. Images are scaled to
                 cover the generated size and cropped to the center.
             strength: of the condition, and of the adapter along its geodesic; 0 is the pipeline without control.
@@ -79,35 +86,44 @@ class Control:
 
         Raises:
             ConfigError: a number is out of its range, or the pipeline does not have the adapter.
+            ModelError: the pipeline's denoiser takes no control.
         """
         if not math.isfinite(strength):
             raise ConfigError(f"control_strength is {strength}: give a finite number.")
         if not 0 <= start < end <= 1:
             raise ConfigError(f"control_start is {start} and control_end {end}: give 0 ≤ start < end ≤ 1.")
-        unet = adapted_components(pipe).get("unet")
-        if unet is None or self.adapter_name not in unet.peft_config:
+        name = denoiser_name(pipe)
+        target = condition_input(getattr(pipe, name))
+        denoiser = adapted_components(pipe).get(name)
+        if denoiser is None or self.adapter_name not in denoiser.peft_config:
             raise ConfigError(
-                f"The UNet of this {type(pipe).__name__} has no adapter {self.adapter_name!r}: load the control into "
+                f"The {name} of this {type(pipe).__name__} has no adapter {self.adapter_name!r}: load the control into "
                 "it with load_hra_control, or make it of the components of a pipeline that has the adapter."
             )
         images = [image] if isinstance(image, Image.Image) else list(image)
         features = _Features(self.encoder, Given() if annotated else self.annotator, images, strength)
         with lock_of(pipe), ExitStack() as undo:
-            undo.callback(_with_tensors(pipe, unet._restorer()))
-            switch = _Switch(unet, self.adapter_name, strength, combine)
-            hooks = _Hooks(pipe, features, switch, (start, end), unconditional)
-            undo.callback(unet.register_forward_pre_hook(hooks.before_unet, with_kwargs=True).remove)
-            undo.callback(unet.conv_in.register_forward_hook(hooks.after_first_convolution).remove)
+            undo.callback(_with_tensors(pipe, denoiser._restorer()))
+            switch = _Switch(denoiser, self.adapter_name, strength, combine)
+            contexts = undo.enter_context(recorded_contexts(bare_model(denoiser)))
+            hooks = _Hooks(pipe, target, contexts, features, switch, (start, end), unconditional)
+            undo.callback(denoiser.register_forward_pre_hook(hooks.before_denoiser, with_kwargs=True).remove)
+            undo.callback(target.layer(denoiser).register_forward_hook(hooks.after_first_layer).remove)
             with offloading_suspended(pipe):
-                unet.unmerge_adapter()
+                denoiser.unmerge_adapter()
                 switch(False)
             yield
 
 
 @contextmanager
-def adding(unet: Any, features: Tensor) -> Iterator[None]:
-    """Add features (B, C, h, w) after a UNet's first convolution within a ``with`` block."""
-    handle = unet.conv_in.register_forward_hook(lambda _, __, output: output + features.to(output.dtype))
+def adding(denoiser: nn.Module, features: Tensor) -> Iterator[None]:
+    """Add features (B, C, h, w) after a denoiser's first layer within a ``with`` block."""
+    target = condition_input(denoiser)
+
+    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return target.add(output, features.to(output.dtype))
+
+    handle = target.layer(denoiser).register_forward_hook(add)
     try:
         yield
     finally:
@@ -117,21 +133,21 @@ def adding(unet: Any, features: Tensor) -> Iterator[None]:
 class _Switch:
     """The activation of a control's adapter beside the other active adapters."""
 
-    def __init__(self, unet: HRAModel, name: str, strength: float, combine: Combine) -> None:
-        self._unet, self._name, self._strength = unet, name, strength
+    def __init__(self, denoiser: HRAModel, name: str, strength: float, combine: Combine) -> None:
+        self._denoiser, self._name, self._strength = denoiser, name, strength
         self._combine: Combine = combine
-        self._others = [other for other in unet.active_adapters if other != name]
-        self._strengths = unet.strengths
+        self._strengths = denoiser.strengths
         self.on: bool | None = None
 
     def __call__(self, on: bool) -> None:
-        if on == self.on:
+        others = [other for other in self._denoiser.active_adapters if other != self._name]  # bound ones may change
+        names = [*others, self._name] if on and self._strength else others
+        if on == self.on and names == self._denoiser.active_adapters:
             return
         self.on = on
-        names = [*self._others, self._name] if on and self._strength else self._others
         strengths = [self._strength if name == self._name else self._strengths[name] for name in names]
         combine: Combine = self._combine if len(names) > 1 else "product"
-        self._unet.set_adapters(names, strengths, combine)
+        self._denoiser.set_adapters(names, strengths, combine)
 
 
 class _Features:
@@ -158,38 +174,46 @@ class _Features:
 
 
 class _Hooks:
-    """The hooks of a UNet under control."""
+    """The hooks of a denoiser under control."""
 
     def __init__(
-        self, pipe: Pipeline, features: _Features, switch: _Switch, span: tuple[float, float], unconditional: bool
+        self,
+        pipe: Pipeline,
+        target: ConditionInput,
+        contexts: list[str],
+        features: _Features,
+        switch: _Switch,
+        span: tuple[float, float],
+        unconditional: bool,
     ) -> None:
-        self._pipe, self._features, self._switch = pipe, features, switch
+        self._pipe, self._target, self._contexts = pipe, target, contexts
+        self._features, self._switch = features, switch
         self._span, self._unconditional = span, unconditional
+        self._call = DenoiserCall(args=(), kwargs={})
 
     @_not_compiled
-    def before_unet(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before_denoiser(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Switch the adapter by the progress of the denoising."""
-        timestep = torch.as_tensor(kwargs["timestep"] if "timestep" in kwargs else args[1]).flatten()[0].item()
-        progress = 1 - timestep / self._pipe.scheduler.config.num_train_timesteps
+        context = self._contexts[-1] if self._contexts else None
+        self._call = DenoiserCall(args=args, kwargs=kwargs, context=context)
         start, end = self._span
-        self._switch(start <= progress <= end)
+        self._switch(start <= self._target.progress(self._pipe, self._call) <= end)
 
     @_not_compiled
-    def after_first_convolution(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
+    def after_first_layer(self, _: nn.Module, __: Any, output: Tensor) -> Tensor:
         """Add the features."""
         if not self._switch.on:
             return output
-        height, width = output.shape[2:]
+        height, width = self._target.grid(output, self._call)
         features = self._features(height, width, output.device).to(output.dtype)
-        halves = 2 if self._pipe.do_classifier_free_guidance else 1  # the unconditional half is the first
-        count = output.shape[0] // halves
+        parts = self._target.guided_parts(self._pipe, self._call)
+        count = output.shape[0] // len(parts)
         if count % len(features):
             raise ConfigError(f"{len(features)} conditions cannot be divided among {count} images: give as many.")
         features = features.repeat_interleave(count // len(features), dim=0)
-        if halves == 1:
-            return output + features
-        first = features if self._unconditional else torch.zeros_like(features)
-        return output + torch.cat([first, features])
+        nothing = torch.zeros_like(features)
+        added = torch.cat([features if guided or self._unconditional else nothing for guided in parts])
+        return self._target.add(output, added, self._call)
 
 
 def _with_tensors(pipe: Pipeline, action: Callable[[], None]) -> Callable[[], None]:

@@ -1,7 +1,7 @@
 """Loading and saving of controls.
 
     canny/
-    ├── unet/                adapter_config.json, adapter_model.safetensors: an ordinary adapter
+    ├── unet/                adapter_config.json, adapter_model.safetensors: an ordinary adapter; or transformer/
     └── condition_encoder/   config.json with the annotator, diffusion_pytorch_model.safetensors
 
 In a run's output folder the control is the folder ``adapter``.
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hra_diffusion.control.condition_inputs import condition_input
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import Control
 from hra_diffusion.errors import AdapterFileError
@@ -22,19 +23,21 @@ from hra_diffusion.formats.peft import save_adapter
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.pipelines import unload_hra_weights
-from hra_diffusion.pipelines.components import base_files_of, offloading_suspended
+from hra_diffusion.pipelines.components import base_files_of, denoiser_name, offloading_suspended
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import shorten
 
-_MAX_SIZES = {"out_channels": 4096, "scale_factor": 64}
+_MAX_SIZES = {"out_channels": 8192, "scale_factor": 64}
 """Limits of an encoder's settings: larger ones could exhaust the memory."""
+_DENOISERS = {"unet": "UNet", "transformer": "transformer"}
+"""Components that a control may adapt."""
 
 
 def load_hra_control(
     pipe: Pipeline, folder: str | Path, adapter_name: str = "control", *, subfolder: str | None = None, **hub: Any
 ) -> Control:
-    """Load a control into a pipeline with a UNet, inactive until :meth:`Control.guiding`.
+    """Load a control into a pipeline, inactive until :meth:`Control.guiding`.
 
     Active adapters stay active.
 
@@ -43,30 +46,35 @@ def load_hra_control(
     ...     pipe("a cat on the beach").images[0]
 
     Args:
-        pipe: Stable Diffusion 1, 2 or XL: text to image, image to image, inpainting.
+        pipe: Stable Diffusion 1, 2, XL or FLUX.2: text to image, image to image, inpainting.
         folder: the control's folder, the output folder of its training run, or a repository on the hub.
-        adapter_name: the adapter's name in the UNet.
+        adapter_name: the adapter's name in the denoiser.
         subfolder: the control's folder within `folder`.
         hub: arguments of `huggingface_hub.snapshot_download`: revision, token, cache_dir, …
 
     Raises:
         AdapterFileError: the control is missing, damaged or for another model; the pipeline is unchanged.
         ConfigError: the pipeline has an adapter of this name.
+        ModelError: the pipeline's denoiser takes no control.
     """
+    target = condition_input(getattr(pipe, denoiser_name(pipe)))
     encoder = read_encoder(folder, subfolder, **hub)
-    if others := component_folders(folder, subfolder, **hub).keys() - {"unet"}:
+    components = component_folders(folder, subfolder, **hub).keys()
+    denoisers = components & _DENOISERS.keys()
+    if others := components - denoisers:
+        denoiser = _DENOISERS[min(denoisers, default=denoiser_name(pipe))]
         raise AdapterFileError(
-            f"The control {folder} adapts {', '.join(sorted(others))} too, but a control adapts the UNet alone, where "
-            "its range and strength have a meaning: train it without them."
+            f"The control {folder} adapts {', '.join(sorted(others))} too, but a control adapts the {denoiser} alone, "
+            "where its range and strength have a meaning: train it without them."
         )
     load_hra_weights_inactive(pipe, folder, adapter_name, subfolder=subfolder, **hub)
-    channels = pipe.unet.conv_in.out_channels
-    if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, pipe.vae_scale_factor):
+    channels, scale = target.channels(getattr(pipe, denoiser_name(pipe))), target.scale_factor(pipe)
+    if (encoder.config["out_channels"], encoder.config["scale_factor"]) != (channels, scale):
         unload_hra_weights(pipe, adapter_name)
         raise AdapterFileError(
             f"The control {folder} adds {encoder.config['out_channels']} channels to a latent "
             f"{encoder.config['scale_factor']} times smaller than the image; this model has {channels} and "
-            f"{pipe.vae_scale_factor}: load it into the model it was trained on."
+            f"{scale}: load it into the model it was trained on."
         )
     return Control(encoder=encoder.eval().requires_grad_(False), adapter_name=adapter_name)
 
@@ -80,8 +88,8 @@ def read_encoder(folder: str | Path, subfolder: str | None = None, **hub: Any) -
     path = find_encoder(folder, subfolder, **hub)
     if path is None:
         raise AdapterFileError(
-            f"{folder} holds no control: a control has a folder {ENCODER} beside unet. Load an adapter without one "
-            "with load_hra_weights."
+            f"{folder} holds no control: a control has a folder {ENCODER} beside its adapter. Load an adapter without "
+            "one with load_hra_weights."
         )
     config, tensors = read_json(path / ENCODER_FILES[0]), read_tensors(path / ENCODER_FILES[1])
     try:
@@ -118,7 +126,8 @@ def save_hra_control(pipe: Pipeline, control: Control, folder: str | Path) -> Pa
         OutputError: the folder cannot be written; its earlier content is intact.
     """
     with replacing(Path(folder)) as new, offloading_suspended(pipe):
-        save_adapter(pipe.unet, new / "unet", control.adapter_name)
+        name = denoiser_name(pipe)
+        save_adapter(getattr(pipe, name), new / name, control.adapter_name)
         control.encoder.save_pretrained(new / ENCODER)
         write_together({new / name: data for name, data in base_files_of(pipe).items()})
     return Path(folder)

@@ -1,9 +1,9 @@
-"""ControlNet-style training: the UNet learns to obey a condition (arXiv 2405.17484, section 5.2).
+"""ControlNet-style training: the denoiser learns to obey a condition (arXiv 2405.17484, section 5.2).
 
     loss = E‖prediction(x_t, t, prompt, condition) − target‖²
 
-Reflections in the UNet and a small condition encoder train together. Prompt, condition or both are dropped at random,
-for classifier-free guidance.
+Reflections in the denoiser and a small condition encoder train together. Prompt, condition or both are dropped at
+random, for classifier-free guidance.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,13 +19,15 @@ from torch import nn
 
 from hra_diffusion.control import Control, fit, make_annotator, make_encoder
 from hra_diffusion.control.annotators import Annotator, Given
+from hra_diffusion.control.condition_inputs import condition_input
 from hra_diffusion.control.conditions import annotate, read_condition
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.loading import ENCODER, read_encoder
-from hra_diffusion.errors import ConfigError, ImageError, ModelError
+from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.images import Color, parse_color
 from hra_diffusion.training.config import ControlNetConfig, PairsConfig
+from hra_diffusion.training.config.control import CONTROL_TARGETS
 from hra_diffusion.training.config.defaults import check_model_named, number_of_steps
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.batches import ConditioningDropout, Source
@@ -78,7 +80,7 @@ class ControlNet:
         check_model_named(config.model.pretrained_model_name_or_path)
         if config.adapter.text_encoder_trains:
             raise ConfigError(
-                "A control trains the UNet and its condition encoder, and prompts keep their meaning: leave out "
+                "A control trains the denoiser and its condition encoder, and prompts keep their meaning: leave out "
                 "--train_text_encoder and --train_text_encoder_ti."
             )
         parse_color(config.pairs.background_color)
@@ -110,15 +112,17 @@ class ControlNet:
         """Choose the resolution and the number of steps.
 
         Raises:
-            ModelError: the model has no UNet.
+            ModelError: the model's denoiser takes no control.
             ConfigError: the model cannot have this resolution.
         """
-        if family.denoiser_name != "unet":
-            raise ModelError("Control is for models with a UNet (Stable Diffusion 1, 2, XL): use one of them.")
+        condition_input(family.model)
         self.resolution = checked_resolution(self.config.pairs.resolution, family.pipe)
         total_steps = number_of_steps(self.config.run, len(self.pairs), num_processes)
         sizes: dict[str, Any] = {"resolution": self.resolution, "max_train_steps": total_steps}
-        self.config = with_values(self.config, sizes | family.default_settings(self.config))
+        settings = family.default_settings(self.config)
+        if "target_modules" in settings and family.denoiser_name == "unet":
+            settings["target_modules"] = CONTROL_TARGETS
+        self.config = with_values(self.config, sizes | settings)
 
     def add_modules(self, family: Family) -> None:
         """Make the condition encoder, or read that of the control to start from.

@@ -1,11 +1,10 @@
 """A ControlNet-style run: pairs of images and conditions, their annotator, and validation."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.training.config.adapter import ATTENTION_TARGETS, AdapterConfig
+from hra_diffusion.training.config.adapter import ATTENTION_TARGETS
 from hra_diffusion.training.config.data import ImageConfig
 from hra_diffusion.training.config.root import TrainingConfig
 from hra_diffusion.training.config.run import ValidationConfig
@@ -120,8 +119,9 @@ class ControlValidationConfig(ValidationConfig):
         return [(prompts[index % len(prompts)], conditions[index % len(conditions)]) for index in range(number)]
 
 
-CONTROL_TARGETS: Sequence[str] = (*ATTENTION_TARGETS, "ff.net.0.proj")
-"""Attention and the gated projection (arXiv 2405.17484, appendix on controllable generation)."""
+CONTROL_TARGETS: tuple[str, ...] = (*ATTENTION_TARGETS, "ff.net.0.proj")
+"""Default target modules of a UNet: attention and the gated projection (arXiv 2405.17484, appendix on controllable
+generation). A transformer has those of its family."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,4 +131,3 @@ class ControlNetConfig(TrainingConfig):
     pairs: PairsConfig = field(default_factory=PairsConfig)
     control: ControlConfig = field(default_factory=ControlConfig)
     validation: ControlValidationConfig = field(default_factory=ControlValidationConfig)
-    adapter: AdapterConfig = field(default_factory=lambda: AdapterConfig(target_modules=tuple(CONTROL_TARGETS)))

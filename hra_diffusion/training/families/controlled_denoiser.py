@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.control.encoder import ConditionEncoder
 from hra_diffusion.control.guiding import adding
+from hra_diffusion.pipelines.components import denoiser_name
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.families import Conditioning
 
@@ -24,5 +25,5 @@ class ControlledDenoiser(nn.Module):
         others = {name: value for name, value in conditioning.items() if name not in (CONDITION, CONDITION_KEPT)}
         features = self.encoder(conditioning[CONDITION].to(self.encoder.dtype) / 255)
         kept = conditioning[CONDITION_KEPT].to(features.dtype).view(-1, 1, 1, 1)
-        with adding(self._pipe.unet, features * kept):
+        with adding(getattr(self._pipe, denoiser_name(self._pipe)), features * kept):
             return self.denoiser(noisy, timesteps, others)
