@@ -16,7 +16,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import CONFIG_FILE, HRAConfig
@@ -28,7 +27,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder
 from hra_diffusion.formats.reading import read_json, reading
-from hra_diffusion.formats.tensors import check_finite, read_tensors
+from hra_diffusion.formats.tensors import check_finite, read_tensors, tensors_file
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -41,18 +40,26 @@ _CHOICES: Final = ("exclude_modules", "layers_to_transform", "layers_pattern")
 TEXT_PREFIX: Final = "text_model."
 
 
-def save_adapter(model: AdaptedModel, folder: str | Path, adapter_name: str = "default") -> None:
-    """Write one adapter of a model into a folder in PEFT's layout.
+def save_adapter(
+    model: AdaptedModel,
+    folder: str | Path,
+    adapter_name: str = "default",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write one adapter of a model into a folder in PEFT's layout; metadata are those of the safetensors file.
 
     Raises:
         ConfigError: the adapter is unknown.
         OutputError: the folder cannot be written; existing files are intact.
     """
-    write_together({Path(folder) / name: data for name, data in adapter_files(model, adapter_name).items()})
+    files = adapter_files(model, adapter_name, metadata)
+    write_together({Path(folder) / name: data for name, data in files.items()})
 
 
-def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[str, bytes]:
-    """Return the files of one adapter of a model, by name.
+def adapter_files(
+    model: AdaptedModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None
+) -> dict[str, bytes]:
+    """Return the files of one adapter of a model, by name; metadata are those of the safetensors file.
 
     Raises:
         ConfigError: the adapter is unknown.
@@ -65,7 +72,8 @@ def adapter_files(model: AdaptedModel, adapter_name: str = "default") -> dict[st
     if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
     settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
-    weights = save({f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    prefixed = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
+    weights = tensors_file(prefixed, {"format": "pt", **(metadata or {})})
     return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(settings, indent=2, sort_keys=True).encode()}
 
 

@@ -1,12 +1,13 @@
-"""Checked reading of safetensors files, never pickle."""
+"""Checked reading of safetensors files, never pickle, and reproducible writing."""
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError
@@ -42,6 +43,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         _check_names(path, tensors)
     check_finite(tensors, str(path))
     return tensors
+
+
+def tensors_file(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return a safetensors file with its metadata in alphabetical order: the library's own order is random."""
+    data = save(tensors, metadata=dict(metadata))
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length]) | {"__metadata__": dict(sorted(metadata.items()))}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def read_metadata(path: Path) -> dict[str, str]:

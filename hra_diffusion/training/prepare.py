@@ -1,11 +1,13 @@
 """Settings → a run that is ready to start: inputs read, model loaded, adapter added, everything checked."""
 
 from hra_diffusion.formats.files import check_writable
+from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.bases import PRECISIONS, decode_one_by_one
 from hra_diffusion.training.config.init_adapter import initial_parts
 from hra_diffusion.training.devices.unseen import warn_of_unseen_gpu
 from hra_diffusion.training.families import load
 from hra_diffusion.training.loop.optimizers import check_optimizer
+from hra_diffusion.training.loop.subspaces import check_start, read_reservation, subspaces_of
 from hra_diffusion.training.outputs.checkpoint import find_checkpoint, read_progress
 from hra_diffusion.training.outputs.lock import check_unlocked
 from hra_diffusion.training.outputs.resuming import check_fingerprint, fingerprint
@@ -26,11 +28,14 @@ def prepare_run(task: Task) -> Run:
     accelerator = make_accelerator(task.config.run)
     warn_of_unseen_gpu(accelerator.device)
     task.read_inputs(accelerator)
+    reservation = read_reservation(task.config.adapter)
     family = load(task.config.model, PRECISIONS[task.config.run.mixed_precision])
     decode_one_by_one(family.pipe, accelerator.device)
     task.plan(family, accelerator.num_processes)
     config = task.config
     add_adapters(family, config.adapter, config.model, config.run, accelerator.device, initial_parts(config))
+    if reservation:
+        check_start(subspaces_of(reservation, adapted_components(family.pipe)), config.adapter.init_adapter)
     task.add_modules(family)
     tracker = choose_tracker(config.run.report_to)
     family.noise_process(config.objective.flow_shift)

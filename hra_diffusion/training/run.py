@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 
+from hra_diffusion.formats.chains import SLOT
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.peft import save_adapter as save_adapter_of
 from hra_diffusion.formats.run_folder import SHEET
@@ -92,7 +93,9 @@ class Run:
     @property
     def saved_modules(self) -> dict[str, Save]:
         """How to write each module of the adapter, by the name of its folder."""
-        adapters = {name: partial(save_adapter_of, model) for name, model in adapted_components(self.pipe).items()}
+        slot = self.config.adapter.slot
+        save_component = partial(save_adapter_of, metadata={SLOT: slot} if slot else None)
+        adapters = {name: partial(save_component, model) for name, model in adapted_components(self.pipe).items()}
         extra = {name: module.save_pretrained for name, module in _extra_modules(self.task).items()}
         tokens = {TOKENS: partial(save_tokens, self.pipe)} if token_embeddings(self.pipe) else {}
         return {**adapters, **extra, **tokens}

@@ -32,6 +32,7 @@ from hra_diffusion.training.families import Family
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.rotation import RotationAngles
+from hra_diffusion.training.loop.subspaces import read_reservation, subspaces_of, train_within
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
 from hra_diffusion.training.loop.validation_loss import ValidationLoss
 from hra_diffusion.training.objective.losses import DenoisingLoss
@@ -143,6 +144,8 @@ def build_trainer(task: Task, sources: list[Source], family: Family, accelerator
     rates = _learning_rates(components, settings) | {name: module.learning_rate for name, module in extra.items()}
     ordinary = {name: module.module for name, module in extra.items()}
     optimizer = build_optimizer(components, rates, settings, ordinary, accelerator.device)
+    if reservation := read_reservation(plan.config.adapter):
+        train_within(optimizer, subspaces_of(reservation, adapted_components(family.pipe)))
     lr_scheduler = _lr_scheduler(optimizer, settings, plan.total_steps)
     process = family.noise_process(plan.config.objective.flow_shift)
     adapted = list(adapted_components(family.pipe).values())

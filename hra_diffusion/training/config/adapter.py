@@ -18,6 +18,12 @@ class AdapterConfig:
     target_modules: tuple[str, ...] | None = None
     """Target modules of the denoiser: ends of the names of its layers, or all-linear. By default those of the model's
     family; to_q to_k to_v to_out.0 for Stable Diffusion."""
+    slot: str | None = None
+    """Slot i/n, such as 1/4: train within the i-th of n orthogonal subspaces of each layer's inputs. Adapters of
+    different slots commute, and their exported LoRAs add exactly."""
+    orthogonal_to: tuple[str, ...] | None = None
+    """Adapters to be orthogonal to: folders, runs' output folders, or hub names. The new adapter commutes with each of
+    them."""
     train_text_encoder: bool = False
     """Train the text encoder, too; both CLIP encoders of SDXL and SD 3."""
     train_text_encoder_ti: bool = False

@@ -85,4 +85,6 @@ def with_recorded_paths(config: Config) -> Config:
         name: recorded_path(values[name]) for name in (*BASE_PATHS, "init_adapter") if values.get(name)
     }
     paths |= {name: Path(recorded_path(str(values[name]))) for name in _FOLDERS if values.get(name)}
+    if others := values.get("orthogonal_to"):
+        paths["orthogonal_to"] = tuple(map(recorded_path, others))
     return with_values(config, paths)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.formats.folders import encoder_beside
+from hra_diffusion.formats.folders import component_folders, encoder_beside
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
@@ -76,6 +76,8 @@ def fingerprint(config: TrainingConfig, images: Mapping[str, str], pipe: Pipelin
     has_prior = isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation
     free = FREE if has_prior else FREE | FREE_WITHOUT_PRIOR
     settings["init_adapter"] = _digest(initial_parts(config))
+    others = settings["orthogonal_to"] or ()
+    settings["orthogonal_to"] = tuple(_digest(component_folders(source)) for source in others) or None
     return {  # "pictures" is the key of the images in checkpoint files
         "settings": {name: _as_json(settings[name]) for name in sorted(settings.keys() - free)}
         | {"train_batch_size on all devices": config.run.train_batch_size * processes},
