@@ -44,6 +44,12 @@ def layers(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into site/; warnings are errors."""
+    run(session, "mkdocs", "build", "--quiet")
+
+
+@nox.session
 def quick(session: nox.Session) -> None:
     """Run the tests without the slow ones."""
     run(session, "pytest", "-m", "not slow")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 LINKED_PAGES = [*sorted(PROJECT.glob("*.md")), *PAGES[1:], PROJECT / "tests" / "README.md"]
 INSTALL = re.compile(r"^python3 -m venv \.venv(?: && \.venv/bin/pip install [^&]+)+(?: && |$)")
 # Enough to check that a command works; benchmarks/default_run.py makes the full run.
@@ -63,7 +63,7 @@ def checkout(tmp_path, tiny_sd) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(PROJECT)))
 def test_every_command_and_snippet_runs(page, checkout, python):
     for block in blocks(page):
         for command in commands(*block):
