@@ -58,8 +58,13 @@ class Activation:
         """Change attributes of the active adapters.
 
         Raises:
-            ConfigError: a blend has an adapter of odd rank; nothing is changed.
+            ConfigError: a blend has an adapter of odd rank, or a mixed batch is generated; nothing is changed.
         """
+        if any(layer.rows is not None for layer in self._injection.layers.values()):
+            raise ConfigError(
+                "No adapter can be activated during a mixed batch, whose prompts or adapter_names name different "
+                "adapters: generate such prompts one by one, for example with a control."
+            )
         before, active = self.active, replace(self.active, **changes)
         try:
             self._injection.activate(active)
@@ -221,8 +226,9 @@ def check_strength(adapter_name: str, strength: float, config: HRAConfig) -> Non
     """
     if not math.isfinite(strength):
         raise ConfigError(f"The strength of {adapter_name!r} must be a finite number; found {strength}.")
-    if config.r % 2 and not config.apply_GS and strength not in (0, 1):
+    if config.has_odd_rank and not config.apply_GS and strength not in (0, 1):
+        odd = next(r for r in (config.r, *config.rank_pattern.values()) if r % 2)
         raise ConfigError(
-            f"The adapter {adapter_name!r} has the odd rank {config.r}: its determinant is −1, its strength can "
+            f"The adapter {adapter_name!r} has the odd rank {odd}: its determinant is −1, its strength can "
             f"be 0 or 1 only; found {strength}. Train with an even rank."
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from hra_diffusion.adapter.patterns import check_pattern
+from hra_diffusion.adapter.ranks import check_patterns, pattern_value
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.text import nearest, shorten
 
@@ -26,6 +27,8 @@ class PeftType(StrEnum):
 # Further entries of adapter_config.json.
 _PEFT_EXTRAS = {"peft_type": PeftType.HRA.value, "auto_mapping": None}
 _PEFT_IGNORED = {*_PEFT_EXTRAS, "peft_version", "runtime_config"}
+_UNKNOWN_TO_PEFT = ("rank_pattern", "use_magnitude")
+"""Settings that PEFT's HRA lacks: they are written only where they mean something."""
 
 CONFIG_FILE: Final = "adapter_config.json"
 _MAX_BYTES = 10_000_000
@@ -40,7 +43,9 @@ class HRAConfig:
 
     Args:
         r: number of reflections a layer (≥ 1). Training can start at the base model only with an even number.
+        rank_pattern: ranks of some layers, by the end of their names or a regular expression of it, as in PEFT's LoRA.
         apply_GS: orthogonalize the columns (λ = ∞ in the paper).
+        use_magnitude: train a factor for each output of a layer, too: an exact DoRA. Not known to PEFT's HRA.
         target_modules: module names (matched whole, or as the last part of a dotted name), or a regular expression for
             the whole name, or "all-linear"; None for the defaults of the model's architecture.
         exclude_modules: names or a regular expression of modules to exclude.
@@ -59,7 +64,9 @@ class HRAConfig:
     """
 
     r: int = 8
+    rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     apply_GS: bool = False  # noqa: N815 (PEFT's name)
+    use_magnitude: bool = False
     target_modules: str | Sequence[str] | None = None
     exclude_modules: str | Sequence[str] | None = None
     init_weights: bool = True
@@ -79,12 +86,9 @@ class HRAConfig:
             if isinstance(value, list | set | frozenset):
                 ordered = value if isinstance(value, list) else sorted(value)
                 setattr(self, name, tuple(ordered))
-        r: Any = self.r
-        if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-            raise ConfigError(
-                f"The rank r must be a whole number of at least 1, better an even one; found {_short(r)}."
-            )
-        for name in ("apply_GS", "init_weights", "inference_mode"):
+        _check_rank("The rank r", self.r)
+        self.__dict__["rank_pattern"] = _checked_ranks(self.rank_pattern)
+        for name in ("apply_GS", "use_magnitude", "init_weights", "inference_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false; found {_short(getattr(self, name))}.")
         for name in ("target_modules", "exclude_modules", "layers_pattern", "modules_to_save"):
@@ -124,6 +128,20 @@ class HRAConfig:
                 self.__dict__[name] = before
                 self.__dict__["_is_complete"] = True
                 raise
+
+    def rank_of(self, module: str) -> int:
+        """Return the rank in a module."""
+        return pattern_value(self.rank_pattern, module, self.r)
+
+    @property
+    def has_odd_rank(self) -> bool:
+        """Whether a layer may have an odd number of reflections."""
+        return any(r % 2 for r in (self.r, *self.rank_pattern.values()))
+
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of a layer."""
+        return max((self.r, *self.rank_pattern.values()))
 
     def mark_used(self) -> None:
         """Refuse further changes."""
@@ -180,6 +198,9 @@ class HRAConfig:
     def to_peft(self) -> dict[str, Any]:
         """Return the content of PEFT's adapter_config.json."""
         settings = dataclasses.asdict(self) | _PEFT_EXTRAS
+        for name in _UNKNOWN_TO_PEFT:
+            if not settings[name]:
+                del settings[name]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
 
     @classmethod
@@ -206,6 +227,26 @@ class HRAConfig:
 @cache
 def _field_names(kind: type[HRAConfig]) -> frozenset[str]:
     return frozenset(field.name for field in dataclasses.fields(kind))
+
+
+def _check_rank(name: str, r: Any) -> None:
+    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, better an even one; found {_short(r)}.")
+
+
+def _checked_ranks(ranks: Any) -> dict[str, int]:
+    """Check the ranks of layers by pattern, and return a copy."""
+    if ranks is None:
+        return {}
+    if not isinstance(ranks, Mapping) or not all(isinstance(name, str) for name in ranks):
+        raise ConfigError(f"rank_pattern must be a table of ranks by module name; found {_short(ranks)}.")
+    try:
+        check_patterns(ranks)
+    except ConfigError as error:
+        raise ConfigError(f"rank_pattern is wrong: {error}.") from error
+    for name, r in ranks.items():
+        _check_rank(f"rank_pattern's rank of {_short(name)}", r)
+    return dict(ranks)
 
 
 def _check_names(field: str, value: Any) -> None:

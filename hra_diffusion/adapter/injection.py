@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.fast_paths import FastPaths
+from hra_diffusion.adapter.initial import start_columns
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
 from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together, is_plain
 from hra_diffusion.adapter.passes import factor_together
-from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, sort_state
+from hra_diffusion.adapter.ranks import check_rank_pattern
+from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, check_magnitudes, sort_state
 from hra_diffusion.adapter.targets import find_named, find_targets
 from hra_diffusion.adapter.trained_parts import TrainedBiases, TrainedCopy
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
-from hra_diffusion.householder.start import paired_columns, random_columns
 from hra_diffusion.text import shorten
 
 
@@ -76,9 +77,14 @@ class Injection:
             biases = TrainedBiases(_biases(base, config, names, trained))
             slots = _slots(base, (*names, *trained))
         if state is None:
-            starts = {name: start_columns(layer, config, on_meta, generator) for name, layer in layers.items()}
+            check_rank_pattern(config.rank_pattern, layers)
+            starts = {
+                name: start_columns(layer, config, config.rank_of(name), on_meta, generator)
+                for name, layer in layers.items()
+            }
         else:
             check_columns(layers, config, state.columns)
+            check_magnitudes(layers, config, state.magnitudes)
             check_biases(biases.parameters, config, state.biases)
             starts = {name: (state.columns[name], None) for name in names}
             for name, module in copies.items():
@@ -87,6 +93,8 @@ class Injection:
         self._slots |= slots
         for name, (columns, anchor) in starts.items():
             layers[name].columns.put(adapter, columns, anchor=anchor, orthonormal=config.apply_GS, half=half)
+            if config.use_magnitude:
+                layers[name].magnitudes.put(adapter, state.magnitudes[name] if state else None)
             self._set_submodule(name, layers[name])
         self.layers |= layers
         for name, module in copies.items():
@@ -105,21 +113,28 @@ class Injection:
         slots = {name: layer for name, layer in self.layers.items() if adapter in layer.columns}
         with self.ejected() as base:
             state = sort_state(base, config, state_dict)
-        check_columns({name: slots[name] for name in state.columns if name in slots}, config, state.columns)
+        present = {name: slots[name] for name in state.columns if name in slots}
+        check_columns(present, config, state.columns)
+        check_magnitudes(present, config, state.magnitudes)
         room = min(layer.columns[adapter].shape[1] for layer in slots.values())
+        rank = max((config.rank_of(name) for name in present), default=config.r)
+        is_narrow = any(config.rank_of(name) > layer.columns[adapter].shape[1] for name, layer in present.items())
         unknown = [name for name in state.columns if name not in slots]
         trains_base = config.bias != "none" or config.modules_to_save or self.biases[adapter].parameters
-        if unknown or config.r > room or trains_base:
+        has_magnitude = all(adapter in layer.magnitudes for layer in slots.values())
+        if unknown or is_narrow or trains_base or (config.use_magnitude and not has_magnitude):
             raise AdapterFileError(
-                f"The adapter cannot be swapped for {adapter!r}: its rank is {config.r} of at most {room}, "
-                f"{len(unknown)} of its layers are not adapted in the model ({shorten(unknown) or '–'}), and biases or "
-                "modules_to_save cannot be swapped. Load it as a separate adapter."
+                f"The adapter cannot be swapped for {adapter!r}: its rank is {rank} of at most {room}, "
+                f"{len(unknown)} of its layers are not adapted in the model ({shorten(unknown) or '–'}), and biases, "
+                "modules_to_save and magnitudes that the other lacks cannot be swapped. Load it as a separate adapter."
             )
         for name, layer in slots.items():
             columns = state.columns.get(name, torch.zeros(layer.unfolded_size, 0))
             if config.apply_GS and name in state.columns:
                 columns = orthonormal_columns(columns.float())
             layer.columns.overwrite(adapter, columns)
+            if adapter in layer.magnitudes:
+                layer.magnitudes.reload(adapter, state.magnitudes.get(name))
 
     def reload(self, adapter: str, config: HRAConfig, state_dict: Mapping[str, Tensor]) -> None:
         """Overwrite an adapter's tensors in place with those of a file of the same adapter.
@@ -139,11 +154,14 @@ class Injection:
             raise AdapterFileError(
                 f"The file is not of the adapter {adapter!r}: other columns of {shorten(different)}."
             )
+        check_magnitudes(layers, config, state.magnitudes)
         check_biases(self.biases[adapter].parameters, config, state.biases)
         if skew := [name for name, layer in layers.items() if not layer.columns.accepts(adapter, state.columns[name])]:
             raise AdapterFileError(f"The file is not of the adapter {adapter!r}: not orthonormal in {shorten(skew)}.")
         for name, layer in layers.items():
             layer.columns.reload(adapter, state.columns[name])
+            if config.use_magnitude:
+                layer.magnitudes.reload(adapter, state.magnitudes[name])
         for name, values in state.copies.items():
             self.copies[name].copies[adapter].load_state_dict(values)
         self.biases[adapter].load(state.biases)
@@ -161,6 +179,7 @@ class Injection:
         self.biases.pop(adapter).activate(False)
         for name, layer in list(self.layers.items()):
             layer.columns.remove(adapter)
+            layer.magnitudes.remove(adapter)
             layer.factors.forget()
             if not layer.hra_u:
                 self._set_submodule(name, self.layers.pop(name).base_layer)
@@ -208,6 +227,7 @@ class Injection:
         """
         for layer in self.layers.values():
             layer.mixture, layer.enabled = active.mixture, active.enabled
+            layer.magnitudes.activate(active.mixture)
             layer.is_blended = not all(is_plain(blend) for blend in active.mixture)
         caches = [layer.blends for layer in self.layers.values()]
         blend_together((cache, blend) for cache in caches for blend in cache.stale(active.mixture, active.mixture))
@@ -244,24 +264,26 @@ class Injection:
         self._fast_paths.switch(())
 
     def state(self, adapter: str, config: HRAConfig) -> AdapterState:
-        """Return an adapter's tensors: columns of a plain chain of rank `config.r`, biases and copies."""
-        columns = {
-            name: layer.columns.chain(adapter)[:, : config.r]
-            for name, layer in self.layers.items()
-            if adapter in layer.columns
+        """Return an adapter's tensors: columns of a plain chain, magnitudes, biases and copies."""
+        layers = {name: layer for name, layer in self.layers.items() if adapter in layer.columns}
+        columns = {name: layer.columns.chain(adapter)[:, : config.rank_of(name)] for name, layer in layers.items()}
+        magnitudes: dict[str, Tensor] = {
+            name: layer.magnitudes[adapter] for name, layer in layers.items() if config.use_magnitude
         }
         copies = {
             name: wrapper.copies[adapter].state_dict()
             for name, wrapper in self.copies.items()
             if adapter in wrapper.copies
         }
-        return AdapterState(columns, self.biases[adapter].trained(), copies)
+        return AdapterState(columns, magnitudes, self.biases[adapter].trained(), copies)
 
     def trained_parameters(self, adapter: str) -> Generator[nn.Parameter]:
         """Yield the trainable parameters of an adapter."""
         for layer in self.layers.values():
             if adapter in layer.columns:
                 yield layer.columns[adapter]
+            if adapter in layer.magnitudes:
+                yield layer.magnitudes[adapter]
         for wrapper in self.copies.values():
             if adapter in wrapper.copies:
                 yield from wrapper.copies[adapter].parameters()
@@ -271,26 +293,6 @@ class Injection:
         """Replace the submodule of a name, and of its other names."""
         for parent, child in self._slots[name]:
             setattr(parent, child, module)
-
-
-def start_columns(
-    layer: HRALayer, config: HRAConfig, on_meta: bool, generator: torch.Generator | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return initial columns and their anchor: together the identity, unless r is odd.
-
-    Raises:
-        ConfigError: apply_GS is set and r exceeds the layer's inputs.
-    """
-    d, r = layer.unfolded_size, config.r
-    if config.apply_GS and r > d:
-        raise ConfigError(f"At most {d} columns can be orthogonal in a layer of {d} inputs; apply_GS has r = {r}.")
-    anchored = config.apply_GS and config.init_weights
-    if on_meta or layer.columns.device.type == "meta":
-        columns = torch.empty(d, r, device="meta")
-        return columns, torch.empty_like(columns) if anchored else None
-    start = paired_columns if config.init_weights and not config.apply_GS else random_columns
-    columns = start(d, r, generator=generator)
-    return columns, orthonormal_columns(columns) if anchored else None
 
 
 def _slots(base: nn.Module, names: Iterable[str]) -> dict[str, list[tuple[nn.Module, str]]]:

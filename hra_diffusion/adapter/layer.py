@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.adapter.kept_factors import FactorCache
+from hra_diffusion.adapter.magnitudes import MagnitudeStore
 from hra_diffusion.adapter.mixture import BlendCache, Mixture
 from hra_diffusion.adapter.peft_layer import PeftLayerNames
 from hra_diffusion.adapter.rows import Rows, replace_rows
@@ -33,12 +34,16 @@ class HRALayer(PeftLayerNames, Wrapper):
         columns: the columns of all adapters in this layer.
         blends: their cached blends.
         factors: their cached factors.
+        magnitudes: the magnitudes of the adapters that have one.
         mixture: the active adapters with their strengths.
         is_blended: whether the mixture has blends, whose columns are computed.
         enabled: False for the base layer.
         merged: the adapters in the base layer's weight, with their strengths; empty when none is merged.
         rows: the adapters of the examples in a mixed batch; None for the active mixture.
+        channel_dim: the dimension of the outputs' channels.
     """
+
+    channel_dim: int = -1
 
     def __init__(self, base_layer: nn.Module, columns: ColumnStore | None = None) -> None:
         super().__init__(base_layer)
@@ -46,6 +51,7 @@ class HRALayer(PeftLayerNames, Wrapper):
         self.blends = BlendCache(self.columns)
         self.factors = FactorCache(self.blends)
         self.mixture: Mixture = ()
+        self.magnitudes = MagnitudeStore(self)
         self.is_blended = False
         self.enabled = True
         self.merged: Mixture = ()
@@ -96,7 +102,11 @@ class HRALayer(PeftLayerNames, Wrapper):
             return None
         weight = self.original_weight()
         with full_precision(weight.device):
-            return self.fold_weight(factor(columns.to(weight.device)).rotate_weight(self.unfold_weight(weight)))
+            unfolded, m = self.unfold_weight(weight), self.magnitudes.factors(mixture)
+            if m is not None:
+                unfolded = unfolded * m.to(weight.device).unsqueeze(1)
+            rotated = factor(columns.to(weight.device)).rotate_weight(unfolded).to(weight.dtype)
+            return self.fold_weight(rotated)
 
     def original_weight(self) -> Tensor:
         """Return the base layer's weight without merged adapters.

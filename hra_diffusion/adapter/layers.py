@@ -40,7 +40,8 @@ class HRALinear(HRALayer):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Return base_layer(H x) for x (*, d), in the base layer's compute precision."""
-        return self.base_layer(self.reflect_input(x), *args, **kwargs)
+        y = self.base_layer(self.reflect_input(x), *args, **kwargs)
+        return self.magnitudes.scale(y, x) if self.magnitudes.adapters else y
 
 
 class HRAConv2d(HRALayer):
@@ -51,6 +52,7 @@ class HRAConv2d(HRALayer):
     A 1 × 1 convolution is treated as a linear layer over the channels.
     """
 
+    channel_dim = -3
     _kept: "_KeptConvolutions | None" = None
 
     @property
@@ -90,6 +92,10 @@ class HRAConv2d(HRALayer):
         """Convolve x (batch, in, height, width), or without the batch, with the adapted weight."""
         if self.rows is None and not self.is_active:
             return self.base_layer(x, *args, **kwargs)
+        y = self._adapted(x, *args, **kwargs)
+        return self.magnitudes.scale(y, x) if self.magnitudes.adapters else y
+
+    def _adapted(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         if self.reflects_input:
             rows = self.reflect_input(x.flatten(-2).mT, output_is_kept=True)  # Convolutions keep their input.
             return self.base_layer(rows.mT.unflatten(-1, x.shape[-2:]), *args, **kwargs)

@@ -119,9 +119,10 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         config.mark_used()
         self.peft_config[adapter_name] = config
         self._activate(tuple(self.active_adapters) or (adapter_name,), {**self.strengths, adapter_name: 1.0})
-        if state_dict is None and config.init_weights and config.r % 2 and not config.apply_GS:
+        if state_dict is None and config.init_weights and config.has_odd_rank and not config.apply_GS:
+            odd = next(r for r in (config.r, *config.rank_pattern.values()) if r % 2)
             warnings.warn(
-                f"The rank r = {config.r} is odd: the adapter starts with a random reflection in each layer instead of "
+                f"The rank r = {odd} is odd: the adapter starts with a random reflection in each layer instead of "
                 "at the base model, and its strength cannot be changed. Choose an even rank.",
                 stacklevel=2,
             )
@@ -150,8 +151,10 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
             ConfigError: the adapter is unknown, or its rank is higher.
         """
         config = self._plain_config(adapter_name)
-        if rank < config.r:
-            raise ConfigError(f"The adapter {adapter_name!r} has rank {config.r}: it cannot be padded to {rank}.")
+        if rank < config.largest_rank:
+            raise ConfigError(
+                f"The adapter {adapter_name!r} has rank {config.largest_rank}: it cannot be padded to {rank}."
+            )
         self._injection.pad(adapter_name, rank)
         self.peft_config[adapter_name] = config
         self._activation.change()
@@ -168,7 +171,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         """
         self._activation.check_known(adapter_name)
         check_strength(adapter_name, self.strengths[adapter_name], config)
-        if config.r % 2 and self._activation.active.combine == "mean":
+        if config.has_odd_rank and self._activation.active.combine == "mean":
             raise ConfigError(
                 f"An adapter of the odd rank {config.r} cannot take part in a mean: activate a product first."
             )
@@ -285,7 +288,9 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         self._activation.check_known(adapter_name)
         config = self.peft_config[adapter_name]
         anchored = any(adapter_name in layer.columns.anchors for layer in self.adapted_layers().values())
-        return replace(config, r=2 * config.r if anchored else config.r, apply_GS=False)
+        factor = 2 if anchored else 1
+        ranks = {pattern: factor * r for pattern, r in config.rank_pattern.items()}
+        return replace(config, r=factor * config.r, rank_pattern=ranks, apply_GS=False)
 
     def _activate(self, names: tuple[str, ...], strengths: Mapping[str, float]) -> None:
         """Activate adapters after one was added or deleted, and freeze everything else."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hra_diffusion.adapter.columns import ColumnStore
+from hra_diffusion.adapter.magnitudes import MagnitudeStore
 from hra_diffusion.adapter.mixture import Mixture
 
 
@@ -14,6 +15,7 @@ class PeftLayerNames:
     other_param_names: Final = ()
 
     columns: ColumnStore
+    magnitudes: MagnitudeStore
     mixture: Mixture
     merged: Mixture
     enabled: bool
@@ -32,6 +34,7 @@ class PeftLayerNames:
         """Activate adapters in this layer alone, as an ordered product at full strength, until the model's change."""
         names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
         self.mixture = tuple(((name, 1.0),) for name in names)
+        self.magnitudes.activate(self.mixture)
 
     def enable_adapters(self, enabled: bool) -> None:
         """Enable or disable the adapters in this layer alone, until the model's change."""

@@ -1,11 +1,12 @@
 """The tensors of an adapter by name, and their checks against a model.
 
     <module>.hra_u              columns (d, r) of an adapted module
+    <module>.hra_log_magnitude  logarithms (out,) of its magnitude, where it has one
     <module>.base_layer.bias    its bias, where biases train
     <module>.bias               any other bias
     <module>.<parameter>        parameters of modules_to_save
 
-These are the names in PEFT's files without their prefix `base_model.model`.
+These are the names in PEFT's files without their prefix `base_model.model`. PEFT's HRA has no magnitude.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.text import shorten
 
 COLUMNS: Final = ".hra_u"
+MAGNITUDE: Final = ".hra_log_magnitude"
 _BASE_BIAS: Final = ".base_layer.bias"
 # PEFT writes the biases of modules_to_save three times when it saves all biases.
 _PEFT_ECHOES: Final = (".modules_to_save.bias", ".original_module.bias")
@@ -35,11 +37,13 @@ class AdapterState:
 
     Attributes:
         columns: module name → columns (d, r).
+        magnitudes: module name → logarithms (out,) of its magnitude.
         biases: parameter name in the base model → bias.
         copies: module name → state dict of its trained copy.
     """
 
     columns: dict[str, Tensor]
+    magnitudes: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     biases: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     copies: dict[str, dict[str, Tensor]] = dataclasses.field(default_factory=dict)
 
@@ -50,6 +54,7 @@ class AdapterState:
     def named(self) -> dict[str, Tensor]:
         """Return the tensors themselves by their names in a file."""
         named = {f"{module}{COLUMNS}": tensor for module, tensor in self.columns.items()}
+        named |= {f"{module}{MAGNITUDE}": tensor for module, tensor in self.magnitudes.items()}
         for name, bias in self.biases.items():
             module = name.removesuffix(".bias")
             named[f"{module}{_BASE_BIAS}" if module in self.columns else name] = bias
@@ -76,6 +81,8 @@ def sort_state(base: nn.Module, config: HRAConfig, state_dict: Mapping[str, Tens
         owner = next((name for name in parents if name in trained), None)
         if module != key and module in modules:
             state.columns[module] = tensor
+        elif config.use_magnitude and (module := key.removesuffix(MAGNITUDE)) != key and module in modules:
+            state.magnitudes[module] = tensor
         elif config.bias != "none" and key.endswith(_PEFT_ECHOES):
             continue
         elif owner is not None:
@@ -106,13 +113,28 @@ def check_columns(layers: Mapping[str, HRALayer], config: HRAConfig, columns: Ma
     Raises:
         AdapterFileError: a shape differs, or a tensor is not of floating-point numbers.
     """
-    expected = {name: (layer.unfolded_size, config.r) for name, layer in layers.items()}
+    expected = {name: (layer.unfolded_size, config.rank_of(name)) for name, layer in layers.items()}
     misfits = [
         f"{name} has {tuple(columns[name].shape)} instead of {shape}"
         for name, shape in expected.items()
         if columns[name].shape != shape or not columns[name].is_floating_point()
     ]
     _refuse(config, "shapes differ", misfits)
+
+
+def check_magnitudes(layers: Mapping[str, HRALayer], config: HRAConfig, magnitudes: Mapping[str, Tensor]) -> None:
+    """Check the magnitudes of layers: one for each of their outputs, if the settings have magnitudes.
+
+    Raises:
+        AdapterFileError: a magnitude is missing, or of another shape.
+    """
+    misfits = [
+        name
+        for name, layer in layers.items()
+        if config.use_magnitude and (name not in magnitudes or magnitudes[name].shape != (layer.magnitudes.size,))
+    ]
+    _refuse(config, "magnitudes are missing or of another shape", misfits)
+    _refuse(config, "it has magnitudes without columns", sorted(magnitudes.keys() - layers.keys()))
 
 
 def check_biases(parameters: Mapping[str, Tensor], config: HRAConfig, biases: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ _KINDS: Final = tuple(
     for kind, pattern, remedy in (
         ("bundled embeddings of textual inversion", r"^bundle_emb\.", _OMIT),
         ("an embedding of textual inversion", r"(^|\.)(emb_params|string_to_param\..+|clip_[lg])$", _EMBEDDING),
-        ("an HRA adapter", r"\.hra_u$", LOAD),
+        ("an HRA adapter", r"\.hra_(u|log_magnitude)$", LOAD),
         ("DoRA", r"\.(dora_scale|lora_magnitude_vector(\.weight)?)$", EXTRACT),
         ("LoHa", r"\.hada_(w\d(_[ab])?|t\d)$", EXTRACT),
         ("LoKr", r"\.lokr_(w\d(_[ab])?|t\d)$", EXTRACT),

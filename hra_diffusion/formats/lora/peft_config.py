@@ -1,13 +1,12 @@
 """Settings of PEFT's LoRAs that scale or change their updates, as in PEFT's `LoraConfig`."""
 
 import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from hra_diffusion.adapter.patterns import check_pattern, matches
+from hra_diffusion.adapter.ranks import check_patterns, pattern_value
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.text import shorten
 
@@ -23,9 +22,6 @@ _NEUTRAL: Final = {
 _UNSET: Final = (None, False, [], {})
 # Initial values that do not replace the base's weights; PiSSA, OLoRA, CorDA, LoftQ and LoRA-GA do.
 _INITS: Final = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
-_MAX_NAMES: Final = 10_000
-_MAX_EXPRESSIONS: Final = 50
-"""Limits of the patterns: a file of unknown origin must not take long to compare with a model's modules."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +48,10 @@ class LoraScaling:
         Raises:
             ValueError: its tensors have another rank than the settings.
         """
-        expected = _value(self.ranks, module, self.rank)
+        expected = pattern_value(self.ranks, module, self.rank)
         if rank != expected:
             raise ValueError(f"its settings have rank {expected} for {module}, and its tensors have rank {rank}")
-        return _value(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
+        return pattern_value(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rank_stabilized else rank)
 
 
 def lora_scaling(settings: Mapping[str, Any], source: Path) -> LoraScaling:
@@ -72,7 +68,10 @@ def lora_scaling(settings: Mapping[str, Any], source: Path) -> LoraScaling:
     _refuse_variants(settings, source)
     ranks: Mapping[str, int] = settings.get("rank_pattern") or {}
     alphas: Mapping[str, float] = settings.get("alpha_pattern") or {}
-    _check_patterns({**ranks, **alphas})
+    try:
+        check_patterns({**ranks, **alphas})
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
     return LoraScaling(
         rank=int(settings["r"]),
         alpha=_finite(settings["lora_alpha"]),
@@ -94,30 +93,6 @@ def _refuse_variants(settings: Mapping[str, Any], source: Path) -> None:
         kind = "DoRA" if "use_dora" in changed else "more than a LoRA"
         values = shorten(f"{name} = {str(settings[name])[:80]}" for name in changed)
         raise AdapterFileError(f"{source} is for {kind}, which cannot be imported: it has {values}.")
-
-
-def _check_patterns(patterns: Collection[str]) -> None:
-    expressions = [pattern for pattern in patterns if not _is_name(pattern)]
-    if len(patterns) > _MAX_NAMES or len(expressions) > _MAX_EXPRESSIONS:
-        raise ValueError(f"it has {len(patterns):,} patterns of ranks or alphas, too many")
-    for expression in expressions:
-        try:
-            check_pattern(expression)
-        except ConfigError as error:
-            raise ValueError(f"its pattern {expression[:80]!r} {error}") from error
-
-
-def _value(patterns: Mapping[str, float], module: str, default: float) -> float:
-    """Return the value of the first pattern that fits the end of a module's name, whole or after a dot."""
-    for pattern, value in patterns.items():
-        ends = f".{module}".endswith(f".{pattern}")
-        if ends or (not _is_name(pattern) and matches(rf"(.*\.)?({pattern})", module)):
-            return value
-    return default
-
-
-def _is_name(pattern: str) -> bool:
-    return re.fullmatch(r"[\w.]+", pattern) is not None
 
 
 def _finite(value: float) -> float:

@@ -1,12 +1,13 @@
 """The update of a weight by an adapter, as a LoRA: W H − W = B A."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from hra_diffusion.adapter.layer import HRALayer
+from hra_diffusion.formats.lora.dora import dora_magnitude
 from hra_diffusion.householder.compact_wy import orthonormal_delta
 
 
@@ -19,12 +20,14 @@ class Update:
         module: name of the module in it.
         A: the narrowing weight (r, d), or (r, in, kh, kw) for a convolution.
         B: the widening weight (out, r), or (out, r, 1, 1).
+        magnitude: the magnitude (out,) of a DoRA; None for a LoRA.
     """
 
     component: str
     module: str
     A: Tensor
     B: Tensor
+    magnitude: Tensor | None = None
 
 
 @torch.no_grad()
@@ -32,6 +35,7 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     """Compute the update of a layer by its active adapters, in float64; None without active adapters.
 
     Raises:
+        ConfigError: the adapters have magnitudes, and a row of the weight is zero.
         MergeError: the layer's weight is quantized or offloaded.
     """
     columns = layer.mixed_columns()
@@ -42,7 +46,8 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     B, A = orthonormal_delta(columns.cpu().double(), wide)
     if weight.dim() == 4:
         A, B = layer.fold_weight(A), B[..., None, None]
-    return Update(component=component, module=module, A=A, B=B)
+    magnitude = dora_magnitude(layer, component, module)
+    return Update(component=component, module=module, A=A, B=B, magnitude=magnitude)
 
 
 def with_rank(update: Update, rank: int) -> Update:
@@ -50,4 +55,4 @@ def with_rank(update: Update, rank: int) -> Update:
     missing, spatial = rank - len(update.A), update.A.dim() - 2
     A = pad(update.A, (0, 0) * (1 + spatial) + (0, missing))
     B = pad(update.B, (0, 0) * spatial + (0, missing))
-    return Update(component=update.component, module=update.module, A=A, B=B)
+    return replace(update, A=A, B=B)

@@ -10,12 +10,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.lora.fusing import fuse
+from hra_diffusion.formats.lora.dora import fused_magnitude, kohya_magnitude, peft_magnitude
+from hra_diffusion.formats.lora.fusing import fuse, modules_by_name
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 from hra_diffusion.formats.peft import PREFIX
 
 Layout = Literal["kohya", "diffusers", "peft"]
+_MAGNITUDE: Final = ".lora_magnitude_vector"
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 
@@ -42,11 +44,16 @@ def kohya_tensors(
                 f"kohya's layout has no name for the layer {update.module} of a {update.component}: use --layout "
                 "diffusers."
             )
+    magnitudes = {(update.component, update.module): update.magnitude for update in updates}
+    members = modules_by_name(names)
     tensors: dict[str, Tensor] = {}
     for name, (A, B) in fuse(updates, names, widths or {}).items():
         tensors[f"{name}.lora_down.weight"] = A.to(dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = B.to(dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(A)), dtype=dtype)
+        M = fused_magnitude(name, [magnitudes.get(key) for key in members[name]])
+        if M is not None:
+            tensors[f"{name}.dora_scale"] = kohya_magnitude(M, B).to(dtype).contiguous()
     return tensors
 
 
@@ -57,6 +64,8 @@ def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Te
         name = diffusers_name(update.component, update.module)
         tensors[f"{name}.lora_A.weight"] = update.A.to(dtype).contiguous()
         tensors[f"{name}.lora_B.weight"] = update.B.to(dtype).contiguous()
+        if update.magnitude is not None:
+            tensors[f"{name}{_MAGNITUDE}.weight"] = peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
     return tensors
 
 
@@ -72,10 +81,16 @@ def peft_files(
             for update in members
             for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
         }
+        tensors |= {
+            f"{PREFIX}{update.module}{_MAGNITUDE}": peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
+            for update in members
+            if update.magnitude is not None
+        }
         config = {
             "peft_type": "LORA",
             "r": len(members[0].A),
             "lora_alpha": len(members[0].A),
+            "use_dora": members[0].magnitude is not None,
             "target_modules": [update.module for update in members],
             "base_model_name_or_path": base_model,
             "inference_mode": True,

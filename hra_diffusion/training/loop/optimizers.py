@@ -16,6 +16,10 @@ square of the entries, which at length √d is 1. Prodigy estimates its rate; th
 initial estimate of 1e-6 suits weights of about 0.01. Entries here have size 1, and it starts at 1e-4, still far below
 any useful rate.
 
+Magnitudes m = exp(p) of the d_out rows of W are weights of another kind. A step of size η in every p changes W' by
+‖ΔW'‖_F ≈ η ‖W‖_F, and one of the columns by ‖W ΔH‖_F ≈ rate · ‖W‖_F / √d for a W without preferred inputs. With
+η = rate / √d both change the outputs of a layer by as much.
+
 Token embeddings are columns of length √d times a constant length: their rate is the angle of a step.
 """
 
@@ -71,12 +75,14 @@ def build_optimizer(
         device: the device of the steps, on which AdamW is one kernel where torch has it.
 
     Raises:
-        ConfigError: the optimizer's package is not installed, or does not support the settings.
+        ConfigError: the optimizer's package is not installed, or does not support the settings or the adapters.
     """
     groups = [
         group for name, component in components.items() for group in _groups(name, component, learning_rates[name])
     ]
-    reflections = [parameter for group in groups for parameter in group["params"]]
+    reflections = [parameter for group in groups for parameter in group["params"] if parameter.dim() == 2]
+    if len(reflections) < sum(len(group["params"]) for group in groups):
+        _check_magnitudes(groups, config)
     for name, module in (ordinary or {}).items():
         weights = list(module.parameters())
         groups.append({"params": weights, "lr": learning_rates[name], "lr_per_radian": 1.0, "component": name})
@@ -94,6 +100,22 @@ def build_optimizer(
         optimizer.register_load_state_dict_pre_hook(_load_into_this_implementation)
     optimizer.register_step_post_hook(lambda *_: retract([*shapes, *_base_sequence(optimizer, shapes)]))
     return optimizer
+
+
+def _check_magnitudes(groups: Iterable[dict[str, Any]], config: OptimizerConfig) -> None:
+    """Give Adafactor steps of absolute size for magnitudes, whose logarithms start at zero.
+
+    Raises:
+        ConfigError: the optimizer has one rate for all weights.
+    """
+    if config.optimizer == "prodigy":
+        raise ConfigError(
+            "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose another "
+            "optimizer, or leave --use_magnitude out."
+        )
+    for group in groups:
+        if config.optimizer == "adafactor" and group["params"][0].dim() == 1:
+            group["eps"] = _ABSOLUTE_STEPS
 
 
 def _base_sequence(optimizer: torch.optim.Optimizer, shapes: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:
@@ -169,9 +191,11 @@ def retract(shapes: Iterable[Sequence[Tensor]]) -> None:
 
 
 def _groups(name: str, component: nn.Module, radians: float) -> list[dict[str, Any]]:
-    """Return one parameter group for all columns of a component with the same rate."""
+    """Return one parameter group for all columns, and for all magnitudes, of a component with the same rate."""
     trained = {weight: columns for weight, columns in component.named_parameters() if columns.requires_grad}
-    rates = {weight: _rate_per_radian(weight, columns) for weight, columns in trained.items()}
+    rates = {
+        weight: (columns.dim(), _rate_per_radian(weight, columns, component)) for weight, columns in trained.items()
+    }
     return [
         {
             "params": [trained[weight] for weight in group],
@@ -179,10 +203,13 @@ def _groups(name: str, component: nn.Module, radians: float) -> list[dict[str, A
             "lr_per_radian": rate,
             "component": name,
         }
-        for rate, group in groupby(sorted(trained, key=rates.__getitem__, reverse=True), key=rates.__getitem__)
+        for (_, rate), group in groupby(sorted(trained, key=rates.__getitem__, reverse=True), key=rates.__getitem__)
     ]
 
 
-def _rate_per_radian(name: str, columns: Tensor) -> float:
-    """Return the step size per entry that rotates columns by one radian."""
+def _rate_per_radian(name: str, columns: Tensor, component: nn.Module) -> float:
+    """Return the step size per entry that rotates columns by one radian, or changes a layer by as much."""
+    if columns.dim() == 1:  # a magnitude
+        layer: Any = component.get_submodule(name.rpartition(".")[0])
+        return 1 / sqrt(layer.unfolded_size)
     return 1.0 if name.endswith("hra_u_tokens") else 1 / (4 * sqrt(columns.shape[1]))

@@ -1,0 +1,68 @@
+"""Ranks by layer: `rank_pattern`, with PEFT's meaning for LoRAs.
+
+A key is a name or a regular expression, and matches the end of a module's name, whole or behind a dot. The first key
+that matches decides.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from typing import Final, TypeVar
+
+from hra_diffusion.adapter.patterns import check_pattern, matches
+from hra_diffusion.errors import ConfigError, TargetError
+from hra_diffusion.text import shorten
+
+Value = TypeVar("Value", int, float)
+
+_MAX_NAMES: Final = 10_000
+_MAX_EXPRESSIONS: Final = 50
+"""Limits of the patterns: a file of unknown origin must not take long to compare with a model's modules."""
+
+
+def pattern_value(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
+    """Return the value of the first pattern that matches a module's name, or the default."""
+    return next((value for pattern, value in patterns.items() if _matches_end(pattern, module)), default)
+
+
+def check_patterns(patterns: Collection[str]) -> None:
+    """Check the keys of patterns.
+
+    Raises:
+        ConfigError: there are too many, or one is no regular expression.
+    """
+    expressions = [pattern for pattern in patterns if not _is_name(pattern)]
+    if len(patterns) > _MAX_NAMES or len(expressions) > _MAX_EXPRESSIONS:
+        raise ConfigError(f"it has {len(patterns):,} patterns of ranks or alphas, too many")
+    for expression in expressions:
+        try:
+            check_pattern(expression)
+        except ConfigError as error:
+            raise ConfigError(f"its pattern {expression[:80]!r} {error}") from error
+
+
+def unmatched_patterns(patterns: Iterable[str], modules: Collection[str]) -> list[str]:
+    """Return the patterns that match none of some modules."""
+    return [pattern for pattern in patterns if not any(_matches_end(pattern, module) for module in modules)]
+
+
+def check_rank_pattern(patterns: Iterable[str], modules: Collection[str]) -> None:
+    """Check that every key of a rank_pattern matches an adapted module.
+
+    Raises:
+        TargetError: a key matches none.
+    """
+    if unmatched := unmatched_patterns(patterns, modules):
+        raise TargetError(
+            f"rank_pattern has {shorten(map(repr, unmatched))}, which match no adapted module; some of these are: "
+            f"{shorten(modules)}."
+        )
+
+
+def _matches_end(pattern: str, module: str) -> bool:
+    if f".{module}".endswith(f".{pattern}"):
+        return True
+    return not _is_name(pattern) and matches(rf"(.*\.)?({pattern})", module)
+
+
+def _is_name(pattern: str) -> bool:
+    return re.fullmatch(r"[\w.]+", pattern) is not None
