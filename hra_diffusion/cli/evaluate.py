@@ -30,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     from hra_diffusion.out_of_memory import explain_out_of_memory  # imports torch: not for --help
 
     with explain_out_of_memory("measuring", lambda: ["--batch_size 1", *config.memory_flags]):
+        if config.checkpoints:
+            print(evaluation.evaluate_checkpoints(config, progress=progress_bar("measuring")).to_markdown())
+            return
         print(evaluation.evaluate_adapter(config, progress=progress_bar("measuring")).to_markdown())
 
 

@@ -10,6 +10,7 @@ list of the names; type checkers read the modules by wildcard imports.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hra_diffusion.evaluation.checkpoints import *
     from hra_diffusion.evaluation.config import *
     from hra_diffusion.evaluation.control import *
     from hra_diffusion.evaluation.subject import *
@@ -19,6 +20,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
+            "hra_diffusion.evaluation.checkpoints": ("CheckpointChoice", "evaluate_checkpoints"),
             "hra_diffusion.evaluation.config": ("EvaluateConfig", "EvaluateControlConfig"),
             "hra_diffusion.evaluation.control": ("evaluate_control", "read_trial"),
             "hra_diffusion.evaluation.subject": ("evaluate_adapter", "evaluate_run"),

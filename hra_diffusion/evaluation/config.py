@@ -12,6 +12,8 @@ class EvaluateConfig(BaseConfig, PlacementConfig):
 
     adapter: Path
     """The adapter's folder, or the output folder of its training run."""
+    checkpoints: bool = False
+    """Measure each checkpoint of the run in the folder, and pick one by gap closed."""
     pretrained_model_name_or_path: str | None = None
     """Base model: folder or hub name. By default the adapter's base model."""
     instance_prompt: str | None = None

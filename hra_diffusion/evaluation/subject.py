@@ -1,8 +1,8 @@
 """Evaluation of an adapter: fidelity to its subject and its prompts, and drift of everything else."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -13,7 +13,15 @@ from hra_diffusion.evaluation.config import EvaluateConfig
 from hra_diffusion.formats.files import check_writable
 from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import results_folder, run_file
-from hra_diffusion.metrics import Generations, Report, load_metric_models, make_evaluation_plan, measure_subject
+from hra_diffusion.metrics import (
+    EvaluationPlan,
+    Generations,
+    MetricModels,
+    Report,
+    load_metric_models,
+    make_evaluation_plan,
+    measure_subject,
+)
 from hra_diffusion.pipelines import find_base, load_base, load_hra_weights
 from hra_diffusion.pipelines.kinds import kind_of
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -71,9 +79,51 @@ def evaluate_adapter(
     Raises:
         HRAError: a setting, the adapter, a model or an image is unusable, or the output folder is not writable.
     """
-    run = read_run(config.adapter, DreamBoothConfig())
     output = config.output_dir or results_folder(config.adapter)
     check_writable(output)
+    evaluation, loaded = prepare_evaluation(config, pipe, local_files_only)
+    if pipe is None:
+        load_hra_weights(loaded, config.adapter)
+    generations = Generations(plan=evaluation.plan)
+    for count in generations.generate(loaded):
+        if progress:
+            progress(count, generations.num_images)
+    report = evaluation.measure(generations, config.adapter)
+    report.write(output)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectEvaluation:
+    """Everything that adapters of one subject are measured with."""
+
+    plan: EvaluationPlan
+    models: MetricModels
+    references: Sequence[Image.Image]
+    """Real images of the subject."""
+    about: Mapping[str, str]
+    """Entries of the report: base model, folder of real images."""
+
+    def measure(self, generations: Generations, adapter: Path) -> Report:
+        """Measure the generated images of an adapter."""
+        report = measure_subject(generations, list(self.references), self.models)
+        return replace(report, about={**self.about, "adapter": str(adapter)})
+
+
+def prepare_evaluation(
+    config: EvaluateConfig, pipe: Pipeline | None = None, local_files_only: bool = False
+) -> tuple[SubjectEvaluation, Pipeline]:
+    """Load models and real images, and plan the images to generate.
+
+    Args:
+        config: the settings; missing ones are those of the adapter's training run.
+        pipe: a pipeline; the base model's, without an adapter, is loaded by default.
+        local_files_only: download no models for the metrics.
+
+    Raises:
+        HRAError: a setting, a model or an image is unusable.
+    """
+    run = read_run(config.adapter, DreamBoothConfig())
     base = find_base([config.adapter], config.pretrained_model_name_or_path, config.base_options)
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt
@@ -81,10 +131,7 @@ def evaluate_adapter(
     models = load_metric_models(
         str(base.name), clip=config.clip, dino=config.dino, device=device, local_files_only=local_files_only
     )
-    if pipe is None:
-        pipe = load_base(base, **config.placement)
-        load_hra_weights(pipe, config.adapter)
-    references = _read_references(config.reference_dir)
+    pipe = load_base(base, **config.placement) if pipe is None else pipe
     scales = (config.guidance_scale, run.validation.guidance_scale, kind_of(pipe).guidance_scale)
     plan = make_evaluation_plan(
         config.instance_prompt,
@@ -97,18 +144,17 @@ def evaluate_adapter(
         guidance_scale=next(scale for scale in scales if scale is not None),
         batch_size=config.batch_size,
     )
-    generations = Generations(plan=plan)
-    for count in generations.generate(pipe):
-        if progress:
-            progress(count, generations.num_images)
     if run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve():
         models.notes.append(
             f"The real images are the training images: put held-out ones into {config.reference_dir / HELD_OUT}."
         )
-    about = {"base": base.name, "adapter": str(config.adapter), "reference_dir": str(config.reference_dir)}
-    report = replace(measure_subject(generations, references, models), about=about)
-    report.write(output)
-    return report
+    evaluation = SubjectEvaluation(
+        plan=plan,
+        models=models,
+        references=_read_references(config.reference_dir),
+        about={"base": str(base.name), "reference_dir": str(config.reference_dir)},
+    )
+    return evaluation, pipe
 
 
 def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:

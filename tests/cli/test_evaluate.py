@@ -12,12 +12,15 @@ from PIL import Image, ImageFile
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
 from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
+from hra_diffusion.evaluation.checkpoints import choose
 from hra_diffusion.evaluation.subject import _read_references
 from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import result_file
+from hra_diffusion.metrics.bootstrap import Estimate
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
+from hra_diffusion.training.outputs.checkpoint import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +193,39 @@ def test_help_lists_the_settings_without_loading_torch():
     assert text.rstrip().endswith("[]")
     for flag in ("--clip", "--dino", "--reference_dir", "--num_contexts", "--seed"):
         assert flag in text
+
+
+def test_checkpoints_are_measured_alike_and_one_is_chosen_with_its_reason(emoji_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(emoji_run, run)
+    last = checkpoints(run)[-1]
+    for step in (1, 2):
+        shutil.copytree(last, run / f"checkpoint-{step}", dirs_exist_ok=True)
+    assert main(["evaluate", str(run), "--checkpoints", *FAST]) == 0
+    table = capsys.readouterr().out
+    names = [path.name for path in checkpoints(run)]
+    assert [line.split(" ")[1] for line in table.splitlines() if line.startswith("| checkpoint-")] == names
+    assert "Chosen: checkpoint-1, " in table  # equal weights are equally faithful: the earliest is enough
+    assert table.strip() == (run / "checkpoints.md").read_text().strip()
+    reports = [json.loads((run / name / "metrics.json").read_text())["measures"] for name in names]
+    assert all(report == reports[0] for report in reports)
+
+
+def test_the_chosen_checkpoint_is_the_earliest_within_the_interval_of_the_best():
+    def gap(value: float, width: float = 0.05) -> Estimate:
+        return Estimate(value=value, low=value - width, high=value + width, units=8)
+
+    gaps = {"checkpoint-1": gap(0.5), "checkpoint-2": gap(0.87), "checkpoint-3": gap(0.9), "checkpoint-4": gap(0.8)}
+    chosen, reason = choose(gaps)
+    assert chosen == "checkpoint-2"
+    assert "0.870, is within the interval of the largest, 0.900 [0.850, 0.950] of checkpoint-3" in reason
+    assert choose(gaps | {"checkpoint-2": gap(0.84)})[0] == "checkpoint-3"
+    alone = Estimate(value=0.3, low=None, high=None, units=1)
+    assert choose({"checkpoint-1": alone}) == (
+        "checkpoint-1",
+        "Chosen: checkpoint-1, which has the largest gap closed, 0.300.",
+    )
+
+
+def test_checkpoints_of_a_folder_without_any_are_refused(emoji_run, capsys):
+    assert "--checkpoints needs the output folder of a run" in refusal(capsys, emoji_run / "adapter", "--checkpoints")
