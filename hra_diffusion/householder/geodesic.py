@@ -2,6 +2,7 @@
 
     Hˢ = exp(s log H)                  strength: s = 0 is the identity, s = 1 is H, and every s is orthogonal
     exp(s₁ log H₁ + s₂ log H₂ + …)     mean in the Lie algebra: independent of the order, one strength for each chain
+    H_a (H_aᵀ H_b)ᵗ                    interpolation from H_a to H_b
 
 H differs from I on the span of its columns only. With an orthonormal basis Q of the joint span, the small orthogonal
 matrix K = Qᵀ H Q determines H. The principal logarithm log K is real iff det H = +1: for an even number of reflections.
@@ -49,6 +50,29 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
     logarithms = [strength * log_orthogonal(dense_chain(part)) for part, strength in zip(parts, strengths, strict=True)]
     blended = reflections_of(torch.linalg.matrix_exp(torch.stack(logarithms).sum(dim=0)))
     return (Q.to(like.dtype) @ blended.to(like.dtype)).to(like.device)
+
+
+@torch.no_grad()
+def interpolate(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Return the chain of H_a (H_aᵀ H_b)ᵗ: the geodesic from H_a at t = 0 to H_b at t = 1.
+
+    Computed in float64 on the CPU, for one layer or a batch of equally shaped ones.
+
+    Args:
+        a: columns (..., d, r_a).
+        b: columns (..., d, r_b).
+        t: position; outside of [0, 1] it extrapolates.
+
+    Returns:
+        Columns (..., d, min(d, r_a + r_b)) of unit or zero length, in a's dtype and on its device.
+
+    Raises:
+        ConfigError: one of the chains has an odd number of reflections and the other an even one.
+    """
+    Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in (a, b)], dim=-1))
+    A, B = (dense_chain(part) for part in R.split([a.shape[-1], b.shape[-1]], dim=-1))
+    K = A @ torch.linalg.matrix_exp(t * log_orthogonal(A.mT @ B))
+    return (Q.to(a.dtype) @ reflections_of(K).to(a.dtype)).to(a.device)
 
 
 @torch.no_grad()
