@@ -98,7 +98,7 @@ class MagnitudeStore:
         """
         layer = self._layer
         if layer.rows is not None:
-            return call_by_adapter(layer.rows, y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
+            return replace_rows(layer.rows, y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
         return self._scaled(y, x, self._product(self._active)) if layer.is_active else y
 
     def _scaled(self, y: Tensor, x: Tensor, m: Tensor | None) -> Tensor:
