@@ -108,9 +108,13 @@ def _take_steps(run: "Run") -> None:
         tqdm(desc="training", total=last, initial=first, unit="step", disable=not run.is_main) as bar,
     ):
 
+        validation: dict[str, str] = {}
+
         def report(record: "StepRecord") -> None:  # on a GPU one step late, so that steps do not wait
             rate = (bar.format_dict["rate"] or 0) * run.images_per_step
-            bar.set_postfix(_numbers(record, rate), refresh=False)
+            if record.validation_loss is not None:
+                validation["val_loss"] = f"{record.validation_loss:.4f}"
+            bar.set_postfix({**_numbers(record, rate), **validation}, refresh=False)
             tracker.log(record)
 
         for record in run.steps(report):
@@ -152,7 +156,9 @@ def _end_training(run: "Run", exit_code: int = 0) -> None:
 
 def _numbers(record: "StepRecord", images_per_second: float) -> dict[str, str]:
     rates = dict.fromkeys(f"{rate:.3g}" for rate in record.learning_rates.values())
-    return {"loss": f"{record.loss:.4f}", "lr": "/".join(rates), "images/s": f"{images_per_second:.1f}"}
+    angles = [f"{angle:.1f}°" for name, angle in record.angles.items() if "." not in name]
+    numbers = {"loss": f"{record.loss:.4f}", "lr": "/".join(rates)}
+    return numbers | ({"angle": "/".join(angles)} if angles else {}) | {"images/s": f"{images_per_second:.1f}"}
 
 
 def _validate(run: "Run", tracker: "Tracker", step: int, request: StopRequest) -> None:

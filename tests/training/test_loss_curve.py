@@ -1,10 +1,12 @@
 """loss.png: one line per source, for any number of steps and any losses."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from hra_diffusion.studio.tabs.loss_plot import loss_plot
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.loss_curve import COLORS, loss_curve, running_mean
 
@@ -37,3 +39,33 @@ def test_any_losses_can_be_plotted(losses):
 def test_the_running_mean_of_a_constant_is_the_constant():
     assert running_mean([0.3] * 40) == pytest.approx([0.3] * 40)
     assert running_mean([1.0, 3.0])[0] == 1.0
+
+
+def test_angles_have_a_panel_of_their_own_and_the_validation_loss_is_a_line_of_the_losses():
+    plain = records(*({"instance": 0.5} for _ in range(50)))
+    measured = [
+        replace(
+            record,
+            angles={"unet": float(record.step), "unet.mid_block": 90.0},
+            validation_loss=0.25 if record.step % 10 == 0 else None,
+        )
+        for record in plain
+    ]
+    assert loss_curve(plain).size == (900, 500)
+    sheet = loss_curve(measured)
+    assert sheet.size == (900, 750)
+    losses, angles = sheet.crop((0, 0, 900, 500)), sheet.crop((0, 500, 900, 750))
+    assert np.abs(rows_of(losses, COLORS[1]) - 245).max() < 5  # half of 0.5: in the middle between 40 and 450
+    assert (np.diff(rows_of(angles, COLORS[0])) <= 0).all()  # a rising line; groups of layers have none
+    assert not len(rows_of(angles, COLORS[1]))
+
+
+def test_the_studio_plots_losses_validation_loss_and_angles():
+    plain = records(*({"instance": 0.5} for _ in range(3)))
+    assert loss_plot(plain).count("<polyline") == 1
+    measured = [replace(record, angles={"unet": 1.0, "unet.mid_block": 2.0}, validation_loss=0.2) for record in plain]
+    page = loss_plot(measured)
+    assert page.count("<polyline") == 3
+    assert "validation <b>0.2</b>" in page
+    assert "unet <b>1°</b>" in page
+    assert loss_plot(plain[:1]) == ""

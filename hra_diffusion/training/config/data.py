@@ -41,7 +41,7 @@ class DataConfig(ImageConfig):
     shuffle_caption: bool = False
     """Shuffle captions: the tags of a caption, between separators, occur in up to ten orders."""
     keep_tokens: int = 0
-    """Number of a caption's first tags that shuffle_caption leaves in their place, such as one with the trigger word."""
+    """Number of a caption's first tags that shuffle_caption leaves in place, such as one with the trigger word."""
     caption_separator: str = ","
     """Separator of a caption's tags."""
     aspect_ratio_buckets: bool = False

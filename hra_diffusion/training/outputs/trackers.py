@@ -57,6 +57,8 @@ class Tracker:
             values = {"loss": record.loss, "penalty": record.penalty, "gradient norm": record.gradient_norm}
             values |= {f"loss/{name}": loss for name, loss in record.losses.items()}
             values |= {f"learning rate/{name}": rate for name, rate in record.learning_rates.items()}
+            values |= {f"rotation angle/{name}": angle for name, angle in record.angles.items()}
+            values |= {} if record.validation_loss is None else {"loss/validation": record.validation_loss}
             self._tracker.log(values, step=record.step)
 
     def log_images(self, images: Mapping[str, Sequence[Image.Image]], step: int) -> None:
