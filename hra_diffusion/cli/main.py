@@ -33,6 +33,7 @@ COMMANDS = {
     "merge": "merge adapters into a base model",
     "export-lora": "export an adapter as an exact LoRA for other tools",
     "inspect": "describe an adapter",
+    "compress": "lower the rank of an adapter, with a stated error",
     "compare": "compare two adapters, or search a folder for similar ones",
     "studio": "open the studio in a browser",
     "doctor": "check the installation, for a bug report",
