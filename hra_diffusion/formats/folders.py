@@ -28,6 +28,7 @@ ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch
 
 _PATTERNS = (
     *(prefix + name for prefix in ("", "*/", "adapter/*/") for name in FILES),
+    "config.toml",
     *(prefix + name for prefix in ("", "adapter/") for name in (BASE_FILE, PATTERN, f"{ENCODER}/{ENCODER_FILES[0]}")),
 )
 
@@ -62,7 +63,7 @@ def tokens_beside(parts: Mapping[str, Path]) -> Tokens:
     Raises:
         AdapterFileError: a file is damaged.
     """
-    return read_tokens(_folder_of(parts))
+    return read_tokens(adapter_folder(parts))
 
 
 def encoder_beside(parts: Mapping[str, Path]) -> Path | None:
@@ -114,7 +115,7 @@ def recorded_base(source: str | Path, subfolder: str | None = None, **hub: Any) 
     """
     parts = component_folders(source, subfolder, **hub)
     named = next((json for part in parts.values() if (json := read_json(part / CONFIG_FILE)).get(_BASE)), {})
-    name, record_file = named.get(_BASE), _folder_of(parts) / BASE_FILE
+    name, record_file = named.get(_BASE), adapter_folder(parts) / BASE_FILE
     record = read_json(record_file) if record_file.is_file() else None
     run, path = _run_table(source), run_file(source, "config.toml")
     run_name = run.get("pretrained_model_name_or_path")
@@ -128,7 +129,7 @@ def recorded_base(source: str | Path, subfolder: str | None = None, **hub: Any) 
     return RecordedBase(name=name, options=options, mixed_precision=mixed_precision)
 
 
-def _folder_of(parts: Mapping[str, Path]) -> Path:
+def adapter_folder(parts: Mapping[str, Path]) -> Path:
     """Return the adapter's folder, of the folders of :func:`component_folders`."""
     return parts[""] if "" in parts else next(iter(parts.values())).parent
 

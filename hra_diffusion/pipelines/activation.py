@@ -4,11 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import Any, get_args
 
+from hra_diffusion.adapter.activation import check_strength
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.model import HRAModel
+from hra_diffusion.pipelines.binding import Bind, Triggers, binding_of, make_binding, set_binding
 from hra_diffusion.pipelines.components import adapted_components, holders, lock_of, offloading_suspended
 from hra_diffusion.pipelines.protocol import Pipeline
 
@@ -22,6 +24,7 @@ class LoadedAdapter:
         rank: its number of reflections a layer.
         strength: its position on the geodesic from the base model, 0, to the adapter, 1, and beyond.
         active: whether it is active.
+        bound: "prompt" if it is active only for prompts that hold its trigger word.
         fused: whether it is multiplied into the weights.
         base_model: the model it was made for, where its files name one.
     """
@@ -30,6 +33,7 @@ class LoadedAdapter:
     rank: int
     strength: float
     active: bool
+    bound: Bind | None = None
     fused: bool
     base_model: str | None
 
@@ -38,7 +42,9 @@ def list_hra_adapters(pipe: Pipeline) -> dict[str, LoadedAdapter]:
     """Return the adapters of a pipeline by name, in the order of loading."""
     components = adapted_components(pipe)
     names = dict.fromkeys(name for component in components.values() for name in component.peft_config)
-    return {name: _describe(name, holders(pipe, name)) for name in names}
+    binding = binding_of(pipe)
+    bound = {} if binding is None else binding.strengths
+    return {name: _describe(name, holders(pipe, name), bound.get(name)) for name in names}
 
 
 def set_hra_adapters(
@@ -46,6 +52,9 @@ def set_hra_adapters(
     adapter_names: str | Sequence[str],
     strengths: float | Sequence[float] = 1.0,
     combine: Combine = "mean",
+    *,
+    bind: Bind | None = None,
+    triggers: Triggers | None = None,
 ) -> None:
     """Activate adapters with their strengths, and deactivate the others.
 
@@ -55,9 +64,12 @@ def set_hra_adapters(
         strengths: one number for all, or one per adapter: 0 is the base model, 1 the adapter, 0.5 the middle of the
             geodesic between them; negative ones rotate the other way. Biases and fully trained modules apply at any.
         combine: "mean" for exp(Σ sᵢ log Hᵢ), which has no order; "product" for H_first ⋯ H_last, with their strengths.
+        bind: "prompt" for adapters that are active only for prompts that hold their trigger word.
+        triggers: the trigger words of bound adapters, one or several each; by default those of their files.
 
     Raises:
-        ConfigError: an adapter is unknown, or a strength or mean is impossible; the pipeline is unchanged.
+        ConfigError: an adapter is unknown, or a strength or mean is impossible, or a bound adapter has no trigger word
+            of its own; the pipeline is unchanged.
     """
     names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
     given: Any = strengths  # type checkers take no float for a Real
@@ -68,12 +80,26 @@ def set_hra_adapters(
         raise ConfigError(f"Every adapter needs one strength; found {len(names)} names, {len(numbers)} strengths.")
     chosen = dict(zip(names, map(float, numbers), strict=True))
     holders(pipe, *names)
+    _check_bind(pipe, chosen, bind, triggers)
+    binding = None if bind is None else make_binding(pipe, chosen, combine, triggers)
     with offloading_suspended(pipe), ExitStack() as undo:
         for component in adapted_components(pipe).values():
-            present = [name for name in names if name in component.peft_config]
+            present = [name for name in names if name in component.peft_config and binding is None]
             undo.callback(component._restorer())
             component.set_adapters(present, [chosen[name] for name in present], combine)
+        set_binding(pipe, binding)
         undo.pop_all()
+
+
+def _check_bind(pipe: Pipeline, chosen: Mapping[str, float], bind: Bind | None, triggers: Triggers | None) -> None:
+    """Raise ConfigError for an unknown binding, or for strengths that a bound adapter cannot have."""
+    if bind not in (None, *get_args(Bind)):
+        raise ConfigError(f"bind is {bind!r}: give {' or '.join(map(repr, get_args(Bind)))}, or None.")
+    if triggers and bind is None:
+        raise ConfigError("triggers are for bound adapters: add bind='prompt'.")
+    for component in adapted_components(pipe).values() if bind else ():
+        for name in chosen.keys() & component.peft_config.keys():
+            check_strength(name, chosen[name], component.peft_config[name])
 
 
 @contextmanager
@@ -82,6 +108,9 @@ def using_hra_adapters(
     adapter_names: str | Sequence[str],
     strengths: float | Sequence[float] = 1.0,
     combine: Combine = "mean",
+    *,
+    bind: Bind | None = None,
+    triggers: Triggers | None = None,
 ) -> Iterator[None]:
     """Activate adapters within a ``with`` block; the arguments are those of `set_hra_adapters`.
 
@@ -92,13 +121,15 @@ def using_hra_adapters(
     """
     with lock_of(pipe):
         restorers = [component._restorer() for component in adapted_components(pipe).values()]
+        binding = binding_of(pipe)
         try:
             with offloading_suspended(pipe):
                 for component in adapted_components(pipe).values():
                     component.unmerge_adapter()
-                set_hra_adapters(pipe, adapter_names, strengths, combine)
+                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, triggers=triggers)
             yield
         finally:
+            set_binding(pipe, binding)
             with offloading_suspended(pipe):
                 for restore in restorers:
                     restore()
@@ -135,11 +166,13 @@ def fuse_hra(pipe: Pipeline, adapter_names: str | Sequence[str] | None = None, s
         safe_fusing: check first that every weight will be finite.
 
     Raises:
-        ConfigError: an adapter is unknown.
+        ConfigError: an adapter is unknown, or bound.
         MergeError: a weight is quantized, or (safe_fusing) would not be finite; the pipeline is unchanged.
     """
     names = (adapter_names,) if isinstance(adapter_names, str) else adapter_names
     holders(pipe, *names or ())
+    if binding_of(pipe) is not None:
+        raise ConfigError("Adapters bound to prompts are no single weight: set them without bind before fuse_hra.")
     with offloading_suspended(pipe), ExitStack() as undo:
         for component in adapted_components(pipe).values():
             undo.callback(component._restorer())
@@ -155,13 +188,15 @@ def unfuse_hra(pipe: Pipeline) -> None:
             component.unmerge_adapter()
 
 
-def _describe(name: str, components: Mapping[str, HRAModel]) -> LoadedAdapter:
+def _describe(name: str, components: Mapping[str, HRAModel], bound: float | None) -> LoadedAdapter:
+    """Describe an adapter; a bound one has its strength here."""
     first = next(iter(components.values()))
     return LoadedAdapter(
         components=tuple(components),
         rank=max(component.peft_config[name].r for component in components.values()),
-        strength=first.strengths[name],
-        active=name in first.active_adapters,
+        strength=first.strengths[name] if bound is None else bound,
+        active=name in first.active_adapters or bound is not None,
+        bound=None if bound is None else "prompt",
         fused=name in first.merged_adapters,
         base_model=first.peft_config[name].base_model_name_or_path,
     )

@@ -135,10 +135,14 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 def lock_of(pipe: Pipeline) -> Any:
     """Return the lock of a pipeline's denoiser; pipelines with the same denoiser have the same lock."""
-    present = models(pipe)
-    denoiser = bare_model(present.get(denoiser_name(pipe), next(iter(present.values()))))
     with _creating_lock:
-        return _locks.setdefault(denoiser, threading.RLock())
+        return _locks.setdefault(shared_model(pipe), threading.RLock())
+
+
+def shared_model(pipe: Pipeline) -> nn.Module:
+    """Return the bare denoiser of a pipeline, or else its first model: pipelines with the same one share its state."""
+    present = models(pipe)
+    return bare_model(present.get(denoiser_name(pipe), next(iter(present.values()))))
 
 
 @contextmanager

@@ -12,8 +12,10 @@ from hra_diffusion.formats.folders import component_folders, encoder_beside, tok
 from hra_diffusion.formats.hub import check_arguments
 from hra_diffusion.formats.peft import fits, read_adapter, read_adapter_for
 from hra_diffusion.formats.tokens import Tokens
+from hra_diffusion.formats.trigger_words import Trigger, trigger_beside
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
+from hra_diffusion.pipelines.binding import binding_of, forget_adapters, set_trigger
 from hra_diffusion.pipelines.components import (
     adapted_components,
     bare_model,
@@ -61,12 +63,12 @@ def load_hra_weights(
     parts = component_folders(folder, subfolder, **hub)
     if encoder_beside(parts):
         raise ConfigError(f"{folder} is a control, which needs its encoder: use load_hra_control (--control).")
-    matched, tokens = matched_to_components(pipe, parts, folder), tokens_beside(parts)
+    matched, tokens, trigger = matched_to_components(pipe, parts, folder), tokens_beside(parts), trigger_beside(parts)
     with offloading_suspended(pipe):
         if hotswap:
-            _swap(pipe, matched, tokens, adapter_name)
+            _swap(pipe, matched, tokens, trigger, adapter_name)
         else:
-            _add(pipe, matched, tokens, adapter_name, max_rank)
+            _add(pipe, matched, tokens, trigger, adapter_name, max_rank)
 
 
 def load_hra_weights_inactive(
@@ -76,7 +78,7 @@ def load_hra_weights_inactive(
     parts = component_folders(folder, subfolder, **hub)
     with offloading_suspended(pipe):
         matched = matched_to_components(pipe, parts, folder)
-        _add(pipe, matched, tokens_beside(parts), adapter_name, is_active=False)
+        _add(pipe, matched, tokens_beside(parts), trigger_beside(parts), adapter_name, is_active=False)
 
 
 def name_from_folder(folder: str | Path) -> str:
@@ -94,11 +96,15 @@ def unload_hra_weights(pipe: Pipeline, adapter_name: str | None = None) -> None:
         ConfigError: the adapter is unknown.
     """
     holders(pipe, *([] if adapter_name is None else [adapter_name]))
+    loaded = list_hra_adapters(pipe)
     with offloading_suspended(pipe):
         for name, component in adapted_components(pipe).items():
             _drop(pipe, name, list(component.peft_config) if adapter_name is None else [adapter_name])
         remove_tokens(pipe, adapter_name)
+        forget_adapters(pipe, [adapter_name] if adapter_name else list(loaded))
         remaining = list_hra_adapters(pipe)
+        for component in adapted_components(pipe).values() if binding_of(pipe) else ():
+            component.set_adapter(())  # deleting one has activated another
         if remaining and not any(adapter.active for adapter in remaining.values()):
             set_hra_adapters(pipe, next(iter(remaining)))
 
@@ -107,6 +113,7 @@ def _add(
     pipe: Pipeline,
     parts: dict[str, Path],
     tokens: Tokens,
+    trigger: Trigger | None,
     adapter_name: str,
     max_rank: int | None = None,
     is_active: bool = True,
@@ -138,10 +145,11 @@ def _add(
             set_hra_adapters(pipe, adapter_name)
         for name in () if is_active else parts:
             restorers[name]() if name in restorers else adapted_components(pipe)[name].set_adapter(())
+        set_trigger(pipe, adapter_name, trigger)
         undo.pop_all()
 
 
-def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, adapter_name: str) -> None:
+def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, trigger: Trigger | None, adapter_name: str) -> None:
     components = holders(pipe, adapter_name)
     if missing := sorted(parts.keys() - components.keys()):
         raise AdapterFileError(
@@ -154,6 +162,7 @@ def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, adapter_name: 
             new = read_adapter_for(component, parts[name]) if name in parts else (config, {})
             component.swap_adapter(*new, adapter_name)
             undo.callback(component.swap_adapter, *before, adapter_name)
+        set_trigger(pipe, adapter_name, trigger)
         set_tokens(pipe, adapter_name, tokens)
         undo.pop_all()
 

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.model import HRAModel
+from hra_diffusion.pipelines.bound_calls import bind_calls
 from hra_diffusion.pipelines.components import (
     adapted_components,
     base_options_of,
@@ -41,7 +42,8 @@ _wrapped: set[Any] = set()
 
 
 def guard_lora_verbs(kind: type) -> None:
-    """Wrap the methods for LoRAs of a pipeline's class, once."""
+    """Wrap the methods for LoRAs of a pipeline's class, and those that know its prompts, once."""
+    bind_calls(kind)
     for base in kind.__mro__:
         for verb in _VERBS:
             if (method := vars(base).get(verb)) is not None and method not in _wrapped:
@@ -50,6 +52,21 @@ def guard_lora_verbs(kind: type) -> None:
     if (from_pipe := vars(DiffusionPipeline)["from_pipe"]) not in _wrapped:
         _wrapped.add(guarded := classmethod(_sharing(from_pipe.__func__)))
         setattr(DiffusionPipeline, "from_pipe", guarded)  # noqa: B010 (a method of a class of others)
+    if (register := vars(DiffusionPipeline)["register_modules"]) not in _wrapped:
+        _wrapped.add(guarded := _registering(register))
+        setattr(DiffusionPipeline, "register_modules", guarded)  # noqa: B010
+
+
+def _registering(register: Callable[..., None]) -> Callable[..., None]:
+    """Return diffusers' `register_modules`, which guards the class of a pipeline made of adapted models, too."""
+
+    @wraps(register)
+    def register_guarded(self: Any, **modules: Any) -> None:
+        register(self, **modules)
+        if any(isinstance(uncompiled(module), HRAModel) for module in modules.values()):
+            guard_lora_verbs(type(self))
+
+    return register_guarded
 
 
 def _sharing(from_pipe: Callable[..., Any]) -> Callable[..., Any]:

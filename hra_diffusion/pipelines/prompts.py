@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.pipelines.binding import bound_to, remember_prompts
 from hra_diffusion.pipelines.components import denoiser_name, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, Fragment, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -38,7 +39,8 @@ def prompt_options(
 ) -> dict[str, Any]:
     """Return a pipeline's options for a prompt of any length, with weights.
 
-    They are embeddings with the active adapters, but texts for short prompts without weights.
+    They are embeddings with the active adapters, or those bound to the prompt, but texts for short prompts without
+    weights.
 
     Args:
         pipe: a text-to-image pipeline.
@@ -64,7 +66,11 @@ def prompt_options(
     limit = _limit(pipe)
     if all(_is_short(part, limit) for part in words.values()):
         return texts | {name: "".join(fragment.text for fragment in part) for name, part in parsed.items()}
-    return {"prompt": None} | _encode(pipe, {name: _chunks(part, limit) for name, part in words.items()}, clip_skip)
+    text = "".join(fragment.text for fragment in parsed["prompt"])
+    with bound_to(pipe, [text]):
+        encoded = _encode(pipe, {name: _chunks(part, limit) for name, part in words.items()}, clip_skip)
+    remember_prompts(encoded["prompt_embeds"], [text])
+    return {"prompt": None} | encoded
 
 
 def reads_weights(pipe: Pipeline) -> bool:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
+from hra_diffusion.formats.trigger_words import TRIGGER_WORDS
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.dataset import Photo
-from hra_diffusion.training.data.subjects import TRIGGER_WORDS, Example, Subject
+from hra_diffusion.training.data.subjects import Example, Subject
 from hra_diffusion.training.data.trigger_words import report_trigger_words
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.prepare import prepare_run

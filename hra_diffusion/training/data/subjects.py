@@ -20,6 +20,7 @@ from typing import Any
 
 from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.formats.run_folder import is_run
+from hra_diffusion.formats.trigger_words import TRIGGER_WORDS
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig
 from hra_diffusion.training.data.captions import CAPTION_SUFFIXES, METADATA_FILES, read_captions
 from hra_diffusion.training.data.dataset import Photo, check_images, file_digest
@@ -34,11 +35,6 @@ from hra_diffusion.training.data.inventory import (
 from hra_diffusion.training.data.masks import find_masks, report_unused_masks
 
 logger = logging.getLogger(__name__)
-
-TRIGGER_WORDS = ("sks", "ohwx", "phol", "hta")
-"""Trigger words for subjects without a prompt. Each is a single rare token of CLIP's vocabulary, which is sorted by
-frequency: numbers 48136, 47993, 48140 and 49384 of 49408."""
-
 
 TRAIN = "train"
 """Folder of the training images in the hub's layout of image folders; other splits are beside it."""

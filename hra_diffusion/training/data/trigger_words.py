@@ -1,12 +1,12 @@
 """Trigger words of subjects: their captions, class prompts and tokens, checked with the model's tokenizers."""
 
 import logging
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from hra_diffusion.formats.trigger_words import TRIGGER_WORDS, prompt_words
 from hra_diffusion.text import shorten
-from hra_diffusion.training.data.subjects import TRIGGER_WORDS, Example, Subject
+from hra_diffusion.training.data.subjects import Example, Subject
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +23,8 @@ def report_trigger_words(subjects: Sequence[Subject], examples: Sequence[Example
         tokenizers: the tokenizers of the model's text encoders.
     """
     for subject in subjects:
-        words = _words(subject.prompt)
-        class_words = _words(subject.class_prompt or "")
+        words = prompt_words(subject.prompt)
+        class_words = prompt_words(subject.class_prompt or "")
         known = [word for word in words if word in TRIGGER_WORDS or word.startswith("<")]
         candidates = known or [word for word in words if word not in class_words]
         rare = known or [word for word in candidates if not _is_ordinary(word, tokenizers)]
@@ -56,7 +56,7 @@ def report_trigger_words(subjects: Sequence[Subject], examples: Sequence[Example
 def _report_captions(subject: Subject, examples: Sequence[Example], triggers: Sequence[str]) -> None:
     """Warn of a subject's captions without any of its trigger words."""
     own = [example for example in examples if example.photo.path.parent == subject.folder]
-    lacking = [example.photo.path.name for example in own if not set(triggers) & set(_words(example.caption))]
+    lacking = [example.photo.path.name for example in own if not set(triggers) & set(prompt_words(example.caption))]
     if triggers and lacking:
         logger.warning(
             '%d of %d captions of %s lack the trigger word "%s", which does not learn from their images: %s. '
@@ -67,10 +67,6 @@ def _report_captions(subject: Subject, examples: Sequence[Example], triggers: Se
             " ".join(triggers),
             shorten(lacking),
         )
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"<[\w-]+>|\w+", text.lower())
 
 
 def _is_ordinary(word: str, tokenizers: Sequence[Any]) -> bool:

@@ -1,0 +1,263 @@
+"""Adapters bound to prompts: each is active only for the prompts that hold its trigger word.
+
+Prompts are known to two methods of a pipeline, `__call__` and `encode_prompt`. While one of them runs, the adapters are
+those of its prompts:
+
+- All prompts of the call name the same adapters: these are active, as by `set_hra_adapters`. The image is that of the
+  adapter alone, to the bit, at the cost of the adapters in use; compiled models, hot swap, strengths and controls work
+  as without binding. Without a named adapter it is the base model's image.
+- The prompts name different adapters: they form a mixed batch (`adapter.rows`). Each component gets a mixture for every
+  example. The text encoders' examples are the prompts, the denoiser's the images, num_images_per_prompt to a prompt.
+  Classifier-free guidance repeats the series of images: first the unconditional half, then the conditional one, in one
+  call or in two. So row i of a layer belongs to image i mod n, whether guidance is used or not, and rows of prompts
+  without an adapter are the base model's to the bit.
+
+An adapter is active in both halves of guidance, as it is without binding; an unconditional half of the base model would
+be another image than that of the adapter alone. Embeddings stand for the prompts they were made of, if `encode_prompt`
+or `prompt_options` has made them.
+
+Pipelines that share a denoiser share its binding.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import permutations, product
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hra_diffusion.adapter.mixture import ActiveAdapters, Combine, Mixture
+from hra_diffusion.adapter.rows import Rows
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.trigger_words import Phrase, Trigger, holds_phrase, prompt_words
+from hra_diffusion.model import HRAModel
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    denoiser_name,
+    lock_of,
+    offloading_suspended,
+    shared_model,
+)
+from hra_diffusion.pipelines.protocol import Pipeline
+
+Bind = Literal["prompt"]
+Triggers = Mapping[str, str | Sequence[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """The adapters that are bound to prompts.
+
+    Attributes:
+        strengths: their strengths, in the order of their product.
+        combine: their combination in a prompt that names several, see `set_hra_adapters`.
+        phrases: the trigger words of each; one of them in a prompt suffices.
+        given: the adapters whose trigger words are not those of their files.
+    """
+
+    strengths: Mapping[str, float]
+    combine: Combine
+    phrases: Mapping[str, tuple[Phrase, ...]]
+    given: frozenset[str] = frozenset()
+
+    def adapters_of(self, prompt: str) -> tuple[str, ...]:
+        """Return the adapters whose trigger word is in a prompt."""
+        words = prompt_words(prompt)
+        return tuple(
+            name for name, phrases in self.phrases.items() if any(holds_phrase(words, phrase) for phrase in phrases)
+        )
+
+
+@dataclass
+class _State:
+    """What the pipelines of one denoiser know.
+
+    Attributes:
+        binding: the bound adapters.
+        triggers: the trigger words of the loaded adapters, by the files of each; None where they have none.
+        in_call: whether the adapters of a call's prompts are active.
+    """
+
+    binding: Binding | None = None
+    triggers: dict[str, Trigger | None] = field(default_factory=dict[str, Trigger | None])
+    in_call: bool = False
+
+
+_states: WeakKeyDictionary[nn.Module, _State] = WeakKeyDictionary()
+_encoded: Any = WeakIdKeyDictionary()
+"""The prompts of embeddings, one for each row."""
+
+
+def binding_of(pipe: Pipeline) -> Binding | None:
+    """Return the bound adapters of a pipeline, if any."""
+    return _state(pipe).binding
+
+
+def set_binding(pipe: Pipeline, binding: Binding | None) -> None:
+    """Bind adapters to prompts, or none."""
+    _state(pipe).binding = binding
+
+
+def set_trigger(pipe: Pipeline, adapter_name: str, trigger: Trigger | None) -> None:
+    """Keep the trigger word of a loaded adapter; a bound one is bound to it, unless another word was given for it.
+
+    Raises:
+        ConfigError: the adapter is bound, and the word is that of another one.
+    """
+    state = _state(pipe)
+    triggers, binding = state.triggers | {adapter_name: trigger}, state.binding
+    if binding is not None and trigger is not None and adapter_name in binding.phrases.keys() - binding.given:
+        others = {name: phrases for name, phrases in binding.phrases.items() if name != adapter_name}
+        state.binding = replace(binding, phrases=_phrases(binding.strengths, triggers, others))
+    state.triggers = triggers
+
+
+def forget_adapters(pipe: Pipeline, adapter_names: Sequence[str]) -> None:
+    """Forget the trigger words and the binding of removed adapters."""
+    state = _state(pipe)
+    state.triggers = {name: trigger for name, trigger in state.triggers.items() if name not in adapter_names}
+    if state.binding is not None:
+        left = {name: value for name, value in state.binding.strengths.items() if name not in adapter_names}
+        phrases = {name: state.binding.phrases[name] for name in left}
+        state.binding = replace(state.binding, strengths=left, phrases=phrases) if left else None
+
+
+def make_binding(
+    pipe: Pipeline, strengths: Mapping[str, float], combine: Combine, triggers: Triggers | None = None
+) -> Binding:
+    """Return a binding of adapters to their trigger words.
+
+    Args:
+        pipe: a pipeline with the adapters.
+        strengths: the adapters with their strengths.
+        combine: see `Binding`.
+        triggers: the trigger words of some adapters, one or several each; by default those of their files.
+
+    Raises:
+        ConfigError: an adapter has no trigger word, or that of another one.
+    """
+    texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
+    given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
+    phrases = _phrases(strengths, _state(pipe).triggers, given)
+    return Binding(strengths=dict(strengths), combine=combine, phrases=phrases, given=frozenset(given))
+
+
+def _phrases(
+    names: Iterable[str], known: Mapping[str, Trigger | None], given: Mapping[str, tuple[Phrase, ...]]
+) -> dict[str, tuple[Phrase, ...]]:
+    """Return the trigger words of adapters; adapters with the same word are told apart by the next word."""
+    if unknown := [name for name in given if name not in names]:
+        raise ConfigError(f"triggers names {unknown[0]!r}, which is not among the bound adapters: {', '.join(names)}.")
+    phrases: dict[str, tuple[Phrase, ...]] = {}
+    for name in names:
+        trigger = known.get(name)
+        phrases[name] = given.get(name, () if trigger is None else (trigger.word,))
+        if not phrases[name] or not all(phrases[name]):
+            raise ConfigError(
+                f"The adapter {name!r} has no trigger word in its files: name it with triggers={{{name!r}: 'sks'}}."
+            )
+    users = Counter(phrase for own in phrases.values() for phrase in set(own))
+    phrases |= {
+        name: (trigger.phrase,)
+        for name in names
+        if users[phrases[name][0]] > 1 and name not in given and (trigger := known.get(name))
+    }
+    _check_distinct(phrases)
+    return phrases
+
+
+def _check_distinct(phrases: Mapping[str, tuple[Phrase, ...]]) -> None:
+    """Raise ConfigError if the trigger word of one adapter is that of another one, or a part of it."""
+    for (name, own), (other, others) in permutations(phrases.items(), 2):
+        for part, whole in product(own, others):
+            if holds_phrase(whole, part):
+                raise ConfigError(
+                    f"The trigger word of the adapter {name!r}, {' '.join(part)!r}, is also in that of {other!r}, "
+                    f"{' '.join(whole)!r}: name another one with triggers={{{name!r}: …}}, or bind one of them."
+                )
+
+
+def remember_prompts(embeddings: Any, prompts: Sequence[str]) -> None:
+    """Keep the prompts of embeddings (rows, …), whose rows are divided among them evenly."""
+    if isinstance(embeddings, Tensor) and prompts and len(embeddings) % len(prompts) == 0:
+        _encoded[embeddings] = [prompt for prompt in prompts for _ in range(len(embeddings) // len(prompts))]
+
+
+def prompts_of(embeddings: Any) -> list[str]:
+    """Return the prompts of embeddings, one for each row.
+
+    Raises:
+        ConfigError: they are unknown.
+    """
+    if isinstance(embeddings, Tensor) and embeddings in _encoded:
+        return _encoded[embeddings]
+    raise ConfigError(
+        "The adapters are bound to prompts (bind='prompt'), and that of prompt_embeds is unknown: give prompt, or "
+        "the embeddings themselves that prompt_options or the pipeline's encode_prompt has returned."
+    )
+
+
+@contextmanager
+def bound_to(pipe: Pipeline, prompts: Sequence[str], images: int = 1) -> Iterator[None]:
+    """Activate the bound adapters of some prompts within a ``with`` block; nothing without bound adapters.
+
+    Args:
+        pipe: the pipeline.
+        prompts: the prompts of a batch.
+        images: number of images for each prompt.
+
+    Raises:
+        ConfigError: the mean of a prompt's adapters is impossible, or a mixed batch is: see `adapter.rows`.
+    """
+    with lock_of(pipe), ExitStack() as undo:
+        state, components = _state(pipe), adapted_components(pipe)
+        binding = state.binding
+        if (
+            binding is None
+            or state.in_call
+            or not any(model._activation.active.enabled for model in components.values())
+        ):
+            yield
+            return
+        named = [binding.adapters_of(prompt) for prompt in prompts]
+        state.in_call = True
+        undo.callback(setattr, state, "in_call", False)
+        if len(set(named)) > 1:
+            if others := [other for model in components.values() for other in model.active_adapters]:
+                raise ConfigError(
+                    f"The prompts of the batch name different adapters, and {others[0]!r} is active for all of them: "
+                    "generate the prompts one by one."
+                )
+            for name, model in components.items():
+                repeats = images if name == denoiser_name(pipe) else 1
+                mixtures = [_mixture(model, binding, names) for names in named for _ in range(repeats)]
+                undo.enter_context(model._activation.mixed(Rows(mixtures, repeated=True)))
+        elif named and named[0]:
+            with offloading_suspended(pipe):
+                for model in components.values():
+                    undo.callback(model._restorer())
+                    _activate(model, binding, named[0])
+        yield
+
+
+def _activate(model: HRAModel, binding: Binding, names: Sequence[str]) -> None:
+    """Activate bound adapters beside the active ones."""
+    strengths = {**model.strengths, **binding.strengths}
+    present = list(dict.fromkeys([*model.active_adapters, *(name for name in names if name in model.peft_config)]))
+    model.set_adapters(present, [strengths[name] for name in present], binding.combine)
+
+
+def _mixture(model: HRAModel, binding: Binding, names: Sequence[str]) -> Mixture:
+    """Return the mixture of bound adapters in a component."""
+    present = tuple(name for name in names if name in model.peft_config)
+    if not present:
+        return ()
+    return ActiveAdapters(names=present, strengths=binding.strengths, combine=binding.combine).mixture
+
+
+def _state(pipe: Pipeline) -> _State:
+    return _states.setdefault(shared_model(pipe), _State())
