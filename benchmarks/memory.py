@@ -22,6 +22,7 @@ from diffusers import (
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -43,6 +44,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2TokenizerFast,
@@ -251,6 +254,33 @@ def flux_2_klein_4b() -> Any:
     return Flux2KleinPipeline(vae=AutoencoderKLFlux2(), **parts)
 
 
+def flux_2_dev() -> Any:
+    """Return FLUX.2 dev."""
+    with unset_fake_temporarily():
+        scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    parts = {"transformer": Flux2Transformer2DModel(), "scheduler": scheduler, **mistral_3_24b()}
+    torch.set_default_dtype(torch.float32)
+    return Flux2Pipeline(vae=AutoencoderKLFlux2(), **parts)
+
+
+def mistral_3_24b() -> dict[str, Any]:
+    """Return the text encoder of FLUX.2 dev with a tokenizer whose prompts have no content."""
+    text = {
+        "model_type": "mistral",
+        "vocab_size": 131072,
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 131072,
+    }
+    config = Mistral3Config(text_config=text, tie_word_embeddings=False)
+    tokenizer = Qwen2TokenizerFast(chat_template="{{ messages[1].content[0].text }}")
+    return {"text_encoder": Mistral3ForConditionalGeneration(config), "tokenizer": tokenizer}
+
+
 def tiny_stable_diffusion() -> Any:
     """Return a tiny model with the components of Stable Diffusion 1.5."""
     vae = AutoencoderKL(
@@ -279,6 +309,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "subject-flux1-dev-16gb": flux_1_dev,
     "subject-chroma-16gb": chroma,
     "subject-flux2-klein-16gb": flux_2_klein_4b,
+    "subject-flux2-dev-24gb": flux_2_dev,
     "subject-qwen-image-24gb": qwen_image,
 }
 

@@ -382,16 +382,20 @@ def save_chroma(folder, base) -> Path:
     return folder
 
 
-def save_flux_2_klein(folder) -> Path:
-    """Save a FLUX.2 klein of diffusers' test size; the pipeline reads its text encoder's layers 9, 18 and 27."""
+def save_flux_2(folder, *, dev=False) -> Path:
+    """Save a FLUX.2 klein or dev of diffusers' test size.
+
+    The pipelines read their text encoders' layers 9, 18 and 27, or 10, 20 and 30.
+    """
     from diffusers import (
         AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
         Flux2KleinPipeline,
+        Flux2Pipeline,
         Flux2Transformer2DModel,
     )
 
-    tokenizer = make_chat_tokenizer()
+    tokenizer = make_mistral_tokenizer() if dev else make_chat_tokenizer()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         vae = AutoencoderKLFlux2(
@@ -404,9 +408,9 @@ def save_flux_2_klein(folder) -> Path:
         )
         vae.bn.running_mean.normal_()
         vae.bn.running_var.uniform_(0.5, 2)
-        pipe = Flux2KleinPipeline(
+        pipe = (Flux2Pipeline if dev else Flux2KleinPipeline)(
             vae=vae,
-            text_encoder=make_qwen3(tokenizer, layers=28, with_head=True),
+            text_encoder=make_mistral_3(tokenizer) if dev else make_qwen3(tokenizer, layers=28, with_head=True),
             tokenizer=tokenizer,
             transformer=Flux2Transformer2DModel(
                 in_channels=16,
@@ -417,12 +421,60 @@ def save_flux_2_klein(folder) -> Path:
                 joint_attention_dim=48,
                 timestep_guidance_channels=16,
                 axes_dims_rope=(4, 4, 4, 4),
-                guidance_embeds=False,
+                guidance_embeds=dev,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         )
     pipe.save_pretrained(folder)
     return folder
+
+
+MISTRAL_TEMPLATE = (
+    "<s>{% for message in messages %}"
+    "{{ '[SYSTEM_PROMPT]' if message.role == 'system' else '[INST]' }}"
+    "{% for part in message.content %}{{ part.text }}{% endfor %}"
+    "{{ '[/SYSTEM_PROMPT]' if message.role == 'system' else '[/INST]' }}"
+    "{% endfor %}"
+)
+"""Mistral's chat template for texts."""
+
+
+def make_mistral_tokenizer():
+    """Make a tokenizer with one token for each byte, Mistral's chat template and its start token."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ("<pad>", "<s>", "</s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]")
+    special = (*special, "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate((*special, *letters))}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        additional_special_tokens=special[3:],
+        padding_side="left",
+        chat_template=MISTRAL_TEMPLATE,
+    )
+
+
+def make_mistral_3(tokenizer, width=16):
+    """Make a Mistral 3 of 31 layers, with one layer for images."""
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    sizes = {"hidden_size": width, "intermediate_size": width, "num_attention_heads": 2, "head_dim": 8}
+    text = {"model_type": "mistral", "vocab_size": len(tokenizer), "num_hidden_layers": 31, "num_key_value_heads": 2}
+    image = {"model_type": "pixtral", "num_hidden_layers": 1, "image_size": 32, "patch_size": 16}
+    config = Mistral3Config(
+        text_config=sizes | text | {"max_position_embeddings": 1024, "pad_token_id": tokenizer.pad_token_id},
+        vision_config=sizes | image,
+        image_token_index=tokenizer.convert_tokens_to_ids("[IMG]"),
+    )
+    return Mistral3ForConditionalGeneration(config)
 
 
 def save_qwen_image(folder) -> Path:
@@ -556,7 +608,8 @@ TRANSFORMERS = {
     "z-image": save_z_image,
     "flux-1": save_flux_1,
     "chroma": save_chroma,
-    "flux-2-klein": lambda folder, _: save_flux_2_klein(folder),
+    "flux-2-klein": lambda folder, _: save_flux_2(folder),
+    "flux-2-dev": lambda folder, _: save_flux_2(folder, dev=True),
     "qwen-image": lambda folder, _: save_qwen_image(folder),
 }
 """Functions that save a tiny model of each family of transformers into a folder, with the autoencoder of a base."""

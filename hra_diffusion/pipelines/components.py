@@ -55,8 +55,9 @@ def tokenizer_name(text_encoder: str) -> str:
 
 
 def tokenizer_of(pipe: Pipeline, text_encoder: str) -> Any:
-    """Return a text encoder's tokenizer."""
-    return getattr(pipe, tokenizer_name(text_encoder))
+    """Return a text encoder's tokenizer, or that of its processor."""
+    tokenizer = getattr(pipe, tokenizer_name(text_encoder))
+    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def set_base_options(pipe: Pipeline, options: Mapping[str, Any]) -> None:

@@ -40,6 +40,7 @@ KINDS: Mapping[str, PipelineKind] = {
     "FluxKontextPipeline": PipelineKind(guidance_scale=3.5, packing=4, distilled_guidance=True),
     "ChromaPipeline": PipelineKind(guidance_scale=5.0, packing=4),
     "Flux2KleinPipeline": PipelineKind(guidance_scale=4.0, packing=4),
+    "Flux2Pipeline": PipelineKind(guidance_scale=4.0, packing=4, distilled_guidance=True),
     "QwenImagePipeline": PipelineKind(guidance_scale=4.0, packing=4, true_cfg=True),
 }
 

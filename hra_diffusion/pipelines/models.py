@@ -28,6 +28,7 @@ from hra_diffusion.pipelines.components import (
     tokenizer_of,
 )
 from hra_diffusion.pipelines.kinds import KINDS, call_options
+from hra_diffusion.pipelines.missing_packages import check_packages
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.single_files import (
@@ -126,6 +127,7 @@ def load_pipeline(
     paths = {option: path and recorded_path(path) for option, path in (("vae", vae), ("config", config))}
     dtype, config = to_dtype(dtype), config or model_config(name)
     index = _index(config, options.get("revision"))
+    check_packages(name, index)
     left_out: dict[str, Any] = {part: None for part, kind in index.items() if kind == [None, None]}  # SD 3 without T5
     left_out |= _defaults(index["_class_name"], safety_checker, is_checked="safety_checker" in index)
     pipe: Any
@@ -212,7 +214,7 @@ def _complete_tokenizers(pipe: Pipeline) -> None:
                 f"The model has a {name} and no {tokenizer_name(name)}: add the folder {tokenizer_name(name)} of the "
                 "original model."
             )
-        longest = getattr(model.config, "max_position_embeddings", None)
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         if longest and tokenizer_of(pipe, name).model_max_length > longest:
             tokenizer_of(pipe, name).model_max_length = longest
 

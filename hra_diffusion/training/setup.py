@@ -18,13 +18,13 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.peft import read_adapter
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines import adapted_components
-from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.components import models, text_encoders
 from hra_diffusion.pipelines.loading import matched_to_components
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.config import AdapterConfig, ModelConfig, OptimizerConfig, RunConfig
 from hra_diffusion.training.config.base import recorded_path
 from hra_diffusion.training.data.batches import Batches, Source
-from hra_diffusion.training.devices.block_swap import swap_blocks
+from hra_diffusion.training.devices.block_swap import swap_blocks, swap_larger_models
 from hra_diffusion.training.devices.deepspeed import set_up_deepspeed
 from hra_diffusion.training.devices.quantization import quantize
 from hra_diffusion.training.devices.sharding import set_up_sharding
@@ -109,15 +109,21 @@ def add_adapters(
             continue
         config = HRAConfig(
             r=adapter.rank,
+            use_magnitude=adapter.use_magnitude,
             target_modules="all-linear" if modules == ("all-linear",) else modules,
             exclude_modules=family.excluded_modules(name),
             **base,
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
+        adapted = find_targets(getattr(pipe, name), config)
+        ranks -= {pattern for pattern in ranks if pattern not in unmatched_patterns([pattern], adapted)}
+        config = with_ranks(config, adapter.rank_pattern or {}, adapted)
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if run.blocks_to_swap:
         swap_blocks(family.model, run.blocks_to_swap, device)
+        frozen = [encoder for name, encoder in text_encoders(pipe).items() if name not in targets.keys() | parts.keys()]
+        swap_larger_models(frozen, family.model, device)
     if run.torch_compile:
         # With dynamic shapes a checkpointed block would be recomputed by another graph.
         family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)

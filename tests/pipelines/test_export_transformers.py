@@ -25,6 +25,7 @@ METADATA = {
     "z-image": ("Z-Image", "z_image"),
     "flux-1": ("flux-1-dev", "flux1"),
     "chroma": ("chroma", "chroma"),
+    "flux-2-dev": ("Flux.2-dev", "flux_2_dev"),
     "qwen-image": ("Qwen-Image", "qwen_image"),
 }
 """Architecture of ModelSpec and kohya's version of the base, by the name of its folder."""
@@ -39,7 +40,7 @@ def write_adapter(base, folder, targets=None):
     """Write an adapter of a transformer, by default of its family's targets."""
     pipe = load_pipeline(str(base))
     targets = targets or FAMILIES[type(pipe).__name__].default_targets
-    if base.name == "flux-2-klein":  # blocks with two streams have a list of layers with a layer's name
+    if base.name.startswith("flux-2"):  # blocks with two streams have a list of layers with a layer's name
         targets = [target.replace("attn.to_out", "single_transformer_blocks.0.attn.to_out") for target in targets]
     adapted = rotated(pipe.transformer, targets, rank=4, seed=3, angle=1.0)
     adapted.peft_config["default"] = HRAConfig(r=4, target_modules=targets, base_model_name_or_path=str(base))
@@ -52,7 +53,7 @@ def write_adapter(base, folder, targets=None):
     params=[
         "z-image",
         "flux-1",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("chroma", "flux-2-klein")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("chroma", "flux-2-klein", "flux-2-dev")),
         "qwen-image",
     ],
 )
@@ -140,7 +141,7 @@ def comfyuis_weights(base, modules) -> dict[str, list[str]]:
                 del weights[f"{attention}.{part}"]
     if base.name in ("flux-1", "chroma"):
         weights = {name: parts for name, parts in (blocks(DOUBLE, SINGLE) | OUTER).items() if parts[0] in modules}
-    if base.name == "flux-2-klein":
+    if base.name.startswith("flux-2"):
         single = {"linear1": ["attn.to_qkv_mlp_proj"], "linear2": ["attn.to_out"]}
         weights = {name: parts for name, parts in blocks(DOUBLE, single).items() if parts[0] in modules}
     return weights
@@ -197,7 +198,7 @@ def test_the_metadata_name_the_family(case, tmp_path):
     file = export_lora(adapter, tmp_path / "x.safetensors", base=base, layout="diffusers")
     with safe_open(file, "pt") as opened:
         metadata = opened.metadata()
-    architecture, version = METADATA.get(base.name, (None, None))  # FLUX.2 has a name for each size
+    architecture, version = METADATA.get(base.name, (None, None))  # FLUX.2 klein has a name for each size
     assert metadata.get("modelspec.architecture") == (architecture and f"{architecture}/lora")
     assert metadata.get("ss_base_model_version") == version
     assert "modelspec.prediction_type" not in metadata

@@ -71,6 +71,12 @@ def tiny_flux_2_klein(tiny_transformer):
 
 
 @pytest.fixture(scope="session")
+def tiny_flux_2_dev(tiny_transformer):
+    """Return the folder of a tiny FLUX.2 dev."""
+    return tiny_transformer("flux-2-dev")
+
+
+@pytest.fixture(scope="session")
 def tiny_qwen_image(tiny_transformer):
     """Return the folder of a tiny Qwen-Image."""
     return tiny_transformer("qwen-image")

@@ -10,6 +10,7 @@ from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.devices.block_swap import swap_blocks, swapped_weights
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.prepare import prepare_run
+from tests.versions import transformer_families
 
 CPU = torch.device("cpu")
 
@@ -109,6 +110,21 @@ def test_a_transformer_swaps_its_blocks(swapped, tiny_sd3):
     values = {"pretrained_model_name_or_path": str(tiny_sd3), "blocks_to_swap": 1, "resolution": 32}
     transformer = prepare_run(DreamBooth(with_values(swapped, values))).pipe.transformer
     assert set(swapped_weights(transformer)) == set(frozen(transformer.transformer_blocks[-1]))
+
+
+@transformer_families
+@pytest.mark.parametrize(("model", "larger"), [("flux-2-dev", True), ("z-image", False)])
+def test_a_text_encoder_larger_than_the_denoiser_is_swapped_too(swapped, tiny_transformer, model, larger):
+    values = {"pretrained_model_name_or_path": str(tiny_transformer(model)), "blocks_to_swap": 1, "resolution": 32}
+    pipe = prepare_run(DreamBooth(with_values(swapped, values))).pipe
+    expected = {
+        weight
+        for module in pipe.text_encoder.modules()
+        if larger and type(module).__name__ in ("MistralDecoderLayer", "PixtralAttentionLayer")
+        for weight in module.parameters()
+    }
+    assert set(swapped_weights(pipe.text_encoder)) == expected
+    assert len(expected) == (9 * 32 if larger else 0)
 
 
 def test_more_blocks_than_the_model_has_are_refused(swapped):

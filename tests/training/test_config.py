@@ -130,6 +130,7 @@ def test_there_is_a_config_for_each_common_case():
     models = [
         "chroma-16gb",
         "flux1-dev-16gb",
+        "flux2-dev-24gb",
         "flux2-klein-16gb",
         "qwen-image-24gb",
         "sd15-8gb",

@@ -14,6 +14,7 @@ _FAMILIES: Final[Mapping[str, tuple[str, str]]] = {
     "FluxPipeline": ("flux-1-dev", "flux1"),
     "FluxKontextPipeline": ("flux-1-dev", "flux1"),
     "ChromaPipeline": ("chroma", "chroma"),
+    "Flux2Pipeline": ("Flux.2-dev", "flux_2_dev"),
 }
 _PREDICTIONS: Final = {"v_prediction": "v", "epsilon": "epsilon"}
 # kohya's names of a run's settings, without ss_.

@@ -1,4 +1,4 @@
-"""Block swap: the frozen weights of a denoiser's last blocks are in main memory, and on the device while called.
+"""Block swap: the frozen weights of a model's last blocks are in main memory, and on the device while called.
 
 Calling a swapped block loads its weights to the device, and removes those of the swapped block called before. Gradient
 checkpointing calls each block again in the backward pass, and so loads it again; without it, autograd would keep the
@@ -7,13 +7,14 @@ the device. kohya's and SimpleTuner's scripts have the same flag.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.training.devices.live_bytes import LiveBytes
 
 logger = logging.getLogger(__name__)
 
@@ -29,17 +30,41 @@ def swap_blocks(model: nn.Module, count: int, device: torch.device) -> None:
     Raises:
         ConfigError: the model has fewer blocks.
     """
-    kinds: Any = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
-    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    blocks = _blocks_of(model)
     if device.type == "cpu":
         logger.warning("--blocks_to_swap saves no memory on the CPU, which computes from main memory: leave it out.")
     if count > len(blocks):
         raise ConfigError(
             f"--blocks_to_swap is {count}, and the denoiser has {len(blocks)} blocks: give {len(blocks)} or fewer."
         )
+    _swap(blocks[len(blocks) - count :], device)
+
+
+def swap_larger_models(models: Iterable[nn.Module], denoiser: nn.Module, device: torch.device) -> None:
+    """Keep the frozen weights of all blocks in main memory of the models with more bytes than a denoiser.
+
+    Else a text encoder such as FLUX.2 dev's would need more memory for a prompt than a training step.
+
+    Args:
+        models: frozen models, which name their blocks as diffusers or transformers does.
+        denoiser: the denoiser, quantized or not.
+        device: the device on which the models are called.
+    """
+    size = LiveBytes().add(denoiser.parameters())
+    for model in models:
+        if LiveBytes().add(model.parameters()) > size:
+            _swap(_blocks_of(model), device)
+
+
+def _swap(blocks: Iterable[nn.Module], device: torch.device) -> None:
     resident: list[SwappedBlock] = []
-    for block in blocks[len(blocks) - count :]:
+    for block in blocks:
         SwappedBlock(block, device, resident)
+
+
+def _blocks_of(model: nn.Module) -> list[nn.Module]:
+    kinds: Any = getattr(model, "_repeated_blocks", None) or getattr(model, "_no_split_modules", None) or ()
+    return [module for module in model.modules() if type(module).__name__ in kinds]
 
 
 def swapped_weights(model: nn.Module) -> list[nn.Parameter]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeCopyMode, FakeTensor, FakeTensorMode
 
 from hra_diffusion.pipelines.components import models
+from hra_diffusion.pipelines.kinds import kind_of
 from hra_diffusion.training.data.latents import ENCODER_PIXELS
 from hra_diffusion.training.devices.block_swap import swapped_weights
 from hra_diffusion.training.devices.live_bytes import LiveBytes
@@ -77,7 +78,7 @@ def predict_memory(
         return [
             *phases.encode_phase(),
             phases.train_phase(copies_of_trained_weights),
-            *phases.validate_phase(2 * images_at_once),
+            *phases.validate_phase(images_at_once * (1 if kind_of(family.pipe).distilled_guidance else 2)),
         ]
 
 
@@ -138,7 +139,7 @@ class Phases:
         """Yield the memory of a denoising step of a number of rows, and to decode an image."""
         latent_space, latent = self.family.latent_space, self.latents[:1]
         yield from self._encode_prompts("validate", text_encoder_trains=False)
-        conditions = self._embedded(rows)  # with guidance: two rows an image
+        conditions = self._embedded(rows)
         noisy = latent.to(self.family.model.dtype).expand(rows, -1, -1, -1)
         timesteps = torch.zeros(rows, dtype=torch.long, device=latent.device)
         model = self.family.model

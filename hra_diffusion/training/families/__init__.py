@@ -9,7 +9,7 @@ from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.families.chroma import Chroma
 from hra_diffusion.training.families.family import Conditioning, Denoiser, Family, PromptPart
 from hra_diffusion.training.families.flux_1 import Flux1, Flux1Kontext
-from hra_diffusion.training.families.flux_2 import Flux2Klein
+from hra_diffusion.training.families.flux_2 import Flux2Dev, Flux2Klein
 from hra_diffusion.training.families.qwen_image import QwenImage
 from hra_diffusion.training.families.stable_diffusion import StableDiffusion
 from hra_diffusion.training.families.stable_diffusion_3 import StableDiffusion3
@@ -27,6 +27,7 @@ _ALL: tuple[type[Family], ...] = (
     Flux1Kontext,
     Chroma,
     Flux2Klein,
+    Flux2Dev,
     QwenImage,
 )
 FAMILIES = {family.pipeline_class: family for family in _ALL}

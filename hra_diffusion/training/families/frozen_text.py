@@ -7,7 +7,6 @@ The pipeline's own ``encode_prompt`` is the reference. Prompts of unequal length
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import torch
 from packaging.version import Version
@@ -62,7 +61,7 @@ class FrozenTextFamily(Family):
         part = PromptPart(
             encode=self._embed_prompts,
             text_encoders=list(encoders.values()),
-            tokenizers=[self._text_tokenizer(name) for name in encoders],
+            tokenizers=[tokenizer_of(self.pipe, name) for name in encoders],
             template=(self.pipeline_class, self.templated(""), self.prompt_tokens),
         )
         return [part]
@@ -70,15 +69,11 @@ class FrozenTextFamily(Family):
     def truncated_text(self, prompt: str) -> str:
         """See :class:`Family`."""
         text = self.templated(prompt)
-        tokenizer = self._text_tokenizer(list(text_encoders(self.pipe))[-1])
-        length = self.prompt_tokens - tokenizer.num_special_tokens_to_add()
-        kept = tokenizer.decode(tokenizer(text, verbose=False).input_ids[:length])
+        tokenizer = tokenizer_of(self.pipe, list(text_encoders(self.pipe))[-1])
+        in_template = text != prompt  # a chat template writes the special tokens
+        length = self.prompt_tokens - (0 if in_template else tokenizer.num_special_tokens_to_add())
+        kept = tokenizer.decode(tokenizer(text, add_special_tokens=not in_template, verbose=False).input_ids[:length])
         return prompt[max(0, len(kept) - text.index(prompt)) :].strip()
-
-    def _text_tokenizer(self, text_encoder_name: str) -> Any:
-        """Return a text encoder's tokenizer, or that of its processor."""
-        tokenizer = tokenizer_of(self.pipe, text_encoder_name)
-        return getattr(tokenizer, "tokenizer", tokenizer)
 
     @torch.no_grad()
     def _embed_prompts(self, prompts: list[str]) -> Conditioning:
