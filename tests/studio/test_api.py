@@ -525,7 +525,7 @@ def test_files_from_peft_are_imported_for_the_component_they_fit(session, adapte
     ("field", "value"),
     [
         ("target_modules", r"(\w+\.?)+!"),
-        ("exclude_modules", r"(\w+\.?)+!"),
+        ("exclude_modules", [r"(\w+\.?)+!"]),
         ("layers_pattern", [r"(\w+\.?)+!"]),
         ("modules_to_save", [r"(\w+\.?)+!"]),
     ],

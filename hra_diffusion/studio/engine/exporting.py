@@ -143,11 +143,16 @@ def _check_sizes(folder: Path) -> None:
 
 
 def _check_names(folder: Path) -> None:
-    """Refuse patterns in place of names: a hostile regular expression can match for years and block every request."""
+    """Refuse patterns in place of names: a hostile regular expression can match for years and block every request.
+
+    A text in exclude_modules is a pattern that loading checks and matches in bounded time.
+    """
     for part in component_folders(folder).values():
         settings = read_json(part / CONFIG_FILE)
         for field in _PATTERNS:
             names = settings.get(field) or []
+            if field == "exclude_modules" and isinstance(names, str):
+                continue
             for name in names if isinstance(names, list) else [names]:
                 if not re.fullmatch(r"[\w.-]+", str(name)):
                     raise AdapterFileError(
