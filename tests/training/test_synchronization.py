@@ -58,7 +58,9 @@ def waits_of_a_step(run: Run) -> Counter:
 SETTINGS = {
     "plain": {"with_prior_preservation": False, "train_text_encoder": False},
     "accumulated": {"with_prior_preservation": False, "train_text_encoder": False, "gradient_accumulation_steps": 2},
-    "text encoder and prior": {"prior_target": "base", "prompt_dropout": 0.1},
+    "text encoder and prior": {"prior_target": "base", "caption_dropout_rate": 0.1},
+    "validation": {"validation_split": 0.25, "validate_every_n_steps": 1, "with_prior_preservation": False},
+    "huber": {"loss_type": "huber", "with_prior_preservation": False, "train_text_encoder": False},
     "ema and weights": {"use_ema": True, "snr_gamma": 5.0, "noise_offset": 0.1, "input_perturbation": 0.1},
     "penalty": {"orthogonality_weight": 0.001, "with_prior_preservation": False},
     "schedule-free": {"optimizer": "schedule_free", "with_prior_preservation": False},
