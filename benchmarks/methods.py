@@ -127,8 +127,8 @@ def make_optimizer(components: Components, rate: float, rank: int) -> torch.opti
     return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
 
 
-def prepared_run(subject: str, options: argparse.Namespace) -> Run:
-    """Prepare the default run on a subject and generate its class images, the same for all methods."""
+def prepared_run(subject: str, options: argparse.Namespace, **settings: Any) -> Run:
+    """Prepare the default run on a subject, with further settings, and generate its class images, once for all."""
     folder = options.output_dir / subject
     values = {
         "instance_data_dir": SUBJECTS / subject,
@@ -137,6 +137,7 @@ def prepared_run(subject: str, options: argparse.Namespace) -> Run:
         "max_train_steps": options.steps,
         "rank": options.rank,
         **({"num_class_images": 2, "num_inference_steps": 2} if options.smoke else {}),
+        **settings,
     }
     (folder / "class_images").mkdir(parents=True, exist_ok=True)
     run = prepare_run(DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values)))
@@ -186,6 +187,17 @@ class Base:
 def measure(subject: str, method: Method, rate: float, base: Base, options: argparse.Namespace) -> dict[str, float]:
     """Train a method on a subject, and measure its images."""
     run = prepared_run(subject, options)
+    components, loss, duration = train_method(run, method, rate, options)
+    generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
+    for _ in generations.generate_mode("adapter", run.pipe):
+        pass
+    return {"parameters": float(trained(loss)), **scores_of(generations, subject), "seconds": duration}
+
+
+def train_method(
+    run: Run, method: Method, rate: float, options: argparse.Namespace
+) -> tuple[dict[str, nn.Module], nn.Module, float]:
+    """Train a method instead of the run's adapter; return its components, its loss, and the time in seconds."""
     batch_at = run.start().trainer.batch_at
     targets = {name: component.peft_config["default"].target_modules for name, component in _hra(run).items()}
     components: dict[str, nn.Module] = {}
@@ -208,19 +220,19 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
     duration = seconds(lambda: [None for _ in trainer.steps(options.steps)])
     for component in components.values():
         component.eval()
-    generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
-    for _ in generations.generate_mode("adapter", run.pipe):
-        pass
+    return components, loss, duration
+
+
+def scores_of(generations: Generations, subject: str) -> dict[str, float]:
+    """Return the scores of a subject's images of both modes."""
     held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
     report = measure_subject(generations, held_out, instruments())
     return {
-        "parameters": float(trained(loss)),
         "gap closed": report.value("gap closed"),
         "backgrounds": report.value("background accuracy"),
         "backgrounds of the base": report.value("background accuracy", "base"),
         "class drift": report.value("drift, class"),
         "other drift": report.value("drift, unrelated"),
-        "seconds": duration,
     }
 
 

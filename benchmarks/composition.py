@@ -1,0 +1,182 @@
+"""Several adapters in one pipeline: `python benchmarks/composition.py`, hours on two cores.
+
+    --subjects tiger robot …    folders in assets/subjects; all by default
+    --words own same            a trigger word for each subject, or "sks" for all
+    --active 1 2 4 6            numbers of adapters at once
+    --steps 200 --rank 8
+    --contexts 8 --seeds 2      images for each subject: contexts · seeds
+    --output_dir outputs/composition
+    --smoke                     everything at a tiny size, to check that the benchmark runs
+
+Each prompt names one subject. Its own adapter is active with those of other subjects: HRA as a product, LoRA as a sum,
+and HRA bound to prompts, where all of them are loaded and the prompt chooses. Every trained adapter and every
+measurement writes a file, so a second call resumes the benchmark.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import describe_machine, print_table
+from methods import SUBJECTS, cached, methods, plan_for, prepared_run, scores_of, train_method
+from peft import PeftModel
+from PIL import Image
+
+from hra_diffusion import load_hra_weights, using_hra_adapters
+from hra_diffusion.metrics import Generations
+from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.training.run import Run
+
+WORDS = ("sks", "ohwx", "phol", "hta", "olis", "zwx")
+METHODS = {"HRA": ("HRA, λ = 0", 3e-3), "LoRA": ("LoRA, same rank", 1e-3)}
+"""The methods of methods.py with their best rates there."""
+
+
+class Composition:
+    """Adapters of several subjects, and their images together.
+
+    Args:
+        words: "own" or "same".
+        options: the command's options.
+    """
+
+    def __init__(self, words: str, options: argparse.Namespace) -> None:
+        self.words, self.options = words, options
+        self.folder: Path = options.output_dir / words
+        self.run = cache(self._prepare)
+        self.base_images = cache(self._generate_base)
+        self.pipeline = cache(self._load)
+
+    def measure(self, method: str, subject: str, count: int, *, bound: bool = False) -> dict[str, float]:
+        """Measure a subject's images with the adapters of `count` subjects."""
+        name = f"{method}, bound" if bound else method
+        path = self.folder / "scores" / subject / f"{name}, {count}.json"
+        return cached(path, lambda: self._measure(method, subject, count, bound))
+
+    def _measure(self, method: str, subject: str, count: int, bound: bool) -> dict[str, float]:
+        subjects: list[str] = self.options.subjects
+        start = subjects.index(subject)
+        names = [subjects[(start + step) % len(subjects)] for step in range(count)]
+        pipe = self.pipeline(method)
+        plan = plan_for(self.run(subject), self.options)
+        generations = Generations(plan=plan, images={"base": self.base_images(subject)})
+        with self._activated(pipe, method, names, bound):
+            for _ in generations.generate_mode("adapter", pipe):
+                pass
+        return scores_of(generations, subject)
+
+    def _activated(
+        self, pipe: Pipeline, method: str, names: Sequence[str], bound: bool
+    ) -> AbstractContextManager[None]:
+        if method == "HRA":
+            triggers = {name: self._phrase(name) for name in names} if bound else None
+            return using_hra_adapters(
+                pipe, names, combine="product", bind="prompt" if bound else None, triggers=triggers
+            )
+        for component in pipe.components.values():
+            if isinstance(component, PeftModel):
+                component.base_model.set_adapter(list(names))
+        return nullcontext()
+
+    def _phrase(self, subject: str) -> str:
+        """Return a subject's trigger word with its noun: the folder's name."""
+        number = self.options.subjects.index(subject) if self.words == "own" else 0
+        return f"{WORDS[number]} {subject}"
+
+    def _prepare(self, subject: str) -> Run:
+        prompt = f"a 3d render of a {self._phrase(subject)}"
+        return prepared_run(subject, self.options, instance_prompt=prompt)
+
+    def _generate_base(self, subject: str) -> dict[str, list[Image.Image]]:
+        generations = Generations(plan=plan_for(self.run(subject), self.options))
+        for _ in generations.generate_mode("base", self.pipeline("none")):
+            pass
+        return generations.images["base"]
+
+    def train(self, method: str, subject: str) -> Path:
+        """Train a method on a subject, unless its folder exists; return the folder."""
+        folder = self.folder / method / subject
+        if not folder.exists():
+            name, rate = METHODS[method]
+            run = self._prepare(subject)
+            components, _, _ = train_method(run, methods(self.options.rank)[name], rate, self.options)
+            partial = folder.with_name(f"{subject}.partial")
+            for component, model in components.items():
+                saved: Any = model
+                saved.save_pretrained(partial / component)
+            partial.rename(folder)
+        return folder
+
+    def _load(self, method: str) -> Pipeline:
+        """Return a pipeline with the adapters of all subjects; the base model for "none"."""
+        subjects: list[str] = self.options.subjects
+        folders = {subject: self.train(method, subject) for subject in subjects} if method in METHODS else {}
+        run = self._prepare(subjects[0])
+        pipe = run.pipe
+        for name, component in list(pipe.components.items()):
+            if hasattr(component, "unload") and hasattr(component, "peft_config"):
+                setattr(pipe, name, component.unload())
+        for subject, folder in folders.items():
+            if method == "HRA":
+                load_hra_weights(pipe, folder, subject)
+                continue
+            for part in sorted(folder.iterdir()):
+                model = getattr(pipe, part.name)
+                if isinstance(model, PeftModel):
+                    model.load_adapter(str(part), subject)
+                else:
+                    setattr(pipe, part.name, PeftModel.from_pretrained(model, str(part), subject).eval())
+        return pipe
+
+
+def rows(composition: Composition, options: argparse.Namespace) -> list[list[Any]]:
+    """Measure all combinations, the most important ones first, and return the rows of the table."""
+    counts = [count for count in options.active if count <= len(options.subjects)]
+    cases: list[tuple[str, int, bool]] = [("HRA", counts[0], False), ("HRA", counts[-1], True)]
+    cases += [("HRA", count, False) for count in counts[1:]] + [("LoRA", count, False) for count in counts]
+    table: list[list[Any]] = []
+    for method, count, bound in cases:
+        measure: Callable[[str], dict[str, float]] = lambda subject, m=method, c=count, b=bound: composition.measure(
+            m, subject, c, bound=b
+        )
+        results = [measure(subject) for subject in options.subjects]
+        means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
+        label = f"{method}, bound to prompts" if bound else f"{method}, {'sum' if method == 'LoRA' else 'product'}"
+        table.append([composition.words, label, count, *(means[key] for key in COLUMNS)])
+        print(*table[-1], flush=True)
+    return table
+
+
+COLUMNS = ("gap closed", "backgrounds", "class drift", "other drift")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
+    parser.add_argument("--words", nargs="*", choices=("own", "same"), default=["own", "same"])
+    parser.add_argument("--active", nargs="*", type=int, default=[1, 2, 4, 6])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--contexts", type=int, default=8)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs/composition"))
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args()
+    if options.smoke:
+        options.subjects, options.words, options.active = ["tiger", "robot"], ["own"], [1, 2]
+        options.steps = options.contexts = options.seeds = 1
+    print(describe_machine())
+    table = [row for words in options.words for row in rows(Composition(words, options), options)]
+    print_table(
+        f"{len(options.subjects)} subjects, {options.steps} steps, r = {options.rank}",
+        ["words", "", "active", *COLUMNS],
+        table,
+    )
+
+
+if __name__ == "__main__":
+    main()
