@@ -14,7 +14,7 @@ measurement writes a file, so a second call resumes the benchmark.
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.run import Run
 
 WORDS = ("sks", "ohwx", "phol", "hta", "olis", "zwx")
-METHODS = {"HRA": ("HRA, λ = 0", 3e-3), "LoRA": ("LoRA, same rank", 1e-3)}
+METHODS = {"HRA": ("HRA, λ = 0", 7e-3), "LoRA": ("LoRA, same rank", 1.5e-3)}
 """The methods of methods.py with their best rates there."""
 
 
@@ -74,9 +74,8 @@ class Composition:
     ) -> AbstractContextManager[None]:
         if method == "HRA":
             triggers = {name: self._phrase(name) for name in names} if bound else None
-            return using_hra_adapters(
-                pipe, names, combine="product", bind="prompt" if bound else None, triggers=triggers
-            )
+            bind: Any = "prompt" if bound else None
+            return using_hra_adapters(pipe, names, combine="product", bind=bind, triggers=triggers)
         for component in pipe.components.values():
             if isinstance(component, PeftModel):
                 component.base_model.set_adapter(list(names))
@@ -140,10 +139,7 @@ def rows(composition: Composition, options: argparse.Namespace) -> list[list[Any
     cases += [("HRA", count, False) for count in counts[1:]] + [("LoRA", count, False) for count in counts]
     table: list[list[Any]] = []
     for method, count, bound in cases:
-        measure: Callable[[str], dict[str, float]] = lambda subject, m=method, c=count, b=bound: composition.measure(
-            m, subject, c, bound=b
-        )
-        results = [measure(subject) for subject in options.subjects]
+        results = [composition.measure(method, subject, count, bound=bound) for subject in options.subjects]
         means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
         label = f"{method}, bound to prompts" if bound else f"{method}, {'sum' if method == 'LoRA' else 'product'}"
         table.append([composition.words, label, count, *(means[key] for key in COLUMNS)])

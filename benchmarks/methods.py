@@ -187,7 +187,7 @@ class Base:
 def measure(subject: str, method: Method, rate: float, base: Base, options: argparse.Namespace) -> dict[str, float]:
     """Train a method on a subject, and measure its images."""
     run = prepared_run(subject, options)
-    components, loss, duration = train_method(run, method, rate, options)
+    _, loss, duration = train_method(run, method, rate, options)
     generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
     for _ in generations.generate_mode("adapter", run.pipe):
         pass
