@@ -166,16 +166,23 @@ COUNTERPARTS = (
     ),
     Counterpart("default_caption", "ai-toolkit", "--instance_prompt"),
     Counterpart(
-        "caption_dropout_rate caption_dropout_every_n_epochs",
-        "kohya, ai-toolkit",
-        "",
-        "captions are always used; train-control has --proportion_empty_prompts",
+        "caption_dropout_every_n_epochs",
+        "kohya",
+        "--caption_dropout_rate",
+        "a share of the examples",
     ),
     Counterpart(
-        "shuffle_caption keep_tokens caption_prefix caption_suffix caption_tag_dropout_rate shuffle_tokens",
-        "kohya, ai-toolkit",
+        "shuffle_tokens enable_tag_shuffling",
+        "OneTrainer, ai-toolkit",
+        "--shuffle_caption",
+    ),
+    Counterpart("keep_tags_count", "OneTrainer", "--keep_tokens"),
+    Counterpart("tag_delimiter", "OneTrainer", "--caption_separator"),
+    Counterpart(
+        "caption_prefix caption_suffix caption_tag_dropout_rate keep_tokens_separator",
+        "kohya",
         "",
-        "captions are used as written",
+        "captions are used as written, or with their tags in another order",
     ),
     Counterpart(
         "max_token_length tokenizer_max_length max_sequence_length text_encoder_use_attention_mask weighted_captions",
@@ -251,7 +258,10 @@ COUNTERPARTS = (
         "all noise levels occur",
     ),
     Counterpart(
-        "loss_type huber_c huber_schedule huber_strength", "kohya, OneTrainer", "", "the loss is the mean squared error"
+        "huber_scale huber_strength huber_delta",
+        "kohya, OneTrainer",
+        "--loss_type",
+        "huber or smooth_l1, with --huber_c",
     ),
     Counterpart(
         "v_pred_like_loss scale_v_pred_loss_like_noise_pred", "kohya", "--snr_gamma", "or --debiased_estimation_loss"
@@ -324,10 +334,14 @@ COUNTERPARTS = (
         "sample_every_n_steps sample_every sample_after", "kohya, OneTrainer, ai-toolkit", "--validation_steps"
     ),
     Counterpart(
-        "validation_epochs sample_every_n_epochs validate_every_n_epochs",
+        "validation_epochs sample_every_n_epochs",
         "diffusers, kohya",
         "--validation_steps",
         "in steps",
+    ),
+    Counterpart("validate_every_n_epochs", "kohya", "--validate_every_n_steps", "in steps"),
+    Counterpart(
+        "max_validation_steps validation_seed", "kohya", "", "all held-out images are measured, with noise of --seed"
     ),
     Counterpart(
         "sample_at_first skip_first_sample", "kohya, ai-toolkit", "", "before_after.png has images without the adapter"
