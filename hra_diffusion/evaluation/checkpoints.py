@@ -97,7 +97,7 @@ def evaluate_checkpoints(
         for count in generations.generate_mode("adapter", pipe):
             _report(progress, done + count - per_mode, total)
         unload_hra_weights(pipe)
-        reports[path] = evaluation.measure(generations, path)
+        reports[path] = evaluation.report_on(generations, path)
         reports[path].write(output / path.name)
     chosen, reason = choose({path.name: _gap_closed(report) for path, report in reports.items()})
     log = folder / LOG

@@ -88,7 +88,7 @@ def evaluate_adapter(
     for count in generations.generate(loaded):
         if progress:
             progress(count, generations.num_images)
-    report = evaluation.measure(generations, config.adapter)
+    report = evaluation.report_on(generations, config.adapter)
     report.write(output)
     return report
 
@@ -104,7 +104,7 @@ class SubjectEvaluation:
     about: Mapping[str, str]
     """Entries of the report: base model, folder of real images."""
 
-    def measure(self, generations: Generations, adapter: Path) -> Report:
+    def report_on(self, generations: Generations, adapter: Path) -> Report:
         """Measure the generated images of an adapter."""
         report = measure_subject(generations, list(self.references), self.models)
         return replace(report, about={**self.about, "adapter": str(adapter)})

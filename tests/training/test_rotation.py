@@ -34,16 +34,16 @@ def test_angles_are_means_over_the_planes_of_each_component_and_group(apply_gs):
     assert angles.names == ["unet", "unet.down_blocks", "unet.mid_block", "unet.up_blocks"]
     chains = {name: layer.columns.chain("default").detach() for name, layer in model.adapted_layers().items()}
     expected = [root_mean_square(chains.values()), *(root_mean_square([chain]) for chain in chains.values())]
-    assert angles.measure().tolist() == pytest.approx(expected, abs=0.05)
+    assert angles.degrees().tolist() == pytest.approx(expected, abs=0.05)
 
 
 def test_angles_follow_the_columns():
     model = adapted()
     angles = RotationAngles({"unet": model})
-    before = angles.measure()
+    before = angles.degrees()
     with torch.no_grad():
         model.adapted_layers()["mid_block"].hra_u["default"].copy_(torch.eye(8, 1).repeat(1, 4))  # the identity
-    after = dict(zip(angles.names, angles.measure().tolist(), strict=True))
+    after = dict(zip(angles.names, angles.degrees().tolist(), strict=True))
     assert after["unet.mid_block"] == pytest.approx(0, abs=0.1)
     assert after["unet.up_blocks"] == pytest.approx(before[3].item())
 
@@ -70,4 +70,4 @@ def test_each_line_of_the_log_has_the_angles_after_its_step(config):
     assert {"unet", "text_encoder", "unet.down_blocks", "unet.up_blocks"} <= lines[0].keys()
     assert 0 < lines[0]["unet"] < lines[-1]["unet"] < 180
     measured = run.start().trainer.angles
-    assert lines[-1] == pytest.approx(dict(zip(measured.names, measured.measure().tolist(), strict=True)))
+    assert lines[-1] == pytest.approx(dict(zip(measured.names, measured.degrees().tolist(), strict=True)))

@@ -69,10 +69,10 @@ def test_a_resumed_run_logs_the_same_losses_bit_for_bit(subject, tmp_path):
 def test_the_same_weights_have_the_same_loss_and_other_weights_another(subject, tmp_path):
     trainer = trained(subject, tmp_path, "run", stop_after=1, validate_every_n_steps=2).start().trainer
     cpu = torch.device("cpu")
-    first, second = (trainer.validation_loss.measure(trainer.loss, cpu) for _ in range(2))
+    first, second = (trainer.validation_loss.mean_loss(trainer.loss, cpu) for _ in range(2))
     assert torch.equal(first, second)
     next(trainer.steps(2))
-    assert not torch.equal(trainer.validation_loss.measure(trainer.loss, cpu), first)
+    assert not torch.equal(trainer.validation_loss.mean_loss(trainer.loss, cpu), first)
 
 
 @pytest.mark.slow
@@ -80,9 +80,9 @@ def test_it_is_that_of_the_average_where_the_average_is_saved(subject, tmp_path)
     run = trained(subject, tmp_path, "run", use_ema=True, validate_every_n_steps=4)
     trainer = run.start().trainer
     with trainer.inference_weights():
-        expected = trainer.validation_loss.measure(trainer.loss, torch.device("cpu")).item()
+        expected = trainer.validation_loss.mean_loss(trainer.loss, torch.device("cpu")).item()
     assert log_of(run)[-1]["validation_loss"] == expected
-    assert trainer.validation_loss.measure(trainer.loss, torch.device("cpu")).item() != expected
+    assert trainer.validation_loss.mean_loss(trainer.loss, torch.device("cpu")).item() != expected
 
 
 def test_a_split_is_held_out_of_training(config, tmp_path):

@@ -44,7 +44,7 @@ class RotationAngles:
         self._means = counts / (counts @ planes).unsqueeze(-1) if members else counts
 
     @torch.no_grad()
-    def measure(self) -> Tensor:
+    def degrees(self) -> Tensor:
         """Return the mean angle in degrees for each name; does not wait for the device."""
         sums = [
             sine_squares(torch.stack([layer.columns.chain(adapter) for layer, adapter in layers]))

@@ -71,10 +71,10 @@ class Trainer:
             self.ema.update(self.weights, step)
         measured: dict[str, tuple[Sequence[str], Tensor]] = {}
         if self.angles:
-            measured["angles"] = (self.angles.names, self.angles.measure())
+            measured["angles"] = (self.angles.names, self.angles.degrees())
         if self.validation_loss and step % self.validation_loss.every == 0:
             with self.inference_weights():
-                value = self.validation_loss.measure(self.loss, torch.device(self.accelerator.device))
+                value = self.validation_loss.mean_loss(self.loss, torch.device(self.accelerator.device))
             measured["validation_loss"] = ((), value)
         return measured
 

@@ -53,7 +53,7 @@ class ValidationLoss:
         self._examples = sum(len(batch["timesteps"]) for batch in self._batches)
 
     @torch.no_grad()
-    def measure(self, loss: Any, device: torch.device) -> Tensor:
+    def mean_loss(self, loss: Any, device: torch.device) -> Tensor:
         """Return the mean of a loss over all examples, without its penalty; does not wait for the device."""
         sums = [loss(**to_device(batch, device))[0].sum() for batch in self._batches]
         return torch.stack(sums).sum() / self._examples
