@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "measure an adapter's fidelity and drift",
     "evaluate-control": "measure how well images obey a control",
     "import-lora": "convert a LoRA to the nearest adapter, and report the loss",
+    "extract": "make an adapter of the difference between two models",
     "push": "publish an adapter on the Hugging Face hub",
     "merge": "merge adapters into a base model",
     "export-lora": "export an adapter as an exact LoRA for other tools",

@@ -42,7 +42,23 @@ def nearest_chain(W: Tensor, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         ‖W H − W − B A‖_F.
     """
     W, B, A = (tensor.cpu().double() for tensor in (W, B, A))
-    Q = torch.linalg.qr(torch.cat([A.mT, W.mT @ B], dim=1)).Q
+    return nearest_chain_within(torch.linalg.qr(torch.cat([A.mT, W.mT @ B], dim=1)).Q, W, B, A)
+
+
+@torch.no_grad()
+def nearest_chain_within(Q: Tensor, W: Tensor, B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the chain with W H nearest to W + B A that is the identity outside of a subspace, and the residual.
+
+    Args:
+        Q: an orthonormal basis (d, k) of the subspace, which contains the rows of A.
+        W: the weight (out, d); all of them in float64 on the CPU.
+        B: the left factor (out, r) of the update.
+        A: the right factor (r, d).
+
+    Returns:
+        Columns (d, k) of unit or zero length, with an even number of nonzero ones, and the residual
+        ‖W H − W − B A‖_F.
+    """
     M = W @ Q
     N = M + B @ (A @ Q)
     S = M.mT @ N

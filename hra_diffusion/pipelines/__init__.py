@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hra_diffusion.pipelines.bases import *
     from hra_diffusion.pipelines.components import *
     from hra_diffusion.pipelines.export import *
+    from hra_diffusion.pipelines.extraction import *
     from hra_diffusion.pipelines.fitting import *
     from hra_diffusion.pipelines.loading import *
     from hra_diffusion.pipelines.merging import *
@@ -47,6 +48,7 @@ else:
             "hra_diffusion.pipelines.bases": ("find_base", "load_base"),
             "hra_diffusion.pipelines.components": ("adapted_components", "denoiser_name"),
             "hra_diffusion.pipelines.export": ("export_lora",),
+            "hra_diffusion.pipelines.extraction": ("Extraction", "extract_hra"),
             "hra_diffusion.pipelines.fitting": ("Fit", "fit_lora"),
             "hra_diffusion.pipelines.loading": ("load_hra_weights", "unload_hra_weights"),
             "hra_diffusion.pipelines.merging": ("merge_hra",),

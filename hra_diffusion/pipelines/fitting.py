@@ -93,7 +93,7 @@ def fit_lora(
     pipe = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):
         components = models(pipe)
-        modules = [(name, module) for name, model in components.items() for module in _adaptable_modules(model)]
+        modules = [(name, module) for name, model in components.items() for module in adaptable_modules(model)]
         factors = read_lora(lora, modules, transformer=transformer_class(pipe), widths=output_widths(pipe))
         fits = _fit_layers(components, factors, lora)
         rank = max(fit.columns.shape[1] for fit in fits.values())
@@ -107,7 +107,7 @@ def fit_lora(
                 base_model_name_or_path=str(getattr(pipe, "name_or_path", None) or "") or None,
                 revision=options.get("revision"),
             )
-            files = _adapter_files(components[name], chains, config)
+            files = chain_files(components[name], chains, config)
             contents |= {output / name / part: data for part, data in files.items()}
         contents |= {output / name: data for name, data in base_files_of(pipe).items()}
     write_together(contents)
@@ -141,7 +141,8 @@ def _fit_layers(
     return fits
 
 
-def _adapter_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRAConfig) -> dict[str, bytes]:
+def chain_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRAConfig) -> dict[str, bytes]:
+    """Return the files of an adapter with given columns (d, at most r) by module; the model is unchanged."""
     state = {
         f"{module}{COLUMNS}": nn.functional.pad(columns, (0, config.r - columns.shape[1]))
         for module, columns in chains.items()
@@ -153,5 +154,6 @@ def _adapter_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRACo
         adapted.unload()
 
 
-def _adaptable_modules(model: nn.Module) -> list[str]:
+def adaptable_modules(model: nn.Module) -> list[str]:
+    """Return the names of a model's linear layers and convolutions."""
     return [name for name, module in model.named_modules() if is_linear(module) or isinstance(module, nn.Conv2d)]
