@@ -2,12 +2,13 @@
 
 import ast
 import inspect
+import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -72,7 +73,9 @@ def parse_flags(
             flag = tyro.conf.arg(
                 help=texts[name], help_behavior_hint=_default_hint(value), metavar=_metavar(hints[name])
             )
-            types[name] = Annotated[hints[name], flag]
+            types[name] = (
+                Annotated[hints[name], flag, _TABLE] if _is_table(hints[name]) else Annotated[hints[name], flag]
+            )
         sections[group.name] = [name for name in vars(settings) if name not in usual]
         titles[group.name] = inspect.getdoc(type(settings))
     flags = _typed_dict(
@@ -160,7 +163,30 @@ def _default_hint(value: Any) -> str:
     return f"(default: {value})" if not isinstance(value, bool) else f"(default: {'yes' if value else 'no'})"
 
 
+def _is_table(kind: Any) -> bool:
+    return any(get_origin(other) is dict for other in get_args(kind))
+
+
+def _read_table(texts: list[str]) -> dict[str, int]:
+    """Read a JSON object of whole numbers; tyro reports a ValueError."""
+    table: Any = json.loads(texts[0])
+    if not isinstance(table, dict) or not all(type(item) is int for item in table.values()):
+        raise ValueError(f'write whole numbers by name, such as {{"to_q": 4}}; found {texts[0]}')
+    return table
+
+
+_TABLE = tyro.constructors.PrimitiveConstructorSpec[Any](
+    nargs=1,
+    metavar="JSON",
+    instance_from_str=_read_table,
+    is_instance=lambda value: isinstance(value, dict),
+    str_from_instance=lambda table: [json.dumps(table)],
+)
+
+
 def _metavar(kind: Any) -> str | None:
     """Return the name of an optional value's type, without None; None where tyro's own word is right."""
+    if _is_table(kind):
+        return "JSON"
     kinds = [other for other in get_args(kind) if other is not NoneType]
     return kinds[0].__name__.upper() if NoneType in get_args(kind) and isinstance(kinds[0], type) else None

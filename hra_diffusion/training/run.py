@@ -39,6 +39,7 @@ from hra_diffusion.training.devices.offloading import finish_training, ready_to_
 from hra_diffusion.training.devices.sharding import unshard, unsharded
 from hra_diffusion.training.families import Family
 from hra_diffusion.training.families.textual_inversion import save_tokens
+from hra_diffusion.training.loop.gradient_start import start_from_gradient
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.loop.trainer import Trainer, trained_count
 from hra_diffusion.training.outputs.checkpoint import Save, save_adapter
@@ -168,6 +169,8 @@ class Run:
         )
         if self.plan.checkpoint:
             self._recorder.resume(self.plan.checkpoint)
+        elif self.config.adapter.init_weights == "gradient":
+            start_from_gradient(trainer, list(adapted_components(self.pipe).values()), self.config.run.seed)
         return self._recorder
 
     def steps(self, report: Callable[[StepRecord], object] | None = None) -> Iterator[StepRecord]:

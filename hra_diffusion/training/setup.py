@@ -13,7 +13,8 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from hra_diffusion.adapter.config import HRAConfig
-from hra_diffusion.adapter.targets import check_target_names
+from hra_diffusion.adapter.ranks import check_rank_pattern, unmatched_patterns
+from hra_diffusion.adapter.targets import check_target_names, find_targets
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.peft import read_adapter
 from hra_diffusion.model import HRAModel
@@ -85,7 +86,7 @@ def add_adapters(
 
     Raises:
         AdapterFileError: an adapter to start from does not fit.
-        TargetError: a target module matches no layer.
+        TargetError: a target module, or a key of --rank_pattern, matches no layer.
         ConfigError: the package for quantization is missing, or there are fewer blocks than --blocks_to_swap.
     """
     pipe = family.pipe
@@ -104,6 +105,7 @@ def add_adapters(
     for name, folder in parts.items():
         config = replace(read_adapter(folder)[0], **base, inference_mode=False)
         setattr(pipe, name, HRAModel.from_pretrained(getattr(pipe, name), folder, is_trainable=True, config=config))
+    ranks, names = adapter.rank_pattern or {}, list[str]()
     for name, modules in targets.items():
         if name in parts:
             continue
@@ -116,10 +118,13 @@ def add_adapters(
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
         adapted = find_targets(getattr(pipe, name), config)
-        ranks -= {pattern for pattern in ranks if pattern not in unmatched_patterns([pattern], adapted)}
-        config = with_ranks(config, adapter.rank_pattern or {}, adapted)
+        names += adapted
+        missing = unmatched_patterns(ranks, adapted)
+        config = replace(config, rank_pattern={key: r for key, r in ranks.items() if key not in missing})
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
+    if not parts:
+        check_rank_pattern(ranks, names)
     if run.blocks_to_swap:
         swap_blocks(family.model, run.blocks_to_swap, device)
         frozen = [encoder for name, encoder in text_encoders(pipe).items() if name not in targets.keys() | parts.keys()]

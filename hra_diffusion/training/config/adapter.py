@@ -1,6 +1,7 @@
 """The HRA adapter of a run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 """The attention layers of a UNet or a transformer."""
@@ -15,6 +16,14 @@ class AdapterConfig:
     the adapter's; with train-control it is a control."""
     rank: int = 8
     """Rank: number of reflections in each layer; even, so that the adapter starts as the identity."""
+    rank_pattern: dict[str, int] | None = None
+    """Ranks of some layers, as JSON: '{"to_v": 16, "mid_block.*to_q": 4}'. A key is the end of a layer's name, or a
+    regular expression of it, as in PEFT's LoRA."""
+    use_magnitude: bool = False
+    """Magnitudes: train a factor for each output of a layer, too. The exported adapter is a DoRA."""
+    init_weights: Literal["random", "gradient"] = "random"
+    """Start of the reflections, in pairs that cancel each other: random, or from the gradient of a few batches before
+    the first step."""
     target_modules: tuple[str, ...] | None = None
     """Target modules of the denoiser: ends of the names of its layers, or all-linear. By default those of the model's
     family; to_q to_k to_v to_out.0 for Stable Diffusion."""

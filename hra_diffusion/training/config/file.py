@@ -187,6 +187,12 @@ def _convert(origin: str, key: str, value: Any, kind: Any) -> Any:
             item_kind = get_args(expected)[0]
             if all(type(item) is (int if item_kind is int else str) for item in value):
                 return tuple(map(item_kind, value))
+        if (
+            get_origin(expected) is dict
+            and isinstance(value, dict)
+            and all(type(item) is int for item in value.values())
+        ):
+            return dict(value)
         if expected is Path and isinstance(value, str):
             return Path(value)
         if expected is float and type(value) is int:
@@ -202,6 +208,8 @@ def _describe_type(kind: Any) -> str:
         return "one of " + ", ".join(get_args(kind))
     if get_origin(kind) is tuple:
         return "a list of whole numbers" if get_args(kind)[0] is int else "a list of texts"
+    if get_origin(kind) is dict:
+        return "a table of whole numbers"
     return {str: "a text", Path: "a path as text", int: "a whole number", float: "a number", bool: "true or false"}[
         kind
     ]

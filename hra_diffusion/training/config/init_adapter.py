@@ -27,6 +27,8 @@ def initial_parts(config: TrainingConfig) -> dict[str, Path]:
     if source is None:
         return {}
     parts = component_folders(source)
+    if config.adapter.init_weights == "gradient":
+        raise ConfigError("--init_weights gradient is for a new adapter, not for --init_adapter: leave one out.")
     if tokens_beside(parts):
         raise ConfigError(f"--init_adapter {source} has learned tokens, with which no run can start: name another.")
     if encoder_beside(parts) and isinstance(config, DreamBoothConfig):
@@ -49,7 +51,9 @@ def with_initial_settings(config: Config, given: Collection[str]) -> Config:
     for name, folder in initial_parts(config).items():
         adapter, _ = read_adapter(folder)
         is_text_encoder = name.startswith("text_encoder")
-        values["rank"] = adapter.r
+        values["rank"], values["use_magnitude"] = adapter.r, adapter.use_magnitude
+        if adapter.rank_pattern:
+            values["rank_pattern"] = dict(adapter.rank_pattern)
         if is_text_encoder:
             values["train_text_encoder"] = True
         if adapter.target_modules and not isinstance(adapter.target_modules, str):

@@ -36,6 +36,7 @@ class TrainingConfig:
             raise ConfigError("--snr_gamma and --debiased_estimation_loss are both weightings of the loss: choose one.")
         if self.run.blocks_to_swap:
             self._check_block_swap()
+        self._check_adapter()
         if self.optimizer.optimizer == "schedule_free" and self.optimizer.lr_scheduler != "constant":
             raise ConfigError(
                 f"--lr_scheduler is {self.optimizer.lr_scheduler}, but --optimizer schedule_free has no "
@@ -44,6 +45,25 @@ class TrainingConfig:
         if self.optimizer.optimizer == "prodigy" and self.optimizer.text_encoder_lr is not None:
             raise ConfigError(
                 "--text_encoder_lr contradicts --optimizer prodigy, which finds one rate for all: leave one out."
+            )
+
+    def _check_adapter(self) -> None:
+        adapter = self.adapter
+        if adapter.use_magnitude and self.optimizer.optimizer == "prodigy":
+            raise ConfigError(
+                "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose "
+                "another optimizer, or leave --use_magnitude out."
+            )
+        reserved = next((name for name in ("slot", "orthogonal_to") if getattr(adapter, name) is not None), None)
+        if reserved and adapter.use_magnitude:
+            raise ConfigError(
+                f"--use_magnitude and --{reserved} contradict each other: with magnitudes, adapters do not add up. "
+                "Leave one out."
+            )
+        if reserved and adapter.init_weights == "gradient":
+            raise ConfigError(
+                f"--init_weights gradient and --{reserved} contradict each other: the gradient's planes are outside of "
+                "the reserved subspace. Leave one out."
             )
 
     def _check_block_swap(self) -> None:
