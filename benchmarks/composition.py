@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from measure import describe_machine, print_table
-from methods import SUBJECTS, cached, methods, plan_for, prepared_run, scores_of, train_method
+from methods import SUBJECTS, cached, methods, plan_for, prepare_subject, prepared_run, scores_of, train_method
 from peft import PeftModel
 from PIL import Image
 
@@ -87,8 +87,10 @@ class Composition:
         return f"{WORDS[number]} {subject}"
 
     def _prepare(self, subject: str) -> Run:
-        prompt = f"a 3d render of a {self._phrase(subject)}"
-        return prepared_run(subject, self.options, instance_prompt=prompt)
+        return prepare_subject(subject, self.options, instance_prompt=self._prompt(subject))
+
+    def _prompt(self, subject: str) -> str:
+        return f"a 3d render of a {self._phrase(subject)}"
 
     def _generate_base(self, subject: str) -> dict[str, list[Image.Image]]:
         generations = Generations(plan=plan_for(self.run(subject), self.options))
@@ -101,7 +103,7 @@ class Composition:
         folder = self.folder / method / subject
         if not folder.exists():
             name, rate = METHODS[method]
-            run = self._prepare(subject)
+            run = prepared_run(subject, self.options, instance_prompt=self._prompt(subject))
             components, _, _ = train_method(run, methods(self.options.rank)[name], rate, self.options)
             partial = folder.with_name(f"{subject}.partial")
             for component, model in components.items():

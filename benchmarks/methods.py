@@ -129,6 +129,14 @@ def make_optimizer(components: Components, rate: float, rank: int) -> torch.opti
 
 def prepared_run(subject: str, options: argparse.Namespace, **settings: Any) -> Run:
     """Prepare the default run on a subject, with further settings, and generate its class images, once for all."""
+    run = prepare_subject(subject, options, **settings)
+    for _ in run.generate_class_images():
+        pass
+    return run
+
+
+def prepare_subject(subject: str, options: argparse.Namespace, **settings: Any) -> Run:
+    """Prepare the default run on a subject, with further settings."""
     folder = options.output_dir / subject
     values = {
         "instance_data_dir": SUBJECTS / subject,
@@ -140,10 +148,7 @@ def prepared_run(subject: str, options: argparse.Namespace, **settings: Any) -> 
         **settings,
     }
     (folder / "class_images").mkdir(parents=True, exist_ok=True)
-    run = prepare_run(DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values)))
-    for _ in run.generate_class_images():
-        pass
-    return run
+    return prepare_run(DreamBooth(with_values(embedded_defaults(DreamBoothConfig, "embedded.toml"), values)))
 
 
 @cache

@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 2 examples/serve.py requests.jsonl images --adapters adapters/tiger adapters/teapot
 
 A request is a line of JSON: {"adapter": "tiger", "strength": 0.8, "prompt": "a 3d render of a sks tiger", "seed": 0};
-the adapter is named by its folder. The image is images/NUMBER.png, with the number of the line. Every process has a
-pipeline with all adapters, and generates a share of the requests; an image does not depend on its process.
+the adapter is named by its folder. Without "adapter", those are active whose trigger word is in the prompt. The image
+is images/NUMBER.png, with the number of the line. Every process has a pipeline with all adapters, and generates a share
+of the requests; an image does not depend on its process.
 """
 
 import argparse
@@ -34,7 +35,9 @@ def main() -> None:
     requests = [(number, json.loads(line)) for number, line in enumerate(lines) if line.strip()]
     with state.split_between_processes(requests) as share:
         for number, request in share:
-            with using_hra_adapters(pipe, request["adapter"], request["strength"]):
+            names = request.get("adapter", [folder.name for folder in arguments.adapters])
+            bind = None if "adapter" in request else "prompt"
+            with using_hra_adapters(pipe, names, request.get("strength", 1.0), bind=bind):
                 image = generate_image(
                     pipe, request["prompt"], request["seed"], num_inference_steps=arguments.num_inference_steps
                 )

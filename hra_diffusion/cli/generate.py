@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hra_diffusion.cli.arguments import parse_settings
 from hra_diffusion.errors import ConfigError
@@ -15,6 +15,7 @@ from hra_diffusion.training.config.file import read_run
 
 if TYPE_CHECKING:
     from hra_diffusion.pipelines import Pipeline
+    from hra_diffusion.pipelines.adapter_folders import Named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,10 @@ class GenerateConfig(BaseConfig, PlacementConfig):
     """
 
     adapter: Path | None = None
-    """The adapter's folder, or the output folder of its training run."""
+    """The adapter's folder, or the output folder of its training run; with --bind also a folder of many adapters."""
+    bind: Literal["prompt"] | None = None
+    """Bind adapters to prompts: an adapter is active only if the prompt holds its trigger word (prompt), which its
+    training run has recorded. By default, the adapter is active."""
     control: Path | None = None
     """Control (ControlNet): its folder, or the output folder of its training run. It needs --image."""
     image: Path | None = None
@@ -72,6 +76,8 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_settings(GenerateConfig, arguments, prog="hra-diffusion generate")
     if config.adapter is None and config.control is None:
         raise ConfigError("There is no adapter and no control: name a folder with --adapter or --control.")
+    if config.bind and config.adapter is None:
+        raise ConfigError("--bind needs adapters: name a folder with --adapter.")
     if (config.control is None) != (config.image is None):
         raise ConfigError("A control needs an image: give --control and --image together, or neither.")
     if config.control and not config.control.is_dir():
@@ -96,16 +102,18 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     # these import torch and diffusers: not for --help
     from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights, prompt_options
+    from hra_diffusion.pipelines.adapter_folders import load_named_adapters
     from hra_diffusion.pipelines.kinds import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)
-    source = config.adapter or config.control
-    assert source
+    source, named = _sources(config)
     base = find_base([source], config.pretrained_model_name_or_path, config.base_options)
-    run, side = _training_run(config)
+    run, side = _training_run(source, is_control=config.adapter is None)
     pipe = load_base(base, **config.placement)
-    if config.adapter:
+    if config.bind:
+        load_named_adapters(pipe, named)
+    elif config.adapter:
         load_hra_weights(pipe, config.adapter)
     options = _options(config, run, side)
     for name in ("height", "width"):
@@ -144,13 +152,27 @@ def _guiding(config: GenerateConfig, pipe: "Pipeline") -> AbstractContextManager
     )
 
 
-def _training_run(config: GenerateConfig) -> tuple[TrainingConfig, int | None]:
-    """Return the settings of the training run and its resolution: the adapter's, or else the control's."""
-    if config.adapter:
-        run = read_run(config.adapter, DreamBoothConfig())
+def _sources(config: GenerateConfig) -> tuple[Path, "Named"]:
+    """Return the folder with the settings of the images, and the adapters that --bind finds by the prompt."""
+    source = config.adapter or config.control
+    assert source
+    if not (config.bind and config.adapter):
+        return source, {}
+    # these import torch and diffusers: not for --help
+    from hra_diffusion.pipelines.adapter_folders import adapters_in, adapters_of_prompt
+    from hra_diffusion.pipelines.prompts import plain_text
+
+    folders = adapters_in(config.adapter)
+    named = adapters_of_prompt(folders, plain_text(config.prompt, config.prompt_syntax))
+    return next(iter(named), folders[0]), named
+
+
+def _training_run(source: Path, *, is_control: bool) -> tuple[TrainingConfig, int | None]:
+    """Return the settings of the training run of an adapter or a control, and its resolution."""
+    if not is_control:
+        run = read_run(source, DreamBoothConfig())
         return run, run.data.largest_resolution
-    assert config.control
-    run = read_run(config.control, ControlNetConfig())
+    run = read_run(source, ControlNetConfig())
     return run, run.pairs.resolution
 
 

@@ -112,7 +112,7 @@ def set_trigger(pipe: Pipeline, adapter_name: str, trigger: Trigger | None) -> N
     triggers, binding = state.triggers | {adapter_name: trigger}, state.binding
     if binding is not None and trigger is not None and adapter_name in binding.phrases.keys() - binding.given:
         others = {name: phrases for name, phrases in binding.phrases.items() if name != adapter_name}
-        state.binding = replace(binding, phrases=_phrases(binding.strengths, triggers, others))
+        state.binding = replace(binding, phrases=distinct_phrases(binding.strengths, triggers, others))
     state.triggers = triggers
 
 
@@ -142,11 +142,11 @@ def make_binding(
     """
     texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
     given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
-    phrases = _phrases(strengths, _state(pipe).triggers, given)
+    phrases = distinct_phrases(strengths, _state(pipe).triggers, given)
     return Binding(strengths=dict(strengths), combine=combine, phrases=phrases, given=frozenset(given))
 
 
-def _phrases(
+def distinct_phrases(
     names: Iterable[str], known: Mapping[str, Trigger | None], given: Mapping[str, tuple[Phrase, ...]]
 ) -> dict[str, tuple[Phrase, ...]]:
     """Return the trigger words of adapters; adapters with the same word are told apart by the next word."""

@@ -66,11 +66,16 @@ def prompt_options(
     limit = _limit(pipe)
     if all(_is_short(part, limit) for part in words.values()):
         return texts | {name: "".join(fragment.text for fragment in part) for name, part in parsed.items()}
-    text = "".join(fragment.text for fragment in parsed["prompt"])
+    text = plain_text(prompt, syntax)
     with bound_to(pipe, [text]):
         encoded = _encode(pipe, {name: _chunks(part, limit) for name, part in words.items()}, clip_skip)
     remember_prompts(encoded["prompt_embeds"], [text])
     return {"prompt": None} | encoded
+
+
+def plain_text(prompt: str, syntax: PromptSyntax) -> str:
+    """Return a prompt without the brackets and numbers of its weights."""
+    return prompt if syntax == "plain" else "".join(text for text, _ in parse_weights(prompt[:MAX_CHARACTERS]))
 
 
 def reads_weights(pipe: Pipeline) -> bool:

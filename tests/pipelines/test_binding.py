@@ -17,9 +17,10 @@ from hra_diffusion import (
     unload_hra_weights,
     using_hra_adapters,
 )
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.trigger_words import find_trigger
 from hra_diffusion.pipelines import disable_hra, prompt_options
+from hra_diffusion.pipelines.adapter_folders import adapters_in, adapters_of_prompt
 from tests.pipelines.conftest import UNET_EVERYTHING, load_kind, write_adapter
 
 DOG, CAT, TIGER, HOUSE = "a photo of a sks dog", "a sks cat in the snow", "a ohwx tiger", "a house"
@@ -259,3 +260,30 @@ def test_fifty_loaded_adapters_cost_what_the_used_ones_cost(pipe, library, make_
     with _Operations() as bound:
         generate(pipe, "a word7 dog")
     assert bound.count <= alone.count * 1.02
+
+
+def test_the_command_takes_the_adapters_of_the_prompt_from_a_folder(library, tiny_sd, tmp_path, capsys):
+    from hra_diffusion.cli.main import main
+
+    def command(prompt, folder, *flags):
+        arguments = ["--adapter", folder, "--pretrained_model_name_or_path", tiny_sd, "--prompt", prompt]
+        arguments += ["--num_inference_steps", 1, "--height", 32, "--width", 32, "--output_dir", tmp_path, *flags]
+        main(["generate", *map(str, arguments)])
+        return Image.open(capsys.readouterr().out.strip()).convert("RGB").tobytes()
+
+    alone = command(CAT, library / "b")
+    assert command(CAT, library, "--bind", "prompt") == alone
+    assert command(CAT, library / "b", "--bind", "prompt") == alone
+    assert command(HOUSE, library, "--bind", "prompt") != command(HOUSE, library / "b")
+    assert main(["generate", "--prompt", CAT, "--bind", "prompt", "--control", "none"]) == 2
+    assert "--bind needs adapters" in capsys.readouterr().err
+
+
+def test_adapters_without_a_trigger_word_are_named(library, adapters, tmp_path, caplog):
+    folders = [shutil.copytree(adapters / "low", tmp_path / "low")]
+    with pytest.raises(AdapterFileError, match="No trigger word is in the files of low"):
+        adapters_of_prompt(folders, DOG)
+    named = adapters_of_prompt([*folders, *adapters_in(library)], HOUSE)
+    assert named == {}
+    assert "No trigger word is in the files of low" in caplog.text
+    assert "The prompt holds no trigger word (sks dog, sks cat, ohwx)" in caplog.text

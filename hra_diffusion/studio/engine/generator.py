@@ -15,6 +15,7 @@ from PIL import Image
 
 from hra_diffusion.control import Control, load_hra_control
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.folders import public_name
 from hra_diffusion.pipelines import (
     RecordedBase,
     generate_image,
@@ -29,6 +30,7 @@ from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax
 from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.studio.engine.bound_adapters import with_named_adapters
 from hra_diffusion.studio.engine.events import Event, Generated, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
 from hra_diffusion.studio.engine.preview import Preview
@@ -66,7 +68,7 @@ class Generator:
         self, base: RecordedBase, library: Library, uploads: Uploads, placement: Mapping[str, Any] | None = None
     ) -> None:
         self.pipe = load_base(base, **(placement or {}))
-        self._library, self._uploads = library, uploads
+        self._library, self._uploads, self._base = library, uploads, public_name(base.name or "")
         self._preview = Preview(self.pipe.vae, self.pipe._execution_device)
         # A tokenizer keeps the truncation of its last call: a shared one could truncate a prompt during generation.
         self._tokenizer, self._tokenizer_lock = copy.deepcopy(_longest_tokenizer(self.pipe)), threading.Lock()
@@ -81,6 +83,7 @@ class Generator:
         Raises:
             HRAError: the request cannot be generated.
         """
+        request = with_named_adapters(request, self._library, self._base)
         names = self._load([self._library.entry(use.name) for use in request.adapters])
         strengths = dict(zip(names, (use.strength for use in request.adapters), strict=True))
         controls = [(self._controls[name], strengths.pop(name)) for name in names if name in self._controls]

@@ -12,6 +12,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.prompt_weights import PromptSyntax
 
 Combine = Literal["mean", "product"]
+Bind = Literal["none", "prompt"]
 MODEL_SCHEDULER = "the model's own"
 
 MAX_PROMPT = 100_000
@@ -27,10 +28,13 @@ _VERSION_0_1 = {"combine": {"lie": "mean"}}
 _KINDS = {"clip_skip": int}
 """Types of settings whose default is None, other than texts."""
 
+_OMITTED = {"clip_skip": None, "bind": "none"}
+"""Values that the JSON of a request does not have."""
+
 _MAX_DIGITS = 40
 """Limit of a number in characters."""
 
-_CHOICES = {"combine": get_args(Combine), "prompt_syntax": get_args(PromptSyntax)}
+_CHOICES = {"combine": get_args(Combine), "prompt_syntax": get_args(PromptSyntax), "bind": get_args(Bind)}
 
 _RANGES: dict[str, tuple[float, float]] = {
     "steps": (1, 150),
@@ -88,6 +92,8 @@ class GenerateRequest:
     """Number of CLIP's last layers to skip; by default that of the base model's settings."""
     prompt_syntax: PromptSyntax = "a1111"
     """Reading of the prompts, as in `pipelines.prompt_options`."""
+    bind: Bind = "none"
+    """"prompt" for adapters that are active only if the prompt holds their trigger word: those chosen, or else all."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings out of range or in contradiction."""
@@ -136,7 +142,7 @@ class GenerateRequest:
     def to_json(self) -> dict[str, Any]:
         """Return the request as JSON values."""
         values = asdict(self) | {"adapters": [asdict(use) for use in self.adapters]}
-        return {name: value for name, value in values.items() if name != "clip_skip" or value is not None}
+        return {name: value for name, value in values.items() if value != _OMITTED.get(name, ...)}
 
     def single(self, index: int) -> "GenerateRequest":
         """Return the request of one image, by its index."""

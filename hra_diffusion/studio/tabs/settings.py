@@ -40,6 +40,7 @@ class Settings:
     control_end: gr.Slider
     clip_skip: gr.Number
     prompt_syntax: gr.Radio
+    bind: gr.Radio
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -87,6 +88,7 @@ def settings_from_request(session: Session, request: GenerateRequest) -> list[An
     """Return the settings' values for a request, in the order of `SETTINGS`; deleted uploads are omitted."""
     values = request.to_json() | {
         "clip_skip": request.clip_skip,
+        "bind": request.bind,
         "new_seed": False,
         "count": 1,
         "image": _served_upload(session, request.image),

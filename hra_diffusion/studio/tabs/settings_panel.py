@@ -13,6 +13,7 @@ from hra_diffusion.studio.tabs.picker import adapter_picker
 from hra_diffusion.studio.tabs.settings import Settings
 
 _PROMPT_SYNTAX = [("Weights as in A1111", "a1111"), ("Plain text", "plain")]
+_BIND = [("Always", "none"), ("Where the prompt holds their trigger word", "prompt")]
 _COMBINE = [("Mean (on the rotation group)", "mean"), ("Product (one after the other)", "product")]
 
 
@@ -119,7 +120,15 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
             info="(word:1.2) and [word], prompts of any length; or text up to the model's maximum length",
             elem_id="prompt-syntax",
         )
+        bind = gr.Radio(
+            _BIND,
+            value=default.bind,
+            label="Adapters are active",
+            info="By the trigger word: of the chosen adapters, or of the whole library if none is chosen",
+            elem_id="bind",
+        )
     return {
+        "bind": bind,
         "prompt_syntax": prompt_syntax,
         "clip_skip": clip_skip,
         "steps": steps,
