@@ -104,10 +104,10 @@ def export_lora(
         files = lora.peft_files(updates, dtype, named_base, metadata)
         write_together({output / name: content for name, content in files.items()})
     elif layout == "kohya":
-        names = lora.kohya_names(
-            module_names(pipe), two_text_encoders=two_text_encoders, transformer=transformer_class(pipe)
-        )
-        tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe))
+        modules, transformer = module_names(pipe), transformer_class(pipe)
+        names = lora.kohya_names(modules, two_text_encoders=two_text_encoders, transformer=transformer)
+        swapped = lora.swapped_layers(modules, transformer)
+        tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe), swapped)
         write_together({output: lora.file_bytes(tensors, metadata)})
     else:
         write_together({output: lora.file_bytes(lora.diffusers_tensors(updates, dtype), metadata)})

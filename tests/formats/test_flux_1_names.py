@@ -58,7 +58,8 @@ def flux_weights() -> dict[str, list[str]]:
         for name, embedder in EMBEDDERS.items()
         for number, layer in ((1, "in_layer"), (2, "out_layer"))
     }
-    return blocks(DOUBLE | MODULATION["double"], SINGLE | MODULATION["single"]) | OUTER | embedders
+    last = {"final_layer.adaLN_modulation.1": ["norm_out.linear"]}
+    return blocks(DOUBLE | MODULATION["double"], SINGLE | MODULATION["single"]) | OUTER | embedders | last
 
 
 def chroma_weights() -> dict[str, list[str]]:
@@ -73,18 +74,18 @@ def chroma_weights() -> dict[str, list[str]]:
 
 
 CASES = {
-    "FLUX.1": (lambda: FluxTransformer2DModel(guidance_embeds=True), flux_weights, ["norm_out.linear"]),
-    "Chroma": (ChromaTransformer2DModel, chroma_weights, []),
+    "FLUX.1": (lambda: FluxTransformer2DModel(guidance_embeds=True), flux_weights),
+    "Chroma": (ChromaTransformer2DModel, chroma_weights),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
-    """A transformer of true size without data, ComfyUI's weights, and the layers that have none of its names."""
-    make, weights, unnamed = CASES[request.param]
+    """A transformer of true size without data, and ComfyUI's weights."""
+    make, weights = CASES[request.param]
     with torch.device("meta"):
         model = make()
-    return model, weights(), unnamed
+    return model, weights()
 
 
 def linear_layers(model) -> dict[tuple[str, str], nn.Linear]:
@@ -92,17 +93,17 @@ def linear_layers(model) -> dict[tuple[str, str], nn.Linear]:
 
 
 def test_comfyui_finds_every_layer_by_kohyas_names_with_the_rows_of_its_parts(case):
-    model, weights, unnamed = case
+    model, weights = case
     layers = linear_layers(model)
     found = {}
     for (_, module), name in kohya_names(layers, transformer=type(model).__name__).items():
         found.setdefault(name, []).append(module)
     assert found == {f"lora_unet_{name}".replace(".", "_"): parts for name, parts in weights.items()}
-    assert sum(map(len, found.values())) == len(layers) - len(unnamed)
+    assert sum(map(len, found.values())) == len(layers)
 
 
 def test_comfyuis_dotted_names_are_read_as_the_same_layers(case):
-    model, weights, _ = case
+    model, weights = case
     names = known_names(linear_layers(model), type(model).__name__)
     for name, parts in weights.items():
         layers = [("transformer", part) for part in parts]
@@ -112,7 +113,7 @@ def test_comfyuis_dotted_names_are_read_as_the_same_layers(case):
 @pytest.mark.parametrize("adapted", ["all layers", "some layers"])
 def test_diffusers_converts_kohyas_names_to_the_same_changes(case, adapted):
     """The widths are true, since diffusers' converter has them in its code; the blocks are one of each kind."""
-    model, *_ = case
+    model, _ = case
     layers = {
         key: layer for key, layer in linear_layers(model).items() if "blocks.0." in key[1] and "norm" not in key[1]
     }
@@ -142,16 +143,11 @@ def test_diffusers_converts_kohyas_names_to_the_same_changes(case, adapted):
 
 
 def test_a_layer_without_a_name_of_kohya_is_refused_by_name(case):
-    model, _, unnamed = case
-    layers = linear_layers(model)
-    names = kohya_names(layers, transformer=type(model).__name__)
-    assert [module for _, module in layers.keys() - names.keys()] == unnamed
-    for module in unnamed:
-        update = Update(component="transformer", module=module, A=torch.ones(1, 2), B=torch.ones(2, 1))
-        with pytest.raises(
-            ConfigError, match=r"no name for the layer norm_out\.linear of a transformer: use --layout di"
-        ):
-            kohya_tensors([update], torch.float32, names)
+    model, _ = case
+    names = kohya_names(linear_layers(model), transformer=type(model).__name__)
+    update = Update(component="transformer", module="other", A=torch.ones(1, 2), B=torch.ones(2, 1))
+    with pytest.raises(ConfigError, match=r"no name for the layer other of a transformer: use --layout diffusers"):
+        kohya_tensors([update], torch.float32, names)
 
 
 def changed(tensors: dict[str, torch.Tensor], module: str, x: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,18 @@
 
 ComfyUI looks up a LoRA by the names of its own weights, with underscores after ``lora_unet_`` or with dots after
 ``diffusion_model.`` (comfy/lora.py). Its weights of Qwen-Image have diffusers' names (comfy/ldm/qwen_image/model.py);
-those of Z-Image and FLUX.2 have the original code's, by the tables in comfy/utils.py that are repeated here.
+those of Z-Image, FLUX.2 and Stable Diffusion 3 have the original code's, by the tables in comfy/utils.py that are
+repeated here.
 """
 
 import pytest
 import torch
-from diffusers import Flux2Transformer2DModel, QwenImageTransformer2DModel, ZImageTransformer2DModel
+from diffusers import (
+    Flux2Transformer2DModel,
+    QwenImageTransformer2DModel,
+    SD3Transformer2DModel,
+    ZImageTransformer2DModel,
+)
 from torch import nn
 
 from hra_diffusion.formats.lora import kohya_names
@@ -51,6 +57,7 @@ def qwen_weights() -> dict[str, list[str]]:
 def flux_2_weights() -> dict[str, list[str]]:
     """ComfyUI's linear weights of FLUX.2 klein with 4 billion weights."""
     weights = {"img_in": ["x_embedder"], "txt_in": ["context_embedder"], "final_layer.linear": ["proj_out"]}
+    weights["final_layer.adaLN_modulation.1"] = ["norm_out.linear"]
     for number, layer in ((1, "in_layer"), (2, "out_layer")):
         weights[f"time_in.{layer}"] = [f"time_guidance_embed.timestep_embedder.linear_{number}"]
     for stream in ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation"):
@@ -72,6 +79,34 @@ def flux_2_weights() -> dict[str, list[str]]:
     return weights
 
 
+def sd_3_weights() -> dict[str, list[str]]:
+    """ComfyUI's linear weights of Stable Diffusion 3.5 medium."""
+    weights = {"context_embedder": ["context_embedder"], "final_layer.linear": ["proj_out"]}
+    weights["final_layer.adaLN_modulation.1"] = ["norm_out.linear"]
+    for theirs, ours in (("t_embedder", "timestep_embedder"), ("y_embedder", "text_embedder")):
+        weights |= {f"{theirs}.mlp.{2 * i}": [f"time_text_embed.{ours}.linear_{i + 1}"] for i in range(2)}
+    for i in range(24):
+        ours, theirs = f"transformer_blocks.{i}", f"joint_blocks.{i}"
+        prompt = f"{theirs}.context_block"
+        for attention in ("attn", "attn2") if i < 13 else ("attn",):
+            weights[f"{theirs}.x_block.{attention}.qkv"] = [f"{ours}.{attention}.to_{part}" for part in "qkv"]
+            weights[f"{theirs}.x_block.{attention}.proj"] = [f"{ours}.{attention}.to_out.0"]
+        weights[f"{prompt}.attn.qkv"] = [f"{ours}.attn.add_{part}_proj" for part in "qkv"]
+        sides = {f"{theirs}.x_block": ("ff", "norm1")} | ({prompt: ("ff_context", "norm1_context")} if i < 23 else {})
+        for side, (layer, norm) in sides.items():
+            weights[f"{side}.mlp.fc1"] = [f"{ours}.{layer}.net.0.proj"]
+            weights[f"{side}.mlp.fc2"] = [f"{ours}.{layer}.net.2"]
+            weights[f"{side}.adaLN_modulation.1"] = [f"{ours}.{norm}.linear"]
+        weights |= {f"{prompt}.attn.proj": [f"{ours}.attn.to_add_out"]} if i < 23 else {}
+    weights["joint_blocks.23.context_block.adaLN_modulation.1"] = ["transformer_blocks.23.norm1_context.linear"]
+    return weights
+
+
+def make_sd_3() -> SD3Transformer2DModel:
+    sizes = {"num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "caption_projection_dim": 1536}
+    return SD3Transformer2DModel(**sizes, dual_attention_layers=tuple(range(13)), qk_norm="rms_norm")
+
+
 def make_flux_2() -> Flux2Transformer2DModel:
     sizes = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
     return Flux2Transformer2DModel(**sizes, guidance_embeds=False)
@@ -81,6 +116,7 @@ CASES = {
     "Z-Image": (ZImageTransformer2DModel, z_image_weights),
     "Qwen-Image": (QwenImageTransformer2DModel, qwen_weights),
     "FLUX.2": (make_flux_2, flux_2_weights),
+    "Stable Diffusion 3": (make_sd_3, sd_3_weights),
 }
 
 
@@ -100,8 +136,7 @@ def test_comfyui_finds_every_layer_by_kohyas_names_with_the_rows_of_its_parts(ca
     for (_, module), name in kohya_names(keys, transformer=transformer).items():
         found.setdefault(name, []).append(module)
     assert found == {f"lora_unet_{name}".replace(".", "_"): parts for name, parts in weights.items()}
-    unnamed = {"norm_out.linear"} if "Flux" in transformer else set()  # its rows have another order there
-    assert {module for _, module in keys} - {module for parts in found.values() for module in parts} == unnamed
+    assert {module for _, module in keys} == {module for parts in found.values() for module in parts}
 
 
 def test_comfyuis_and_diffusers_names_are_read_as_the_same_layers(case):

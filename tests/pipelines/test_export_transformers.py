@@ -13,6 +13,7 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.lora import LAYOUTS
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.training.families import FAMILIES
+from tests import models
 from tests.formats.test_flux_1_names import DOUBLE, OUTER, SINGLE, blocks
 from tests.pipelines.conftest import rotated
 from tests.versions import transformer_families
@@ -183,6 +184,39 @@ def comfyuis_name(name: str) -> str:
     for part in ("double_blocks", "single_blocks", "img_attn", "txt_attn", "final_layer"):
         module = module.replace(part, part.replace("_", "-"))
     return f"diffusion_model.{module.replace('_', '.').replace('-', '_')}.{end}"
+
+
+@pytest.mark.parametrize(
+    ("model", "layers"),
+    [
+        ("flux-1", {"norm_out.linear": "final_layer.adaLN_modulation.1"}),
+        ("flux-2-klein", {"norm_out.linear": "final_layer.adaLN_modulation.1"}),
+        (
+            "sd3",
+            {
+                "norm_out.linear": "final_layer.adaLN_modulation.1",
+                "transformer_blocks.1.norm1_context.linear": "joint_blocks.1.context_block.adaLN_modulation.1",
+            },
+        ),
+    ],
+)
+def test_scale_and_shift_are_swapped_in_comfyuis_weights_and_back(tiny_sd, tiny_transformer, model, layers, tmp_path):
+    """ComfyUI's tables for these layers have swap_scale_shift (comfy/utils.py)."""
+    base = models.save_stable_diffusion_3(tmp_path / model, tiny_sd) if model == "sd3" else tiny_transformer(model)
+    pipe = load_pipeline(str(base))
+    pipe.transformer.double()
+    adapter = write_adapter(base, tmp_path / "adapter", targets=list(layers))
+    file = export_lora(adapter, tmp_path / "x.safetensors", base=pipe, dtype="fp64")
+    tensors = load_file(file)
+    changes = merged_weights(pipe, adapter)
+    assert changes.keys() == layers.keys()
+    for module, weight in layers.items():
+        name = f"lora_unet_{weight}".replace(".", "_")
+        up, down = (tensors[f"{name}.lora_{part}.weight"] for part in ("up", "down"))
+        scale, shift = changes[module].chunk(2)
+        assert (up @ down - torch.cat([shift, scale])).abs().max() < 1e-12
+        assert (scale - shift).abs().max() > 1e-3
+    assert fit_lora(file, tmp_path / "back", base=base).lost < 1e-5
 
 
 def test_a_fused_lora_of_another_width_is_refused(z_image, tmp_path):

@@ -24,7 +24,7 @@ Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 
 
 from hra_diffusion.formats.lora.factors import Factors
 from hra_diffusion.formats.lora.metadata import describe
-from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names
+from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names, swapped_layers
 from hra_diffusion.formats.lora.reading import read_lora
 from hra_diffusion.formats.lora.updates import Update, update_of, with_rank
 from hra_diffusion.formats.lora.writing import (
@@ -50,6 +50,7 @@ __all__ = [
     "kohya_tensors",
     "peft_files",
     "read_lora",
+    "swapped_layers",
     "update_of",
     "with_rank",
 ]

@@ -6,7 +6,7 @@
 Three of rank r become one of rank 3 r.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -82,6 +82,17 @@ def split_fused(
                 if alpha is not None:
                     result[f"{module}.alpha"] = alpha.float() * used.sum() / len(A)
     return result
+
+
+def swap_halves(rows: Tensor) -> Tensor:
+    """Return a tensor with the halves of its rows swapped: scale and shift become shift and scale."""
+    return torch.cat(rows.chunk(2)[::-1])
+
+
+def unswap(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """Return a LoRA's tensors with the halves of B's rows swapped for the layers of some names."""
+    ends = {name + up for name in names for up in _ENDS}
+    return {key: swap_halves(tensor) if key in ends else tensor for key, tensor in tensors.items()}
 
 
 def modules_by_name(names: Mapping[ModuleKey, str]) -> dict[str, list[ModuleKey]]:

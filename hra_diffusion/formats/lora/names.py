@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from hra_diffusion.formats.original_names import original_names
-from hra_diffusion.formats.original_transformers import original_names_of
+from hra_diffusion.formats.original_transformers import original_names_of, swapped_modules
 from hra_diffusion.formats.peft import TEXT_PREFIX
 
 KOHYA_PREFIXES: Final = {"unet": "lora_unet", "text_encoder": "lora_te", "text_encoder_2": "lora_te2"}
@@ -45,6 +45,12 @@ def kohya_names(
     return names
 
 
+def swapped_layers(modules: Iterable[ModuleKey], transformer: str | None) -> set[ModuleKey]:
+    """Return a pipeline's modules whose rows' halves are swapped in files of kohya and ComfyUI."""
+    members = [module for component, module in modules if component == "transformer"]
+    return {("transformer", module) for module in swapped_modules(transformer, members)}
+
+
 def _transformer_names(modules: Iterable[ModuleKey], transformer: str | None) -> list[tuple[ModuleKey, str]]:
     """Return the modules of a transformer with their names in the original code; none for an unknown class."""
     members = [module for component, module in modules if component == "transformer"]
@@ -75,9 +81,22 @@ def known_names(modules: Iterable[ModuleKey], transformer: str | None = None) ->
             names |= spelled
     for key, original in _transformer_names(modules, transformer):
         names[f"diffusion_model.{key[1]}"] = [key]
-        for name in (f"lora_unet_{original}".replace(".", "_"), f"diffusion_model.{original}"):
+        for name in _original_spellings(original):
             names[name] = [known for known in names.get(name, []) if known != key] + [key]
     return names
+
+
+def swapped_names(modules: Iterable[ModuleKey], transformer: str | None) -> set[str]:
+    """Return the names of :func:`swapped_layers` in files of kohya and ComfyUI."""
+    modules = list(modules)
+    swapped = swapped_layers(modules, transformer)
+    originals = [original for key, original in _transformer_names(modules, transformer) if key in swapped]
+    return {name for original in originals for name in _original_spellings(original)}
+
+
+def _original_spellings(original: str) -> tuple[str, str]:
+    """Return kohya's and ComfyUI's spelling of a layer's name in the original code."""
+    return f"lora_unet_{original}".replace(".", "_"), f"diffusion_model.{original}"
 
 
 def component_names(component: str, modules: Iterable[ModuleKey]) -> dict[str, ModuleKey]:

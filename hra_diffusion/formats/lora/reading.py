@@ -10,9 +10,9 @@ from safetensors import safe_open
 from hra_diffusion.adapter.config import CONFIG_FILE
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.lora.factors import Factors, factors_of, split_key
-from hra_diffusion.formats.lora.fusing import split_fused
+from hra_diffusion.formats.lora.fusing import split_fused, unswap
 from hra_diffusion.formats.lora.kinds import EXTRACT, LOAD, refuse_other_kinds
-from hra_diffusion.formats.lora.names import ModuleKey, component_names, known_names
+from hra_diffusion.formats.lora.names import ModuleKey, component_names, known_names, swapped_names
 from hra_diffusion.formats.lora.peft_config import LoraScaling, lora_scaling
 from hra_diffusion.formats.peft import FILES, PREFIX, WEIGHTS_FILE, weights_file
 from hra_diffusion.formats.reading import read_json, reading
@@ -51,7 +51,7 @@ def read_lora(
     names = known_names(modules, transformer)
     with reading(path):
         fused = {name: keys for name, keys in names.items() if len(keys) > 1}
-        tensors = split_fused(path, tensors, fused, widths or {})
+        tensors = split_fused(path, unswap(tensors, swapped_names(modules, transformer)), fused, widths or {})
         return factors_of(path, tensors, {name: keys[0] for name, keys in names.items() if len(keys) == 1}, scalings)
 
 

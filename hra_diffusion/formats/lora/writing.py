@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.lora.dora import fused_magnitude, kohya_magnitude, peft_magnitude
-from hra_diffusion.formats.lora.fusing import fuse, modules_by_name
+from hra_diffusion.formats.lora.fusing import fuse, modules_by_name, swap_halves
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 from hra_diffusion.formats.peft import PREFIX
@@ -26,6 +26,7 @@ def kohya_tensors(
     dtype: torch.dtype,
     names: Mapping[ModuleKey, str],
     widths: Mapping[ModuleKey, int] | None = None,
+    swapped: Collection[ModuleKey] = (),
 ) -> dict[str, Tensor]:
     """Return an adapter's updates, of one rank, by kohya's names.
 
@@ -34,6 +35,7 @@ def kohya_tensors(
         dtype: precision of the tensors.
         names: kohya's names; modules with one name are one layer.
         widths: number of rows of the weights of such modules.
+        swapped: modules whose rows' halves are swapped in such files.
 
     Raises:
         ConfigError: kohya has no name for a layer.
@@ -48,10 +50,12 @@ def kohya_tensors(
     members = modules_by_name(names)
     tensors: dict[str, Tensor] = {}
     for name, (A, B) in fuse(updates, names, widths or {}).items():
+        M = fused_magnitude(name, [magnitudes.get(key) for key in members[name]])
+        if members[name][0] in swapped:
+            B, M = swap_halves(B), None if M is None else swap_halves(M)
         tensors[f"{name}.lora_down.weight"] = A.to(dtype).contiguous()
         tensors[f"{name}.lora_up.weight"] = B.to(dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(A)), dtype=dtype)
-        M = fused_magnitude(name, [magnitudes.get(key) for key in members[name]])
         if M is not None:
             tensors[f"{name}.dora_scale"] = kohya_magnitude(M, B).to(dtype).contiguous()
     return tensors
