@@ -1,4 +1,4 @@
-"""Predicted memory and launches of the shipped configs on a GPU: `python benchmarks/memory.py`.
+"""Predicted memory, launches and parameters of the shipped configs on a GPU: `python benchmarks/memory.py`.
 
     --only subject-sdxl-12gb …    some of the configs
 
@@ -58,12 +58,15 @@ from transformers import (
 from workloads import UNETS
 
 from hra_diffusion import HRAConfig, HRAModel
+from hra_diffusion.control import ConditionEncoder
+from hra_diffusion.control.condition_inputs import condition_input
 from hra_diffusion.pipelines.bases import PRECISIONS
 from hra_diffusion.resources import DATA
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml, with_values
 from hra_diffusion.training.devices.memory_prediction import PhaseMemory, predict_memory
 from hra_diffusion.training.families import FAMILIES, Conditioning, Family
+from hra_diffusion.training.families.controlled_denoiser import CONDITION, CONDITION_KEPT, ControlledDenoiser
 from hra_diffusion.training.setup import add_adapters
 
 TOKENIZER = DATA / "assets" / "emoji-sd" / "tokenizer"
@@ -311,6 +314,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "subject-flux2-klein-16gb": flux_2_klein_4b,
     "subject-flux2-dev-24gb": flux_2_dev,
     "subject-qwen-image-24gb": qwen_image,
+    "control-flux2-klein-16gb": flux_2_klein_4b,
 }
 
 
@@ -325,7 +329,7 @@ class ConfiguredModel(NamedTuple):
 
 def set_up(path: Path, device: torch.device = CPU) -> ConfiguredModel:
     """Build the model of a config of configs/ with random weights, on torch's default device."""
-    config = read_toml(path, DreamBoothConfig())
+    config = read_toml(path, ControlNetConfig() if path.stem.startswith("control") else DreamBoothConfig())
     precision = PRECISIONS[config.run.mixed_precision]
     torch.set_default_dtype(precision)
     pipe = MODELS[path.stem]()  # ends with the autoencoder, in float32
@@ -333,20 +337,37 @@ def set_up(path: Path, device: torch.device = CPU) -> ConfiguredModel:
     config = with_values(config, family.default_settings(config))
     add_adapters(family, config.adapter, config.model, config.run, device)
     trains = config.adapter.text_encoder_trains
-    rows = config.run.train_batch_size * (2 if config.prior.with_prior_preservation else 1)
-    side = (config.data.largest_resolution or 0) // family.pixels_per_latent
+    is_control = isinstance(config, ControlNetConfig)
+    rows = config.run.train_batch_size * (1 if is_control or not config.prior.with_prior_preservation else 2)
+    resolution = (config.pairs.resolution if is_control else config.data.largest_resolution) or 0
+    side = resolution // family.pixels_per_latent
     conditions = encode_empty_prompt(family, trains) | {"sizes": torch.zeros(1, 6)}
     inputs = {name: value.expand(rows, *value.shape[1:]) for name, value in conditions.items()}
     latents = pipe.vae.config.get("latent_channels") or pipe.vae.config.z_dim
     inputs["latents"] = torch.zeros(rows, latents * family.latent_space.patch**2, side, side)
-    return ConfiguredModel(family.denoiser(trains), family, inputs, precision)
+    denoiser = family.denoiser(trains)
+    if is_control:
+        target = condition_input(family.model)
+        encoder = ConditionEncoder(target.channels(family.model), target.scale_factor(pipe))
+        denoiser = ControlledDenoiser(denoiser, pipe, encoder)
+        inputs[CONDITION] = torch.zeros(rows, 3, resolution, resolution, dtype=torch.uint8)
+        inputs[CONDITION_KEPT] = torch.ones(rows)
+    return ConfiguredModel(denoiser, family, inputs, precision)
 
 
 def predict(path: Path) -> list[PhaseMemory]:
     """Predict the memory of a config of configs/."""
+    return predict_and_count(path)[0]
+
+
+def predict_and_count(path: Path) -> tuple[list[PhaseMemory], int, int]:
+    """Predict the memory of a config, and count the parameters of its denoiser: all, and those that are trained."""
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         denoiser, family, inputs, precision = set_up(path)
-        return predict_memory(denoiser, family, inputs, precision=precision)
+        parameters = list(denoiser.parameters())
+        trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
+        phases = predict_memory(denoiser, family, inputs, precision=precision)
+        return phases, sum(weight.numel() for weight in parameters), trained
 
 
 def encode_empty_prompt(family: Family, trains: bool) -> Conditioning:
@@ -395,11 +416,13 @@ def main() -> None:
         measure()
         return
     for name in options.only:
+        phases, parameters, trained = predict_and_count(DATA / "configs" / f"{name}.toml")
         rows = [
             (part.phase, part.component, f"{part.weights / 1e9:.2f} GB", f"{part.peak / 1e9:.2f} GB", part.launches)
-            for part in predict(DATA / "configs" / f"{name}.toml")
+            for part in phases
         ]
-        print_table(name, ("phase", "component", "weights", "peak", "launches"), rows)
+        title = f"{name}: {parameters:,} parameters in training, {trained:,} of them trained"
+        print_table(title, ("phase", "component", "weights", "peak", "launches"), rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """Controls of transformers: the condition enters with the tokens of the generated image."""
 
+from contextlib import nullcontext
+from itertools import combinations
+
 import pytest
 import torch
 from PIL import Image
@@ -29,15 +32,18 @@ def folders(base, tmp_path_factory):
     folder, pipe = tmp_path_factory.mktemp("klein"), load_pipeline(str(base))
     targets = FAMILIES["Flux2KleinPipeline"].default_targets[:4]
     rotated(pipe.transformer, targets, rank=2, seed=3, angle=1.0).save_pretrained(folder / "subject" / "transformer")
+    return save_control(load_pipeline(str(base)), targets, folder / "canny"), folder / "subject"
+
+
+def save_control(pipe, targets, folder):
+    """Save an untrained control of edges with a visible effect, and return its folder."""
     generator = torch.Generator().manual_seed(0)
-    pipe = load_pipeline(str(base))
     encoder = make_encoder(pipe, make_annotator("canny", {"low": 50, "high": 100}), generator)
     with torch.no_grad():
         weight = encoder.embedding.conv_out.weight
         weight.copy_(3 * torch.randn(weight.shape, generator=generator))
     pipe.transformer = rotated(pipe.transformer, targets, rank=2, seed=1, angle=1.0)
-    save_hra_control(pipe, Control(encoder=encoder, adapter_name="default"), folder / "canny")
-    return folder / "canny", folder / "subject"
+    return save_hra_control(pipe, Control(encoder=encoder, adapter_name="default"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -200,6 +206,20 @@ def test_a_saved_control_generates_the_same_image(controlled, base, shapes, tmp_
     ]
     fresh = load_pipeline(str(base))
     assert torch.equal(guided(fresh, load_hra_control(fresh, tmp_path / "copy"), shapes), expected)
+
+
+@pytest.mark.slow
+def test_the_condition_of_flux_2_dev_enters_its_one_call(tiny_transformer, shapes, tmp_path):
+    pipe = load_pipeline(str(tiny_transformer("flux-2-dev")))
+    save_control(pipe, FAMILIES["Flux2Pipeline"].default_targets[:4], tmp_path / "dev")
+    pipe = load_pipeline(str(tiny_transformer("flux-2-dev")))
+    control = load_hra_control(pipe, tmp_path / "dev")
+    options = {"num_inference_steps": 1, "height": 32, "width": 48, "max_sequence_length": 64}
+    images = []
+    for image in (None, shapes, shapes.rotate(90)):
+        with control.guiding(pipe, image) if image else nullcontext():
+            images.append(pipe(PROMPT, output_type="pt", generator=torch.Generator().manual_seed(0), **options).images)
+    assert min((one - other).abs().max() for one, other in combinations(images, 2)) > 1e-3
 
 
 def test_other_denoisers_and_other_models_controls_are_refused(

@@ -126,7 +126,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.toml"
 
 
 def test_there_is_a_config_for_each_common_case():
-    usual = ["embedded", "embedded_control", "face", "style"]
+    usual = ["control-flux2-klein-16gb", "embedded", "embedded_control", "face", "style"]
     models = [
         "chroma-16gb",
         "flux1-dev-16gb",
@@ -143,7 +143,7 @@ def test_there_is_a_config_for_each_common_case():
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_of_the_project_is_valid_and_differs_from_the_default(path):
-    default = ControlNetConfig() if path.stem.endswith("control") else DEFAULT
+    default = ControlNetConfig() if "control" in path.stem else DEFAULT
     config = read_toml(path, default)
     assert config != default
     assert config.model.pretrained_model_name_or_path
