@@ -4,21 +4,23 @@ import html
 import logging
 import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.api import build_api
 from hra_diffusion.studio.doors import Doors, is_loopback
+from hra_diffusion.studio.engine.cache import remove_old_files_hourly
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.session import DAY, Session
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
-from hra_diffusion.studio.tabs.common import stop_handler, user_error
+from hra_diffusion.studio.tabs.common import client_id, user_error
 from hra_diffusion.studio.tabs.compare import build_compare_tab
 from hra_diffusion.studio.tabs.generate import build_generate_tab
 from hra_diffusion.studio.tabs.library import build_library_tab
+from hra_diffusion.studio.tabs.memory import remember
 from hra_diffusion.studio.tabs.train import build_train_tab
 from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 
@@ -49,6 +51,7 @@ def serve(config: StudioConfig) -> None:
     except OSError as error:
         raise ConfigError(f"The page cannot be served: {error}") from error
     session.worker.warm_up()
+    remove_old_files_hourly(session.cache)
     page.block_thread()
 
 
@@ -93,12 +96,13 @@ class Page(gr.Blocks):
 def build_page(session: Session) -> gr.Blocks:
     """Build the page."""
     os.environ["GRADIO_TEMP_DIR"] = str(session.cache)
-    page = Page(title="HRA studio", analytics_enabled=False, delete_cache=(3600, DAY), fill_width=True)
+    page = Page(title="HRA studio", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(_header(session), elem_id="header")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Generate", id="generate"):
-                settings = build_generate_tab(session)
+                generate = build_generate_tab(session)
+                settings = generate.settings
             with gr.Tab("Compare", id="compare") as tab:
                 build_compare_tab(session, settings, tab)
             with gr.Tab("Train", id="train", render_children=True):
@@ -106,9 +110,14 @@ def build_page(session: Session) -> gr.Blocks:
             with gr.Tab("Library", id="library", render_children=True):
                 library = build_library_tab(session, settings)
         with train_column:
-            build_train_tab(session, settings, library)
-        page.unload(stop_handler(session))
-        gr.api(_adapters_endpoint(session), api_name="adapters")
+            training = build_train_tab(session, settings, library)
+        remember(session, generate, training)
+        build_api(session, settings, training)
+
+        def leave(client: gr.Request) -> None:
+            session.stop(client_id(client))
+
+        page.unload(leave)
     for endpoint in page.fns.values():  # the names of MCP tools are those of the functions
         if endpoint.fn and endpoint.api_visibility == "public":
             endpoint.fn.__name__ = str(endpoint.api_name)
@@ -125,6 +134,7 @@ def launch_options(session: Session) -> dict[str, Any]:
         "server_port": config.port,
         "auth": [config.credentials] if config.credentials else None,
         "share": config.share,
+        "root_path": config.root_path,
         "inbrowser": config.open,
         "mcp_server": config.mcp,
         "app_kwargs": {"middleware": [Middleware(Doors, config=config)]},
@@ -149,21 +159,3 @@ def _header(session: Session) -> str:
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'
     )
-
-
-def _adapters_endpoint(session: Session) -> Callable[[], list[dict[str, Any]]]:
-    def adapters() -> list[dict[str, Any]]:
-        """Return the adapters of the library."""
-        session.import_finished_jobs()
-        return [
-            {
-                "name": entry.name,
-                "base": entry.base,
-                "rank": entry.rank,
-                "trigger": entry.trigger,
-                "annotator": entry.annotator,
-            }
-            for entry in session.library.entries()
-        ]
-
-    return adapters

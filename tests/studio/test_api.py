@@ -29,6 +29,7 @@ from hra_diffusion.studio.engine.events import Generated
 from hra_diffusion.studio.engine.exporting import import_adapter
 from hra_diffusion.studio.engine.metadata import read_request
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.tabs.generation_status import truncation_warnings
 from hra_diffusion.studio.tabs.settings import SETTINGS
 
 pytestmark = pytest.mark.slow
@@ -180,7 +181,7 @@ def generating_tab(address: str, fn_index: int, request: GenerateRequest) -> Ite
 
 
 def test_after_a_stop_or_a_closed_tab_the_worker_has_no_request_and_the_next_image_is_right(session, address, client):
-    ids = {endpoint["api_name"]: endpoint["id"] for endpoint in client.config["dependencies"]}
+    ids = {endpoint["api_name"].removeprefix("page_"): endpoint["id"] for endpoint in client.config["dependencies"]}
     slow = GenerateRequest(
         prompt="a dog", adapters=(AdapterUse(name="birch"),), steps=150, count=16, width=32, height=32
     )
@@ -190,7 +191,7 @@ def test_after_a_stop_or_a_closed_tab_the_worker_has_no_request_and_the_next_ima
 
     expected, images = next_image(), set(session.images.rglob("*.png"))
     for number in range(STOPS):
-        with generating_tab(address, ids["generate"], slow) as tab:
+        with generating_tab(address, ids["_generate_images"], slow) as tab:
             assert session.worker.pending == 1
             if number % 2:
                 stop = tab | {"fn_index": ids["stop"], "data": []}
@@ -218,9 +219,12 @@ def test_unusual_prompts_give_images_and_their_truncated_ends_are_escaped(client
     request = {"prompt": prompt, "steps": 1, "seed": 1, "new_seed": False, "prompt_syntax": syntax}
     if "\ud800" in prompt:  # not valid in JSON: send the text of a client that drops it
         prompt = request["prompt"] = "a\0b"
-    gallery, _, warnings, *_ = client.predict(**request, api_name="/generate")
+    gallery, _, ends = client.predict(**request, api_name="/generate")
     assert read_request(Path(gallery[0]["image"])).prompt == prompt.replace("\0", "")
-    assert ("its end is ignored" in warnings) == bool(session.worker.generator.truncated_text(prompt, syntax))
+    end = session.worker.generator.truncated_text(prompt, syntax)
+    assert ends == ({"prompt": end} if end else {})
+    warnings = truncation_warnings(ends)
+    assert ("its end is ignored" in warnings) == bool(end)
     assert "<script" not in warnings and "<img" not in warnings
 
 
@@ -285,7 +289,8 @@ def hostile_calls() -> Iterator[tuple[str, list]]:
     for name in HOSTILE_NAMES:
         yield "rename", ["amber", name]
         yield "export_lora", [name, "kohya", 1, "fp16"]
-        for endpoint in ("delete", "adapter", "job", "stop_job", "resume_job"):
+        yield "rename_job", ["amber", name]
+        for endpoint in ("delete", "adapter", "job", "stop_job", "resume_job", "delete_job"):
             yield endpoint, [name]
     for path in HOSTILE_FILES:
         for endpoint, data in FILE_ENDPOINTS.items():
@@ -371,8 +376,8 @@ def test_images_with_too_many_pixels_or_bytes_are_refused(client, tmp_path, sess
     for name, message in {"bomb.png": "pixels", "heavy.png": "MB"}.items():
         with pytest.raises(AppError, match=message):
             client.predict(prompt="a", steps=1, image=handle_file(str(tmp_path / name)), api_name="/generate")
-        report, _ = client.predict([handle_file(str(tmp_path / name))], api_name="/check")
-        assert name in report and message in report
+        (row,) = client.predict([handle_file(str(tmp_path / name))], api_name="/check")
+        assert (row["name"], row["size"]) == (name, None) and message in row["problem"]
 
 
 def giant(side: int) -> bytes:
@@ -433,9 +438,10 @@ def test_captions_and_crops_stay_with_their_images(client, session, tmp_path):
     rows = [["a.png", "asleep", "middle"], ["a.png", "at play", "start"]]
     table = {"headers": ["image", "caption", "crop"], "data": rows}
     uploaded = [handle_file(str(file)) for file in files]
-    _, update = client.predict(uploaded, table, api_name="/check")
-    assert update["value"]["data"] == [*rows, ["b.png", "", "whole"]]
-    assert client.predict(uploaded[2:], api_name="/check")[1]["value"]["data"] == [["b.png", "", "whole"]]
+    checked = client.predict(uploaded, table, api_name="/check")
+    assert [[row["name"], row["caption"], row["crop"]] for row in checked] == [*rows, ["b.png", "", "whole"]]
+    (last,) = client.predict(uploaded[2:], api_name="/check")
+    assert last == {"name": "b.png", "size": [42, 42], "problem": "", "caption": "", "crop": "whole"}
     words = ["a name", "cat", "sks", "a photo of", "Usual", *[""] * 5]
     images = job_from_values([[str(file) for file in files], rows, *words]).images
     assert [(image.caption, image.crop) for image in images] == [
@@ -594,7 +600,7 @@ def test_a_merged_model_generates_the_image_of_its_adapters(client, session, tmp
 
 def test_every_action_is_a_named_endpoint(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    jobs = "train job jobs stop_job resume_job delete_job"
+    jobs = "train job jobs stop_job resume_job rename_job delete_job"
     wanted = f"generate before_after stop restore annotate grid check estimate {jobs}"
     library = "adapters adapter rename delete import_adapter export_lora export_model push"
     assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}
@@ -650,7 +656,7 @@ def test_an_empty_number_takes_the_preset_s_and_other_texts_are_refused(subject)
     words = [[str(subject[0])], [], "a name", "cat", "sks", "a photo of", "Quick look"]
     assert job_from_values([*words, "", None, " ", "", ""]).preset == PRESETS["Quick look"]
     assert job_from_values([*words, "7", 6, "0", 5.0, ""]).preset.steps == 7
-    with pytest.raises(HRAError, match="Rank must be a whole number"):
+    with pytest.raises(HRAError, match="rank must be a whole number"):
         job_from_values([*words, "", "four", "", "", ""])
 
 

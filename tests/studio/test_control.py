@@ -76,11 +76,10 @@ def test_an_image_restores_its_condition_and_its_initial_image(client, image, su
     first = client.predict(**settings, **images, api_name="/generate")[0][0]["image"]
     request = read_request(Path(first))
     assert request.condition is not None and request.image is not None
-    values = list(client.predict(handle_file(first), api_name="/restore"))
-    again = client.predict(
-        *(handle_file(value) if isinstance(value, str) and value.endswith(".png") else value for value in values),
-        api_name="/generate",
-    )[0][0]["image"]
+    values, changes = client.predict(handle_file(first), api_name="/restore")
+    assert changes == []
+    values |= {name: handle_file(values[name]) for name in ("image", "control_image")}
+    again = client.predict(**values, api_name="/generate")[0][0]["image"]
     assert read_request(Path(again)) == request
     assert np.array_equal(pixels(again), pixels(first))
 
@@ -89,8 +88,7 @@ def test_the_condition_has_a_preview(client, image):
     from hra_diffusion.control import fit, make_annotator
 
     def preview(annotator: str) -> np.ndarray:
-        answer = client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate")
-        return pixels(answer["value"] if isinstance(answer, dict) else answer)
+        return pixels(client.predict(["edges"], handle_file(str(image)), annotator, 32, 32, api_name="/annotate"))
 
     with Image.open(image) as opened:
         fitted = fit(opened, (32, 32))
@@ -129,7 +127,8 @@ def test_an_imported_control_keeps_its_annotator(client, control_folder, tmp_pat
     try:
         annotators = {adapter["name"]: adapter["annotator"] for adapter in client.predict(api_name="/adapters")}
         assert (annotators["outlines"], annotators["amber"]) == ("canny", None)
-        assert "<dt>Annotator</dt><dd>canny</dd>" in client.predict("outlines", api_name="/adapter")
+        details = client.predict("outlines", api_name="/adapter")
+        assert details["annotator"] == "canny" and "unet" in details["components"] and details["angles"]
         assert session.library.entry("outlines").annotator_settings == {"blur": 1.4, "low": 50, "high": 100}
     finally:
         client.predict("outlines", api_name="/delete")

@@ -82,7 +82,7 @@ def test_downloads_are_removed_after_a_day(tmp_path, monkeypatch):
         (tmp_path / name).touch()
     Session(StudioConfig(folder=tmp_path))
     assert (tmp_path / "cache" / "abc" / "a.png").exists()
-    monkeypatch.setattr("hra_diffusion.studio.engine.session.DAY", -1)
+    monkeypatch.setattr("hra_diffusion.studio.engine.cache.DAY", -1)
     Session(StudioConfig(folder=tmp_path))
     assert not (tmp_path / "cache" / "abc").exists()
     assert (tmp_path / "images" / "b.png").exists()

@@ -151,14 +151,14 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
     select_adapter(tab, "hatted cat")
-    tab.get_by_role("button", name=re.compile("Insert .a photo of a sks cat")).click()
+    tab.get_by_role("button", name=re.compile("Insert .sks")).click()
     paths = []
     for value in (0.25, 1.5):
         set_strength(tab, "hatted cat", value)
         paths.append(generate(tab, session))
     requests = [read_request(path) for path in paths]
     assert [request.adapters[0].strength for request in requests] == [0.25, 1.5]
-    assert requests[0].prompt.startswith("a photo of a sks cat")
+    assert "sks" in requests[0].prompt.split()
 
     # load the settings of a PNG
     tab.locator("#prompt textarea").fill("something else")

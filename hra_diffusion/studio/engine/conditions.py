@@ -57,6 +57,11 @@ def sketch_condition(sketch: Image.Image, entries: list[Entry]) -> Image.Image:
     return ImageOps.invert(sketch) if edges else sketch
 
 
+def is_drawn(sketch: Image.Image) -> bool:
+    """Whether a sketch has a stroke: more than one color."""
+    return any(low != high for low, high in sketch.convert("RGB").getextrema())  # pyright: ignore[reportGeneralTypeIssues]
+
+
 def find_control(entries: list[Entry]) -> Entry | None:
     """Return the control among adapters, or None.
 

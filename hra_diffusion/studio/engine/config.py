@@ -1,6 +1,7 @@
 """Command-line options of ``hra-diffusion studio`` and ``app.py``."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,8 @@ class StudioConfig(BaseConfig, PlacementConfig):
     """Address to listen at; 0.0.0.0 admits other machines."""
     port: int | None = None
     """Port to listen at; the first free one from 7860 on by default."""
+    root_path: str | None = None
+    """Path or address of the page behind a proxy, such as /studio or https://example.org/studio."""
     auth: str | None = None
     """USER:PASSWORD required by the page, the API and MCP. Process lists show it: better use --auth_file."""
     auth_file: Path | None = None
@@ -47,6 +50,11 @@ class StudioConfig(BaseConfig, PlacementConfig):
             )
         if self.port is not None and not 1 <= self.port <= 65_535:
             raise ConfigError(f"--port is {self.port}: give a number from 1 to 65535.")
+        if self.root_path is not None and not re.fullmatch(r"(https?://[^/\s]+)?(/[^/\s?#]+)+", self.root_path):
+            raise ConfigError(
+                f"--root_path is {self.root_path!r}: give a path such as /studio, or the whole address such as "
+                "https://example.org/studio, without a slash at the end."
+            )
         if self.max_waiting < 1:
             raise ConfigError(f"--max_waiting is {self.max_waiting}: give a number at least 1.")
 

@@ -6,6 +6,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import hra_diffusion
 from hra_diffusion import pipelines
@@ -21,7 +22,7 @@ from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
 from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.requests import AdapterUse
+from hra_diffusion.studio.engine.requests import AdapterUse, parse_adapter_uses
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 MAX_BYTES = 500_000_000
@@ -82,6 +83,23 @@ def write_merged_model(worker: ModelWorker, uses: Sequence[AdapterUse], folder: 
         )
     )
     return zip_folder(output)
+
+
+def uses_to_merge(name: str, strength: float, others: list[Any] | None) -> list[AdapterUse]:
+    """Return an adapter and, after it, others with their strengths, each once."""
+    rest = [use for use in parse_adapter_uses(others or []) if use.name != name]
+    return [*parse_adapter_uses([{"name": name, "strength": strength}]), *rest]
+
+
+def publish(entry: Entry, repository: str, license: str | None, token: str) -> str:
+    """Publish an adapter on the Hub and return the commit's URL.
+
+    Raises:
+        ConfigError: the repository or the access token is missing.
+    """
+    if not token or not repository:
+        raise ConfigError("Give a repository, USER/NAME, and an access token with write access to it.")
+    return pipelines.push_hra_weights(entry.folder, repository, license=license or None, token=token)
 
 
 def _check_no_control(entry: Entry) -> None:

@@ -3,12 +3,12 @@
 Importing this module imports diffusers, and creating a generator loads the weights: the page waits for neither.
 """
 
-import copy
 import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -27,21 +27,20 @@ from hra_diffusion.pipelines import (
 )
 from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip, set_clip_skip
 from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
-from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax
+from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.bound_adapters import with_named_adapters
 from hra_diffusion.studio.engine.events import Event, Generated, Progress
 from hra_diffusion.studio.engine.library import Entry, Library
 from hra_diffusion.studio.engine.preview import Preview
+from hra_diffusion.studio.engine.prompt_length import PromptLength, PromptMeter
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.schedulers import make_scheduler
 from hra_diffusion.studio.engine.uploads import Uploads
 
 _MAX_LOADED = 12
 """Adapters that stay loaded between requests."""
-_MAX_CHARACTERS = 20_000
-"""Characters of a prompt to tokenize, far beyond the limit of any text encoder."""
 
 _AfterStep = Callable[[Pipeline, int, Any, dict[str, Any]], dict[str, Any]]
 
@@ -70,8 +69,7 @@ class Generator:
         self.pipe = load_base(base, **(placement or {}))
         self._library, self._uploads, self._base = library, uploads, public_name(base.name or "")
         self._preview = Preview(self.pipe.vae, self.pipe._execution_device)
-        # A tokenizer keeps the truncation of its last call: a shared one could truncate a prompt during generation.
-        self._tokenizer, self._tokenizer_lock = copy.deepcopy(_longest_tokenizer(self.pipe)), threading.Lock()
+        self._meter = PromptMeter(_longest_tokenizer(self.pipe))
         self._default_scheduler = self.pipe.scheduler
         self._loaded: dict[str, tuple[str, int]] = {}
         self._controls: dict[str, Control] = {}
@@ -126,18 +124,18 @@ class Generator:
         return self.pipe
 
     def truncated_text(self, prompt: str, syntax: PromptSyntax = "plain") -> str:
-        """Return the end of a prompt that is ignored; any thread may call."""
+        """Return the end of a prompt that is ignored, as typed; any thread may call."""
+        return self.prompt_length(prompt, syntax).ignored
+
+    def prompt_length(self, prompt: str, syntax: PromptSyntax = "plain") -> PromptLength:
+        """Return the length of a prompt in tokens, and its ignored end; any thread may call.
+
+        Prompts with weights have no limit but `MAX_CHARACTERS`; the limit is that of one part.
+        """
         if syntax == "a1111" and reads_weights(self.pipe):
-            return prompt[MAX_CHARACTERS:]
-        tokenizer = self._tokenizer
-        start, end = prompt[:_MAX_CHARACTERS], prompt[_MAX_CHARACTERS:]
-        with self._tokenizer_lock:
-            ids = tokenizer(start, truncation=True, max_length=tokenizer.model_max_length).input_ids
-            all_ids = tokenizer(start, truncation=False, verbose=False).input_ids
-        if len(all_ids) <= len(ids):
-            return end
-        text = tokenizer.decode(all_ids[len(ids) - 1 : -1], skip_special_tokens=True)
-        return text.replace("</w>", " ").strip() + end
+            plain = "".join(fragment.text for fragment in parse_weights(prompt[:MAX_CHARACTERS]))
+            return replace(self._meter.measure(plain), ignored=prompt[MAX_CHARACTERS:])
+        return self._meter.measure(prompt)
 
     def _generate_image(
         self, request: GenerateRequest, controls: list[tuple[Control, float]], after_step: _AfterStep

@@ -30,6 +30,7 @@ from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
+from hra_diffusion.studio.engine.subject_prompts import split_prompts
 from hra_diffusion.text import is_utf8, printable
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,9 @@ class Entry:
     base: str | None
     """Public name of the base model, without folders."""
     trigger: str | None
-    """Trigger words: the instance prompt of its training run."""
+    """The instance prompt of its training run, with the trigger word."""
+    token: str | None
+    """The trigger word alone; None where the run's prompts do not tell it."""
     annotator: str | None
     """Name of a control's annotator; None where the adapter is no control."""
     annotator_settings: Mapping[str, Any]
@@ -236,12 +239,14 @@ def _entry(folder: Path, built_in: bool) -> Entry:
         raise AdapterFileError("The adapter's settings have no rank.")
     encoder = find_encoder(folder)
     config = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
-    settings, trigger = config.get("annotator_settings") or {}, run_settings(folder).get("instance_prompt")
+    run, settings = run_settings(folder), config.get("annotator_settings") or {}
+    trigger, class_prompt = run.get("instance_prompt"), run.get("class_prompt")
     annotator = str(config.get("annotator", "given")) if encoder else None
     if not isinstance(settings, dict) or not isinstance(trigger, str | None):
         raise AdapterFileError("The adapter's annotator settings or its prompt are invalid.")
     if not is_utf8(f"{folder.name}{base}{trigger}{annotator}"):  # a page could not display it
         raise AdapterFileError("The adapter's name, base, prompt or annotator is not UTF-8.")
+    parts_of_prompt = split_prompts(trigger or "", class_prompt) if isinstance(class_prompt, str) else None
     return Entry(
         name=folder.name,
         folder=folder,
@@ -249,6 +254,7 @@ def _entry(folder: Path, built_in: bool) -> Entry:
         rank=max(ranks),
         base=public_name(base) if base else None,
         trigger=trigger,
+        token=parts_of_prompt[1] if parts_of_prompt else None,
         annotator=annotator,
         annotator_settings=settings,
         thumbnail=next((folder / name for name in THUMBNAILS if (folder / name).is_file()), None),

@@ -85,6 +85,11 @@ class ModelWorker:
             return self._generator
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether the weights are loaded."""
+        return self._generator is not None
+
+    @property
     def recorded_base(self) -> RecordedBase:
         """The base with the precision of images on a GPU: that of the runs of the library's adapters of this base.
 

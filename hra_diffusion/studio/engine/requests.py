@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.prompt_weights import PromptSyntax
+from hra_diffusion.studio.engine.setting_error import SettingError
 
 Combine = Literal["mean", "product"]
 Bind = Literal["none", "prompt"]
@@ -100,27 +101,28 @@ class GenerateRequest:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
-                raise ConfigError(f"{name} is {value}: give a number from {least} to {most}.")
+                raise SettingError(name, f"is {value}: give a number from {least} to {most}.")
         if self.seed + self.count - 1 > MAX_SEED:
-            raise ConfigError(
-                f"seed is {self.seed}: with {self.count} images, give at most {MAX_SEED + 1 - self.count}."
+            raise SettingError(
+                "seed", f"is {self.seed}: with {self.count} images, give at most {MAX_SEED + 1 - self.count}."
             )
         if self.image and int(self.steps * self.image_strength) < 1:
-            raise ConfigError(
-                f"image_strength is {self.image_strength:g}: of {self.steps} steps none is left to change the image; "
-                f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps."
+            raise SettingError(
+                "image_strength",
+                f"is {self.image_strength:g}: of {self.steps} steps none is left to change the image; "
+                f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps.",
             )
         if self.control_start >= self.control_end:
-            raise ConfigError(f"control_start is {self.control_start}: give less than control_end, {self.control_end}.")
+            raise SettingError("control_start", f"is {self.control_start}: give less than the end, {self.control_end}.")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
+                raise SettingError(name, f"is {getattr(self, name)!r}: choose one of {', '.join(choices)}.")
         names = [use.name for use in self.adapters]
         if len(names) > MAX_ADAPTERS or len(set(names)) < len(names):
             raise ConfigError(f"Choose at most {MAX_ADAPTERS} adapters, each once; found {len(names)}.")
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > MAX_PROMPT:
-                raise ConfigError(f"The {name.replace('_', ' ')} is longer than {MAX_PROMPT:,} characters: shorten it.")
+                raise SettingError(name, f"is longer than {MAX_PROMPT:,} characters: shorten it.")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GenerateRequest":
@@ -178,7 +180,7 @@ def _converted(name: str, value: Any, kind: type) -> Any:
     if kind is str:
         if isinstance(value, str):
             return value.replace("\0", "").encode("utf-8", "replace").decode()  # lone surrogates fit into no file
-        raise ConfigError(f"{name} must be a text; found {str(value)[:80]!r}.")
+        raise SettingError(name, f"must be a text; found {str(value)[:80]!r}.")
     wanted = "a whole number" if kind is int else "a number"
     try:
         if (
@@ -190,4 +192,4 @@ def _converted(name: str, value: Any, kind: type) -> Any:
             raise ValueError
         return kind(float(value)) if not isinstance(value, int) else kind(value)
     except (TypeError, ValueError, OverflowError):
-        raise ConfigError(f"{name} must be {wanted}; found {str(value)[:80]!r}.") from None
+        raise SettingError(name, f"must be {wanted}; found {str(value)[:80]!r}.") from None

@@ -10,13 +10,14 @@ outputs/studio/
 """
 
 import logging
+import re
 import shutil
 import tempfile
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,7 @@ from hra_diffusion.errors import ConfigError, HRAError, OutputError
 from hra_diffusion.formats.files import tidy, write_file, writing
 from hra_diffusion.resources import DATA, find_data
 from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.cache import remove_old_files
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.estimates import Estimates
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 IMPORTED = "adopted.txt"
 """Marks a job whose adapter is in the library; holds its name there."""
-DAY = 86_400
+_IMAGE_NAME = re.compile(r"\d{6}-\d{9}-seed\d{1,16}\.png")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,7 @@ class Session:
         tidy(self.folder)
         for folder in (path for pattern in ("*/", "*/*/", "*/*/*/") for path in self.folder.glob(pattern)):
             tidy(folder)
-        _remove_old_files(self.cache)
+        remove_old_files(self.cache)
         base = find_data(config.base)
         known = read_base(base, config.base_options)
         self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
@@ -176,6 +178,13 @@ class Session:
             condition = make_condition(upload, control, annotator, (request.width, request.height))
         return replace(request, condition=self.uploads.save(condition))
 
+    def annotate(self, adapters: Any, image: str | None, annotator: str, width: float, height: float) -> Path:
+        """Return the file of a control image's condition; errors as in `with_condition`, or there is no image."""
+        if not image:
+            raise ConfigError("The control image is empty: upload an image, or draw a sketch.")
+        request = GenerateRequest.from_json({"adapters": adapters or [], "width": width, "height": height})
+        return self.uploads.path(self.with_condition(request, Path(image), annotator).condition or "")
+
     def with_start_image(self, request: GenerateRequest, image: Path) -> GenerateRequest:
         """Return a request with the start image of image to image.
 
@@ -184,6 +193,20 @@ class Session:
         """
         with DECODING:
             return replace(request, image=self.uploads.save(read_upload(image)))
+
+    def truncated_prompts(self, request: GenerateRequest) -> dict[str, str]:
+        """Return the ignored ends of a request's prompts, by "prompt" and "negative_prompt"; loads the model."""
+        prompts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        ends = {
+            name: self.worker.generator.truncated_text(text, request.prompt_syntax) for name, text in prompts.items()
+        }
+        return {name: end for name, end in ends.items() if end}
+
+    def find_image(self, name: str) -> Path | None:
+        """Return the file of a generated image by its name, or None."""
+        if not _IMAGE_NAME.fullmatch(name):
+            return None
+        return next(self.images.glob(f"*/{name}"), None)
 
     def stop(self, client: str) -> None:
         """Stop the requests of a client, within a step."""
@@ -220,6 +243,14 @@ class Session:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def free_job_name(self, wanted: str) -> str:
+        """Return the name, followed by a number if a job or an adapter has it."""
+        taken = {name.casefold() for name in self.jobs.names()} | {
+            entry.name.casefold() for entry in self.library.entries()
+        }
+        names = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
+        return next(name for name in names if name.casefold() not in taken)
+
     def job(self, name: str) -> Job:
         """Return a training job; the adapter of a finished one is added to the library.
 
@@ -243,10 +274,9 @@ class Session:
             mark = job.folder / IMPORTED
             if job.folder in self._imported or mark.exists():
                 return
-            images = [path for _, path in job.validation_images()]
             try:
                 entry = self.library.find_copy(job.folder) or self.library.add(
-                    job.folder, self.library.free_name(job.name), next(iter(images[-1:]), None)
+                    job.folder, self.library.free_name(job.name), job.thumbnail()
                 )
             except HRAError:
                 return  # the job reports its error
@@ -255,16 +285,6 @@ class Session:
                 write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
             except OutputError as error:
                 logger.warning("%s", error)
-
-
-def _remove_old_files(cache: Path) -> None:
-    """Remove files older than a day: gradio leaves them behind when its process is killed."""
-    for path in sorted(cache.rglob("*"), reverse=True):  # files before their folder
-        with suppress(OSError):  # a folder with files
-            if path.is_dir():
-                path.rmdir()
-            elif time.time() - path.lstat().st_ctime > DAY:
-                path.unlink()
 
 
 def _save(image: Image.Image, info: Any, path: Path) -> None:

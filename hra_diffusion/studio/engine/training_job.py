@@ -10,6 +10,8 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.engine.library import check_name
+from hra_diffusion.studio.engine.setting_error import SettingError
+from hra_diffusion.studio.engine.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import to_toml, with_values
@@ -46,10 +48,9 @@ class Preset:
         }
         for name, (least, most) in ranges.items():
             if not least <= getattr(self, name) <= most:
-                label = name.replace("_", " ")
-                raise ConfigError(f"{label} is {getattr(self, name)}: give a number from {least} to {most}.")
+                raise SettingError(name, f"is {getattr(self, name)}: give a number from {least} to {most}.")
         if self.rank % 2:
-            raise ConfigError(f"The rank is {self.rank}: give an even number, so that the strength stays adjustable.")
+            raise SettingError("rank", f"is {self.rank}: give an even number, so that the strength stays adjustable.")
 
 
 PRESETS = {
@@ -86,14 +87,15 @@ class TrainingJob:
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid words, or too many images."""
-        check_name(self.name)
-        for label, words in (("trigger word", self.token), ("class", self.subject)):
+        check_setting_name("name", self.name)
+        for setting, words in (("token", self.token), ("subject", self.subject)):
             if not words.strip() or len(words) > _MAX_CHARACTERS or "\n" in words:
-                raise ConfigError(f"Give a {label}: one or a few words, at most {_MAX_CHARACTERS} characters.")
+                found = "is empty" if not words.strip() else "is too long or has several lines"
+                raise SettingError(setting, f"{found}: give one or a few words, at most {_MAX_CHARACTERS} characters.")
         if len(self.prompt_prefix) > _MAX_CHARACTERS:
-            raise ConfigError(f"The prompt prefix is longer than {_MAX_CHARACTERS} characters: shorten it.")
+            raise SettingError("prompt_prefix", f"is longer than {_MAX_CHARACTERS} characters: shorten it.")
         if not 1 <= len(self.images) <= MAX_FILES:
-            raise ConfigError(f"Give 1 to {MAX_FILES} images, best four to eight; found {len(self.images)}.")
+            raise SettingError("images", f"are {len(self.images)}: give 1 to {MAX_FILES} images, best four to eight.")
 
     @property
     def prompt(self) -> str:
@@ -154,15 +156,20 @@ class TrainingJob:
         write_file(folder / SETTINGS_FILE, lambda path: path.write_text(settings, encoding="utf-8"))
 
 
+def check_setting_name(setting: str, name: str) -> str:
+    """Return a name without surrounding spaces; raise SettingError for one that no folder may have."""
+    if not isinstance(name, str) or not name.strip():
+        raise SettingError(setting, "is empty: give a name.")
+    try:
+        return check_name(name)
+    except ConfigError as error:
+        raise SettingError(setting, f"is invalid: {error}") from error
+
+
 def settings_file(folder: Path) -> Path:
     """Return the settings file of a run's folder, also of version 0.1."""
     old = folder / SETTINGS_FILE_0_1
     return old if old.is_file() else folder / SETTINGS_FILE
-
-
-def subject_prompt(prompt_prefix: str, *words: str) -> str:
-    """Return the prompt of a subject: "a photo of", "sks", "dog" make "a photo of a sks dog"."""
-    return " ".join([prompt_prefix.strip(), "a", *(word.strip() for word in words)]).strip()
 
 
 def read_cropped(source: TrainingImage) -> Image.Image:

@@ -74,17 +74,16 @@ def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def named_parameters(handler: Callable[..., Any], *names: str) -> Callable[..., Any]:
-    """Return a handler of positional values and a gr.Request with parameter names for the API.
+    """Give a handler of positional values and a gr.Request the parameter names of the API; return it.
 
     The default of a parameter is None: the API then takes the component's value, or None without one.
     """
-    endpoint = reports_errors(handler)
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [inspect.Parameter(name, kind, default=None) for name in names]
     client = inspect.Parameter("client", kind, default=None, annotation=gr.Request)
-    endpoint.__signature__ = inspect.Signature([*parameters, client])  # pyright: ignore[reportFunctionMemberAccess]
-    endpoint.__annotations__ = {"client": gr.Request}
-    return endpoint
+    handler.__signature__ = inspect.Signature([*parameters, client])  # pyright: ignore[reportFunctionMemberAccess]
+    handler.__annotations__ = {"client": gr.Request}
+    return handler
 
 
 def skip_preprocessing(*inputs: gr.components.Component) -> None:
@@ -104,16 +103,6 @@ def _raw_value(payload: Any) -> Any:
 def client_id(request: gr.Request | None) -> str:
     """Return the id of a page or API client; without a session, a new random id."""
     return getattr(request, "session_hash", None) or secrets.token_hex(8)
-
-
-def stop_handler(session: Session) -> Callable[[gr.Request], None]:
-    """Return a handler that stops the image generation of its client."""
-
-    def stop(client: gr.Request) -> None:
-        """Stop the image generation of this client, within one step."""
-        session.stop(client_id(client))
-
-    return stop
 
 
 def served_copy(session: Session, path: Path) -> str:

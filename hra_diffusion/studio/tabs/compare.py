@@ -12,8 +12,9 @@ from hra_diffusion.studio.engine.events import Progress
 from hra_diffusion.studio.engine.grid import AXES, NO_ADAPTER, Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, note, reports_errors, stop_handler
-from hra_diffusion.studio.tabs.settings import Settings, request_handler
+from hra_diffusion.studio.tabs.common import client_id, data_url, empty_state, note
+from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.settings import Settings, handle_request
 
 _NO_GRID = empty_state(
     "No grid yet", "Choose two settings and their values. All other settings are those of the Generate tab."
@@ -51,24 +52,21 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
     """Build the tab; selecting it updates the displayed prompt and adapters."""
     panel = _grid_panel(session)
     axes = [panel.x_axis, panel.x_values, panel.y_axis, panel.y_values]
-    panel.generate.click(
-        request_handler(session, _generate_grid, "x_axis", "x_values", "y_axis", "y_values"),
+    listen_busy(
+        panel.generate,
+        "Generating…",
+        handle_request(session, _generate_grid, "x_axis", "x_values", "y_axis", "y_values"),
         [*settings.components, *axes],
         [panel.table, panel.download, panel.tools],
-        api_name="grid",
-        show_progress="hidden",
         concurrency_limit=session.config.max_waiting + 4,
         concurrency_id="model",
     )
-    panel.stop.click(stop_handler(session), api_visibility="private", queue=False)
-    tab.select(
-        _shared_settings,
-        [settings.prompt, settings.adapters],
-        panel.prompt,
-        api_visibility="private",
-        queue=False,
-        show_progress="hidden",
-    )
+
+    def stop(client: gr.Request) -> None:
+        session.stop(client_id(client))
+
+    listen(panel.stop.click, stop, queue=False)
+    listen(tab.select, _shared_settings, [settings.prompt, settings.adapters], panel.prompt, queue=False)
 
     def example_values(kind: str) -> str:
         if kind == "adapter":
@@ -76,7 +74,7 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
         return _EXAMPLE_VALUES[kind if kind in _EXAMPLE_VALUES else "seed"]
 
     for axis, values in ((panel.x_axis, panel.x_values), (panel.y_axis, panel.y_values)):
-        axis.input(example_values, axis, values, api_visibility="private", queue=False)
+        listen(axis.input, example_values, axis, values, queue=False)
 
 
 def _grid_panel(session: Session) -> _GridPanel:
@@ -124,7 +122,6 @@ def _generate_grid(
     yield seed + _table(grid, thumbnails), str(path), gr.update(visible=True)
 
 
-@reports_errors
 def _shared_settings(prompt: str, adapters: list[dict[str, Any]] | None) -> str:
     """Return the HTML of the settings shared by all cells, with a warning if strengths have no adapter."""
     names = ", ".join(use.name for use in parse_adapter_uses(adapters or [])) or "no adapter"

@@ -1,8 +1,7 @@
 """The Generate tab: images with or without adapters, and the settings of earlier images."""
 
-import html
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,15 @@ from hra_diffusion.studio.engine.events import Loading, Queued
 from hra_diffusion.studio.engine.metadata import read_request
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import note, reports_errors, served_copy, stop_handler
-from hra_diffusion.studio.tabs.generation_status import example_prompts, generation_progress, truncation_warnings
-from hra_diffusion.studio.tabs.settings import Settings, request_handler, settings_from_request
+from hra_diffusion.studio.tabs.common import client_id, note, served_copy
+from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
+from hra_diffusion.studio.tabs.generation_status import (
+    example_prompts,
+    generation_progress,
+    restored_settings,
+    truncation_warnings,
+)
+from hra_diffusion.studio.tabs.settings import Settings, handle_request, settings_from_request
 from hra_diffusion.studio.tabs.settings_panel import SettingsPanel, settings_panel
 
 _EXAMPLES_SCRIPT = Path(__file__).parents[1] / "example_prompts.js"
@@ -40,10 +45,25 @@ class _Results:
     png: gr.File
     selected: gr.State
     """Path of the selected image."""
+    restored: gr.HTML
+    """The settings that were loaded last."""
 
 
-def build_generate_tab(session: Session) -> Settings:
-    """Build the tab; return its settings, which other tabs use, too."""
+@dataclass(frozen=True)
+class GenerateTab:
+    """The parts of the tab that other tabs use, or that the browser remembers."""
+
+    settings: Settings
+    gallery: gr.Gallery
+    status: gr.HTML
+    images: gr.Column
+    """Contains the gallery."""
+    tools: gr.Row
+    """Actions on the selected image."""
+
+
+def build_generate_tab(session: Session) -> GenerateTab:
+    """Build the tab; return its parts for other tabs."""
     with gr.Row(elem_classes="split generate-tab"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             panel = settings_panel(session)
@@ -52,8 +72,8 @@ def build_generate_tab(session: Session) -> Settings:
     _connect_generation(session, panel, results)
     _connect_selection(results)
     _connect_load_settings(session, panel.settings, results)
-    _connect_prompt(panel.settings, results)
-    return panel.settings
+    _connect_examples(panel.settings, results)
+    return GenerateTab(panel.settings, results.gallery, results.status, results.images, results.tools)
 
 
 def _results(session: Session) -> _Results:
@@ -92,22 +112,21 @@ def _results(session: Session) -> _Results:
         )
     with gr.Accordion("Load settings from an image (PNG info)", open=False, elem_id="png-info"):
         png = gr.File(label="PNG file of the studio or of A1111", file_types=[".png"], height=150)
+        restored = gr.HTML("", label="restored settings", elem_id="restored")
     selected = gr.State(None)
     return _Results(
-        status, images, gallery, truncated, tools, load_settings, compare, before_after, slider, png, selected
+        status, images, gallery, truncated, tools, load_settings, compare, before_after, slider, png, selected, restored
     )
 
 
 def _connect_generation(session: Session, panel: SettingsPanel, results: _Results) -> None:
     """Connect the buttons Generate, Before / after and Stop."""
     settings = panel.settings
-    options = {
-        "show_progress": "hidden",
-        "concurrency_limit": session.config.max_waiting + 4,
-        "concurrency_id": "model",
-    }
-    generation = panel.generate.click(
-        request_handler(session, _generate_images),
+    options = {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
+    generation = listen_busy(
+        panel.generate,
+        "Generating…",
+        handle_request(session, _generate_images),
         settings.components,
         [
             results.gallery,
@@ -118,53 +137,57 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
             results.tools,
             results.before_after,
         ],
-        api_name="generate",
         **options,
     )
-    comparison = results.compare.click(
-        request_handler(session, _before_after, "selected"),
+    comparison = listen_busy(
+        results.compare,
+        "Generating…",
+        handle_request(session, _before_after, "selected"),
         [*settings.components, results.selected],
         [results.slider, results.status, results.before_after],
-        api_name="before_after",
         **options,
     )
-    panel.stop.click(stop_handler(session), api_name="stop", queue=False)
+
+    def stop(client: gr.Request) -> None:
+        session.stop(client_id(client))
+
+    listen(panel.stop.click, stop, queue=False)
     for event in (generation, comparison):  # an error removes the status of the failed generation
-        event.failure(
+        listen(
+            event.failure,
             lambda images: "" if images else example_prompts(session),
             results.gallery,
             results.status,
-            api_visibility="private",
-            show_progress="hidden",
         )
 
 
 def _generate_images(session: Session, request: GenerateRequest, client: str) -> Iterator[Any]:
-    """Generate images. Returns files that contain their settings, the seed, and the truncated end of the prompt."""
+    """Generate images: update the gallery, the seed, warnings of the prompts' ends, and the status."""
     saved: list[SavedImage] = []
     truncated, hidden = "", gr.update(visible=False)
     for event in session.generate(request, client):
         if not isinstance(event, Loading | Queued):  # the tokenizers are loaded
-            truncated = truncated or truncation_warnings(session, request)
+            truncated = truncated or truncation_warnings(session.truncated_prompts(request))
         if isinstance(event, SavedImage):
             saved.append(event)
-            gallery, status, column = _gallery_items(session, saved), gr.skip(), gr.update(visible=True)
+            gallery, status, column = gallery_items(session, saved), gr.skip(), gr.update(visible=True)
         else:
             gallery, status, column = gr.skip(), generation_progress(event, request), gr.skip()
         yield gallery, request.seed, truncated, status, column, gr.skip(), hidden
-    status = "" if saved else example_prompts(session)
-    if len(saved) < request.count:
-        status = note("Stopped.") + status
-    visible = gr.update(visible=bool(saved))
-    yield _gallery_items(session, saved), request.seed, truncated, status, visible, visible, hidden
+    if len(saved) == request.count:
+        yield gr.skip(), request.seed, truncated, "", gr.skip(), gr.update(visible=True), hidden
+    else:  # earlier images stay
+        shown = gr.update(visible=True) if saved else gr.skip()
+        yield gr.skip(), request.seed, truncated, note("Stopped."), gr.skip(), shown, hidden
 
 
 def _before_after(session: Session, request: GenerateRequest, client: str, selected: str | None) -> Iterator[Any]:
-    """Generate an image without and with the adapters, from the same seed. Returns both files."""
-    if not request.adapters:
-        raise ConfigError("Before / after needs an adapter: choose one first.")
+    """Generate the selected image without and with its adapters; without one, an image of the form's settings."""
     if selected:
-        request = replace(request, seed=read_request(Path(selected)).seed)
+        request = read_request(Path(selected))
+    if not request.adapters:
+        which = "this image has none" if selected else "choose one first"
+        raise ConfigError(f"Before / after needs an adapter: {which}.")
     saved: list[SavedImage] = []
     for variant in (request.single(0).without_adapters(), request.single(0)):
         for event in session.generate(variant, client):
@@ -180,48 +203,45 @@ def _before_after(session: Session, request: GenerateRequest, client: str, selec
 
 def _connect_selection(results: _Results) -> None:
     """Let the gallery select an image; the first of new images is selected by default."""
-    options = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
-    results.gallery.select(_selected_path, results.gallery, results.selected, **options)
-    results.gallery.change(_update_selected, [results.gallery, results.selected], results.selected, **options)
+    listen(results.gallery.select, _selected_path, results.gallery, results.selected, queue=False)
+    inputs = [results.gallery, results.selected]
+    listen(results.gallery.change, _update_selected, inputs, results.selected, queue=False)
 
 
 def _connect_load_settings(session: Session, settings: Settings, results: _Results) -> None:
-    @reports_errors
-    def load_settings(png: str) -> list[Any]:
-        """Load the settings of a PNG. Returns the settings' values, in the order of the parameters of /generate."""
+    """Load settings from the selected image or from a file, and say which."""
+
+    def load(png: str) -> list[Any]:
+        request, changes = session.restore(Path(png))
+        return [*settings_from_request(session, request), restored_settings(request, changes)]
+
+    def load_file(png: str | None) -> list[Any]:
         if not isinstance(png, str):
             raise ConfigError("There is no image to read settings from: choose a PNG file.")
-        request, changes = session.restore(Path(png))
-        for change in changes:
-            gr.Warning(html.escape(change, quote=False))
-        return settings_from_request(session, request)
+        return load(png)
 
-    @reports_errors
     def load_selected(selected: str | None) -> list[Any]:
         if not selected:
             raise ConfigError("No image is selected: generate one first.")
-        return load_settings(selected)
+        return load(selected)
 
-    results.load_settings.click(load_selected, results.selected, settings.components, api_visibility="private")
-    results.png.upload(load_settings, results.png, settings.components, api_name="restore")
+    outputs = [*settings.components, results.restored]
+    listen(results.load_settings.click, load_selected, results.selected, outputs)
+    upload = listen(results.png.upload, load_file, results.png, outputs)
+    listen_after(upload, lambda: None, None, results.png, queue=False)  # free for the next file
 
 
-def _connect_prompt(settings: Settings, results: _Results) -> None:
-    """Let example prompts start a generation, and adapter cards insert their trigger word."""
+def _connect_examples(settings: Settings, results: _Results) -> None:
+    """Let example prompts start a generation."""
 
     def use_example(event: gr.EventData) -> tuple[str, list[dict[str, Any]]]:
         example = event._data
         uses = [{"name": str(example["adapter"]), "strength": 1.0}] if example.get("adapter") else []
         return str(example.get("prompt", "")), uses
 
-    def insert_trigger(prompt: str, event: gr.EventData) -> str:
-        text = str(event._data.get("text", ""))
-        return prompt if text in prompt else f"{text}, {prompt}".rstrip(", ")
-
-    results.status.example(use_example, None, [settings.prompt, settings.adapters], api_visibility="private").then(
-        None, js="() => document.querySelector('#generate button, button#generate').click()", api_visibility="private"
-    )
-    settings.adapters.insert(insert_trigger, settings.prompt, settings.prompt, api_visibility="private")
+    chosen = listen(results.status.example, use_example, None, [settings.prompt, settings.adapters])
+    click = "() => document.querySelector('#generate button, button#generate').click()"
+    listen(chosen.then, None, js=click)
 
 
 def _selected_path(images: list[tuple[str, str]] | None, event: gr.SelectData) -> str | None:
@@ -235,9 +255,6 @@ def _update_selected(images: list[tuple[str, str]] | None, selected: str | None)
     return selected if selected in paths else next(iter(paths), None)
 
 
-def _gallery_items(session: Session, saved: list[SavedImage]) -> list[tuple[str, str]]:
-    """Return files and captions for the gallery."""
-    return [
-        (served_copy(session, image.path), f"{image.request.prompt[:120]} · seed {image.request.seed}")
-        for image in saved
-    ]
+def gallery_items(session: Session, saved: list[SavedImage]) -> list[tuple[str, str]]:
+    """Return files and captions, the seeds, for the gallery."""
+    return [(served_copy(session, image.path), f"seed {image.request.seed}") for image in saved]

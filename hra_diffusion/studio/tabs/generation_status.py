@@ -5,7 +5,8 @@ import html
 from hra_diffusion.studio.engine.events import Loading, Progress, Queued
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration
+from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note
+from hra_diffusion.studio.tabs.labels import LABELS
 
 _MAX_EXAMPLES = 4
 _MAX_ZOOM = 3
@@ -20,11 +21,15 @@ def example_prompts(session: Session) -> str:
             examples.insert(0, (f"{entry.trigger} in the snow", entry.name))
     buttons = "".join(
         f'<button type="button" class="example-prompt" data-prompt="{html.escape(prompt)}" '
-        f'data-adapter="{html.escape(name)}">{html.escape(prompt)}</button>'
+        f'data-adapter="{html.escape(name)}">{html.escape(prompt)}{_adapter_tag(name)}</button>'
         for prompt, name in examples[:_MAX_EXAMPLES]
     )
     text = "Write a prompt and press Generate or Ctrl+Enter, or start with an example:"
     return empty_state("No images yet", text, f'<p class="example-prompts">{buttons}</p>')
+
+
+def _adapter_tag(name: str) -> str:
+    return f" <b>{html.escape(name)}</b>" if name else ""
 
 
 def generation_progress(event: Loading | Queued | Progress, request: GenerateRequest) -> str:
@@ -45,11 +50,31 @@ def generation_progress(event: Loading | Queued | Progress, request: GenerateReq
     )
 
 
-def truncation_warnings(session: Session, request: GenerateRequest) -> str:
-    """Return the HTML of warnings with the truncated ends of the prompts."""
+def truncation_warnings(ends: dict[str, str]) -> str:
+    """Return the HTML of warnings with the ignored ends of the prompts, by the setting."""
     notes: list[str] = []
-    for name, prompt in (("prompt", request.prompt), ("negative prompt", request.negative_prompt)):
-        if truncated := session.worker.generator.truncated_text(prompt, request.prompt_syntax):
-            start = html.escape(truncated[:160]) + ("…" if len(truncated) > 160 else "")
-            notes.append(f'<p class="note warning">The {name} is too long; its end is ignored: <q>{start}</q></p>')
+    for name, end in ends.items():
+        start = html.escape(end[:160]) + ("…" if len(end) > 160 else "")
+        notes.append(
+            f'<p class="note warning">The {LABELS[name].lower()} is too long; its end is ignored: <q>{start}</q></p>'
+        )
     return "".join(notes)
+
+
+def restored_settings(request: GenerateRequest, changes: list[str]) -> str:
+    """Return the HTML that names the loaded settings, and those that were left out or changed."""
+    adapters = ", ".join(f"{use.name} at {use.strength:g}" for use in request.adapters)
+    parts = [
+        "prompt",
+        "negative prompt" if request.negative_prompt else "",
+        f"adapters {adapters}" if adapters else "no adapter",
+        f"{request.steps} steps",
+        f"guidance {request.guidance_scale:g}",
+        f"{request.width} × {request.height}",
+        f"scheduler {request.scheduler}",
+        f"seed {request.seed}",
+        "start image" if request.image else "",
+        "control image" if request.condition else "",
+    ]
+    text = f"Loaded: {', '.join(part for part in parts if part)}."
+    return note(text) + "".join(note(change, "warning") for change in changes)

@@ -10,14 +10,16 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.jobs import Job, Status
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import (
-    ask_for_confirmation,
     empty_state,
     format_duration,
-    reports_errors,
+    note,
     served_copy,
     strip_folders,
 )
+from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.loss_plot import loss_plot
+from hra_diffusion.studio.tabs.metrics_summary import metrics_summary
 
 _NO_JOB = empty_state("No training job", "Choose images, fill in name and class, and press Train.")
 _MAX_VALIDATION_IMAGES = 12
@@ -38,10 +40,13 @@ class JobView:
     status: gr.HTML
     stop: gr.Button
     resume: gr.Button
-    delete: gr.Button
+    use_settings: gr.Button
+    """Fills the form with the settings of the job."""
+    change: gr.Button
+    """Displays the panel that renames and deletes the job."""
     loss: gr.HTML
     validation_images: gr.Gallery
-    metrics: gr.Markdown
+    metrics: gr.HTML
     timer: gr.Timer
     """Updates the view."""
     displayed: gr.State
@@ -55,7 +60,7 @@ def job_view(session: Session) -> JobView:
     view = _job_components(session)
     _connect_updates(session, view)
     _connect_actions(session, view)
-    _connect_deletion(session, view)
+    _connect_changes(session, view)
     return view
 
 
@@ -77,7 +82,8 @@ def _job_components(session: Session) -> JobView:
     with gr.Row(elem_classes="tools"):
         stop = gr.Button("Stop", size="sm", visible=False, elem_id="stop-job")
         resume = gr.Button("Resume", size="sm", visible=False, elem_id="resume-job")
-        delete = gr.Button("Delete…", size="sm", visible=False, elem_id="delete-job")
+        use_settings = gr.Button("Use settings", size="sm", visible=False, elem_id="clone-job")
+        change = gr.Button("Rename or delete…", size="sm", visible=False, elem_id="change-job")
     loss = gr.HTML("", label="loss", elem_id="loss")
     validation_images = gr.Gallery(
         label="Validation images",
@@ -90,20 +96,21 @@ def _job_components(session: Session) -> JobView:
         interactive=False,
         elem_id="validation-images",
     )
-    metrics = gr.Markdown("", elem_id="metrics")
+    metrics = gr.HTML("", label="metrics", elem_id="metrics")
     timer = gr.Timer(1.0, active=running is not None)
     displayed, ended = gr.State(_NOT_DISPLAYED), gr.State("")
-    return JobView(job, status, stop, resume, delete, loss, validation_images, metrics, timer, displayed, ended)
+    return JobView(
+        job, status, stop, resume, use_settings, change, loss, validation_images, metrics, timer, displayed, ended
+    )
 
 
 def _connect_updates(session: Session, view: JobView) -> None:
     """Update the view with its timer and when another job is chosen."""
 
-    @reports_errors
     def update(name: str | None, displayed: tuple[str, int, str]) -> list[Any]:
         if not name:
             hidden = gr.update(visible=False)
-            return [_NO_JOB, hidden, hidden, hidden, "", hidden, "", gr.Timer(active=False), displayed, ""]
+            return [_NO_JOB, *[hidden] * 4, "", hidden, "", gr.Timer(active=False), displayed, ""]
         job = session.job(name)
         current = (job.name, job.step, job.status.value)
         running, changed = job.status is Status.RUNNING, current != tuple(displayed)
@@ -111,10 +118,11 @@ def _connect_updates(session: Session, view: JobView) -> None:
             _status(job),
             gr.update(visible=running),
             gr.update(visible=job.resumable),
+            gr.update(visible=job.status is not Status.UNREADABLE),
             gr.update(visible=not running),
             loss_plot(job.records()) if changed else gr.skip(),
             _gallery(session, job) if changed else gr.skip(),
-            job.metrics_table() or "",
+            metrics_summary(job),
             gr.Timer(active=running),
             current,
             "" if running else job.name,
@@ -124,7 +132,8 @@ def _connect_updates(session: Session, view: JobView) -> None:
         view.status,
         view.stop,
         view.resume,
-        view.delete,
+        view.use_settings,
+        view.change,
         view.loss,
         view.validation_images,
         view.metrics,
@@ -133,71 +142,52 @@ def _connect_updates(session: Session, view: JobView) -> None:
         view.ended,
     ]
     for event in (view.timer.tick, view.job.change):
-        event(update, [view.job, view.displayed], outputs, show_progress="hidden", api_visibility="private")
+        listen(event, update, [view.job, view.displayed], outputs)
 
 
 def _connect_actions(session: Session, view: JobView) -> None:
-    """Connect the buttons Stop and Resume, and add the endpoints of training jobs."""
+    """Connect the buttons Stop and Resume."""
 
-    @reports_errors
-    def job_status(job: str | None) -> dict[str, Any]:
-        """Return the status of a training job."""
-        current = session.job(_checked_name(job))
-        return {
-            "name": current.name,
-            "status": current.status.value,
-            "phase": current.phase,
-            "step": current.step,
-            "steps": current.total_steps,
-            "error": current.error and strip_folders(current.error),
-            "losses": [record.loss for record in current.records()],
-            "metrics": current.metrics_table(),
-        }
-
-    @reports_errors
     def stop_job(job: str | None) -> None:
-        """Stop a training job after its current step. It can be resumed later."""
-        session.jobs.stop(_checked_name(job))
+        session.jobs.stop(checked_name(job))
 
-    @reports_errors
     def resume_job(job: str | None) -> Any:
-        """Resume a training job from its last checkpoint."""
-        session.jobs.resume(_checked_name(job))
+        session.jobs.resume(checked_name(job))
         return gr.Timer(active=True)
 
-    def list_jobs() -> list[str]:
-        """Return the names of all training jobs, the newest first."""
-        return job_names(session)
-
-    view.stop.click(stop_job, view.job, None, api_name="stop_job")
-    view.resume.click(resume_job, view.job, view.timer, api_name="resume_job")
-    gr.api(job_status, api_name="job")
-    gr.api(list_jobs, api_name="jobs")
+    listen_busy(view.stop, "Stopping…", stop_job, view.job, None)
+    listen_busy(view.resume, "Resuming…", resume_job, view.job, view.timer)
 
 
-def _connect_deletion(session: Session, view: JobView) -> None:
-    """Let the button Delete ask for a confirmation, and delete the job."""
-    with gr.Group(visible=False, elem_classes="panel") as confirmation:
-        question = gr.HTML("")
+def _connect_changes(session: Session, view: JobView) -> None:
+    """Connect the panel that renames and deletes the job."""
+    with gr.Group(visible=False, elem_classes="panel", elem_id="change-job-panel") as panel:
+        with gr.Row():
+            new_name = gr.Textbox(label=LABELS["new_name"], elem_id="new-job-name")
+            rename = gr.Button("Rename", elem_id="rename-job")
+        gr.HTML(note("Deleting removes its images, checkpoints and results. Its adapter stays in the library."))
         with gr.Row():
             confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-job")
-            cancel = gr.Button("Cancel", elem_id="cancel-delete-job")
+            cancel = gr.Button("Cancel", elem_id="cancel-change-job")
+    hidden = gr.update(visible=False)
 
-    @reports_errors
     def delete_job(job: str | None) -> Any:
-        """Delete a training job with its images and checkpoints. Its adapter stays in the library."""
-        session.jobs.delete(_checked_name(job))
+        session.jobs.delete(checked_name(job))
         names = job_names(session)
-        return gr.update(choices=names, value=next(iter(names), None)), gr.update(visible=False)
+        return gr.update(choices=names, value=next(iter(names), None)), hidden
 
-    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    view.delete.click(ask_for_confirmation, view.job, [confirmation, question], **options)
-    cancel.click(lambda: gr.update(visible=False), None, confirmation, **options)
-    view.job.change(lambda: gr.update(visible=False), None, confirmation, **options)
-    confirm.click(delete_job, view.job, [view.job, confirmation], api_name="delete_job")
+    def rename_job(job: str | None, new_name: str) -> Any:
+        renamed = session.jobs.rename(checked_name(job), new_name)
+        return gr.update(choices=job_names(session), value=renamed.name), hidden, ""
+
+    listen(view.change.click, lambda: gr.update(visible=True), None, panel, queue=False)
+    listen([cancel.click, view.job.change], lambda: hidden, None, panel, queue=False)
+    listen_busy(confirm, "Deleting…", delete_job, view.job, [view.job, panel])
+    listen_busy(rename, "Renaming…", rename_job, [view.job, new_name], [view.job, panel, new_name])
 
 
-def _checked_name(name: str | None) -> str:
+def checked_name(name: str | None) -> str:
+    """Return the name of the chosen job; raise ConfigError without one."""
     if not name or not isinstance(name, str):
         raise ConfigError("Choose a training job first.")
     return name

@@ -6,15 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion import pipelines
-from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contents import Component, read_components
 from hra_diffusion.formats.lora import LAYOUTS
-from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, write_merged_model
+from hra_diffusion.studio.engine.exporting import (
+    import_adapter,
+    publish,
+    uses_to_merge,
+    write_lora,
+    write_merged_model,
+)
 from hra_diffusion.studio.engine.library import Entry
-from hra_diffusion.studio.engine.requests import Combine, parse_adapter_uses
+from hra_diffusion.studio.engine.requests import Combine
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, reports_errors, thumbnail_url
+from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, thumbnail_url
+from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
 from hra_diffusion.studio.tabs.settings import Settings
 
@@ -38,9 +43,7 @@ def build_library_tab(session: Session, settings: Settings) -> gr.HTML:
                     _rename_panel(session, settings, picker)
                     confirmation, deletion = _delete_panel(session, settings, picker)
 
-    @reports_errors
     def display(name: str | None) -> Any:
-        """Return the details of an adapter as HTML."""
         hidden = gr.update(visible=False)
         if not name:
             return _NO_SELECTION, hidden, hidden, hidden
@@ -48,8 +51,8 @@ def build_library_tab(session: Session, settings: Settings) -> gr.HTML:
         return _details(entry, read_components(entry.folder)), gr.update(visible=True), hidden, hidden
 
     outputs = [details, actions, exported, confirmation]
-    picker.change(display, picker, outputs, api_name="adapter", show_progress="hidden")
-    deletion.success(display, picker, outputs, api_visibility="private")
+    listen(picker.change, display, picker, outputs)
+    listen(deletion.success, display, picker, outputs)
     return picker
 
 
@@ -64,15 +67,14 @@ def _import_panel(session: Session, settings: Settings, picker: gr.HTML) -> None
         name = gr.Textbox(label="Name", elem_id="import-name")
         button = gr.Button("Import", elem_id="import-button")
 
-    @reports_errors
     def import_files(files: list[str] | None, name: str) -> Any:
-        """Import an adapter, or a LoRA as the nearest adapter. Returns its name."""
         entry, lost = import_adapter(session.worker, session.library, [Path(file) for file in files or []], name)
         if lost > 0.01:
             gr.Warning(f"{lost:.0%} of this LoRA is not a rotation and was lost.")
         return [*_update_cards(session, entry.name), None, ""]
 
-    button.click(import_files, [files, name], [picker, settings.adapters, files, name], api_name="import_adapter")
+    outputs = [picker, settings.adapters, files, name]
+    listen_busy(button, "Importing…", import_files, [files, name], outputs)
 
 
 def _export_panel(session: Session, settings: Settings, picker: gr.HTML) -> gr.Column:
@@ -92,25 +94,20 @@ def _export_panel(session: Session, settings: Settings, picker: gr.HTML) -> gr.C
         with gr.Column(visible=False) as column:
             exported = gr.File(label="Download", interactive=False, elem_id="exported")
 
-    @reports_errors
     def export_lora(name: str, layout: str, strength: float, dtype: str) -> Any:
-        """Export an adapter as a LoRA with the same change of every weight. Returns the file."""
         entry = session.library.entry(name)
         path = write_lora(session.worker, entry, session.cache, layout, float(strength), dtype)
         return str(path), gr.update(visible=True)
 
-    @reports_errors
     def export_model(
         name: str, strength: float, dtype: str, several: bool, adapters: list[Any] | None, combine: Combine
     ) -> Any:
-        """Export the base model with one or several adapters merged. Returns a zip of a diffusers folder."""
-        others = [use for use in parse_adapter_uses(adapters or []) if several and use.name != name]
-        uses = [*parse_adapter_uses([{"name": name, "strength": strength}]), *others]
+        uses = uses_to_merge(name, strength, adapters if several else None)
         return str(write_merged_model(session.worker, uses, session.cache, combine, dtype)), gr.update(visible=True)
 
-    lora.click(export_lora, [picker, layout, strength, dtype], [exported, column], api_name="export_lora")
+    listen_busy(lora, "Exporting…", export_lora, [picker, layout, strength, dtype], [exported, column])
     inputs = [picker, strength, dtype, several, settings.adapters, settings.combine]
-    merged.click(export_model, inputs, [exported, column], api_name="export_model")
+    listen_busy(merged, "Exporting…", export_model, inputs, [exported, column])
     return column
 
 
@@ -123,15 +120,10 @@ def _publish_panel(session: Session, picker: gr.HTML) -> None:
         button = gr.Button("Publish")
         result = gr.HTML("")
 
-    @reports_errors
     def push(name: str, repository: str, license: str, token: str) -> str:
-        """Publish an adapter on the Hub with the user's access token. Returns the commit's URL."""
-        if not token or not repository:
-            raise ConfigError("Give a repository, USER/NAME, and an access token with write access to it.")
-        folder = session.library.entry(name).folder
-        return note(pipelines.push_hra_weights(folder, repository, license=license or None, token=token))
+        return note(publish(session.library.entry(name), repository, license, token))
 
-    button.click(push, [picker, repository, license, token], result, api_name="push")
+    listen_busy(button, "Publishing…", push, [picker, repository, license, token], result)
 
 
 def _rename_panel(session: Session, settings: Settings, picker: gr.HTML) -> None:
@@ -139,12 +131,10 @@ def _rename_panel(session: Session, settings: Settings, picker: gr.HTML) -> None
         new_name = gr.Textbox(label="New name", elem_id="new-name")
         button = gr.Button("Rename", elem_id="rename")
 
-    @reports_errors
     def rename_adapter(name: str, new_name: str) -> Any:
-        """Rename an adapter. Returns its new name."""
         return [*_update_cards(session, session.library.rename(name, new_name)), ""]
 
-    button.click(rename_adapter, [picker, new_name], [picker, settings.adapters, new_name], api_name="rename")
+    listen_busy(button, "Renaming…", rename_adapter, [picker, new_name], [picker, settings.adapters, new_name])
 
 
 def _delete_panel(session: Session, settings: Settings, picker: gr.HTML) -> tuple[gr.Group, Any]:
@@ -156,15 +146,13 @@ def _delete_panel(session: Session, settings: Settings, picker: gr.HTML) -> tupl
             confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete")
             cancel = gr.Button("Cancel", elem_id="cancel-delete")
 
-    @reports_errors
     def delete_adapter(name: str) -> Any:
-        """Delete an adapter permanently."""
         session.library.delete(name)
         return _update_cards(session, None)
 
-    delete.click(ask_for_confirmation, picker, [confirmation, question], api_visibility="private")
-    cancel.click(lambda: gr.update(visible=False), None, confirmation, api_visibility="private")
-    return confirmation, confirm.click(delete_adapter, picker, [picker, settings.adapters], api_name="delete")
+    listen(delete.click, ask_for_confirmation, picker, [confirmation, question])
+    listen(cancel.click, lambda: gr.update(visible=False), None, confirmation)
+    return confirmation, listen_busy(confirm, "Deleting…", delete_adapter, picker, [picker, settings.adapters])
 
 
 def _update_cards(session: Session, selected: str | None) -> list[Any]:

@@ -42,7 +42,8 @@ def card_entries(session: Session) -> list[dict[str, Any]]:
             "fits": entry.base in (None, session.worker.base.name),
             "rank": entry.rank,
             "annotator": entry.annotator or "",
-            "trigger": entry.trigger or "",
+            "token": entry.token or entry.trigger or "",
+            "changed": entry.stamp // 1_000_000_000,
             "thumbnail": thumbnail_url(entry.thumbnail, 160),
         }
         for entry in session.library.entries()

@@ -1,8 +1,9 @@
 """The settings of image generation as components, and the request made from their values."""
 
 import functools
+import inspect
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,22 +54,33 @@ SETTINGS = tuple(field.name for field in fields(Settings))
 _MAX_RANDOM_SEED = 2**31
 
 
-def request_handler(session: Session, handler: Callable[..., Iterator[Any]], *extra: str) -> Callable[..., Any]:
-    """Return an endpoint that calls ``handler(session, request, client, *extra)``.
+def handle_request(session: Session, handler: Callable[..., Any], *extra: str) -> Callable[..., Any]:
+    """Return a function of the settings' values that calls ``handler(session, request, client, *extra)``.
 
     Args:
         session: the studio's session.
-        handler: a generator function.
+        handler: a function, or a generator function.
         extra: names of the parameters after the settings.
     """
 
-    @functools.wraps(handler)
-    def endpoint(*values: Any) -> Iterator[Any]:
+    def arguments(values: Sequence[Any]) -> tuple[Any, ...]:
         *inputs, client = values
         request = request_from_settings(session, dict(zip(SETTINGS, inputs, strict=False)))
-        yield from handler(session, request, client_id(client), *inputs[len(SETTINGS) :])
+        return session, request, client_id(client), *inputs[len(SETTINGS) :]
 
-    return named_parameters(endpoint, *SETTINGS, *extra)
+    if inspect.isgeneratorfunction(handler):
+
+        @functools.wraps(handler)
+        def generator(*values: Any) -> Iterator[Any]:
+            yield from handler(*arguments(values))
+
+        return named_parameters(generator, *SETTINGS, *extra)
+
+    @functools.wraps(handler)
+    def function(*values: Any) -> Any:
+        return handler(*arguments(values))
+
+    return named_parameters(function, *SETTINGS, *extra)
 
 
 def request_from_settings(session: Session, values: dict[str, Any]) -> GenerateRequest:

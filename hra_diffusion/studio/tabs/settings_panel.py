@@ -9,7 +9,9 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
 from hra_diffusion.studio.tabs.control import control_panel
+from hra_diffusion.studio.tabs.events import listen
 from hra_diffusion.studio.tabs.picker import adapter_picker
+from hra_diffusion.studio.tabs.prompt_fields import count_tokens, prompt_fields
 from hra_diffusion.studio.tabs.settings import Settings
 
 _PROMPT_SYNTAX = [("Weights as in A1111", "a1111"), ("Plain text", "plain")]
@@ -29,7 +31,7 @@ class SettingsPanel:
 def settings_panel(session: Session) -> SettingsPanel:
     """Build the settings panel."""
     default = session.default_request
-    prompt, negative_prompt = _prompts(default)
+    prompts = prompt_fields(default)
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
         stop = gr.Button("Stop", elem_id="stop", scale=1, min_width=90)
@@ -46,8 +48,8 @@ def settings_panel(session: Session) -> SettingsPanel:
     image, image_strength = _image_to_image()
     control = control_panel(session, adapters, sampling["width"], sampling["height"])
     settings = Settings(
-        prompt=prompt,
-        negative_prompt=negative_prompt,
+        prompt=prompts.prompt,
+        negative_prompt=prompts.negative_prompt,
         adapters=adapters,
         combine=combine,
         **sampling,
@@ -56,21 +58,9 @@ def settings_panel(session: Session) -> SettingsPanel:
         **control,
     )
     skip_preprocessing(*settings.components)
+    count_tokens(session, prompts, settings.prompt_syntax)
+    mark_sections(settings)
     return SettingsPanel(settings, generate, stop)
-
-
-def _prompts(default: GenerateRequest) -> tuple[gr.Textbox, gr.Textbox]:
-    with gr.Group(elem_classes="panel"):
-        prompt = gr.Textbox(default.prompt, label="Prompt", lines=3, max_lines=8, elem_id="prompt", autofocus=True)
-        negative_prompt = gr.Textbox(
-            "",
-            label="Negative prompt",
-            placeholder="what the image should not contain",
-            lines=1,
-            max_lines=4,
-            elem_id="negative-prompt",
-        )
-    return prompt, negative_prompt
 
 
 def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
@@ -155,3 +145,9 @@ def _image_to_image() -> tuple[gr.Image, gr.Slider]:
             elem_id="image-strength",
         )
     return image, strength
+
+
+def mark_sections(settings: Settings) -> None:
+    """Mark the sections with an image, so that they are seen while they are closed."""
+    for section, image in (("image-to-image", settings.image), ("control", settings.control_image)):
+        listen(image.change, None, image, None, js=f"(image) => {{ markInUse('{section}', image); return []; }}")

@@ -5,16 +5,16 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import named_parameters
-from hra_diffusion.studio.tabs.job_view import job_names, job_view
+from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.job_view import checked_name, job_names, job_view
 from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.studio.tabs.settings import Settings
-from hra_diffusion.studio.tabs.training_fields import FIELDS, job_from_values
+from hra_diffusion.studio.tabs.training_fields import TrainingFields, cloned_fields, job_from_values
 from hra_diffusion.studio.tabs.training_form import preset_choices, training_form
 
 
-def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> None:
-    """Build the tab.
+def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> TrainingFields:
+    """Build the tab; return the fields of a training job.
 
     Args:
         session: the studio's session.
@@ -28,9 +28,11 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> N
             view = job_view(session)
 
     def train(*values: Any) -> Any:
-        """Start a training job in a process of its own. Returns the job's name."""
         job = session.train(job_from_values(values))
         return gr.update(choices=job_names(session), value=job.name), gr.Timer(active=True)
+
+    def clone(job: str | None) -> list[Any]:
+        return cloned_fields(session, checked_name(job))
 
     def update_cards() -> list[Any]:
         return [gr.update(entries=card_entries(session))] * 2
@@ -43,7 +45,8 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> N
         return job, gr.Timer(active=running is not None), *update_cards(), presets
 
     cards = [settings.adapters, library]
-    options: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    form.train.click(named_parameters(train, *FIELDS), form.fields.components, [view.job, view.timer], api_name="train")
-    view.ended.change(update_cards, None, cards, **options)
-    gr.on(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset], **options)
+    listen_busy(form.train, "Starting…", train, form.fields.components, [view.job, view.timer])
+    listen_busy(view.use_settings, "Loading…", clone, view.job, form.fields.components)
+    listen(view.ended.change, update_cards, None, cards)
+    listen(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset])
+    return form.fields

@@ -9,7 +9,11 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.engine.job_settings import form_values
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, TrainingJob, adjust_preset, check_images
+from hra_diffusion.studio.tabs.common import served_copy
 
 CAPTION_COLUMNS = ["image", "caption", "crop"]
 NUMBERS = {
@@ -70,6 +74,20 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
     )
 
 
+def cloned_fields(session: Session, job: str) -> list[Any]:
+    """Return the fields of a new job with another one's settings and a free name; errors as in `form_values`."""
+    values = form_values(session.jobs.get(job).folder)
+    images = values["images"]
+    by_name = {name: str(values[name]) for name in NUMBERS} | {
+        "files": [served_copy(session, image.file) for image in images],
+        "captions": gr.update(value=[[image.file.name, image.caption, image.crop] for image in images], visible=True),
+        "name": session.free_job_name(job),
+        "preset": gr.skip(),
+        **{name: values[name] for name in ("subject", "token", "prompt_prefix")},
+    }
+    return [by_name[name] for name in FIELDS]
+
+
 def captions_and_crops(table: Any, names: list[str]) -> list[list[str]]:
     """Return caption and crop of each image; rows with the same image name belong to its images in order."""
     rows = table.get("data", []) if isinstance(table, dict) else table or []
@@ -87,5 +105,4 @@ def _parse_number(name: str, value: Any) -> int | None:
     try:
         return int(str(value).strip().removesuffix(".0"))
     except ValueError:
-        label, _ = NUMBERS[name]
-        raise ConfigError(f"{label} must be a whole number; found {str(value)[:40]!r}.") from None
+        raise SettingError(name, f"must be a whole number; found {str(value)[:40]!r}.") from None

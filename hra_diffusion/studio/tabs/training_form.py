@@ -8,23 +8,18 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import (
-    PRESETS,
-    check_images,
-    subject_prompt,
-)
+from hra_diffusion.studio.engine.subject_prompts import subject_prompt
+from hra_diffusion.studio.engine.training_job import PRESETS, check_images
 from hra_diffusion.studio.tabs.common import (
     data_url,
     empty_state,
     format_duration,
     heading,
-    named_parameters,
     note,
-    reports_errors,
 )
+from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.training_fields import (
     CAPTION_COLUMNS,
-    FIELDS,
     NUMBERS,
     TrainingFields,
     captions_and_crops,
@@ -86,15 +81,13 @@ def _image_fields() -> tuple[gr.File, gr.Dataframe]:
         elem_id="captions",
     )
 
-    @reports_errors
     def check_files(files: list[str] | None, captions: Any = None) -> Any:
-        """Check training images. Returns a report as HTML, and a table of captions and crops with those given."""
         results = check_images([Path(file) for file in files or []])
         names = [path.name for path, size, _ in results if size]
         rows = [[name, *values] for name, values in zip(names, captions_and_crops(captions, names), strict=True)]
         return _report(results), gr.update(value=rows, visible=bool(rows))
 
-    files.change(check_files, [files, captions], [report, captions], api_name="check")
+    listen(files.change, check_files, [files, captions], [report, captions])
     return files, captions
 
 
@@ -111,7 +104,7 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
             prompt_prefix = gr.Textbox(prefix, label="Prompt prefix", info="The kind of image", elem_id="prompt-prefix")
         prompts = gr.HTML("", label="prompts", elem_id="prompts")
     parts = [prompt_prefix, token, subject]
-    gr.on([part.change for part in parts], _prompts_html, parts, prompts, api_visibility="private", queue=False)
+    listen([part.change for part in parts], _prompts_html, parts, prompts, queue=False)
     return {"name": name, "subject": subject, "token": token, "prompt_prefix": prompt_prefix}
 
 
@@ -131,9 +124,7 @@ def _number_fields(preset: gr.Radio) -> dict[str, gr.Textbox]:
                 for name, (label, info) in NUMBERS.items()
             }
         gr.HTML(note("Empty fields take the preset's numbers."))
-    preset.input(
-        _placeholders, preset, list(numbers.values()), api_visibility="private", queue=False, show_progress="hidden"
-    )
+    listen(preset.input, _placeholders, preset, list(numbers.values()), queue=False)
     return numbers
 
 
@@ -141,18 +132,12 @@ def _connect_estimate(session: Session, button: gr.Button, form_fields: Training
     costs = gr.HTML("", label="estimate", elem_id="costs")
 
     def estimate(*values: Any) -> str:
-        """Estimate the time and memory of a training job from two steps."""
         report = session.estimate(job_from_values(values))
         rows = [f"<dt>{key}</dt><dd>{html.escape(report[key])}</dd>" for key in ("time", "memory") if key in report]
         return f'<dl class="costs">{"".join(rows)}</dl>'
 
-    button.click(named_parameters(estimate, *FIELDS), form_fields.components, costs, api_name="estimate").success(
-        lambda: gr.update(choices=preset_choices(session)),
-        None,
-        form_fields.preset,
-        api_visibility="private",
-        show_progress="hidden",
-    )
+    done = listen_busy(button, "Estimating, about 30 s…", estimate, form_fields.components, costs)
+    listen(done.success, lambda: gr.update(choices=preset_choices(session)), None, form_fields.preset)
 
 
 def preset_choices(session: Session) -> list[tuple[str, str]]:
@@ -172,10 +157,11 @@ def _placeholders(preset: str) -> list[Any]:
     return [gr.update(placeholder=str(getattr(numbers, name))) for name in NUMBERS]
 
 
-def _prompts_html(prompt_prefix: str, token: str, subject: str) -> str:
+def _prompts_html(prompt_prefix: str | None, token: str | None, subject: str | None) -> str:
     """Return the HTML of the instance prompt and the class prompt; "" without a class."""
-    if not subject.strip():
+    if not (subject or "").strip():
         return ""
+    prompt_prefix, token, subject = prompt_prefix or "", token or "", subject or ""
     instance = html.escape(subject_prompt(prompt_prefix, token, subject))
     class_ = html.escape(subject_prompt(prompt_prefix, subject))
     return f'<p class="prompts">Instance prompt: <q>{instance}</q><br>Class prompt: <q>{class_}</q></p>'

@@ -1,0 +1,96 @@
+"""Memory of the page: a reload or a restart of the studio keeps the settings, the images and the training form.
+
+The browser stores the values. They come back from there as unchecked input: files are taken only from the studio's
+cache, and images by their names.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.common import served_copy
+from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.generate import GenerateTab
+from hra_diffusion.studio.tabs.settings import SETTINGS
+from hra_diffusion.studio.tabs.training_fields import FIELDS, TrainingFields
+
+_KEY = "hra-studio"
+"""Key and secret in the browser's storage: the same after a restart, since the values are no secret."""
+_GALLERY = "gallery"
+_TRAINING = "training."
+"""Prefix of the training form's names, since both forms have steps."""
+_FILES = ("image", "control_image", f"{_TRAINING}files")
+_MAX_IMAGES = 64
+
+
+def remember(session: Session, generate: GenerateTab, training: TrainingFields) -> None:
+    """Store the values of the page at every change, and restore them when the page loads."""
+    settings = generate.settings
+    values = dict(zip(SETTINGS, settings.components, strict=True))
+    values |= {_TRAINING + name: part for name, part in zip(FIELDS, training.components, strict=True)}
+    files = {name: values.pop(name) for name in _FILES}
+    remembered = {**values, **files, _GALLERY: generate.gallery}
+    components = list(remembered.values())
+    memory = gr.BrowserState(None, storage_key=_KEY, secret=_KEY)
+    listen([part.change for part in components], None, components, memory, js=_collect(list(remembered)))
+    # The browser restores values at once, before anybody types; the studio checks the files.
+    plain = list(values.values())
+    restored = listen(None, None, [memory, *plain], plain, js=_restore(list(values)))
+
+    def restore_files(memory: Any) -> list[Any]:
+        stored = memory if isinstance(memory, dict) else {}
+        image, control_image, training_files = (stored.get(name) for name in _FILES)
+        paths = [cached_file(session, file) for file in training_files] if isinstance(training_files, list) else []
+        found = [path for path in paths if path]
+        return [
+            cached_file(session, image) or gr.skip(),
+            cached_file(session, control_image) or gr.skip(),
+            found or gr.skip(),
+            *_results(session, stored.get(_GALLERY)),
+        ]
+
+    outputs = [*files.values(), generate.gallery, generate.status, generate.images, generate.tools]
+    listen(restored.then, restore_files, memory, outputs, queue=False)
+
+
+def _collect(names: list[str]) -> str:
+    """Return a script that turns the values of components into one object."""
+    return f"(...values) => [Object.fromEntries({json.dumps(names)}.map((name, index) => [name, values[index]]))]"
+
+
+def _restore(names: list[str]) -> str:
+    """Return a script that returns the stored values, and the present ones of components without a stored value."""
+    stored = "memory?.[name] ?? values[index]"
+    return f"(memory, ...values) => {json.dumps(names)}.map((name, index) => {stored})"
+
+
+def _results(session: Session, items: Any) -> list[Any]:
+    """Return the gallery with the stored images that exist, and the visibility of what belongs to it."""
+    found: list[tuple[str, str]] = []
+    for item in items[:_MAX_IMAGES] if isinstance(items, list) else []:
+        path = _path(item.get("image")) if isinstance(item, dict) else None
+        if image := session.find_image(Path(str(path)).name):
+            found.append((served_copy(session, image), str(item.get("caption") or "")[:100]))
+    if not found:
+        return [gr.skip()] * 4
+    visible = gr.update(visible=True)
+    return [found, "", visible, visible]
+
+
+def cached_file(session: Session, file: Any) -> str | None:
+    """Return the path of an uploaded file that is still in the studio's cache, or None."""
+    path = _path(file)
+    if not isinstance(path, str) or "\0" in path:
+        return None
+    try:
+        resolved = Path(path).resolve()
+    except (OSError, RuntimeError):
+        return None
+    return str(resolved) if resolved.is_relative_to(session.cache.resolve()) and resolved.is_file() else None
+
+
+def _path(file: Any) -> Any:
+    return file.get("path") if isinstance(file, dict) else file

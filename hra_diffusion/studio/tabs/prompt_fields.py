@@ -1,0 +1,65 @@
+"""The prompt and the negative prompt, with the number of tokens while typing."""
+
+import html
+from dataclasses import dataclass
+
+import gradio as gr
+
+from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.labels import LABELS
+
+_MAX_DISPLAYED = 160
+
+
+@dataclass(frozen=True)
+class PromptFields:
+    """The two prompts and the token counter below them."""
+
+    prompt: gr.Textbox
+    negative_prompt: gr.Textbox
+    counter: gr.HTML
+
+
+def prompt_fields(default: GenerateRequest) -> PromptFields:
+    """Build the fields."""
+    with gr.Group(elem_classes="panel", elem_id="prompts-panel"):
+        prompt = gr.Textbox(
+            default.prompt, label=LABELS["prompt"], lines=3, max_lines=8, elem_id="prompt", autofocus=True
+        )
+        counter = gr.HTML("", label="tokens", elem_id="token-counter")
+        negative_prompt = gr.Textbox(
+            "",
+            label=LABELS["negative_prompt"],
+            placeholder="what the image should not contain",
+            lines=1,
+            max_lines=4,
+            elem_id="negative-prompt",
+        )
+    return PromptFields(prompt, negative_prompt, counter)
+
+
+def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio) -> None:
+    """Count the tokens at every change of the prompt, once the model is loaded."""
+
+    def count(prompt: str, prompt_syntax: str) -> str:
+        if not session.worker.is_loaded or not isinstance(prompt, str):
+            return ""
+        length = session.worker.generator.prompt_length(prompt, "plain" if prompt_syntax == "plain" else "a1111")
+        parts = -(-length.tokens // length.limit)
+        if length.ignored:
+            end = html.escape(length.ignored[:_MAX_DISPLAYED]) + "…" * (len(length.ignored) > _MAX_DISPLAYED)
+            text = f"{length.tokens} of {length.limit} tokens. Ignored: <q>{end}</q>"
+            return f'<p class="tokens warning" role="status">{text}</p>'
+        several = f", in {parts} parts of {length.limit}" if parts > 1 else f" of {length.limit}"
+        return f'<p class="tokens">{length.tokens}{several if parts < 2 else ""} tokens{several * (parts > 1)}</p>'
+
+    listen(
+        [fields.prompt.change, syntax.change],
+        count,
+        [fields.prompt, syntax],
+        fields.counter,
+        trigger_mode="always_last",
+        queue=False,
+    )
