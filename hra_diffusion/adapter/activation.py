@@ -11,6 +11,7 @@ import torch
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
+from hra_diffusion.adapter.masks import MaskedRows
 from hra_diffusion.adapter.merging import merge_layers
 from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
 from hra_diffusion.adapter.passes import factor_in_graph, factor_together, leave_graph
@@ -110,6 +111,34 @@ class Activation:
         finally:
             for wrapper in wrappers:
                 wrapper.rows = None
+
+    @contextmanager
+    def masked(self, rows: Callable[[str], MaskedRows], adapter_names: Sequence[str]) -> Generator[None]:
+        """Use adapters inside of masks within a `with` block.
+
+        Args:
+            rows: the masks of a layer by its name.
+            adapter_names: the adapters.
+
+        Raises:
+            ConfigError: adapters are merged, or one trains more than columns, which have rows.
+        """
+        if self.merged:
+            raise ConfigError("Bound adapters need unmerged ones: unmerge them first.")
+        for name in adapter_names:
+            whole = self.configs[name].modules_to_save or self.configs[name].bias != "none"
+            if whole or any(name in layer.magnitudes for layer in self._injection.layers.values()):
+                raise ConfigError(
+                    f"The adapter {name!r} trains biases, magnitudes or whole modules, which have no rows: bind it to "
+                    "prompts (bind='prompt'), or train columns only."
+                )
+        for name, layer in self._injection.layers.items():
+            layer.rows = rows(name)
+        try:
+            yield
+        finally:
+            for layer in self._injection.layers.values():
+                layer.rows = None
 
     def merge(self, mixture: Mixture, **options: bool) -> None:
         """Merge a mixture into the original weights; see `merge_layers`."""

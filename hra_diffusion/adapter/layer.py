@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from hra_diffusion.adapter.columns import ColumnStore
 from hra_diffusion.adapter.kept_factors import FactorCache
 from hra_diffusion.adapter.magnitudes import MagnitudeStore
+from hra_diffusion.adapter.masks import MaskedRows
 from hra_diffusion.adapter.mixture import BlendCache, Mixture
 from hra_diffusion.adapter.peft_layer import PeftLayerNames
-from hra_diffusion.adapter.rows import Rows, replace_rows
+from hra_diffusion.adapter.rows import Rows
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import factor, full_precision
@@ -39,7 +40,7 @@ class HRALayer(PeftLayerNames, Wrapper):
         is_blended: whether the mixture has blends, whose columns are computed.
         enabled: False for the base layer.
         merged: the adapters in the base layer's weight, with their strengths; empty when none is merged.
-        rows: the adapters of the examples in a mixed batch; None for the active mixture.
+        rows: the adapters of the examples in a mixed batch, or inside of masks; None for the active mixture.
         channel_dim: the dimension of the outputs' channels.
     """
 
@@ -55,7 +56,7 @@ class HRALayer(PeftLayerNames, Wrapper):
         self.is_blended = False
         self.enabled = True
         self.merged: Mixture = ()
-        self.rows: Rows | None = None
+        self.rows: Rows | MaskedRows | None = None
         self._unmerged_weight: list[nn.Parameter] = []
 
     @property
@@ -181,7 +182,7 @@ class HRALayer(PeftLayerNames, Wrapper):
     def reflect_input(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
-            return replace_rows(self.rows, x, self._reflect_rows)
+            return self.rows.replace(x, self._reflect_rows)
         if not self.is_active:
             return x
         dtype = compute_dtype(x)

@@ -9,7 +9,6 @@ from torch.nn.functional import conv2d
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from hra_diffusion.adapter.layer import HRALayer, compute_dtype
-from hra_diffusion.adapter.rows import add_to_rows
 from hra_diffusion.adapter.targets import is_linear
 from hra_diffusion.errors import TargetError
 from hra_diffusion.householder.compact_wy import factor, full_precision
@@ -104,7 +103,7 @@ class HRAConv2d(HRALayer):
         if self.rows is None:
             change = self._change(x, self.active_columns())
             return output if change is None else output + change
-        return add_to_rows(self.rows, output, x, lambda x, mixture: self._change(x, self.columns_of_rows(mixture)))
+        return self.rows.add(output, x, lambda x, mixture: self._change(x, self.columns_of_rows(mixture)))
 
     def _change(self, x: Tensor, columns: Tensor | None) -> Tensor | None:
         """Return the adapter's change of the output, −conv₁ₓ₁(conv(x, Uᵀ), W U T); None without an adapter."""

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from hra_diffusion.adapter.mixture import Mixture, is_plain
-from hra_diffusion.adapter.rows import replace_rows
 
 _PREFIX = "hra_log_magnitude_"
 
@@ -98,7 +97,7 @@ class MagnitudeStore:
         """
         layer = self._layer
         if layer.rows is not None:
-            return replace_rows(layer.rows, y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
+            return layer.rows.replace(y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
         return self._scaled(y, x, self._product(self._active)) if layer.is_active else y
 
     def _scaled(self, y: Tensor, x: Tensor, m: Tensor | None) -> Tensor:

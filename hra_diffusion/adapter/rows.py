@@ -60,34 +60,31 @@ class Rows:
             members[self.mixtures[row % examples if self.repeated else row // repeats]].append(row)
         return {mixture: torch.tensor(rows, device=device) for mixture, rows in members.items()}
 
+    def replace(self, x: Tensor, call: Call) -> Tensor:
+        """Return x (rows, …) with the rows of each mixture replaced by the function's results; the base's rows stay."""
+        groups = self.groups(len(x), x.device)
+        if len(groups) == 1:
+            (mixture,) = groups
+            return call(x, mixture) if mixture else x
+        replaced = x.clone()
+        for mixture, index in groups.items():
+            if mixture:
+                replaced.index_copy_(0, index, call(x[index], mixture))
+        return replaced
 
-def replace_rows(rows: Rows, x: Tensor, call: Call) -> Tensor:
-    """Return x (rows, …) with the rows of each mixture replaced by the function's results; the base's rows stay."""
-    groups = rows.groups(len(x), x.device)
-    if len(groups) == 1:
-        (mixture,) = groups
-        return call(x, mixture) if mixture else x
-    replaced = x.clone()
-    for mixture, index in groups.items():
-        if mixture:
-            replaced.index_copy_(0, index, call(x[index], mixture))
-    return replaced
+    def add(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
+        """Add the function's results for the rows of x (rows, …) to the same rows of a layer's output (rows, …).
 
-
-def add_to_rows(rows: Rows, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
-    """Add the function's results for the rows of x (rows, …) to the same rows of a layer's output (rows, …).
-
-    Args:
-        rows: the adapters of the examples.
-        output: the base layer's output.
-        x: its input.
-        call: returns None for an adapter that the layer does not have.
-    """
-    for mixture, index in rows.groups(len(x), x.device).items():
-        change = call(x[index], mixture) if mixture else None
-        if change is not None:
-            output = output.index_add(0, index, change.to(output.dtype))
-    return output
+        Args:
+            output: the base layer's output.
+            x: its input.
+            call: returns None for an adapter that the layer does not have.
+        """
+        for mixture, index in self.groups(len(x), x.device).items():
+            change = call(x[index], mixture) if mixture else None
+            if change is not None:
+                output = output.index_add(0, index, change.to(output.dtype))
+        return output
 
 
 def call_by_adapter(rows: Rows, x: Tensor, call: Call) -> Tensor:
