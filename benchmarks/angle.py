@@ -1,4 +1,4 @@
-"""What tells when to stop: `python benchmarks/angle.py`, about 25 minutes on one core.
+"""Which numbers of a run tell when to stop: `python benchmarks/angle.py`, about 20 minutes on a free core.
 
     --subjects tiger robot teapot     folders in assets/subjects
     --rates 0.05 0.15                 learning rates; each has a training seed of its own

@@ -114,7 +114,8 @@ def evaluate_checkpoints(
 def choose(gaps: dict[str, Estimate]) -> tuple[str, str]:
     """Choose a checkpoint by the gap closed of each, oldest first; return its name and the reason."""
     best = max(gaps, key=lambda name: gaps[name].value)
-    least = gaps[best].value if gaps[best].low is None else gaps[best].low
+    low = gaps[best].low
+    least = gaps[best].value if low is None else low
     chosen = next(name for name, gap in gaps.items() if gap.value >= least)
     if chosen == best:
         earlier = ", and those before it are below its interval" if next(iter(gaps)) != best else ""
