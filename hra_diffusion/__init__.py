@@ -25,7 +25,7 @@ else:
     __getattr__, __dir__, __all__ = attach(
         __name__,
         {
-            "hra_diffusion.adapter": ("HRAConfig",),
+            "hra_diffusion.adapter": ("HRAConfig", "initialize_from_gradient"),
             "hra_diffusion.control": ("StableDiffusionHRAControlPipeline", "load_hra_control", "save_hra_control"),
             "hra_diffusion.errors": (
                 "AdapterFileError",

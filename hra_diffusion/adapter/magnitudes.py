@@ -97,6 +97,9 @@ class MagnitudeStore:
         """
         layer = self._layer
         if layer.rows is not None:
+            names = {name for mixture in layer.rows.mixtures for blend in mixture for name, _ in blend}
+            if names.isdisjoint(self.adapters):
+                return y
             return layer.rows.replace(y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
         return self._scaled(y, x, self._product(self._active)) if layer.is_active else y
 

@@ -41,7 +41,9 @@ def describe_adapter(config: InspectConfig) -> Iterator[str]:
     yield f"base model  {base or 'unknown'}"
     for component in components:
         layers = component.layers
-        yield f"{component.name}: rank {component.config.r}, {len(layers)} layers, {component.parameters:,} parameters"
+        ranks = ", ".join(map(str, sorted({layer.shape[1] for layer in layers}) or [component.config.r]))
+        magnitudes = ", with magnitudes" if component.config.use_magnitude else ""
+        yield f"{component.name}: rank {ranks}, {len(layers)} layers, {component.parameters:,} parameters{magnitudes}"
         angles = [layer.angle for layer in layers] or [0.0]
         yield f"  rotation: largest angle {max(angles):.1f}°, mean of the layers {sum(angles) / len(angles):.1f}°"
         for layer in sorted(layers, key=lambda layer: -layer.angle) if config.layers else ():

@@ -108,6 +108,8 @@ def export_lora(
         names = lora.kohya_names(modules, two_text_encoders=two_text_encoders, transformer=transformer)
         swapped = lora.swapped_layers(modules, transformer)
         tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe), swapped)
+        if any(name.endswith(lora.KOHYA_MAGNITUDE) for name in tensors):
+            logger.warning("diffusers ignores the magnitudes in kohya's layout (dora_scale): use layout diffusers there.")
         write_together({output: lora.file_bytes(tensors, metadata)})
     else:
         write_together({output: lora.file_bytes(lora.diffusers_tensors(updates, dtype), metadata)})

@@ -102,5 +102,6 @@ def _component(name: str, module: nn.Module) -> str:
     if not isinstance(module, HRAModel):
         return f"{name}: {trained_count(module):,} parameters"
     trained, total = module.get_nb_trainable_parameters()
-    ranks = ", ".join(map(str, sorted({config.r for config in module.peft_config.values()})))
+    widths = {columns.shape[1] for layer in module.adapted_layers().values() for columns in layer.hra_u.values()}
+    ranks = ", ".join(map(str, sorted(widths)))
     return f"{name}: {trained:,} parameters of {total:,}, {len(module.adapted_layers())} layers of rank {ranks}"

@@ -22,6 +22,7 @@ Other kinds of adapters are refused by name (`kinds`).
 Source: the layouts are those of kohya-ss/sd-scripts, diffusers and PEFT; A1111 and ComfyUI read kohya's.
 """
 
+from hra_diffusion.formats.lora.dora import KOHYA_MAGNITUDE
 from hra_diffusion.formats.lora.factors import Factors
 from hra_diffusion.formats.lora.metadata import describe
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name, kohya_names, swapped_layers
@@ -37,6 +38,7 @@ from hra_diffusion.formats.lora.writing import (
 )
 
 __all__ = [
+    "KOHYA_MAGNITUDE",
     "LAYOUTS",
     "Factors",
     "Layout",

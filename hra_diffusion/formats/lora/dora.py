@@ -15,12 +15,16 @@ Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", ICML 2024, ar
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.errors import ConfigError
+
+KOHYA_MAGNITUDE: Final = ".dora_scale"
+PEFT_MAGNITUDE: Final = ".lora_magnitude_vector"
 
 
 def dora_magnitude(layer: HRALayer, component: str, module: str) -> Tensor | None:

@@ -10,14 +10,19 @@ from safetensors.torch import save
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.lora.dora import fused_magnitude, kohya_magnitude, peft_magnitude
+from hra_diffusion.formats.lora.dora import (
+    KOHYA_MAGNITUDE,
+    PEFT_MAGNITUDE,
+    fused_magnitude,
+    kohya_magnitude,
+    peft_magnitude,
+)
 from hra_diffusion.formats.lora.fusing import fuse, modules_by_name, swap_halves
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 from hra_diffusion.formats.peft import PREFIX
 
 Layout = Literal["kohya", "diffusers", "peft"]
-_MAGNITUDE: Final = ".lora_magnitude_vector"
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
 
 
@@ -57,7 +62,7 @@ def kohya_tensors(
         tensors[f"{name}.lora_up.weight"] = B.to(dtype).contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(len(A)), dtype=dtype)
         if M is not None:
-            tensors[f"{name}.dora_scale"] = kohya_magnitude(M, B).to(dtype).contiguous()
+            tensors[f"{name}{KOHYA_MAGNITUDE}"] = kohya_magnitude(M, B).to(dtype).contiguous()
     return tensors
 
 
@@ -69,7 +74,9 @@ def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Te
         tensors[f"{name}.lora_A.weight"] = update.A.to(dtype).contiguous()
         tensors[f"{name}.lora_B.weight"] = update.B.to(dtype).contiguous()
         if update.magnitude is not None:
-            tensors[f"{name}{_MAGNITUDE}.weight"] = peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
+            tensors[f"{name}{PEFT_MAGNITUDE}.weight"] = (
+                peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
+            )
     return tensors
 
 
@@ -86,7 +93,9 @@ def peft_files(
             for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
         }
         tensors |= {
-            f"{PREFIX}{update.module}{_MAGNITUDE}": peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
+            f"{PREFIX}{update.module}{PEFT_MAGNITUDE}": peft_magnitude(update.magnitude, update.B)
+            .to(dtype)
+            .contiguous()
             for update in members
             if update.magnitude is not None
         }
