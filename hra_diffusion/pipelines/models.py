@@ -6,11 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers import AutoModel, DiffusionPipeline
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from packaging.version import Version
 from PIL import Image
 from safetensors import SafetensorError
 
@@ -32,6 +30,7 @@ from hra_diffusion.pipelines.missing_packages import check_packages
 from hra_diffusion.pipelines.noise_schedule import rescale_to_zero_snr, set_prediction_type
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.single_files import (
+    DTYPE_ARGUMENT,
     guess_config,
     is_single_file,
     load_single_file,
@@ -41,9 +40,6 @@ from hra_diffusion.pipelines.single_files import (
 from hra_diffusion.resources import recorded_path, relative_to
 
 logger = logging.getLogger(__name__)
-
-# The name of from_pretrained's precision, which diffusers 0.40 renamed.
-_DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
 
 _MODULAR_INDEX = "modular_model_index.json"
 _LONGEST_REASON = 600
@@ -139,7 +135,7 @@ def load_pipeline(
         if is_single_file(name):
             pipe = load_single_file(name, config, index, dtype, left_out | options)
         else:
-            options[_DTYPE] = {"default": dtype, "vae": torch.float32}
+            options[DTYPE_ARGUMENT] = {"default": dtype, "vae": torch.float32}
             pipe = DiffusionPipeline.from_pretrained(name, use_safetensors=True, **(left_out | options))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         revision = options.get("revision") if loading == name else None

@@ -6,15 +6,20 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DiffusionPipeline
 from diffusers.loaders.single_file_utils import fetch_diffusers_config
+from packaging.version import Version
 from safetensors import safe_open
 
 from hra_diffusion.errors import ModelError
 
+DTYPE_ARGUMENT = "dtype" if Version(diffusers.__version__) >= Version("0.40") else "torch_dtype"
+"""The argument of ``from_pretrained`` with the precisions, which diffusers 0.40 renamed."""
 _PICKLED = (".ckpt", ".pt", ".pth", ".bin")
 _LONGEST_VALUE = 100
 """Characters of a value of the metadata that are read."""
+_OTHER_COMPONENTS = ("vae.", "first_stage_model.", "text_encoders.", "cond_stage_model.", "conditioner.")
+"""Prefixes of autoencoders and text encoders in single files of whole models."""
 _PREDICTION_TYPES = {
     "v": "v_prediction",
     "v_prediction": "v_prediction",
@@ -97,6 +102,8 @@ def load_single_file(file: str, config: str, index: dict[str, Any], dtype: torch
             f"{file!r} is an EDM model with v-prediction (CosXL), which cannot be used here: choose a model that "
             "predicts noise, v or flow."
         )
+    if "transformer" in index and holds_transformer_alone(file):
+        return _with_transformer(file, config, index, dtype, options)
     vae_kind = getattr(diffusers, str(index.get("vae", [None, None])[1]), None)
     if "vae" not in options and hasattr(vae_kind, "from_single_file"):
         options = options | {"vae": load_vae_file(file, config, vae_kind)}
@@ -107,6 +114,39 @@ def load_single_file(file: str, config: str, index: dict[str, Any], dtype: torch
             _check_complete(component, f"the {name}", config)
             if component.dtype != (wanted := torch.float32 if name == "vae" else dtype):
                 component.to(wanted)
+    pipe.register_to_config(_name_or_path=file)
+    return pipe
+
+
+def holds_transformer_alone(file: str) -> bool:
+    """Whether a single file has no autoencoder and no text encoder, as most files of FLUX.1 and later families.
+
+    Raises:
+        ModelError: the file is missing, pickled or damaged.
+    """
+    return not any(name.startswith(_OTHER_COMPONENTS) for name in read_header(file).shapes)
+
+
+def _with_transformer(
+    file: str, config: str, index: dict[str, Any], dtype: torch.dtype, options: dict[str, Any]
+) -> Any:
+    """Load a transformer from a single file, and the other components of a whole model.
+
+    Raises:
+        ModelError: the configuration's model lacks their weights.
+        ValueError: weights of the transformer are missing.
+    """
+    kind = getattr(diffusers, index["transformer"][1])
+    transformer = _from_single_file(kind, file, config, torch_dtype=dtype, subfolder="transformer")
+    _check_complete(transformer, "the transformer", config)
+    options = options | {"transformer": transformer, DTYPE_ARGUMENT: {"default": dtype, "vae": torch.float32}}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(config, use_safetensors=True, **options)
+    except OSError as error:
+        raise ModelError(
+            f"{file!r} holds a transformer alone, and {config!r} lacks the other components ({error}): name a whole "
+            "model of its family, with its weights, as --pretrained_config_name_or_path (config=…)."
+        ) from error
     pipe.register_to_config(_name_or_path=file)
     return pipe
 

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 from hra_diffusion import load_hra_weights, merge_hra
 from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ModelError
+from hra_diffusion.formats.lora.fusing import modules_by_name, swap_halves
 from hra_diffusion.formats.original_names import original_names
-from hra_diffusion.pipelines import load_pipeline, pipeline_class
+from hra_diffusion.formats.original_transformers import original_names_of
+from hra_diffusion.pipelines import generate_image, load_pipeline, pipeline_class
 from hra_diffusion.pipelines.single_files import guess_config, read_header
 from tests.models import make_tokenizer
+from tests.versions import transformer_families
 
 VAE_SIZES = (128, 256, 512, 512)
 """Channels of Stable Diffusion's autoencoder."""
@@ -278,3 +281,49 @@ def test_an_autoencoder_is_taken_from_a_model_folder_and_from_a_single_file(chec
     for vae, reason in ((tmp_path / "vae.safetensors", "lacks weights"), (tmp_path / "vae.pt", "pickled")):
         with pytest.raises(ModelError, match=reason):
             load_pipeline(str(tiny_sd), vae=str(vae))
+
+
+@pytest.fixture
+def lone_transformer(tiny_transformer, tmp_path):
+    """A tiny FLUX.2 klein, and a file of its transformer with another last layer, by the original code's names."""
+    base = tiny_transformer("flux-2-klein")
+    weights = load_pipeline(str(base)).transformer.state_dict()
+    weights["proj_out.weight"] += 1
+    modules = list(dict.fromkeys(name.removesuffix(".weight") for name in weights))
+    names = modules_by_name(original_names_of("Flux2Transformer2DModel", modules))
+    tensors = {}
+    for name, parts in names.items():
+        rows = torch.cat([weights[f"{part}.weight"] for part in parts])
+        tensors[_weight_name(name)] = swap_halves(rows) if "adaLN" in name else rows
+    save_file(tensors, tmp_path / "flux.safetensors")
+    return base, tmp_path / "flux.safetensors", weights
+
+
+def _weight_name(name: str) -> str:
+    """Return the name of a weight; the original code names normalizations in another way."""
+    if match := re.fullmatch(r"(single_)?transformer_blocks\.(\d+)\.attn\.norm_(added_)?([qk])", name):
+        side = "" if match[1] else "txt_attn." if match[3] else "img_attn."
+        kind = "query" if match[4] == "q" else "key"
+        return f"{'single' if match[1] else 'double'}_blocks.{match[2]}.{side}norm.{kind}_norm.scale"
+    return f"{name}.weight"
+
+
+@transformer_families
+def test_a_file_with_a_transformer_alone_has_the_rest_of_a_whole_model(lone_transformer):
+    base, file, weights = lone_transformer
+    pipe = load_pipeline(str(file), config=str(base))
+    assert all(torch.equal(weight, weights[name]) for name, weight in pipe.transformer.state_dict().items())
+    whole = load_pipeline(str(base))
+    for name in ("vae", "text_encoder"):
+        ours, theirs = (getattr(model, name).state_dict() for model in (pipe, whole))
+        assert all(torch.equal(weight, ours[key]) for key, weight in theirs.items())
+    options = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": None}
+    assert generate_image(pipe, "a dog", 3, **options) != generate_image(whole, "a dog", 3, **options)
+
+
+@transformer_families
+def test_a_file_with_a_transformer_alone_and_a_config_without_weights_is_refused(lone_transformer, tmp_path):
+    base, file, _ = lone_transformer
+    config = shutil.copytree(base, tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    with pytest.raises(ModelError, match=r"holds a transformer alone, and .* lacks the other comp.*name a whole model"):
+        load_pipeline(str(file), config=str(config))

@@ -90,6 +90,7 @@ class Flux2Dev(Flux2):
 
     pipeline_class = "Flux2Pipeline"
     title = "FLUX.2 dev"
+    ignored_text = "[IMG]"
 
     def templated(self, prompt: str) -> str:
         """See :class:`FrozenTextFamily`."""
@@ -97,7 +98,3 @@ class Flux2Dev(Flux2):
 
         (chat,) = format_input([prompt], self.pipe.system_message)
         return self.pipe.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=False)
-
-    def truncated_text(self, prompt: str) -> str:
-        """See :class:`Family`: the pipeline leaves out the token of an image."""
-        return super().truncated_text(prompt.replace("[IMG]", ""))

@@ -7,6 +7,7 @@ The pipeline's own ``encode_prompt`` is the reference. Prompts of unequal length
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import ClassVar
 
 import torch
 from packaging.version import Version
@@ -31,6 +32,8 @@ class FrozenTextFamily(Family):
     """
 
     prompt_tokens: int = 512
+    ignored_text: ClassVar[str] = ""
+    """A token that the pipeline leaves out of prompts, such as that of an image."""
 
     def __init__(self, pipe: Pipeline) -> None:
         """Take a pipeline.
@@ -68,6 +71,7 @@ class FrozenTextFamily(Family):
 
     def truncated_text(self, prompt: str) -> str:
         """See :class:`Family`."""
+        prompt = prompt.replace(self.ignored_text, "") if self.ignored_text else prompt
         text = self.templated(prompt)
         tokenizer = tokenizer_of(self.pipe, list(text_encoders(self.pipe))[-1])
         in_template = text != prompt  # a chat template writes the special tokens
