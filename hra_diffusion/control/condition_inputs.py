@@ -52,7 +52,7 @@ class ConditionInput(ABC):
         """Return the side of a feature in pixels of the image."""
 
     @abstractmethod
-    def add(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
+    def add_features(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
         """Add features (B, C, h, w) to the layer's output; without a call, all of it is of the generated image."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class UNetInput(ConditionInput):
         """See :class:`ConditionInput`."""
         return pipe.vae_scale_factor
 
-    def add(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
+    def add_features(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
         """See :class:`ConditionInput`."""
         return output + features
 
@@ -119,7 +119,7 @@ class Flux2Input(ConditionInput):
         """See :class:`ConditionInput`."""
         return size_multiple(pipe)
 
-    def add(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
+    def add_features(self, output: Tensor, features: Tensor, call: DenoiserCall | None = None) -> Tensor:
         """See :class:`ConditionInput`."""
         tokens = features.flatten(2).mT
         if call is None or tokens.shape[1] == output.shape[1]:

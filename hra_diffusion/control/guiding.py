@@ -120,10 +120,10 @@ def adding(denoiser: nn.Module, features: Tensor) -> Iterator[None]:
     """Add features (B, C, h, w) after a denoiser's first layer within a ``with`` block."""
     target = condition_input(denoiser)
 
-    def add(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        return target.add(output, features.to(output.dtype))
+    def after_first_layer(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        return target.add_features(output, features.to(output.dtype))
 
-    handle = target.layer(denoiser).register_forward_hook(add)
+    handle = target.layer(denoiser).register_forward_hook(after_first_layer)
     try:
         yield
     finally:
@@ -213,7 +213,7 @@ class _Hooks:
         features = features.repeat_interleave(count // len(features), dim=0)
         nothing = torch.zeros_like(features)
         added = torch.cat([features if guided or self._unconditional else nothing for guided in parts])
-        return self._target.add(output, added, self._call)
+        return self._target.add_features(output, added, self._call)
 
 
 def _with_tensors(pipe: Pipeline, action: Callable[[], None]) -> Callable[[], None]:

@@ -218,7 +218,9 @@ def test_the_condition_of_flux_2_dev_enters_its_one_call(tiny_transformer, shape
     images = []
     for image in (None, shapes, shapes.rotate(90)):
         with control.guiding(pipe, image) if image else nullcontext():
-            images.append(pipe(PROMPT, output_type="pt", generator=torch.Generator().manual_seed(0), **options).images)
+            images.append(
+                pipe(prompt=PROMPT, output_type="pt", generator=torch.Generator().manual_seed(0), **options).images
+            )
     assert min((one - other).abs().max() for one, other in combinations(images, 2)) > 1e-3
 
 
