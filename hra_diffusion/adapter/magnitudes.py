@@ -100,7 +100,11 @@ class MagnitudeStore:
             names = {name for mixture in layer.rows.mixtures for blend in mixture for name, _ in blend}
             if names.isdisjoint(self.adapters):
                 return y
-            return layer.rows.replace(y, lambda part, mixture: self._scaled(part, x, self.factors(mixture)))
+
+            def scaled(part: Tensor, mixture: Mixture) -> Tensor:
+                return self._scaled(part, x, self.factors(mixture))
+
+            return layer.rows.replace(y, scaled)
         return self._scaled(y, x, self._product(self._active)) if layer.is_active else y
 
     def _scaled(self, y: Tensor, x: Tensor, m: Tensor | None) -> Tensor:

@@ -66,10 +66,16 @@ COUNTERPARTS = (
         "reflections have no dropout",
     ),
     Counterpart(
-        "network_module network_args peft_type training_method use_dora use_blora lora_decompose",
+        "network_module network_args peft_type training_method use_blora",
         "diffusers, kohya, OneTrainer",
         "",
         "the adapter is always HRA",
+    ),
+    Counterpart(
+        "use_dora lora_decompose",
+        "diffusers, OneTrainer",
+        "--use_magnitude",
+        "the exported adapter is a DoRA",
     ),
     Counterpart(
         "network_weights dim_from_weights lora_model_name base_weights base_weights_multiplier",

@@ -109,7 +109,7 @@ def export_lora(
         swapped = lora.swapped_layers(modules, transformer)
         tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe), swapped)
         if any(name.endswith(lora.KOHYA_MAGNITUDE) for name in tensors):
-            logger.warning("diffusers ignores the magnitudes in kohya's layout (dora_scale): use layout diffusers there.")
+            logger.warning("diffusers ignores the magnitudes in kohya's layout (dora_scale): use its own layout there.")
         write_together({output: lora.file_bytes(tensors, metadata)})
     else:
         write_together({output: lora.file_bytes(lora.diffusers_tensors(updates, dtype), metadata)})
