@@ -53,7 +53,7 @@ def test_a_config_is_named_by_its_path_or_its_name(tmp_path, monkeypatch):
     [
         ("subject", "subject-chroma-16gb or subject-flux1-dev-16gb or subject-flux2-dev-24gb or "),
         ("styel", "did you mean 'style'"),
-        ("zzz", "known are embedded, "),
+        ("zzz", "known are control-flux2-klein-16gb, embedded, "),
     ],
 )
 def test_an_unknown_or_ambiguous_config_is_refused(name, message):
