@@ -2,8 +2,9 @@
 
     python examples/train_text_to_image.py images/woodcuts --trigger_word "sks style" --output_dir outputs/woodcuts
 
-Captions are `1.txt` beside `1.jpg`, or a `metadata.jsonl` with file_name and text, as in the hub's image folders. Images
-without a caption get "an image in sks style". There is no class to preserve, and whole transformer blocks are adapted.
+Captions are `1.txt` beside `1.jpg`, or a `metadata.jsonl` with file_name and text, as in the hub's folders of images.
+Images without a caption get "an image in sks style". There is no class to preserve, and whole transformer blocks are
+adapted.
 """
 
 import argparse
