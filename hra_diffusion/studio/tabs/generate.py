@@ -142,8 +142,8 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
     comparison = listen_busy(
         results.compare,
         "Generating…",
-        handle_request(session, _before_after, "selected"),
-        [*settings.components, results.selected],
+        handle_request(session, _before_after, "images", "selected"),
+        [*settings.components, results.gallery, results.selected],
         [results.slider, results.status, results.before_after],
         **options,
     )
@@ -181,9 +181,11 @@ def _generate_images(session: Session, request: GenerateRequest, client: str) ->
         yield gr.skip(), request.seed, truncated, note("Stopped."), gr.skip(), shown, hidden
 
 
-def _before_after(session: Session, request: GenerateRequest, client: str, selected: str | None) -> Iterator[Any]:
+def _before_after(
+    session: Session, request: GenerateRequest, client: str, images: list[tuple[str, str]] | None, selected: str | None
+) -> Iterator[Any]:
     """Generate the selected image without and with its adapters; without one, an image of the form's settings."""
-    if selected:
+    if selected := _update_selected(images, selected):
         request = read_request(Path(selected))
     if not request.adapters:
         which = "this image has none" if selected else "choose one first"
@@ -220,13 +222,14 @@ def _connect_load_settings(session: Session, settings: Settings, results: _Resul
             raise ConfigError("There is no image to read settings from: choose a PNG file.")
         return load(png)
 
-    def load_selected(selected: str | None) -> list[Any]:
+    def load_selected(images: list[tuple[str, str]] | None, selected: str | None) -> list[Any]:
+        selected = _update_selected(images, selected)  # the event that updates it may still be on its way
         if not selected:
             raise ConfigError("No image is selected: generate one first.")
         return load(selected)
 
     outputs = [*settings.components, results.restored]
-    listen(results.load_settings.click, load_selected, results.selected, outputs)
+    listen(results.load_settings.click, load_selected, [results.gallery, results.selected], outputs)
     upload = listen(results.png.upload, load_file, results.png, outputs)
     listen_after(upload, lambda: None, None, results.png, queue=False)  # free for the next file
 
