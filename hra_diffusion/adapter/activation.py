@@ -64,7 +64,7 @@ class Activation:
         if any(layer.rows is not None for layer in self._injection.layers.values()):
             raise ConfigError(
                 "No adapter can be activated during a mixed batch, whose prompts or adapter_names name different "
-                "adapters: generate such prompts one by one, for example with a control."
+                "adapters, nor beside masks: generate such prompts one by one, and use a control without masks."
             )
         before, active = self.active, replace(self.active, **changes)
         try:

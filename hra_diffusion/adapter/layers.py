@@ -103,7 +103,7 @@ class HRAConv2d(HRALayer):
         if self.rows is None:
             change = self._change(x, self.active_columns())
             return output if change is None else output + change
-        return self.rows.add(output, x, lambda x, mixture: self._change(x, self.columns_of_rows(mixture)))
+        return self.rows.add_change(output, x, lambda x, mixture: self._change(x, self.columns_of_rows(mixture)))
 
     def _change(self, x: Tensor, columns: Tensor | None) -> Tensor | None:
         """Return the adapter's change of the output, −conv₁ₓ₁(conv(x, Uᵀ), W U T); None without an adapter."""

@@ -112,11 +112,12 @@ class MaskedRows:
             x = torch.where(mask.tokens(x.shape[-2], x.device), call(x, mixture), x)
         return x
 
-    def add(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
+    def add_change(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
         """Add the function's results for x to an output (batch, channels, height, width), inside of the masks."""
         for mixture, mask in zip(self.mixtures, self._masks, strict=True):
             change = call(x, mixture)
             if change is not None:
-                inside = mask.pixels(*output.shape[-2:], output.device)
+                height, width = output.shape[-2:]
+                inside = mask.pixels(height, width, output.device)
                 output = torch.where(inside, output + change.to(output.dtype), output)
         return output

@@ -72,7 +72,7 @@ class Rows:
                 replaced.index_copy_(0, index, call(x[index], mixture))
         return replaced
 
-    def add(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
+    def add_change(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
         """Add the function's results for the rows of x (rows, …) to the same rows of a layer's output (rows, …).
 
         Args:

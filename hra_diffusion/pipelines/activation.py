@@ -10,9 +10,10 @@ from hra_diffusion.adapter.activation import check_strength
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.binding import Bind, Triggers, binding_of, make_binding, set_binding
+from hra_diffusion.pipelines.binding import Bind, Binding, Triggers, binding_of, make_binding, set_binding
 from hra_diffusion.pipelines.components import adapted_components, holders, lock_of, offloading_suspended
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.regions import RegionMask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class LoadedAdapter:
         rank: its number of reflections a layer.
         strength: its position on the geodesic from the base model, 0, to the adapter, 1, and beyond.
         active: whether it is active.
-        bound: "prompt" if it is active only for prompts that hold its trigger word.
+        bound: what it is bound to, see `set_hra_adapters`.
         fused: whether it is multiplied into the weights.
         base_model: the model it was made for, where its files name one.
     """
@@ -43,8 +44,7 @@ def list_hra_adapters(pipe: Pipeline) -> dict[str, LoadedAdapter]:
     components = adapted_components(pipe)
     names = dict.fromkeys(name for component in components.values() for name in component.peft_config)
     binding = binding_of(pipe)
-    bound = {} if binding is None else binding.strengths
-    return {name: _describe(name, holders(pipe, name), bound.get(name)) for name in names}
+    return {name: _describe(name, holders(pipe, name), binding) for name in names}
 
 
 def set_hra_adapters(
@@ -55,6 +55,7 @@ def set_hra_adapters(
     *,
     bind: Bind | None = None,
     triggers: Triggers | None = None,
+    masks: Mapping[str, RegionMask] | None = None,
 ) -> None:
     """Activate adapters with their strengths, and deactivate the others.
 
@@ -64,7 +65,9 @@ def set_hra_adapters(
         strengths: one number for all, or one per adapter: 0 is the base model, 1 the adapter, 0.5 the middle of the
             geodesic between them; negative ones rotate the other way. Biases and fully trained modules apply at any.
         combine: "mean" for exp(Σ sᵢ log Hᵢ), which has no order; "product" for H_first ⋯ H_last, with their strengths.
-        bind: "prompt" for adapters that are active only for prompts that hold their trigger word.
+        bind: "prompt" for adapters that are active only for prompts that hold their trigger word; "tokens" for those
+            tokens alone, in text encoders and cross-attention; "region" for these and the image inside of a mask.
+        masks: the region of each adapter, for "region": an image, white inside, or values (height, width) from 0 to 1.
         triggers: the trigger words of bound adapters, one or several each; by default those of their files.
 
     Raises:
@@ -80,8 +83,8 @@ def set_hra_adapters(
         raise ConfigError(f"Every adapter needs one strength; found {len(names)} names, {len(numbers)} strengths.")
     chosen = dict(zip(names, map(float, numbers), strict=True))
     holders(pipe, *names)
-    _check_bind(pipe, chosen, bind, triggers)
-    binding = None if bind is None else make_binding(pipe, chosen, combine, triggers)
+    _check_bind(pipe, chosen, bind, triggers or masks)
+    binding = None if bind is None else make_binding(pipe, bind, chosen, combine, triggers, masks)
     with offloading_suspended(pipe), ExitStack() as undo:
         for component in adapted_components(pipe).values():
             present = [name for name in names if name in component.peft_config and binding is None]
@@ -91,12 +94,14 @@ def set_hra_adapters(
         undo.pop_all()
 
 
-def _check_bind(pipe: Pipeline, chosen: Mapping[str, float], bind: Bind | None, triggers: Triggers | None) -> None:
+def _check_bind(
+    pipe: Pipeline, chosen: Mapping[str, float], bind: Bind | None, options: Mapping[str, Any] | None
+) -> None:
     """Raise ConfigError for an unknown binding, or for strengths that a bound adapter cannot have."""
     if bind not in (None, *get_args(Bind)):
         raise ConfigError(f"bind is {bind!r}: give {' or '.join(map(repr, get_args(Bind)))}, or None.")
-    if triggers and bind is None:
-        raise ConfigError("triggers are for bound adapters: add bind='prompt'.")
+    if options and bind is None:
+        raise ConfigError("triggers and masks are for bound adapters: add bind='prompt', or 'region' with masks.")
     for component in adapted_components(pipe).values() if bind else ():
         for name in chosen.keys() & component.peft_config.keys():
             check_strength(name, chosen[name], component.peft_config[name])
@@ -111,6 +116,7 @@ def using_hra_adapters(
     *,
     bind: Bind | None = None,
     triggers: Triggers | None = None,
+    masks: Mapping[str, RegionMask] | None = None,
 ) -> Iterator[None]:
     """Activate adapters within a ``with`` block; the arguments are those of `set_hra_adapters`.
 
@@ -126,7 +132,7 @@ def using_hra_adapters(
             with offloading_suspended(pipe):
                 for component in adapted_components(pipe).values():
                     component.unmerge_adapter()
-                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, triggers=triggers)
+                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, triggers=triggers, masks=masks)
             yield
         finally:
             set_binding(pipe, binding)
@@ -188,15 +194,15 @@ def unfuse_hra(pipe: Pipeline) -> None:
             component.unmerge_adapter()
 
 
-def _describe(name: str, components: Mapping[str, HRAModel], bound: float | None) -> LoadedAdapter:
-    """Describe an adapter; a bound one has its strength here."""
+def _describe(name: str, components: Mapping[str, HRAModel], binding: Binding | None) -> LoadedAdapter:
     first = next(iter(components.values()))
+    bound = None if binding is None else binding.strengths.get(name)
     return LoadedAdapter(
         components=tuple(components),
         rank=max(component.peft_config[name].r for component in components.values()),
         strength=first.strengths[name] if bound is None else bound,
         active=name in first.active_adapters or bound is not None,
-        bound=None if bound is None else "prompt",
+        bound=None if binding is None or bound is None else binding.bind,
         fused=name in first.merged_adapters,
         base_model=first.peft_config[name].base_model_name_or_path,
     )

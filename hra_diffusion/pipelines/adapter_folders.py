@@ -7,9 +7,9 @@ from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.folders import holds_adapter
 from hra_diffusion.formats.trigger_words import Phrase, holds_phrase, prompt_words, read_trigger
 from hra_diffusion.pipelines.activation import set_hra_adapters
-from hra_diffusion.pipelines.binding import distinct_phrases
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.trigger_phrases import distinct_phrases
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)

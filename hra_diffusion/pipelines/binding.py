@@ -1,4 +1,7 @@
-"""Adapters bound to prompts: each is active only for the prompts that hold its trigger word.
+"""Adapters bound to prompts, to their tokens, or to regions of the image.
+
+bind="prompt": each adapter is active only for the prompts that hold its trigger word. For "tokens" and "region", see
+`regions`.
 
 Prompts are known to two methods of a pipeline, `__call__` and `encode_prompt`. While one of them runs, the adapters are
 those of its prompts:
@@ -19,11 +22,9 @@ or `prompt_options` has made them.
 Pipelines that share a denoiser share its binding.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import permutations, product
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -43,26 +44,33 @@ from hra_diffusion.pipelines.components import (
     shared_model,
 )
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.regions import RegionMask, activate_masks, check_size, read_mask
+from hra_diffusion.pipelines.trigger_phrases import distinct_phrases
+from hra_diffusion.text import shorten
 
-Bind = Literal["prompt"]
+Bind = Literal["prompt", "tokens", "region"]
 Triggers = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Binding:
-    """The adapters that are bound to prompts.
+    """The bound adapters.
 
     Attributes:
+        bind: what they are bound to.
         strengths: their strengths, in the order of their product.
         combine: their combination in a prompt that names several, see `set_hra_adapters`.
         phrases: the trigger words of each; one of them in a prompt suffices.
         given: the adapters whose trigger words are not those of their files.
+        masks: the regions of the adapters, of shape (height, width), from 0 to 1.
     """
 
+    bind: Bind
     strengths: Mapping[str, float]
     combine: Combine
     phrases: Mapping[str, tuple[Phrase, ...]]
     given: frozenset[str] = frozenset()
+    masks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
     def adapters_of(self, prompt: str) -> tuple[str, ...]:
         """Return the adapters whose trigger word is in a prompt."""
@@ -98,7 +106,7 @@ def binding_of(pipe: Pipeline) -> Binding | None:
 
 
 def set_binding(pipe: Pipeline, binding: Binding | None) -> None:
-    """Bind adapters to prompts, or none."""
+    """Bind adapters, or none."""
     _state(pipe).binding = binding
 
 
@@ -123,62 +131,51 @@ def forget_adapters(pipe: Pipeline, adapter_names: Sequence[str]) -> None:
     if state.binding is not None:
         left = {name: value for name, value in state.binding.strengths.items() if name not in adapter_names}
         phrases = {name: state.binding.phrases[name] for name in left}
-        state.binding = replace(state.binding, strengths=left, phrases=phrases) if left else None
+        masks = {name: mask for name, mask in state.binding.masks.items() if name in left}
+        state.binding = replace(state.binding, strengths=left, phrases=phrases, masks=masks) if left else None
 
 
 def make_binding(
-    pipe: Pipeline, strengths: Mapping[str, float], combine: Combine, triggers: Triggers | None = None
+    pipe: Pipeline,
+    bind: Bind,
+    strengths: Mapping[str, float],
+    combine: Combine,
+    triggers: Triggers | None = None,
+    masks: Mapping[str, RegionMask] | None = None,
 ) -> Binding:
     """Return a binding of adapters to their trigger words.
 
     Args:
         pipe: a pipeline with the adapters.
+        bind: see `Binding`.
         strengths: the adapters with their strengths.
         combine: see `Binding`.
         triggers: the trigger words of some adapters, one or several each; by default those of their files.
+        masks: the regions of the adapters, for "region" alone.
 
     Raises:
-        ConfigError: an adapter has no trigger word, or that of another one.
+        ConfigError: an adapter has no trigger word or that of another one, or no mask or one of no use.
     """
+    masks = masks or {}
+    if wrong := set(masks) ^ (set(strengths) if bind == "region" else set()):
+        raise ConfigError(
+            f"masks are for bind='region', one for each adapter: {'add' if bind == 'region' else 'leave out'} that of "
+            f"{shorten(sorted(wrong))}."
+        )
     texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
     given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
-    phrases = distinct_phrases(strengths, _state(pipe).triggers, given)
-    return Binding(strengths=dict(strengths), combine=combine, phrases=phrases, given=frozenset(given))
-
-
-def distinct_phrases(
-    names: Iterable[str], known: Mapping[str, Trigger | None], given: Mapping[str, tuple[Phrase, ...]]
-) -> dict[str, tuple[Phrase, ...]]:
-    """Return the trigger words of adapters; adapters with the same word are told apart by the next word."""
-    if unknown := [name for name in given if name not in names]:
-        raise ConfigError(f"triggers names {unknown[0]!r}, which is not among the bound adapters: {', '.join(names)}.")
-    phrases: dict[str, tuple[Phrase, ...]] = {}
-    for name in names:
-        trigger = known.get(name)
-        phrases[name] = given.get(name, () if trigger is None else (trigger.word,))
-        if not phrases[name] or not all(phrases[name]):
-            raise ConfigError(
-                f"The adapter {name!r} has no trigger word in its files: name it with triggers={{{name!r}: 'sks'}}."
-            )
-    users = Counter(phrase for own in phrases.values() for phrase in set(own))
-    phrases |= {
-        name: (trigger.phrase,)
-        for name in names
-        if users[phrases[name][0]] > 1 and name not in given and (trigger := known.get(name))
-    }
-    _check_distinct(phrases)
-    return phrases
-
-
-def _check_distinct(phrases: Mapping[str, tuple[Phrase, ...]]) -> None:
-    """Raise ConfigError if the trigger word of one adapter is that of another one, or a part of it."""
-    for (name, own), (other, others) in permutations(phrases.items(), 2):
-        for part, whole in product(own, others):
-            if holds_phrase(whole, part):
-                raise ConfigError(
-                    f"The trigger word of the adapter {name!r}, {' '.join(part)!r}, is also in that of {other!r}, "
-                    f"{' '.join(whole)!r}: name another one with triggers={{{name!r}: …}}, or bind one of them."
-                )
+    known = _state(pipe).triggers
+    phrases = distinct_phrases(strengths, known, given)
+    if bind != "prompt":  # the noun is of the subject, too
+        phrases |= {name: (trigger.phrase,) for name in phrases.keys() - given.keys() if (trigger := known.get(name))}
+    return Binding(
+        bind=bind,
+        strengths=dict(strengths),
+        combine=combine,
+        phrases=phrases,
+        given=frozenset(given),
+        masks={name: read_mask(name, mask) for name, mask in masks.items()},
+    )
 
 
 def remember_prompts(embeddings: Any, prompts: Sequence[str]) -> None:
@@ -202,13 +199,16 @@ def prompts_of(embeddings: Any) -> list[str]:
 
 
 @contextmanager
-def bound_to(pipe: Pipeline, prompts: Sequence[str], images: int = 1) -> Iterator[None]:
+def bound_to(
+    pipe: Pipeline, prompts: Sequence[str], images: int = 1, size: tuple[int, int] | None = None
+) -> Iterator[None]:
     """Activate the bound adapters of some prompts within a ``with`` block; nothing without bound adapters.
 
     Args:
         pipe: the pipeline.
         prompts: the prompts of a batch.
         images: number of images for each prompt.
+        size: height and width of the images in pixels, if known.
 
     Raises:
         ConfigError: the mean of a prompt's adapters is impossible, or a mixed batch is: see `adapter.rows`.
@@ -221,6 +221,10 @@ def bound_to(pipe: Pipeline, prompts: Sequence[str], images: int = 1) -> Iterato
             or state.in_call
             or not any(model._activation.active.enabled for model in components.values())
         ):
+            yield
+            return
+        if binding.bind != "prompt":
+            _mask(undo, pipe, binding, prompts, size)
             yield
             return
         named = [binding.adapters_of(prompt) for prompt in prompts]
@@ -242,6 +246,22 @@ def bound_to(pipe: Pipeline, prompts: Sequence[str], images: int = 1) -> Iterato
                     undo.callback(model._restorer())
                     _activate(model, binding, named[0])
         yield
+
+
+def _mask(
+    undo: ExitStack, pipe: Pipeline, binding: Binding, prompts: Sequence[str], size: tuple[int, int] | None
+) -> None:
+    """Activate adapters inside of their masks; nothing without a prompt."""
+    if len(set(prompts)) > 1:
+        raise ConfigError("Adapters bound to tokens or regions need one prompt for all images: give one at a time.")
+    if size is not None:
+        check_size(binding.masks, *size)
+    mixtures: dict[str, Mixture] = {name: (((name, value),),) for name, value in binding.strengths.items()}
+    state = _state(pipe)
+    if prompts:
+        undo.push(activate_masks(pipe, prompts[0], mixtures, binding.phrases, binding.masks))
+        state.in_call = True
+        undo.callback(setattr, state, "in_call", False)
 
 
 def _activate(model: HRAModel, binding: Binding, names: Sequence[str]) -> None:

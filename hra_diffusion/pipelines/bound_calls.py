@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 from hra_diffusion.pipelines.binding import binding_of, bound_to, prompts_of, remember_prompts
+from hra_diffusion.pipelines.kinds import default_size
 
 _METHODS = ("__call__", "encode_prompt")
 _PROMPTS = ("prompt", "prompt_2", "prompt_3", "prompt_4")
@@ -39,13 +40,20 @@ def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)  # raises the error
         prompts = _prompts(given)
         images = 1 if method.__name__ == "encode_prompt" else given.get("num_images_per_prompt") or 1
-        with bound_to(self, prompts, images):
+        with bound_to(self, prompts, images, _size(self, given) if "height" in signature.parameters else None):
             result = method(self, *args, **kwargs)
         if method.__name__ == "encode_prompt":
             remember_prompts(result[0] if isinstance(result, tuple) else result, prompts)
         return result
 
     return call
+
+
+def _size(pipe: Any, given: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return the height and the width of a call's images in pixels, if they are known."""
+    default = default_size(pipe)
+    height, width = given.get("height") or default, given.get("width") or default
+    return (height, width) if height and width else None
 
 
 def _prompts(given: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.binding import bound_to, remember_prompts
+from hra_diffusion.pipelines.binding import binding_of, bound_to, remember_prompts
 from hra_diffusion.pipelines.components import denoiser_name, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, Fragment, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -66,6 +66,11 @@ def prompt_options(
     limit = _limit(pipe)
     if all(_is_short(part, limit) for part in words.values()):
         return texts | {name: "".join(fragment.text for fragment in part) for name, part in parsed.items()}
+    if (binding := binding_of(pipe)) is not None and binding.bind != "prompt":
+        raise ConfigError(
+            f"The adapters are bound to {binding.bind}, which needs a prompt without weights, of one text encoder's "
+            "length: shorten it."
+        )
     text = plain_text(prompt, syntax)
     with bound_to(pipe, [text]):
         encoded = _encode(pipe, {name: _chunks(part, limit) for name, part in words.items()}, clip_skip)

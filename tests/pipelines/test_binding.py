@@ -208,7 +208,7 @@ def test_impossible_bindings_are_refused_and_nothing_changes(loaded, adapters):
         (["a", "b"], {"triggers": {"a": "sks"}}, "'a', 'sks', is also in that of 'b', 'sks cat'"),
         (["a"], {"triggers": {"a": " "}}, "'a' has no trigger word"),
         (["a"], {"bind": "image"}, "bind is 'image'"),
-        (["a"], {"bind": None, "triggers": {"a": "dog"}}, "triggers are for bound adapters"),
+        (["a"], {"bind": None, "triggers": {"a": "dog"}}, "are for bound adapters"),
         (["missing"], {}, "no HRA adapter named 'missing'"),
     ]:
         with pytest.raises(ConfigError, match=complaint):
