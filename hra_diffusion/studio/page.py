@@ -16,7 +16,7 @@ from hra_diffusion.studio.engine.cache import remove_old_files_hourly
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
-from hra_diffusion.studio.tabs.common import client_id, user_error
+from hra_diffusion.studio.tabs.common import stop_handler, user_error
 from hra_diffusion.studio.tabs.compare import build_compare_tab
 from hra_diffusion.studio.tabs.generate import build_generate_tab
 from hra_diffusion.studio.tabs.library import build_library_tab
@@ -113,11 +113,7 @@ def build_page(session: Session) -> gr.Blocks:
             training = build_train_tab(session, settings, library)
         remember(session, generate, training)
         build_api(session, settings, training)
-
-        def leave(client: gr.Request) -> None:
-            session.stop(client_id(client))
-
-        page.unload(leave)
+        page.unload(stop_handler(session))
     for endpoint in page.fns.values():  # the names of MCP tools are those of the functions
         if endpoint.fn and endpoint.api_visibility == "public":
             endpoint.fn.__name__ = str(endpoint.api_name)

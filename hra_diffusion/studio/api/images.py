@@ -11,7 +11,7 @@ from hra_diffusion.studio.api.endpoints import expose
 from hra_diffusion.studio.engine.grid import Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import client_id, served_copy
+from hra_diffusion.studio.tabs.common import served_copy, stop_handler
 from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, handle_request, settings_from_request
 
 
@@ -33,7 +33,7 @@ def expose_images(session: Session, settings: Settings) -> None:
     handler = handle_request(session, _grid, "x_axis", "x_values", "y_axis", "y_values")
     expose("grid", handler, [*settings.components, *axes], [sheet, seed], **options)
     _expose_conditions(session, settings)
-    _expose_stop(session)
+    expose("stop", stop_handler(session), [], None, queue=False)
 
 
 def _generate(session: Session, request: GenerateRequest, client: str) -> tuple[Any, int, dict[str, str]]:
@@ -88,16 +88,6 @@ def _expose_conditions(session: Session, settings: Settings) -> None:
 
     outputs = [gr.JSON(label="settings"), gr.JSON(label="changes")]
     expose("restore", restore, [gr.File(label="png", file_types=[".png"])], outputs)
-
-
-def _expose_stop(session: Session) -> None:
-    """Add the endpoint that stops the client's generation."""
-
-    def stop(client: gr.Request) -> None:
-        """Stop the image generation of this client, within one step."""
-        session.stop(client_id(client))
-
-    expose("stop", stop, [], None, queue=False)
 
 
 def _saved(session: Session, request: GenerateRequest, client: str) -> list[SavedImage]:

@@ -105,6 +105,16 @@ def client_id(request: gr.Request | None) -> str:
     return getattr(request, "session_hash", None) or secrets.token_hex(8)
 
 
+def stop_handler(session: Session) -> Callable[[gr.Request], None]:
+    """Return a handler that stops the image generation of its client."""
+
+    def stop(client: gr.Request) -> None:
+        """Stop the image generation of this client, within one step."""
+        session.stop(client_id(client))
+
+    return stop
+
+
 def served_copy(session: Session, path: Path) -> str:
     """Copy a file of the studio into the cache, under a URL that cannot be guessed; return the copy's path."""
     return save_file_to_cache(path, cache_dir=str(session.cache))

@@ -12,7 +12,7 @@ from hra_diffusion.studio.engine.events import Progress
 from hra_diffusion.studio.engine.grid import AXES, NO_ADAPTER, Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import client_id, data_url, empty_state, note
+from hra_diffusion.studio.tabs.common import data_url, empty_state, note, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.settings import Settings, handle_request
 
@@ -61,11 +61,7 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
         concurrency_limit=session.config.max_waiting + 4,
         concurrency_id="model",
     )
-
-    def stop(client: gr.Request) -> None:
-        session.stop(client_id(client))
-
-    listen(panel.stop.click, stop, queue=False)
+    listen(panel.stop.click, stop_handler(session), queue=False)
     listen(tab.select, _shared_settings, [settings.prompt, settings.adapters], panel.prompt, queue=False)
 
     def example_values(kind: str) -> str:

@@ -12,7 +12,7 @@ from hra_diffusion.studio.engine.events import Loading, Queued
 from hra_diffusion.studio.engine.metadata import read_request
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import client_id, note, served_copy
+from hra_diffusion.studio.tabs.common import note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
 from hra_diffusion.studio.tabs.generation_status import (
     example_prompts,
@@ -147,11 +147,7 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
         [results.slider, results.status, results.before_after],
         **options,
     )
-
-    def stop(client: gr.Request) -> None:
-        session.stop(client_id(client))
-
-    listen(panel.stop.click, stop, queue=False)
+    listen(panel.stop.click, stop_handler(session), queue=False)
     for event in (generation, comparison):  # an error removes the status of the failed generation
         listen(
             event.failure,

@@ -22,6 +22,7 @@ from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, 
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
 from hra_diffusion.studio.tabs.settings import Settings
+from hra_diffusion.studio.tabs.similar_adapters import build_similar_panel
 
 _DTYPES = ["fp16", "bf16", "fp32"]
 _NO_SELECTION = empty_state("No adapter selected", "Select an adapter to see its details, to export or to rename it.")
@@ -38,6 +39,7 @@ def build_library_tab(session: Session, settings: Settings) -> gr.HTML:
             details = gr.HTML(_NO_SELECTION, label="details", elem_id="adapter-details")
             with gr.Column(visible=False, elem_id="adapter-actions") as actions:
                 exported = _export_panel(session, settings, picker)
+                build_similar_panel(session, picker)
                 _publish_panel(session, picker)
                 with gr.Accordion("Rename or delete", open=False, elem_id="rename-delete"):
                     _rename_panel(session, settings, picker)

@@ -27,7 +27,7 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> T
         with gr.Column(scale=6, min_width=320, elem_classes="results"):
             view = job_view(session)
 
-    def train(*values: Any) -> Any:
+    def start_training(*values: Any) -> Any:
         job = session.train(job_from_values(values))
         return gr.update(choices=job_names(session), value=job.name), gr.Timer(active=True)
 
@@ -45,7 +45,7 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> T
         return job, gr.Timer(active=running is not None), *update_cards(), presets
 
     cards = [settings.adapters, library]
-    listen_busy(form.train, "Starting…", train, form.fields.components, [view.job, view.timer])
+    listen_busy(form.train, "Starting…", start_training, form.fields.components, [view.job, view.timer])
     listen_busy(view.use_settings, "Loading…", clone, view.job, form.fields.components)
     listen(view.ended.change, update_cards, None, cards)
     listen(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset])
