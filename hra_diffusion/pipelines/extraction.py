@@ -161,10 +161,14 @@ def _changed_parameters(component: str, old: nn.Module, new: nn.Module) -> list[
         raise ModelError(
             f"The two models are of different architectures: their {component} differs in {shorten(different, 3)}."
         )
-    pairs = ((name, weight.detach(), theirs[name].detach()) for name, weight in ours.items())
-    return [
-        name for name, one, other in pairs if (other.float() - one.float()).norm() > _UNCHANGED * one.float().norm()
-    ]
+    return [name for name, weight in ours.items() if _differs(weight.detach().float(), theirs[name].detach().float())]
+
+
+def _differs(old: Tensor, new: Tensor) -> bool:
+    """Whether float32 tensors differ by more than rounding: of float32, or of a file in half precision."""
+    if (new - old).norm() <= _UNCHANGED * old.norm():
+        return False
+    return not any(torch.equal(old.to(dtype).float(), new) for dtype in (torch.float16, torch.bfloat16))
 
 
 def _layers(old: nn.Module, new: nn.Module, changed: list[str], rank: int) -> Iterator[tuple[str, _Layer]]:

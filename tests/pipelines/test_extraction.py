@@ -57,6 +57,17 @@ def test_a_rank_that_is_too_small_loses_what_the_bound_does_not_forbid(merged, t
     assert result.least < 1e-4
 
 
+@pytest.mark.slow
+def test_rounding_of_a_file_in_half_precision_is_no_change(adapters, tiny_sd, tmp_path):
+    for dtype in ("fp16", "bf16"):
+        merged = merge_hra({adapters / "conv": 1.0}, tmp_path / dtype, base=tiny_sd, dtype=dtype)
+        result = extract_hra(merged, tmp_path / f"{dtype} adapter", base=tiny_sd, rank=4)
+        assert result.left_out == ()
+        assert 1e-4 < result.lost < 0.2
+    with pytest.raises(ModelError, match="do not differ in any linear layer"):
+        extract_hra(load_pipeline(str(tiny_sd), dtype="fp16"), tmp_path / "a", base=tiny_sd)
+
+
 def test_wrong_models_and_ranks_are_refused(tiny_sd, tiny_sd_v, adapters, make_model, tmp_path):
     with pytest.raises(ModelError, match="do not differ in any linear layer"):
         extract_hra(tiny_sd, tmp_path / "a", base=tiny_sd)
