@@ -47,7 +47,10 @@ def _pair(first: str, second: str, config: CompareConfig) -> Iterator[str]:
     yield from _bases(first, second)
     yield from _slots(first, second)
     yield from _summary(comparison)
-    for layer in comparison.layers if config.layers else ():
+    if not config.layers or not comparison.layers:
+        return
+    yield "  commutator, smallest principal angle, overlap of each layer:"
+    for layer in comparison.layers:
         smallest = f"{layer.angles[0]:5.1f}°" if layer.angles else "     –"
         yield f"  {layer.commutator:8.4f}  {smallest}  {layer.overlap:5.2f}  {layer.name}"
 
@@ -59,8 +62,6 @@ def _summary(comparison: "AdapterComparison") -> Iterator[str]:
     one, other = comparison.norms
     yield f"commutator norm  {comparison.commutator:.4f}  (0: the order has no effect; norms {one:.3f} and {other:.3f})"
     yield f"principal angle  {comparison.smallest_angle:.1f}° the smallest, overlap {comparison.overlap:.3f}"
-    if layers:
-        yield "  commutator, smallest principal angle, overlap of each layer:"
 
 
 def _slots(first: str, second: str) -> Iterator[str]:
