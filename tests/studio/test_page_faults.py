@@ -146,9 +146,12 @@ def test_escape_closes_a_list_and_an_enlarged_image_and_a_stop_keeps_the_earlier
 def test_before_and_after_have_the_request_of_the_image_and_not_of_the_form(page, session):
     page.locator("#adapters").get_by_role("button", name=re.compile("^amber, ")).click()
     page.locator("#prompt textarea").fill("a cat at night")
+    earlier = set(session.images.rglob("[!.]*.png"))
     page.locator("#generate").click()
-    page.wait_for_function("document.querySelector('#generate').disabled")
+    while not set(session.images.rglob("[!.]*.png")) - earlier:
+        page.wait_for_timeout(100)
     wait_until_ready(page)
+    page.wait_for_timeout(500)
     page.locator("#adapters").get_by_role("button", name=re.compile("^amber, ")).click()
     page.locator("#prompt textarea").fill("another prompt")
     before = set(session.images.rglob("[!.]*.png"))
