@@ -139,9 +139,8 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
         ],
         **options,
     )
-    comparison = listen_busy(
-        results.compare,
-        "Generating…",
+    comparison = listen(
+        results.compare.click,
         handle_request(session, _before_after, "images", "selected"),
         [*settings.components, results.gallery, results.selected],
         [results.slider, results.status, results.before_after],
