@@ -25,6 +25,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return re.findall(r"^```(bash|python)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
+def page_name(page: Path) -> str:
+    """Return a page's path within the project."""
+    return page.relative_to(PROJECT).as_posix()
+
+
 def lines(block: str) -> list[str]:
     """Return a block's lines; lines that end with a backslash are joined with the next ones."""
     return re.sub(r"\\\n\s*", "", block).strip().splitlines()
@@ -63,7 +68,7 @@ def checkout(tmp_path, tiny_sd) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: str(page.relative_to(PROJECT)))
+@pytest.mark.parametrize("page", filter(blocks, PAGES), ids=page_name)
 def test_every_command_and_snippet_runs(page, checkout, python):
     for block in blocks(page):
         for command in commands(*block):
@@ -79,7 +84,7 @@ def test_ci_runs_the_test_command_of_the_readme():
     assert command in (PROJECT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
 
 
-@pytest.mark.parametrize("page", LINKED_PAGES, ids=lambda page: str(page.relative_to(PROJECT)))
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=page_name)
 def test_relative_links_have_targets(page):
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

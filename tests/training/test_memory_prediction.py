@@ -30,7 +30,7 @@ def measured_step(run, trainer):
     model = trainer.loss
     live = LiveBytes()
     moments = [torch.empty_like(weight) for weight in trainer.weights.values() for _ in range(2)]
-    live.add([*model.parameters(), *model.buffers(), *moments])
+    live.include([*model.parameters(), *model.buffers(), *moments])
     with live:
         losses, _ = model(**trainer.batch_at(0).inputs)
         losses.mean().backward()
@@ -39,9 +39,9 @@ def measured_step(run, trainer):
 
 def test_live_bytes_are_those_of_tensors_in_use():
     live = LiveBytes()
-    live.add([torch.zeros(1000)])
+    live.include([torch.zeros(1000)])
     kept = torch.zeros(250)
-    assert live.add([kept, kept, kept[:3]]) == 1000
+    assert live.include([kept, kept, kept[:3]]) == 1000
     live.peak = 0
     with live:
         doubled = kept * 2
@@ -50,7 +50,7 @@ def test_live_bytes_are_those_of_tensors_in_use():
         kept + 1
     assert live.peak == 3000 + 4
     assert live.launches == 4
-    assert live.add([]) == 1000
+    assert live.include([]) == 1000
 
 
 @pytest.mark.parametrize("trained", [False, True])
@@ -77,7 +77,7 @@ def test_the_predicted_memory_to_encode_and_to_generate_is_that_of_the_models(co
     }
     pipe = load_pipeline(config.model.pretrained_model_name_or_path)
     live = LiveBytes()
-    live.add([*pipe.vae.parameters(), *pipe.vae.buffers()])
+    live.include([*pipe.vae.parameters(), *pipe.vae.buffers()])
     with live, torch.no_grad():
         pipe.vae.decode(latent)
     assert prediction["validate", "vae"].peak == pytest.approx(live.peak, rel=0.01)

@@ -72,7 +72,11 @@ BOUNDS: tuple[tuple[str, Callable[[float, float], bool], dict[str, float]], ...]
             "flow_shift": 0,
         },
     ),
-    ("at most", operator.le, {"unmasked_weight": 1, "caption_dropout_rate": 1, "huber_c": 1, "num_inference_steps": 1000}),
+    (
+        "at most",
+        operator.le,
+        {"unmasked_weight": 1, "caption_dropout_rate": 1, "huber_c": 1, "num_inference_steps": 1000},
+    ),
     (
         "less than",
         operator.lt,

@@ -50,9 +50,9 @@ def swap_larger_models(models: Iterable[nn.Module], denoiser: nn.Module, device:
         denoiser: the denoiser, quantized or not.
         device: the device on which the models are called.
     """
-    size = LiveBytes().add(denoiser.parameters())
+    size = LiveBytes().include(denoiser.parameters())
     for model in models:
-        if LiveBytes().add(model.parameters()) > size:
+        if LiveBytes().include(model.parameters()) > size:
             _swap(_blocks_of(model), device)
 
 

@@ -32,7 +32,7 @@ class LiveBytes(TorchDispatchMode):
         self._live = 0
         self._storages: dict[int, Any] = {}
 
-    def add(self, tensors: Iterable[Tensor]) -> int:
+    def include(self, tensors: Iterable[Tensor]) -> int:
         """Count tensors, such as a model's weights, and return the bytes of all live tensors."""
         for tensor in tensors:
             for storage in _storages(tensor):
@@ -50,7 +50,7 @@ class LiveBytes(TorchDispatchMode):
         """Run an operation and count its results."""
         result = func(*args, **(kwargs or {}))
         self.launches += _launches(func)
-        self.add(leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor))
+        self.include(leaf for leaf in tree_iter(result) if isinstance(leaf, Tensor))
         return result
 
     def _add(self, storage: torch.UntypedStorage) -> None:

@@ -175,7 +175,7 @@ class Phases:
     ) -> PhaseMemory:
         live = LiveBytes()
         live.exclude(weight for model in models for weight in swapped_weights(model))
-        weights = live.add([*state, *(tensor for model in models for tensor in _on_the_device(model))])
+        weights = live.include([*state, *(tensor for model in models for tensor in _on_the_device(model))])
         half = self.precision is not torch.float32
         autocast = torch.autocast(self.latents.device.type, self.precision) if half else nullcontext()
         with live, torch.no_grad(), autocast:
