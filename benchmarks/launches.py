@@ -73,7 +73,7 @@ def count(
 
 def _step(adapted: nn.Module, inputs: dict[str, Any], live: LiveBytes) -> tuple[LiveBytes, int]:
     """Count a step, and its forward pass alone."""
-    live.add([*adapted.parameters(), *adapted.buffers()])
+    live.include([*adapted.parameters(), *adapted.buffers()])
     with live:
         loss = adapted(**inputs).sample.float().square().mean()
         forward = live.launches
