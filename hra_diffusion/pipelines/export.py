@@ -94,6 +94,7 @@ def export_lora(
         family=_family(pipe, two_text_encoders),
         base_model=named_base and public_name(named_base),
         strength=strength,
+        is_dora=any(update.magnitude is not None for update in updates),
         trigger=training.get("instance_prompt"),
         license=license,
         thumbnail=_thumbnail(thumbnail, adapter),

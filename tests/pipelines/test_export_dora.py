@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
@@ -69,6 +70,8 @@ def test_the_formula_of_comfyui_gives_the_adapted_weights(norms_of_the_base, ada
     with caplog.at_level(logging.WARNING):
         file = export_lora(adapter, tmp_path / "x.safetensors", base=pipe, layout="kohya", dtype="fp64")
     assert "diffusers ignores the magnitudes" in caplog.text
+    with safe_open(file, "pt") as opened:
+        assert "exact DoRA" in opened.metadata()["modelspec.description"]
     tensors = load_file(file)
     load_hra_weights(pipe, adapter)
     unet = adapted_components(pipe)["unet"]

@@ -39,18 +39,19 @@ def describe(*, title: str, rank: int, family: str, base_model: str | None, **mo
         rank: its rank, equal to alpha.
         family: the family of its base model: sd1, sd2, sdxl, or the class of another pipeline.
         base_model: the name of its base model.
-        more: strength (float), trigger (words), license, thumbnail (a data URL), prediction_type, training (a run's
-            settings); None is left out.
+        more: strength (float), is_dora (bool), trigger (words), license, thumbnail (a data URL), prediction_type, training
+            (a run's settings); None is left out.
     """
     architecture, version = _FAMILIES.get(family, (None, None))
     training: Mapping[str, Any] = more.get("training") or {}
+    kind = "DoRA" if more.get("is_dora") else "LoRA"
     settings = {f"ss_{name}": training.get(key) for name, key in _TRAINING.items()}
     known = {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": architecture and f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
-        "modelspec.description": f"The exact LoRA of an HRA adapter at strength {more.get('strength', 1.0):g}.",
+        "modelspec.description": f"The exact {kind} of an HRA adapter at strength {more.get('strength', 1.0):g}.",
         "modelspec.trigger_phrase": more.get("trigger"),
         "modelspec.license": more.get("license"),
         "modelspec.thumbnail": more.get("thumbnail"),
