@@ -39,8 +39,8 @@ def describe(*, title: str, rank: int, family: str, base_model: str | None, **mo
         rank: its rank, equal to alpha.
         family: the family of its base model: sd1, sd2, sdxl, or the class of another pipeline.
         base_model: the name of its base model.
-        more: strength (float), is_dora (bool), trigger (words), license, thumbnail (a data URL), prediction_type, training
-            (a run's settings); None is left out.
+        more: strength (float), is_dora (bool), trigger (words), license, thumbnail (a data URL), prediction_type,
+            training (a run's settings); None is left out.
     """
     architecture, version = _FAMILIES.get(family, (None, None))
     training: Mapping[str, Any] = more.get("training") or {}
