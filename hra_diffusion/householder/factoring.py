@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hra_diffusion.householder.chain import column_norms
 from hra_diffusion.householder.columns_first import add, product, transposed
@@ -95,7 +96,9 @@ def _constants(U: Tensor, M: Tensor) -> tuple[Tensor, ...]:
         return T, U, -T, -T.mT
     first = (-T).to(U.dtype)
     second = (-T - first).to(U.dtype)
-    projection = U if U.device.type == "cpu" else torch.cat([U.mT, U.mT], dim=-2).mT
+    # Tensors without data stand for those of a GPU, whose launches and memory are counted with them.
+    is_cpu = U.device.type == "cpu" and not isinstance(U, FakeTensor)
+    projection = U if is_cpu else torch.cat([U.mT, U.mT], dim=-2).mT
     return T, projection, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
 
 
