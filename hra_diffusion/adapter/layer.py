@@ -21,6 +21,7 @@ from hra_diffusion.adapter.rows import Rows
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import MergeError
 from hra_diffusion.householder.compact_wy import factor, full_precision
+from hra_diffusion.householder.factoring import Factors
 from hra_diffusion.householder.reflection import reflect_factored
 
 
@@ -182,7 +183,7 @@ class HRALayer(PeftLayerNames, Wrapper):
     def reflect_input(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
-            return self.rows.replace(x, self._reflect_rows)
+            return self.rows.replace(x, self._reflect_rows, self._factors_of_rows)
         if not self.is_active:
             return x
         dtype = compute_dtype(x)
@@ -190,11 +191,12 @@ class HRALayer(PeftLayerNames, Wrapper):
         return x if factors is None else reflect_factored(x.to(dtype), factors, output_is_kept=output_is_kept)
 
     def _reflect_rows(self, x: Tensor, mixture: Mixture) -> Tensor:
-        columns, dtype = self.columns_of_rows(mixture), compute_dtype(x)
-        if columns is None:
-            return x
-        factors = self.factors.of_rows(mixture, columns, dtype, x.device)
-        return reflect_factored(x.to(dtype), factors).to(x.dtype)
+        factors = self._factors_of_rows(mixture, x)
+        return x if factors is None else reflect_factored(x.to(factors.U.dtype), factors).to(x.dtype)
+
+    def _factors_of_rows(self, mixture: Mixture, x: Tensor) -> Factors | None:
+        columns = self.columns_of_rows(mixture)
+        return None if columns is None else self.factors.of_rows(mixture, columns, compute_dtype(x), x.device)
 
     def columns_of_rows(self, mixture: Mixture) -> Tensor | None:
         """Return the columns of one mixture of a mixed batch; None when its adapters are absent here."""

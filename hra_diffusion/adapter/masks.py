@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hra_diffusion.adapter.mixture import Mixture
-from hra_diffusion.adapter.rows import Call
+from hra_diffusion.adapter.rows import Call, FactorsOf
 from hra_diffusion.errors import ConfigError
 
 
@@ -104,7 +104,7 @@ class MaskedRows:
         self.mixtures = tuple(mixtures)
         self._masks = tuple(masks)
 
-    def replace(self, x: Tensor, call: Call) -> Tensor:
+    def replace(self, x: Tensor, call: Call, _: FactorsOf | None = None) -> Tensor:
         """Return x (batch, tokens, d) with the function's results for each mixture inside of its mask."""
         if x.dim() < 3:
             return x

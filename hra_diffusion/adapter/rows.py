@@ -5,19 +5,26 @@ model's output to the bit.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
 
 from hra_diffusion.adapter.mixture import Mixture
+from hra_diffusion.adapter.row_stacks import Stack, stack_factors
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.householder.factoring import Factors
+from hra_diffusion.householder.recording import is_transformed
 
 BASE = "__base__"
 """PEFT's name for the base model's rows."""
 
 Call = Callable[[Tensor, Mixture], Tensor]
 """Maps rows and the mixture of their adapters to rows."""
+
+
+FactorsOf = Callable[[Mixture, Tensor], Factors | None]
+"""Maps a mixture, and rows, to the chain's factors for such rows; None when its adapters are absent."""
 
 
 class Rows:
@@ -33,6 +40,7 @@ class Rows:
         self.mixtures = tuple(mixtures)
         self.repeated = repeated
         self._groups: dict[tuple[int, torch.device], dict[Mixture, Tensor]] = {}
+        self._stacks: dict[Hashable, Stack | None] = {}
 
     def groups(self, count: int, device: torch.device) -> dict[Mixture, Tensor]:
         """Return the indices of the rows of each mixture, in a batch of `count` rows.
@@ -60,17 +68,40 @@ class Rows:
             members[self.mixtures[row % examples if self.repeated else row // repeats]].append(row)
         return {mixture: torch.tensor(rows, device=device) for mixture, rows in members.items()}
 
-    def replace(self, x: Tensor, call: Call) -> Tensor:
-        """Return x (rows, …) with the rows of each mixture replaced by the function's results; the base's rows stay."""
+    def replace(self, x: Tensor, call: Call, factors: FactorsOf | None = None) -> Tensor:
+        """Return x (rows, …) with the rows of each mixture replaced by the function's results; the base's rows stay.
+
+        Args:
+            x: the rows.
+            call: reflects rows.
+            factors: the factors for such rows, if `call` reflects by them: all rows are then reflected at once.
+        """
         groups = self.groups(len(x), x.device)
         if len(groups) == 1:
             (mixture,) = groups
             return call(x, mixture) if mixture else x
+        together = (
+            self._reflect_together(x, factors) if factors is not None and x.dim() == 3 and x.is_contiguous() else None
+        )
+        if together is not None:
+            return together
         replaced = x.clone()
         for mixture, index in groups.items():
             if mixture:
                 replaced.index_copy_(0, index, call(x[index], mixture))
         return replaced
+
+    def _reflect_together(self, x: Tensor, factors: FactorsOf) -> Tensor | None:
+        """Return H x with the chain of each row of x (rows, tokens, d); None where groups have to be reflected."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or is_transformed():
+            return None
+        key = (factors, x.shape[0], x.dtype, x.device)
+        if key not in self._stacks:
+            groups = self.groups(len(x), x.device)
+            chains = {mixture: factors(mixture, x) if mixture else None for mixture in groups}
+            self._stacks[key] = stack_factors(chains, groups, x)
+        stack = self._stacks[key]
+        return x if stack is None else stack.reflect(x)
 
     def add_change(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
         """Add the function's results for the rows of x (rows, …) to the same rows of a layer's output (rows, …).
