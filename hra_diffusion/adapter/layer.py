@@ -183,16 +183,13 @@ class HRALayer(PeftLayerNames, Wrapper):
     def reflect_input(self, x: Tensor, *, output_is_kept: bool = False) -> Tensor:
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
-            return self.rows.replace(x, self._reflect_rows, self._factors_of_rows)
+            factors_of = self._factors_of_rows
+            return self.rows.replace(x, lambda x, mixture: _reflect_each(x, factors_of(mixture, x)), factors_of)
         if not self.is_active:
             return x
         dtype = compute_dtype(x)
         factors = self.factors.of_mixture(self.mixture, dtype, x.device)
         return x if factors is None else reflect_factored(x.to(dtype), factors, output_is_kept=output_is_kept)
-
-    def _reflect_rows(self, x: Tensor, mixture: Mixture) -> Tensor:
-        factors = self._factors_of_rows(mixture, x)
-        return x if factors is None else reflect_factored(x.to(factors.U.dtype), factors).to(x.dtype)
 
     def _factors_of_rows(self, mixture: Mixture, x: Tensor) -> Factors | None:
         columns = self.columns_of_rows(mixture)
@@ -215,6 +212,10 @@ class HRALayer(PeftLayerNames, Wrapper):
     def extra_repr(self) -> str:
         """Name the adapters and their ranks."""
         return ", ".join(f"{name}: r={columns.shape[1]}" for name, columns in self.hra_u.items())
+
+
+def _reflect_each(x: Tensor, factors: Factors | None) -> Tensor:
+    return x if factors is None else reflect_factored(x.to(factors.U.dtype), factors).to(x.dtype)
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
