@@ -27,6 +27,11 @@ def test_no_event_displays_gradio_s_error_over_its_outputs(page):
     assert [(event.api_name, event.show_progress) for event in events if event.show_progress != "hidden"] == []
 
 
+def test_stored_values_are_restored_at_the_load_alone(page):
+    restoring = [event for event in page.fns.values() if event.js and "memory?." in str(event.js)]
+    assert [event.targets for event in restoring] == [[(page._id, "load")]]
+
+
 def test_endpoints_have_no_event_of_the_page_and_events_of_the_page_are_private(page):
     public = [event for event in page.fns.values() if event.api_visibility == "public"]
     assert len(public) == 23

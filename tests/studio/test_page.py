@@ -34,8 +34,7 @@ def generated_seeds(tab, session, button: str, images: int) -> list[int]:
         new = set(session.images.rglob("[!.]*.png")) - before
         if len(new) == images:
             break
-    tab.wait_for_function("!document.querySelector('#generation-status .preview')")
-    tab.wait_for_timeout(300)
+    tab.wait_for_function(f"!document.querySelector('{button}').disabled")  # the page has the results then
     return [read_request(path).seed for path in sorted(new)]
 
 

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.studio.engine.metadata import read_request
+from tests.studio.conftest import CHROMIUM
 
 pytestmark = pytest.mark.slow
 
@@ -16,23 +17,17 @@ COVERED = """() => [...document.querySelectorAll('[data-testid="status-tracker"]
 
 
 @pytest.fixture(scope="module")
-def page(address, session):
+def page(request, address, session):
     """A page that all tests of this file use, one after the other."""
-    from playwright.sync_api import sync_playwright
-
-    from tests.studio.conftest import CHROMIUM
-
     if CHROMIUM is None:
         pytest.skip("There is no chromium here: apt-get install chromium.")
     session.worker.generator  # noqa: B018 - loads the model, so that tokens are counted
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page()
-        page.set_default_timeout(30_000)
-        page.goto(address)
-        page.locator("#generate").wait_for()
-        yield page
-        browser.close()
+    page = request.getfixturevalue("browser").new_page()
+    page.set_default_timeout(30_000)
+    page.goto(address)
+    page.locator("#generate").wait_for()
+    yield page
+    page.close()
 
 
 def message(page, focus: str | None = None) -> str:

@@ -19,7 +19,7 @@ def expose_images(session: Session, settings: Settings) -> None:
     """Add the endpoints of images."""
     options: dict[str, Any] = {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
     images = gr.Gallery(label="images", type="filepath", format="png")
-    seed, ignored = gr.JSON(label="seed"), gr.JSON(label="ignored ends of the prompts")
+    seed, ignored = gr.Number(label="seed"), gr.JSON(label="ignored ends of the prompts")
     expose(
         "generate",
         handle_request(session, _generate),

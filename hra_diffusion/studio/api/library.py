@@ -72,7 +72,7 @@ def _expose_files(session: Session, settings: Settings) -> None:
 
     name = gr.Textbox(label="name")
     strength, dtype = gr.Number(1.0, label="strength"), gr.Textbox("fp16", label="dtype")
-    imported = [gr.Textbox(label="name"), gr.JSON(label="lost share")]
+    imported = [gr.Textbox(label="name"), gr.Number(label="lost share")]
     expose("import_adapter", import_files, [gr.File(label="files", file_count="multiple"), name], imported)
     layout = gr.Textbox("kohya", label="layout")
     expose("export_lora", export_lora, [name, layout, strength, dtype], gr.File(label="LoRA"))

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.tabs.common import gradio_errors, user_error
@@ -37,7 +38,10 @@ def listen(
     """
     function = handler and _reports_page_errors(handler)
     options["api_name"] = f"page_{handler.__name__}" if handler else None  # keeps the names of the API's endpoints free
-    if triggers is None or isinstance(triggers, Sequence):
+    if triggers is None:  # gr.on(None) would also listen to the changes of all inputs
+        assert Context.root_block, "Listeners are registered within the page's with block."
+        triggers = [Context.root_block.load]
+    if isinstance(triggers, Sequence):
         return gr.on(triggers, function, inputs, outputs, **_OPTIONS, **options)
     return triggers(function, inputs, outputs, **_OPTIONS, **options)
 

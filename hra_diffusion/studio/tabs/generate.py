@@ -32,15 +32,10 @@ class _Results:
 
     status: gr.HTML
     """The progress and preview of a generation, or example prompts before the first one."""
-    images: gr.Column
-    """Contains the gallery; visible from the first image on."""
     gallery: gr.Gallery
     truncated: gr.HTML
-    tools: gr.Row
     load_settings: gr.Button
     compare: gr.Button
-    before_after: gr.Column
-    """Contains the slider; visible with two images to compare."""
     slider: gr.ImageSlider
     png: gr.File
     selected: gr.State
@@ -56,10 +51,6 @@ class GenerateTab:
     settings: Settings
     gallery: gr.Gallery
     status: gr.HTML
-    images: gr.Column
-    """Contains the gallery."""
-    tools: gr.Row
-    """Actions on the selected image."""
 
 
 def build_generate_tab(session: Session) -> GenerateTab:
@@ -73,17 +64,18 @@ def build_generate_tab(session: Session) -> GenerateTab:
     _connect_selection(results)
     _connect_load_settings(session, panel.settings, results)
     _connect_examples(panel.settings, results)
-    return GenerateTab(panel.settings, results.gallery, results.status, results.images, results.tools)
+    return GenerateTab(panel.settings, results.gallery, results.status)
 
 
 def _results(session: Session) -> _Results:
+    """Build the components; studio.css hides the gallery, its actions and the slider as long as they have no images."""
     status = gr.HTML(
         example_prompts(session),
         label="status",
         elem_id="generation-status",
         js_on_load=_EXAMPLES_SCRIPT.read_text(encoding="utf-8"),
     )
-    with gr.Column(visible=False) as images:
+    with gr.Column(elem_id="images-area"):
         gallery = gr.Gallery(
             label="Images",
             show_label=False,
@@ -97,10 +89,10 @@ def _results(session: Session) -> _Results:
             interactive=False,
         )
     truncated = gr.HTML("", label="truncated prompts", elem_id="truncated")
-    with gr.Row(visible=False, elem_classes="tools") as tools:
+    with gr.Row(elem_id="image-tools", elem_classes="tools"):
         load_settings = gr.Button("Load settings", size="sm", elem_id="load-settings")
         compare = gr.Button("Before / after", size="sm", elem_id="before-after")
-    with gr.Column(visible=False) as before_after:
+    with gr.Column(elem_id="slider-area"):
         gr.HTML(note("Without and with the adapters, same seed:"))
         slider = gr.ImageSlider(
             label="Before and after",
@@ -114,9 +106,7 @@ def _results(session: Session) -> _Results:
         png = gr.File(label="PNG file of the studio or of A1111", file_types=[".png"], height=150)
         restored = gr.HTML("", label="restored settings", elem_id="restored")
     selected = gr.State(None)
-    return _Results(
-        status, images, gallery, truncated, tools, load_settings, compare, before_after, slider, png, selected, restored
-    )
+    return _Results(status, gallery, truncated, load_settings, compare, slider, png, selected, restored)
 
 
 def _connect_generation(session: Session, panel: SettingsPanel, results: _Results) -> None:
@@ -128,22 +118,15 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
         "Generating…",
         handle_request(session, _generate_images),
         settings.components,
-        [
-            results.gallery,
-            settings.seed,
-            results.truncated,
-            results.status,
-            results.images,
-            results.tools,
-            results.before_after,
-        ],
+        [results.gallery, settings.seed, results.truncated, results.status, results.slider],
         **options,
     )
-    comparison = listen(
-        results.compare.click,
+    comparison = listen_busy(
+        results.compare,
+        "Generating…",
         handle_request(session, _before_after, "images", "selected"),
         [*settings.components, results.gallery, results.selected],
-        [results.slider, results.status, results.before_after],
+        [results.slider, results.status],
         **options,
     )
     listen(panel.stop.click, stop_handler(session), queue=False)
@@ -159,21 +142,19 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
 def _generate_images(session: Session, request: GenerateRequest, client: str) -> Iterator[Any]:
     """Generate images: update the gallery, the seed, warnings of the prompts' ends, and the status."""
     saved: list[SavedImage] = []
-    truncated, hidden = "", gr.update(visible=False)
+    truncated, slider = "", None
     for event in session.generate(request, client):
         if not isinstance(event, Loading | Queued):  # the tokenizers are loaded
             truncated = truncated or truncation_warnings(session.truncated_prompts(request))
         if isinstance(event, SavedImage):
             saved.append(event)
-            gallery, status, column = gallery_items(session, saved), gr.skip(), gr.update(visible=True)
+            gallery, status = gallery_items(session, saved), gr.skip()
         else:
-            gallery, status, column = gr.skip(), generation_progress(event, request), gr.skip()
-        yield gallery, request.seed, truncated, status, column, gr.skip(), hidden
-    if len(saved) == request.count:
-        yield gr.skip(), request.seed, truncated, "", gr.skip(), gr.update(visible=True), hidden
-    else:  # earlier images stay
-        shown = gr.update(visible=True) if saved else gr.skip()
-        yield gr.skip(), request.seed, truncated, note("Stopped."), gr.skip(), shown, hidden
+            gallery, status = gr.skip(), generation_progress(event, request)
+        yield gallery, request.seed, truncated, status, slider
+    gallery = gallery_items(session, saved) if saved else gr.skip()  # earlier images stay
+    status = "" if len(saved) == request.count else note("Stopped.")
+    yield gallery, request.seed, truncated, status, slider
 
 
 def _before_after(
@@ -191,11 +172,11 @@ def _before_after(
             if isinstance(event, SavedImage):
                 saved.append(event)
             else:
-                yield gr.skip(), generation_progress(event, request), gr.skip()
+                yield gr.skip(), generation_progress(event, request)
     if len(saved) < 2:
-        yield gr.skip(), note("Stopped."), gr.skip()
+        yield gr.skip(), note("Stopped.")
         return
-    yield tuple(served_copy(session, image.path) for image in saved), "", gr.update(visible=True)
+    yield tuple(served_copy(session, image.path) for image in saved), ""
 
 
 def _connect_selection(results: _Results) -> None:

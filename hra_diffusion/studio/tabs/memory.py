@@ -52,7 +52,7 @@ def remember(session: Session, generate: GenerateTab, training: TrainingFields) 
             *_results(session, stored.get(_GALLERY)),
         ]
 
-    outputs = [*files.values(), generate.gallery, generate.status, generate.images, generate.tools]
+    outputs = [*files.values(), generate.gallery, generate.status]
     listen(restored.then, restore_files, memory, outputs, queue=False)
 
 
@@ -68,16 +68,13 @@ def _restore(names: list[str]) -> str:
 
 
 def _results(session: Session, items: Any) -> list[Any]:
-    """Return the gallery with the stored images that exist, and the visibility of what belongs to it."""
+    """Return the gallery with the stored images that exist, and the status."""
     found: list[tuple[str, str]] = []
     for item in items[:_MAX_IMAGES] if isinstance(items, list) else []:
         path = _path(item.get("image")) if isinstance(item, dict) else None
         if image := session.find_image(Path(str(path)).name):
             found.append((served_copy(session, image), str(item.get("caption") or "")[:100]))
-    if not found:
-        return [gr.skip()] * 4
-    visible = gr.update(visible=True)
-    return [found, "", visible, visible]
+    return [found, ""] if found else [gr.skip(), gr.skip()]
 
 
 def cached_file(session: Session, file: Any) -> str | None:
