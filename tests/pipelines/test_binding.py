@@ -105,6 +105,7 @@ def test_each_prompt_of_a_batch_gets_its_adapter(bound, count, guidance_scale):
         assert not torch.allclose(mixed[index], base[index], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_strengths_and_several_words_in_a_prompt(bound):
     both, names, strengths = "a sks dog with a sks cat", ["a", "b"], [0.7, 0.4]
     for combine in ("mean", "product"):
@@ -129,6 +130,7 @@ def test_image_to_image_of_the_same_components_has_the_binding(bound):
             assert torch.allclose(mixed[0], generate(pipe, [CAT, HOUSE], **options)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_control_guides_a_bound_adapter(bound, control_folder):
     control = load_hra_control(bound, control_folder)
     set_hra_adapters(bound, list(NAMED), bind="prompt")
@@ -248,6 +250,7 @@ def test_stable_diffusion_xl_binds_by_any_of_its_prompts(tiny_sdxl, xl_adapter):
         assert torch.allclose(mixed[0], generate(pipe, ["a dog", "a house"], **options)[0], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fifty_loaded_adapters_cost_what_the_used_ones_cost(pipe, library, make_adapter, tmp_path):
     names = [f"n{number}" for number in range(50)]
     write_adapter(pipe, tmp_path / "n", unet=UNET_EVERYTHING, text_encoders=None)
