@@ -59,7 +59,7 @@ def numbered_request(number: int) -> GenerateRequest:
 def settings_values(request: GenerateRequest) -> list:
     """Return the settings of a request in the order of the page."""
     values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}
-    values["clip_skip"] = request.clip_skip
+    values["clip_skip"], values["bind"] = request.clip_skip, request.bind
     return [values[name] for name in SETTINGS]
 
 
