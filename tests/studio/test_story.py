@@ -147,6 +147,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
 
     # generate with the new adapter at two strengths
     tab.get_by_role("tab", name="Generate").click()
+    select_adapter(tab, "amber")  # was selected before the reload
     tab.locator("#image-settings .label-wrap").click()
     set_slider(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()

@@ -102,9 +102,9 @@ def _results(session: Session) -> _Results:
             format="png",
             interactive=False,
         )
+    restored = gr.HTML("", label="restored settings", elem_id="restored")
     with gr.Accordion("Load settings from an image (PNG info)", open=False, elem_id="png-info"):
         png = gr.File(label="PNG file of the studio or of A1111", file_types=[".png"], height=150)
-        restored = gr.HTML("", label="restored settings", elem_id="restored")
     selected = gr.State(None)
     return _Results(status, gallery, truncated, load_settings, compare, slider, png, selected, restored)
 
