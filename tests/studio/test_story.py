@@ -111,6 +111,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     tab.locator("#training-images input[type=file]").set_input_files([*subject[:3], broken])
     tab.locator("#image-report img").nth(2).wait_for()
     assert "broken.png" in tab.locator("#image-report .warning").inner_text()
+    tab.locator("#captions [data-row='1'][data-col='1']").first.wait_for()
     tab.locator("#job-name input, #job-name textarea").fill("hatted cat")
     tab.locator("#subject input, #subject textarea").fill("cat")
     tab.locator("#advanced .label-wrap").click()
