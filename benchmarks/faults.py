@@ -44,7 +44,7 @@ from hra_diffusion.formats.folders import run_settings
 from hra_diffusion.formats.lora import read_lora
 from hra_diffusion.pipelines import load_pipeline
 from hra_diffusion.pipelines.components import models
-from hra_diffusion.pipelines.fitting import _adaptable_modules
+from hra_diffusion.pipelines.fitting import adaptable_modules
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.exporting import _unpack
 from hra_diffusion.studio.engine.library import read_entry
@@ -200,7 +200,7 @@ def mutated_files(folder: Path, count: int, rng: random.Random) -> Iterator[Coun
     """Read mutated adapters, LoRAs, archives, settings, metadata and images."""
     pipe = load_pipeline(str(BASE))
     lora = export_lora(ADAPTER, folder / "lora.safetensors", base=pipe)
-    modules = [(name, module) for name, model in models(pipe).items() for module in _adaptable_modules(model)]
+    modules = [(name, module) for name, model in models(pipe).items() for module in adaptable_modules(model)]
 
     def load(source: Path) -> None:
         read_entry(source, built_in=False)

@@ -1,5 +1,6 @@
 """Similar adapters of the library."""
 
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ def library(tmp_path):
     model = HRAModel(nn.Sequential(nn.Linear(6, 5)), HRAConfig(r=2, target_modules=["0"]))
     model.save_pretrained(tmp_path / "library" / "other <base>" / "unet")
     compress_adapter(EXAMPLES / "tiger", tmp_path / "library" / "small", rank=2)
-    return Library(tmp_path / "library", EXAMPLES)
+    for name in ("teapot", "tiger"):
+        shutil.copytree(EXAMPLES / name, tmp_path / "examples" / name)
+    return Library(tmp_path / "library", tmp_path / "examples")
 
 
 def test_the_most_similar_adapter_comes_first_and_those_of_other_models_are_named(library):
