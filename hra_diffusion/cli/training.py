@@ -107,7 +107,6 @@ def _take_steps(run: "Run") -> None:
         stop_request(patient=run.accelerator.num_processes > 1) as request,
         tqdm(desc="training", total=last, initial=first, unit="step", disable=not run.is_main) as bar,
     ):
-
         validation: dict[str, str] = {}
 
         def report(record: "StepRecord") -> None:  # on a GPU one step late, so that steps do not wait

@@ -60,7 +60,16 @@ class Factors(NamedTuple):
 def coefficients(parts: Tensor, projection: Tensor, X: Tensor) -> Tensor:
     """Return the slim −T Uᵀ X (r, n), or (batch, r, n) for images, for the parts of −T."""
     z = product(projection.mT, X)
-    return product(parts, z if z.shape[-2] == parts.shape[-1] else torch.cat([z, z], dim=-2))
+    return product(parts, torch.cat([z, z], dim=-2) if _is_copied(projection) else z)
+
+
+def _is_copied(columns: Tensor) -> bool:
+    """Return whether the slim product is copied for the two parts of T: in half precision on a CPU.
+
+    Tensors without data stand for those of a GPU, whose launches and memory are counted with them.
+    """
+    is_half = columns.dtype.itemsize < torch.float32.itemsize
+    return is_half and columns.device.type == "cpu" and not isinstance(columns, FakeTensor)
 
 
 def factor_chains(columns: Sequence[Tensor], dtype: torch.dtype) -> list[Factors]:
@@ -96,9 +105,7 @@ def _constants(U: Tensor, M: Tensor) -> tuple[Tensor, ...]:
         return T, U, -T, -T.mT
     first = (-T).to(U.dtype)
     second = (-T - first).to(U.dtype)
-    # Tensors without data stand for those of a GPU, whose launches and memory are counted with them.
-    is_cpu = U.device.type == "cpu" and not isinstance(U, FakeTensor)
-    projection = U if is_cpu else torch.cat([U.mT, U.mT], dim=-2).mT
+    projection = U if _is_copied(U) else torch.cat([U.mT, U.mT], dim=-2).mT
     return T, projection, torch.cat([first, second], dim=-1), torch.cat([first.mT, second.mT], dim=-1)
 
 

@@ -106,7 +106,7 @@ def test_impossible_mixed_batches_are_refused(base):
     model = random_adapter(base, "a", "b")
     with pytest.raises(ConfigError, match="no adapter named 'c'"):
         model(torch.zeros(2, 3, 4, 4), adapter_names=["a", "c"])
-    with pytest.raises(ConfigError, match="2 examples .* and a layer got 3 rows"):
+    with pytest.raises(ConfigError, match=r"2 examples .* and a layer got 3 rows"):
         model(torch.zeros(3, 3, 4, 4), adapter_names=["a", "b"])
     model.merge_adapter()
     with pytest.raises(ConfigError, match="unmerge them first"):

@@ -73,7 +73,8 @@ def test_the_default_is_the_embedded_base_with_its_adapters(tmp_path):
     assert session.embedded
     assert session.worker.base.name == "emoji-sd"
     assert session.default_request.width == 128
-    assert {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"} == {"canny", "teapot", "tiger"}
+    names = {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"}
+    assert names == {"canny", "teapot", "tiger"}
 
 
 def test_downloads_are_removed_after_a_day(tmp_path, monkeypatch):
