@@ -86,7 +86,7 @@ def _bases(first: str, second: str) -> Iterator[str]:
 
 
 def _found(adapter: str, folder: Path) -> Iterator[str]:
-    """Yield the adapters of a folder, the most similar first, then those that cannot be compared."""
+    """Yield the adapters of a folder, the most similar first, incomparable ones last."""
     from hra_diffusion.formats.comparison import search_similar
 
     found = list(search_similar(adapter, folder))

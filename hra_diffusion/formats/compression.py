@@ -114,7 +114,7 @@ def _planes_of(chains: Mapping[tuple[str, str], Tensor]) -> dict[tuple[str, str]
 
 
 def _first(planes: _Planes, count: int) -> Tensor:
-    """Return the columns (d, 2 count) of the largest planes, in float32; zeros where there are fewer."""
+    """Return the float32 columns (d, 2 count) of the largest planes, filled up with zeros."""
     columns = planes.columns[:, : 2 * count].float()
     return pad(columns, (0, 2 * count - columns.shape[1]))
 

@@ -32,7 +32,7 @@ def check_output(output: Path) -> None:
 
 
 def write_derived(source: str | Path, output: Path, components: Mapping[str, Component]) -> None:
-    """Write an adapter with new tensors, and with the other files of the adapter that it was made of.
+    """Write an adapter with new tensors and the other files of its source.
 
     Args:
         source: the original adapter's folder, its run's, or a repository on the hub.

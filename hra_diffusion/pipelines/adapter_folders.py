@@ -19,7 +19,7 @@ Named = dict[Path, tuple[Phrase, ...]]
 
 
 def adapters_in(folder: Path) -> list[Path]:
-    """Return the folders of the adapters in a folder; the folder itself if it is that of an adapter or of its run."""
+    """Return the folders of the adapters in a folder; the folder alone if it is an adapter's or a run's."""
     if holds_adapter(folder) or not folder.is_dir():
         return [folder]
     return sorted(path for path in folder.iterdir() if path.is_dir() and holds_adapter(path)) or [folder]

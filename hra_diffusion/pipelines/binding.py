@@ -111,7 +111,7 @@ def set_binding(pipe: Pipeline, binding: Binding | None) -> None:
 
 
 def set_trigger(pipe: Pipeline, adapter_name: str, trigger: Trigger | None) -> None:
-    """Keep the trigger word of a loaded adapter; a bound one is bound to it, unless another word was given for it.
+    """Keep the trigger word of a loaded adapter, and bind a bound one to it unless its word was given.
 
     Raises:
         ConfigError: the adapter is bound, and the word is that of another one.

@@ -77,7 +77,7 @@ def extract_hra(
     rank: int = 8,
     base_options: Mapping[str, Any] | None = None,
 ) -> Extraction:
-    """Write the adapter that turns a base model into another checkpoint of it, as far as rotations can.
+    """Write the rotation nearest to the difference of two checkpoints.
 
     Args:
         model: the fine-tuned model: a folder, a single file, a name on the hub, or a pipeline without adapters.

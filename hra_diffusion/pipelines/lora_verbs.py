@@ -42,7 +42,7 @@ _wrapped: set[Any] = set()
 
 
 def guard_lora_verbs(kind: type) -> None:
-    """Wrap the methods for LoRAs of a pipeline's class, and those that know its prompts, once."""
+    """Wrap a pipeline class's methods of LoRAs and of prompts, once."""
     bind_calls(kind)
     for base in kind.__mro__:
         for verb in _VERBS:

@@ -42,7 +42,7 @@ def distinct_phrases(
 
 
 def _check_distinct(phrases: Mapping[str, tuple[Phrase, ...]]) -> None:
-    """Raise ConfigError if the trigger word of one adapter is that of another one, or a part of it."""
+    """Raise ConfigError if the trigger word of one adapter is within another's."""
     for (name, own), (other, others) in permutations(phrases.items(), 2):
         for part, whole in product(own, others):
             if holds_phrase(whole, part):

@@ -45,7 +45,7 @@ class PromptMeter:
         return PromptLength(tokens, self._limit, start[self._kept(start) :].strip() + rest)
 
     def _kept(self, text: str) -> int:
-        """Return the number of characters at the start that fit, up to the end of a word if a word ends there."""
+        """Return the number of characters that fit, up to the end of a word."""
         low, high = 0, len(text)
         while low < high:
             middle = (low + high + 1) // 2

@@ -54,7 +54,7 @@ def listen_busy(
     outputs: Any = None,
     **options: Any,
 ) -> Any:
-    """Call a handler on a click. Until it ends, the button is disabled and displays what it does.
+    """Call a handler on a click, with the button disabled and busy until it ends.
 
     Args:
         button: the button.

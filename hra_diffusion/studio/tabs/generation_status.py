@@ -62,7 +62,7 @@ def truncation_warnings(ends: dict[str, str]) -> str:
 
 
 def restored_settings(request: GenerateRequest, changes: list[str]) -> str:
-    """Return the HTML that names the loaded settings, and those that were left out or changed."""
+    """Return the HTML of the loaded, the missing and the changed settings."""
     adapters = ", ".join(f"{use.name} at {use.strength:g}" for use in request.adapters)
     parts = [
         "prompt",

@@ -148,6 +148,6 @@ def _image_to_image() -> tuple[gr.Image, gr.Slider]:
 
 
 def mark_sections(settings: Settings) -> None:
-    """Mark the sections with an image, so that they are seen while they are closed."""
+    """Mark closed sections that have an image."""
     for section, image in (("image-to-image", settings.image), ("control", settings.control_image)):
         listen(image.change, None, image, None, js=f"(image) => {{ markInUse('{section}', image); return []; }}")

@@ -55,7 +55,7 @@ class RotationAngles:
 
 
 def layer_groups(names: list[str]) -> dict[str, str]:
-    """Return the group of each layer of a component, by the layers' names; "" where there is one group."""
+    """Return the group of each layer of a component by name, or "" for one group."""
     stages = {name: name.partition(".")[0] for name in names}
     if len(set(stages.values())) < 2:
         stages = {name: "feed_forward" if _FEED_FORWARD.search(name) else "attention" for name in names}

@@ -160,7 +160,7 @@ class _Stack:
 
     @torch.no_grad()
     def project(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-        """Project a tensor (d, r) for each matrix of columns in place; return those that exist."""
+        """Project a tensor (d, r) for each matrix of columns in place, and return the existing ones."""
         present = [tensor for tensor in tensors if tensor is not None]
         if present:
             if present[0].device != self._device:  # accelerate moves the model after the optimizer is built
