@@ -3,7 +3,7 @@
     python examples/evaluate_lora.py tiger.safetensors --references assets/subjects/tiger/held_out \
         --instance_prompt "a 3d render of a sks tiger" --class_prompt "a 3d render of a tiger"
 
-The LoRA is loaded by diffusers. The results are metrics.md, metrics.json and metrics.png in --output_dir, as of
+diffusers loads the LoRA. The results are metrics.md, metrics.json and metrics.png in --output_dir, as those of
 `hra-diffusion evaluate`.
 """
 

@@ -1,9 +1,9 @@
-"""Animate the way from one adapter to another: an animated WebP or GIF.
+"""Animate the transition from one adapter to another, as an animated WebP or GIF.
 
     python examples/interpolate.py assets/adapters/tiger assets/adapters/teapot morph.webp --prompt "a 3d render"
 
 Each frame has the adapter H_a (H_aᵀ H_b)ᵗ with t from 0 to 1, and the same seed. The weights keep their singular values
-in each frame. The frames run forth and back.
+in each frame. The frames go from the first adapter to the second, and back.
 """
 
 import argparse
