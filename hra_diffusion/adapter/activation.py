@@ -132,9 +132,9 @@ class Activation:
                     f"The adapter {name!r} trains biases, magnitudes or whole modules, which have no rows: bind it to "
                     "prompts (bind='prompt'), or train columns only."
                 )
-        for name, layer in self._injection.layers.items():
-            layer.rows = rows(name)
         try:
+            for name, layer in self._injection.layers.items():
+                layer.rows = rows(name)
             yield
         finally:
             for layer in self._injection.layers.values():

@@ -89,7 +89,10 @@ def _layers_to_start(model: AdaptedModel, adapter_name: str) -> dict[str, HRALay
     return {
         name: layer
         for name, layer in model.adapted_layers().items()
-        if layer.reflects_input and adapter_name in layer.columns and layer.unfolded_size > 1
+        if layer.reflects_input
+        and adapter_name in layer.columns
+        # so many directions have room in its inputs
+        and layer.unfolded_size > max(1, layer.columns[adapter_name].shape[1] // 2)
     }
 
 

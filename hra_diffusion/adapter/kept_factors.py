@@ -5,7 +5,7 @@ columns serve one pass and its backward pass: an optimizer may write through `.d
 """
 
 from collections.abc import Hashable
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from torch._C import _current_graph_task_id  # pyright: ignore[reportPrivateUsag
 from hra_diffusion.adapter.mixture import BlendCache, Mixture
 from hra_diffusion.householder.factoring import Factors, factor_chains
 from hra_diffusion.householder.recording import is_transformed
+
+_MAX_MIXTURES: Final = 32
+"""Mixtures of mixed batches whose factors a layer keeps, such as those of different strengths."""
 
 
 class KeptFactors(NamedTuple):
@@ -96,6 +99,8 @@ class FactorCache:
             return known.factors
         kept = KeptFactors(version, columns, factor_chains([columns.to(device)], dtype)[0], [False])
         if kept.outlast_a_pass and not transformed:
+            if len(self._of_rows) >= _MAX_MIXTURES:
+                self._of_rows.pop(next(iter(self._of_rows)))
             self._of_rows[mixture] = kept
         return kept.factors
 

@@ -36,6 +36,7 @@ def check_patterns(patterns: Collection[str]) -> None:
     for expression in expressions:
         try:
             check_pattern(expression)
+            check_pattern(_at_end(expression))
         except ConfigError as error:
             raise ConfigError(f"its pattern {expression[:80]!r} {error}") from error
 
@@ -61,7 +62,12 @@ def check_rank_pattern(patterns: Iterable[str], modules: Collection[str]) -> Non
 def _matches_end(pattern: str, module: str) -> bool:
     if f".{module}".endswith(f".{pattern}"):
         return True
-    return not _is_name(pattern) and matches(rf"(.*\.)?({pattern})", module)
+    return not _is_name(pattern) and matches(_at_end(pattern), module)
+
+
+def _at_end(expression: str) -> str:
+    """Return the regular expression of names that end with an expression."""
+    return rf"(.*\.)?({expression})"
 
 
 def _is_name(pattern: str) -> bool:

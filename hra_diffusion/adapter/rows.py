@@ -19,6 +19,9 @@ from hra_diffusion.householder.recording import is_transformed
 BASE = "__base__"
 """PEFT's name for the base model's rows."""
 
+_MOST_REPEATS = 4
+"""Predictions of an image in one batch: guidance has two, and its variants three or four."""
+
 Call = Callable[[Tensor, Mixture], Tensor]
 """Maps rows and the mixture of their adapters to rows."""
 
@@ -63,6 +66,11 @@ class Rows:
                 f"layer got {count} rows: give one name for each example."
             )
         repeats = count // examples
+        if self.repeated and repeats > _MOST_REPEATS:
+            raise ConfigError(
+                f"The batch has {examples} images with different adapters, and a layer got {count} rows, which are "
+                "tokens or frames: generate the prompts one by one."
+            )
         members: defaultdict[Mixture, list[int]] = defaultdict(list)
         for row in range(count):
             members[self.mixtures[row % examples if self.repeated else row // repeats]].append(row)

@@ -5,7 +5,7 @@ measurably more faithful, and each step more changes the class and the prompts' 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
@@ -78,7 +78,8 @@ def evaluate_checkpoints(
         )
     output = config.output_dir or folder
     check_writable(output)
-    evaluation, pipe = prepare_evaluation(config, local_files_only=local_files_only)
+    source = folder if (folder / "adapter").is_dir() else paths[-1]  # an interrupted run has no final adapter
+    evaluation, pipe = prepare_evaluation(replace(config, adapter=source), local_files_only=local_files_only)
     if len(evaluation.references) < 2:
         raise ConfigError(
             "--checkpoints compares gap closed, which needs two real images or more: add some to "
@@ -116,7 +117,7 @@ def choose(gaps: dict[str, Estimate]) -> tuple[str, str]:
     best = max(gaps, key=lambda name: gaps[name].value)
     low = gaps[best].low
     least = gaps[best].value if low is None else low
-    chosen = next(name for name, gap in gaps.items() if gap.value >= least)
+    chosen = next((name for name, gap in gaps.items() if gap.value >= least), best)  # a ratio may be below its interval
     if chosen == best:
         earlier = ", and those before it are below its interval" if next(iter(gaps)) != best else ""
         return best, f"Chosen: {best}, which has the largest gap closed, {gaps[best]}{earlier}."

@@ -15,7 +15,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.chains import chain_of_columns
 from hra_diffusion.formats.derived import Component, check_output, plain_config, write_derived
 from hra_diffusion.formats.folders import component_folders
-from hra_diffusion.formats.peft import read_adapter
+from hra_diffusion.formats.peft import TEXT_PREFIX, read_adapter
 from hra_diffusion.householder.planes import rotation_planes, squared_norms
 
 
@@ -82,7 +82,8 @@ def compress_adapter(
     components: dict[str, Component] = {}
     for name, (config, tensors) in parts.items():
         own = {key: (planes[component, key], count) for (component, key), count in kept.items() if component == name}
-        ranks = {key.removesuffix(COLUMNS): 2 * count for key, (_, count) in own.items()}
+        # A pattern without the prefix, which depends on the version of transformers, fits the end of both names.
+        ranks = {key.removesuffix(COLUMNS).removeprefix(TEXT_PREFIX): 2 * count for key, (_, count) in own.items()}
         components[name] = (
             plain_config(config, ranks),
             dict(tensors) | {key: _first(*pair) for key, pair in own.items()},

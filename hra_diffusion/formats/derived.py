@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.formats.chains import SLOT
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, holds_adapter
 from hra_diffusion.formats.peft import CONFIG_FILE, PREFIX, WEIGHTS_FILE
@@ -31,13 +32,16 @@ def check_output(output: Path) -> None:
         raise OutputError(f"{output} holds an adapter already: choose another folder.")
 
 
-def write_derived(source: str | Path, output: Path, components: Mapping[str, Component]) -> None:
+def write_derived(
+    source: str | Path, output: Path, components: Mapping[str, Component], *, keep_slot: bool = True
+) -> None:
     """Write an adapter with new tensors and the other files of its source.
 
     Args:
         source: the original adapter's folder, its run's, or a repository on the hub.
         output: the folder to write.
         components: by name; "" for PEFT's files in the folder itself.
+        keep_slot: whether the new columns are within the slot of the source.
 
     Raises:
         AdapterFileError: a number is not finite.
@@ -48,6 +52,7 @@ def write_derived(source: str | Path, output: Path, components: Mapping[str, Com
     for name, (config, tensors) in components.items():
         check_finite(tensors, f"The new adapter of {name or 'the model'}")
         metadata = read_metadata(parts[name] / WEIGHTS_FILE) if name in parts else {}
+        metadata = {key: value for key, value in metadata.items() if keep_slot or key != SLOT}
         prefixed = {f"{PREFIX}{key}": tensor.contiguous() for key, tensor in tensors.items()}
         contents[output / name / WEIGHTS_FILE] = tensors_file(prefixed, metadata | {"format": "pt"})
         settings = replace(config, inference_mode=True).to_peft()

@@ -59,7 +59,7 @@ def interpolate_adapters(first: str | Path, second: str | Path, t: float, output
             target_modules=modules, base_model_name_or_path=config.base_model_name_or_path, revision=config.revision
         )
         components[name] = plain_config(plain, dict.fromkeys(modules, rank)), padded
-    write_derived(first, output, components)
+    write_derived(first, output, components, keep_slot=False)
     return output
 
 

@@ -14,6 +14,9 @@ frequency: numbers 48136, 47993, 48140 and 49384 of 49408."""
 
 _ARTICLES = ("a", "an", "the")
 
+_MAX_CHARACTERS = 2000
+"""Characters of a prompt that are read: files of unknown origin must not take long."""
+
 Phrase = tuple[str, ...]
 """Words that follow each other in a prompt."""
 
@@ -40,7 +43,7 @@ def find_trigger(instance_prompt: str, class_prompt: str | None = None) -> Trigg
 
     Without a class prompt, only the words of `TRIGGER_WORDS` and learned tokens are known as trigger words.
     """
-    words, class_words = prompt_words(instance_prompt), prompt_words(class_prompt or "")
+    words, class_words = (prompt_words((text or "")[:_MAX_CHARACTERS]) for text in (instance_prompt, class_prompt))
     known = [word for word in words if word in TRIGGER_WORDS or word.startswith("<")]
     own = known or ([word for word in words if word not in (*class_words, *_ARTICLES)] if class_prompt else [])
     if not own:

@@ -199,7 +199,7 @@ def _describe(name: str, components: Mapping[str, HRAModel], binding: Binding | 
     bound = None if binding is None else binding.strengths.get(name)
     return LoadedAdapter(
         components=tuple(components),
-        rank=max(component.peft_config[name].r for component in components.values()),
+        rank=max(component.peft_config[name].largest_rank for component in components.values()),
         strength=first.strengths[name] if bound is None else bound,
         active=name in first.active_adapters or bound is not None,
         bound=None if binding is None or bound is None else binding.bind,

@@ -22,9 +22,10 @@ or `prompt_options` has made them.
 Pipelines that share a denoiser share its binding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -120,8 +121,16 @@ def set_trigger(pipe: Pipeline, adapter_name: str, trigger: Trigger | None) -> N
     triggers, binding = state.triggers | {adapter_name: trigger}, state.binding
     if binding is not None and trigger is not None and adapter_name in binding.phrases.keys() - binding.given:
         others = {name: phrases for name, phrases in binding.phrases.items() if name != adapter_name}
+        if binding.bind != "prompt":  # the noun is of the subject, too
+            others[adapter_name] = (trigger.phrase,)
         state.binding = replace(binding, phrases=distinct_phrases(binding.strengths, triggers, others))
     state.triggers = triggers
+
+
+def trigger_restorer(pipe: Pipeline) -> Callable[[], None]:
+    """Return a function that restores the present trigger words and binding."""
+    state = _state(pipe)
+    return partial(vars(state).update, binding=state.binding, triggers=state.triggers)
 
 
 def forget_adapters(pipe: Pipeline, adapter_names: Sequence[str]) -> None:

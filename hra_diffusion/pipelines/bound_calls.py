@@ -21,7 +21,10 @@ def bind_calls(kind: type) -> None:
     """Wrap the methods of a pipeline's class that know the prompts, once."""
     for base in kind.__mro__:
         for name in _METHODS:
-            if (method := vars(base).get(name)) is not None and method not in _wrapped and base is not object:
+            if (method := vars(base).get(name)) is None or base is object:
+                continue
+            # lora_verbs wraps encode_prompt, too
+            if inspect.unwrap(method, stop=_wrapped.__contains__) not in _wrapped:
                 _wrapped.add(bound := _bound(method))
                 setattr(base, name, bound)
 
@@ -39,7 +42,8 @@ def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
         except TypeError:
             return method(self, *args, **kwargs)  # raises the error
         prompts = _prompts(given)
-        images = 1 if method.__name__ == "encode_prompt" else given.get("num_images_per_prompt") or 1
+        count = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
+        images = 1 if method.__name__ == "encode_prompt" else count
         with bound_to(self, prompts, images, _size(self, given) if "height" in signature.parameters else None):
             result = method(self, *args, **kwargs)
         if method.__name__ == "encode_prompt":

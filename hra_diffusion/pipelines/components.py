@@ -7,6 +7,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.run_folder import base_files
@@ -57,7 +58,7 @@ def tokenizer_name(text_encoder: str) -> str:
 def tokenizer_of(pipe: Pipeline, text_encoder: str) -> Any:
     """Return a text encoder's tokenizer, or that of its processor."""
     tokenizer = getattr(pipe, tokenizer_name(text_encoder))
-    return getattr(tokenizer, "tokenizer", tokenizer)
+    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def set_base_options(pipe: Pipeline, options: Mapping[str, Any]) -> None:

@@ -161,7 +161,11 @@ def _changed_parameters(component: str, old: nn.Module, new: nn.Module) -> list[
         raise ModelError(
             f"The two models are of different architectures: their {component} differs in {shorten(different, 3)}."
         )
-    return [name for name, weight in ours.items() if _differs(weight.detach().float(), theirs[name].detach().float())]
+    return [
+        name
+        for name, weight in ours.items()
+        if _differs(weight.detach().cpu().float(), theirs[name].detach().cpu().float())
+    ]
 
 
 def _differs(old: Tensor, new: Tensor) -> bool:
@@ -179,7 +183,7 @@ def _layers(old: nn.Module, new: nn.Module, changed: list[str], rank: int) -> It
                 layers = [wrap(name, model.get_submodule(name)) for model in (old, new)]
             except TargetError:
                 continue
-            weights = [layer.unfold_weight(layer.original_weight()).detach().double() for layer in layers]
+            weights = [layer.unfold_weight(layer.original_weight()).detach().cpu().double() for layer in layers]
             yield name, _fit(*weights, rank=rank)
 
 

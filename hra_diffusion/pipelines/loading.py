@@ -15,7 +15,7 @@ from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.formats.trigger_words import Trigger, trigger_beside
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.activation import list_hra_adapters, set_hra_adapters
-from hra_diffusion.pipelines.binding import binding_of, forget_adapters, set_trigger
+from hra_diffusion.pipelines.binding import binding_of, forget_adapters, set_trigger, trigger_restorer
 from hra_diffusion.pipelines.components import (
     adapted_components,
     bare_model,
@@ -162,6 +162,7 @@ def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, trigger: Trigg
             new = read_adapter_for(component, parts[name]) if name in parts else (config, {})
             component.swap_adapter(*new, adapter_name)
             undo.callback(component.swap_adapter, *before, adapter_name)
+        undo.callback(trigger_restorer(pipe))
         set_trigger(pipe, adapter_name, trigger)
         set_tokens(pipe, adapter_name, tokens)
         undo.pop_all()

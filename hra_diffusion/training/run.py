@@ -170,7 +170,8 @@ class Run:
         if self.plan.checkpoint:
             self._recorder.resume(self.plan.checkpoint)
         elif self.config.adapter.init_weights == "gradient":
-            start_from_gradient(trainer, list(adapted_components(self.pipe).values()), self.config.run.seed)
+            with self._explained("starting from the gradient", flags_for_training):
+                start_from_gradient(trainer, list(adapted_components(self.pipe).values()), self.config.run.seed)
         return self._recorder
 
     def steps(self, report: Callable[[StepRecord], object] | None = None) -> Iterator[StepRecord]:

@@ -103,7 +103,7 @@ def peft_files(
             "peft_type": "LORA",
             "r": len(members[0].A),
             "lora_alpha": len(members[0].A),
-            "use_dora": members[0].magnitude is not None,
+            "use_dora": any(update.magnitude is not None for update in members),
             "target_modules": [update.module for update in members],
             "base_model_name_or_path": base_model,
             "inference_mode": True,

@@ -65,8 +65,9 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
         return config
     from hra_diffusion.training.config.init_adapter import with_initial_settings  # imports torch: not for --help
 
-    in_file = flat_values(read_toml(path, kind())).items() - flat_values(kind()).items() if path else ()
-    return with_initial_settings(config, {*given, *(name for name, _ in in_file)})
+    usual, in_file = flat_values(kind()), flat_values(read_toml(path, kind()) if path else kind())
+    changed = [name for name, value in in_file.items() if value != usual[name]]
+    return with_initial_settings(config, {*given, *changed})
 
 
 def make_config(kind: type[Config], **settings: Any) -> Config:

@@ -70,6 +70,13 @@ def current_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _EARLIER_VALUES.get((name, str(value)), value) for name, value in settings.items()}
 
 
+def changed_settings(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ in two fingerprints, with both values; a later setting had its default before."""
+    usual, now = flat_values(DreamBoothConfig()), current_words(now)
+    before = {name: usual[name] for name in now.keys() & usual.keys()} | current_words(saved)
+    return {name: (before[name], now[name]) for name in sorted(before.keys() & now.keys()) if before[name] != now[name]}
+
+
 def overridden_by(names: Collection[str]) -> dict[str, None]:
     """Return the settings that the given names override and do not contain, mapped to None."""
     return {other: None for name, other in _OVERRIDES.items() if name in names and other not in names}

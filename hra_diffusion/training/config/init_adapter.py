@@ -52,8 +52,7 @@ def with_initial_settings(config: Config, given: Collection[str]) -> Config:
         adapter, _ = read_adapter(folder)
         is_text_encoder = name.startswith("text_encoder")
         values["rank"], values["use_magnitude"] = adapter.r, adapter.use_magnitude
-        if adapter.rank_pattern:
-            values["rank_pattern"] = dict(adapter.rank_pattern)
+        values["rank_pattern"] = {**(values.get("rank_pattern") or {}), **(adapter.rank_pattern or {})} or None
         if is_text_encoder:
             values["train_text_encoder"] = True
         if adapter.target_modules and not isinstance(adapter.target_modules, str):

@@ -43,7 +43,8 @@ def start_from_gradient(trainer: Trainer, models: Sequence[HRAModel], seed: int)
         backward,
         batches=BATCHES,
         generator=stream(seed, "basis of the gradient"),
-        reduce=lambda product: cast(Tensor, accelerator.reduce(product, "sum")),
+        # A layer without a gradient has its zeros on the CPU, where NCCL does not reduce.
+        reduce=lambda product: cast(Tensor, accelerator.reduce(product.to(device), "sum")),
     )
     if trainer.ema:
         for name, average in trainer.ema.weights.items():

@@ -25,6 +25,7 @@ from hra_diffusion.formats.files import remove_folder, replacing, write_together
 from hra_diffusion.formats.nested import flatten, restore
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tensors import read_tensors
+from hra_diffusion.training.config.file import changed_settings
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +153,7 @@ def prune_checkpoints(folder: Path, fingerprint: Mapping[str, Any], limit: int |
     same_run: list[Path] = []
     for path in checkpoints(folder):
         try:
-            is_same = read_progress(path)[1] == fingerprint
+            is_same = _is_same_run(read_progress(path)[1], fingerprint)
         except AdapterFileError:
             continue  # damaged, but perhaps of use to somebody
         if is_same:
@@ -162,3 +163,10 @@ def prune_checkpoints(folder: Path, fingerprint: Mapping[str, Any], limit: int |
     same_run.sort(key=newest.__eq__)  # a resumed run may save an earlier step than existing checkpoints have
     for path in same_run[:-limit] if limit else ():
         remove_folder(path)
+
+
+def _is_same_run(saved: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> bool:
+    """Compare two fingerprints, of which one may be of an earlier version."""
+    parts = fingerprint.keys() - {"settings"}
+    is_same_input = all(saved.get(part) == fingerprint[part] for part in parts)
+    return is_same_input and not changed_settings(saved.get("settings", {}), fingerprint.get("settings", {}))

@@ -14,7 +14,7 @@ from hra_diffusion.formats.folders import component_folders, encoder_beside
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config.file import current_words, flat_values
+from hra_diffusion.training.config.file import changed_settings, flat_values
 from hra_diffusion.training.config.init_adapter import initial_parts
 from hra_diffusion.training.model_digest import model_digest
 from hra_diffusion.training.outputs.checkpoint import read_progress
@@ -97,12 +97,8 @@ def check_fingerprint(checkpoint: Path, fingerprint: Mapping[str, Any], total_st
     if missing := sorted(fingerprint.keys() - saved.keys()):
         names = ", ".join(missing).replace("pictures", "images")
         raise AdapterFileError(f"The checkpoint {checkpoint} is damaged: it lacks its {names}.")
-    before, now = current_words(saved["settings"]), current_words(fingerprint["settings"])
-    differences = [
-        f"--{name} was {before[name]} and is {now[name]}"
-        for name in sorted(before.keys() & now.keys())
-        if before[name] != now[name]
-    ]
+    changes = changed_settings(saved["settings"], fingerprint["settings"])
+    differences = [f"--{name} was {before} and is {now}" for name, (before, now) in changes.items()]
     if changed := sorted({name for name, _ in saved["pictures"].items() ^ fingerprint["pictures"].items()}):
         differences.append(f"other images or captions: {shorten(changed)}")
     if saved["model"] != fingerprint["model"]:
