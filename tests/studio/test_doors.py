@@ -7,7 +7,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-import httpx
+import httpxfrom types import SimpleNamespace
+
 import pytest
 from gradio_client import Client
 
@@ -135,7 +136,8 @@ def test_failed_logins_are_slowed_for_parallel_guesses_too(monkeypatch):
     async def sleep(seconds):
         waits.append(round(seconds))
 
-    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    # Not in asyncio itself: browsers and servers of other tests sleep in their threads.
+    monkeypatch.setattr(module, "asyncio", SimpleNamespace(sleep=sleep))
     failing, right = make_doors(400, auth="a:b"), make_doors(200, auth="a:b")
 
     async def guess(doors: Doors, count: int) -> list[int]:

@@ -171,9 +171,9 @@ def test_a_reload_keeps_prompt_settings_images_and_the_training_form(page, subje
     page.wait_for_function("document.querySelector('#prompt textarea').value === 'a prompt to keep'")
     page.locator("#images img").first.wait_for()
     open_section(page, "image-settings")
-    page.wait_for_function("document.querySelector('#steps input[type=number]').value === '7'")
+    page.wait_for_function("document.querySelector('#steps input[type=number]')?.value === '7'")
     page.get_by_role("tab", name="Train").click()
-    page.wait_for_function("document.querySelector('#subject :is(input, textarea)').value === 'hatted cat'")
+    page.wait_for_function("document.querySelector('#subject :is(input, textarea)')?.value === 'hatted cat'")
     page.locator("#image-report img").nth(1).wait_for()
 
 

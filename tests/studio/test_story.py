@@ -135,7 +135,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
 
     # the adapter is in the library; export it
     tab.get_by_role("tab", name="Library").click()
-    tab.locator("#library").get_by_role("button", name="hatted cat").click()
+    tab.locator("#library").get_by_role("button", name="hatted cat, an adapter").click()
     tab.locator("#adapter-details h2").get_by_text("hatted cat").wait_for()
     assert "a photo of a sks cat" in tab.locator("#adapter-details").inner_text()
     tab.locator("#layout input").click()

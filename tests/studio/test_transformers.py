@@ -2,7 +2,6 @@
 
 import io
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -13,16 +12,12 @@ from hra_diffusion import load_hra_weights
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.events import Generated, Progress
 from hra_diffusion.studio.engine.generator import Generator
-from hra_diffusion.studio.engine.jobs import Status
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.preview import Preview
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
 from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.families.latent_space import LatentSpace
 from tests import models
@@ -110,18 +105,3 @@ def test_the_longest_tokenizer_decides_on_the_end_of_a_prompt(base, generator):
     assert generator.truncated_text(prompt) == ""
     if base.name in ("flux-1", "chroma"):
         assert generator.truncated_text(5 * prompt + 20 * "y") == 10 * "y"
-
-
-@pytest.mark.slow
-def test_a_job_trains_a_family_whose_text_encoder_only_reads(tmp_path):
-    model = models.save_qwen_image(tmp_path / "qwen-image")
-    session = Session(StudioConfig(base=str(model), folder=tmp_path / "studio"))
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "photo.png")
-    preset = Preset(steps=2, class_images=0, validations=0, rank=2, inference_steps=2)
-    images = (TrainingImage(file=tmp_path / "photo.png"),)
-    session.train(TrainingJob(name="dog", token="sks", subject="dog", images=images, preset=preset))
-    deadline = time.monotonic() + 240
-    while (job := session.job("dog")).status is Status.RUNNING and time.monotonic() < deadline:
-        time.sleep(1)
-    assert (job.status, job.step, job.error) == (Status.FINISHED, 2, None)
-    assert session.library.entry("dog")
