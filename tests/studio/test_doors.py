@@ -6,8 +6,9 @@ import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
-import httpxfrom types import SimpleNamespace
+import httpx
 
 import pytest
 from gradio_client import Client
