@@ -9,7 +9,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import httpx
-
 import pytest
 from gradio_client import Client
 
