@@ -200,14 +200,10 @@ def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters
     assert close(half, expected[0], 0.15)
 
 
-@pytest.mark.parametrize("how", ["repeated blocks", pytest.param("in place", marks=pytest.mark.slow)])
-def test_compiled_models_generate_the_same_images(pipe, adapters, expected, image, how):
+def test_compiled_blocks_generate_the_same_images(pipe, adapters, expected, image):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)
-    if how == "in place":
-        pipe.unet.compile(backend="aot_eager")
-    else:
-        pipe.unet.compile_repeated_blocks(backend="aot_eager")
+    pipe.unet.compile_repeated_blocks(backend="aot_eager")
     whole, half, _ = expected
     assert close(image(pipe), whole, 1e-4)
     set_hra_adapters(pipe, "default", 0.5)
