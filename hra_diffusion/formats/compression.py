@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.chains import chain_of_columns
-from hra_diffusion.formats.derived import Component, check_output, plain_config, write_derived
+from hra_diffusion.formats.derived import Component, check_even_rank, check_output, plain_config, write_derived
 from hra_diffusion.formats.folders import component_folders
 from hra_diffusion.formats.peft import TEXT_PREFIX, read_adapter
 from hra_diffusion.householder.planes import rotation_planes, squared_norms
@@ -63,8 +63,8 @@ def compress_adapter(
     check_output(output)
     if (rank is None) == (error is None):
         raise ConfigError("compress needs either --rank, such as 4, or --error, such as 0.1.")
-    if rank is not None and (rank < 2 or rank % 2):
-        raise ConfigError(f"--rank is {rank}: give an even number of at least 2, since a rotation is two reflections.")
+    if rank is not None:
+        check_even_rank(rank)
     if error is not None and not 0 < error < 1:
         raise ConfigError(f"--error is {error}: give a number between 0 and 1, such as 0.1.")
     parts = {name: read_adapter(folder) for name, folder in component_folders(adapter).items()}

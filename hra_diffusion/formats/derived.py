@@ -1,6 +1,5 @@
 """Adapters made of other adapters' files: new columns, and everything else of the folder as it was."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +7,14 @@ from pathlib import Path
 from torch import Tensor
 
 from hra_diffusion.adapter.config import HRAConfig
-from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
 from hra_diffusion.formats.chains import SLOT
 from hra_diffusion.formats.files import write_together
-from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, component_folders, holds_adapter
-from hra_diffusion.formats.peft import CONFIG_FILE, PREFIX, WEIGHTS_FILE
+from hra_diffusion.formats.folders import ENCODER, ENCODER_FILES, adapter_folder, component_folders, holds_adapter
+from hra_diffusion.formats.peft import WEIGHTS_FILE, encoded_files
 from hra_diffusion.formats.reading import read_bytes
 from hra_diffusion.formats.run_folder import BASE_FILE, run_file
-from hra_diffusion.formats.tensors import check_finite, read_metadata, tensors_file
+from hra_diffusion.formats.tensors import check_finite, read_metadata
 from hra_diffusion.formats.tokens import PATTERN
 
 Component = tuple[HRAConfig, Mapping[str, Tensor]]
@@ -30,6 +29,16 @@ def check_output(output: Path) -> None:
     """
     if holds_adapter(output):
         raise OutputError(f"{output} holds an adapter already: choose another folder.")
+
+
+def check_even_rank(rank: int) -> None:
+    """Check the rank of an adapter that is computed as rotations.
+
+    Raises:
+        ConfigError: it is odd, or less than 2.
+    """
+    if rank < 2 or rank % 2:
+        raise ConfigError(f"--rank is {rank}: give an even number of at least 2, since a rotation is two reflections.")
 
 
 def write_derived(
@@ -53,11 +62,9 @@ def write_derived(
         check_finite(tensors, f"The new adapter of {name or 'the model'}")
         metadata = read_metadata(parts[name] / WEIGHTS_FILE) if name in parts else {}
         metadata = {key: value for key, value in metadata.items() if keep_slot or key != SLOT}
-        prefixed = {f"{PREFIX}{key}": tensor.contiguous() for key, tensor in tensors.items()}
-        contents[output / name / WEIGHTS_FILE] = tensors_file(prefixed, metadata | {"format": "pt"})
-        settings = replace(config, inference_mode=True).to_peft()
-        contents[output / name / CONFIG_FILE] = json.dumps(settings, indent=2, sort_keys=True).encode()
-    root = parts[""] if "" in parts else next(iter(parts.values())).parent
+        files = encoded_files(config, tensors, metadata | {"format": "pt"})
+        contents |= {output / name / file: data for file, data in files.items()}
+    root = adapter_folder(parts)
     extras = [BASE_FILE, *(f"{ENCODER}/{name}" for name in ENCODER_FILES)]
     extras += [path.relative_to(root).as_posix() for path in sorted(root.glob(PATTERN))]
     contents |= {output / name: read_bytes(root / name) for name in extras if (root / name).is_file()}

@@ -1,6 +1,5 @@
 """Interpolation between two adapters: H_a (H_aᵀ H_b)ᵗ in each layer."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -10,7 +9,7 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.chains import chain_of_columns
-from hra_diffusion.formats.derived import Component, check_output, plain_config, write_derived
+from hra_diffusion.formats.derived import Component, check_output, write_derived
 from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
 from hra_diffusion.formats.peft import TEXT_PREFIX, read_adapter
 from hra_diffusion.householder.geodesic import interpolate
@@ -54,23 +53,25 @@ def interpolate_adapters(first: str | Path, second: str | Path, t: float, output
         rank = max(columns.shape[1] for columns in tensors.values())
         rank += rank % 2
         padded = {key: pad(columns, (0, rank - columns.shape[1])) for key, columns in tensors.items()}
-        modules = tuple(key.removesuffix(COLUMNS) for key in padded)
-        plain = HRAConfig(
-            target_modules=modules, base_model_name_or_path=config.base_model_name_or_path, revision=config.revision
+        settings = HRAConfig(
+            r=rank,
+            target_modules=tuple(key.removesuffix(COLUMNS) for key in padded),
+            base_model_name_or_path=config.base_model_name_or_path,
+            revision=config.revision,
         )
-        components[name] = plain_config(plain, dict.fromkeys(modules, rank)), padded
+        components[name] = settings, padded
     write_derived(first, output, components, keep_slot=False)
     return output
 
 
-def _read_plain(source: str | Path) -> dict[str, tuple[HRAConfig, Mapping[str, Tensor]]]:
+def _read_plain(source: str | Path) -> dict[str, Component]:
     """Read an adapter of reflections alone, by component; columns after Gram–Schmidt, if set."""
     parts = component_folders(source)
     if encoder_beside(parts):
         raise ConfigError(f"{source} is a control, which cannot be interpolated.")
     if tokens_beside(parts):
         raise ConfigError(f"{source} has learned tokens, which cannot be interpolated.")
-    components: dict[str, tuple[HRAConfig, Mapping[str, Tensor]]] = {}
+    components: dict[str, Component] = {}
     for name, folder in parts.items():
         config, tensors = read_adapter(folder)
         if extra := sorted(key for key in tensors if not key.endswith(COLUMNS)):

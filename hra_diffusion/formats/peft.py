@@ -71,9 +71,19 @@ def adapter_files(
     names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
     if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
-    settings = replace(config, inference_mode=True, base_model_name_or_path=base).to_peft()
-    prefixed = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items()}
-    weights = tensors_file(prefixed, {"format": "pt", **(metadata or {})})
+    return encoded_files(replace(config, base_model_name_or_path=base), tensors, {"format": "pt", **(metadata or {})})
+
+
+def encoded_files(config: HRAConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, bytes]:
+    """Return the files of an adapter, by name.
+
+    Args:
+        config: its settings.
+        tensors: its tensors by `<module>.hra_u`, as :func:`read_adapter` returns them.
+        metadata: metadata of the safetensors file.
+    """
+    settings = replace(config, inference_mode=True).to_peft()
+    weights = tensors_file({f"{PREFIX}{name}": tensor.contiguous() for name, tensor in tensors.items()}, metadata)
     return {WEIGHTS_FILE: weights, CONFIG_FILE: json.dumps(settings, indent=2, sort_keys=True).encode()}
 
 

@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter import HRAConfig
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.errors import ConfigError, ModelError, TargetError
-from hra_diffusion.formats.derived import check_output
-from hra_diffusion.formats.files import write_together
+from hra_diffusion.errors import ModelError, TargetError
+from hra_diffusion.formats.derived import check_even_rank, check_output
 from hra_diffusion.householder.compact_wy import factor
 from hra_diffusion.householder.planes import rotation_planes
 from hra_diffusion.householder.procrustes import nearest_chain, nearest_chain_within
-from hra_diffusion.pipelines.components import base_files_of, denoiser_name, models, text_encoders
-from hra_diffusion.pipelines.fitting import adaptable_modules, chain_files
+from hra_diffusion.pipelines.components import denoiser_name, models, text_encoders
+from hra_diffusion.pipelines.fitting import adaptable_modules, write_chains
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.resources import find_data
@@ -93,8 +91,7 @@ def extract_hra(
     """
     output, options = Path(output), base_options or {}
     check_output(output)
-    if rank < 2 or rank % 2:
-        raise ConfigError(f"--rank is {rank}: give an even number of at least 2, since a rotation is two reflections.")
+    check_even_rank(rank)
     before = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
     after = load_pipeline(str(find_data(model))) if isinstance(model, str | Path) else model
     found: dict[str, dict[str, _Layer]] = {}
@@ -117,20 +114,8 @@ def extract_hra(
             len(left_out),
             shorten(left_out, 4),
         )
-    contents: dict[Path, bytes] = {}
-    for name, layers in found.items():
-        config = HRAConfig(
-            r=rank,
-            target_modules=list(layers),
-            base_model_name_or_path=str(getattr(before, "name_or_path", None) or "") or None,
-            revision=options.get("revision"),
-        )
-        chains = {module: layer.columns for module, layer in layers.items()}
-        contents |= {
-            output / name / part: data for part, data in chain_files(models(before)[name], chains, config).items()
-        }
-    contents |= {output / name: data for name, data in base_files_of(before).items()}
-    write_together(contents)
+    chains = {name: {module: layer.columns for module, layer in layers.items()} for name, layers in found.items()}
+    write_chains(output, chains, pipe=before, rank=rank, revision=options.get("revision"))
     return _result(found, tuple(left_out))
 
 

@@ -13,9 +13,9 @@ from hra_diffusion.adapter import HRAConfig
 from hra_diffusion.adapter.layers import wrap
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.adapter.targets import is_linear
-from hra_diffusion.errors import AdapterFileError, OutputError
+from hra_diffusion.errors import AdapterFileError
+from hra_diffusion.formats.derived import check_output
 from hra_diffusion.formats.files import write_together
-from hra_diffusion.formats.folders import holds_adapter
 from hra_diffusion.formats.lora import Factors, ModuleKey, read_lora
 from hra_diffusion.formats.peft import adapter_files
 from hra_diffusion.householder.procrustes import nearest_chain
@@ -87,8 +87,7 @@ def fit_lora(
         OutputError: the folder holds an adapter already, or cannot be written.
     """
     lora, output = Path(lora), Path(output)
-    if holds_adapter(output):
-        raise OutputError(f"{output} holds an adapter already: choose another folder.")
+    check_output(output)
     options = base_options or {}
     pipe = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
     with offloading_suspended(pipe):
@@ -98,19 +97,11 @@ def fit_lora(
         fits = _fit_layers(components, factors, lora)
         rank = max(fit.columns.shape[1] for fit in fits.values())
         rank += rank % 2
-        contents: dict[Path, bytes] = {}
-        for name in dict.fromkeys(component for component, _ in fits):
-            chains = {module: fit.columns for (component, module), fit in fits.items() if component == name}
-            config = HRAConfig(
-                r=rank,
-                target_modules=list(chains),
-                base_model_name_or_path=str(getattr(pipe, "name_or_path", None) or "") or None,
-                revision=options.get("revision"),
-            )
-            files = chain_files(components[name], chains, config)
-            contents |= {output / name / part: data for part, data in files.items()}
-        contents |= {output / name: data for name, data in base_files_of(pipe).items()}
-    write_together(contents)
+        chains = {
+            name: {module: fit.columns for (component, module), fit in fits.items() if component == name}
+            for name in dict.fromkeys(component for component, _ in fits)
+        }
+        write_chains(output, chains, pipe=pipe, rank=rank, revision=options.get("revision"))
     layers = {f"{component}.{module}": fit.residual / fit.norm for (component, module), fit in fits.items()}
     return Fit(
         rank=rank,
@@ -141,8 +132,37 @@ def _fit_layers(
     return fits
 
 
-def chain_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRAConfig) -> dict[str, bytes]:
-    """Return the files of an adapter with given columns (d, at most r) by module; the model is unchanged."""
+def write_chains(
+    output: Path, chains: Mapping[str, Mapping[str, Tensor]], *, pipe: Pipeline, rank: int, revision: str | None
+) -> None:
+    """Write an adapter with given columns; the pipeline is unchanged.
+
+    Args:
+        output: the folder to write.
+        chains: the columns (d, at most `rank`), by component and module.
+        pipe: the adapter's base model.
+        rank: the adapter's rank.
+        revision: the base model's revision, if it was named.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    components = models(pipe)
+    contents: dict[Path, bytes] = {}
+    for name, columns in chains.items():
+        config = HRAConfig(
+            r=rank,
+            target_modules=list(columns),
+            base_model_name_or_path=str(getattr(pipe, "name_or_path", None) or "") or None,
+            revision=revision,
+        )
+        files = _chain_files(components[name], columns, config)
+        contents |= {output / name / part: data for part, data in files.items()}
+    contents |= {output / name: data for name, data in base_files_of(pipe).items()}
+    write_together(contents)
+
+
+def _chain_files(model: nn.Module, chains: Mapping[str, Tensor], config: HRAConfig) -> dict[str, bytes]:
     state = {
         f"{module}{COLUMNS}": nn.functional.pad(columns, (0, config.r - columns.shape[1]))
         for module, columns in chains.items()
