@@ -66,7 +66,7 @@ def test_messages_name_the_label_on_the_page_and_the_parameter_in_the_api():
     from gradio import Error
 
     from hra_diffusion.studio.tabs.common import reports_errors
-    from hra_diffusion.studio.tabs.events import _reports_page_errors
+    from hra_diffusion.studio.tabs.events import page_errors
 
     def handler():
         GenerateRequest(guidance_scale=99)
@@ -74,7 +74,7 @@ def test_messages_name_the_label_on_the_page_and_the_parameter_in_the_api():
     with pytest.raises(Error, match=r"^'?guidance_scale is 99: give a number from 0 to 30"):
         reports_errors(handler)()
     with pytest.raises(Error, match=r"“Guidance \(CFG\)” is 99: give a number from 0 to 30"):
-        _reports_page_errors(handler)()
+        reports_errors(handler, page_errors)()
 
 
 @pytest.mark.slow

@@ -11,13 +11,13 @@ from hra_diffusion.studio.api.endpoints import expose
 from hra_diffusion.studio.engine.grid import Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import served_copy, stop_handler
+from hra_diffusion.studio.tabs.common import gallery_items, model_options, served_copy, stop_handler
 from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, handle_request, settings_from_request
 
 
 def expose_images(session: Session, settings: Settings) -> None:
     """Add the endpoints of images."""
-    options: dict[str, Any] = {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
+    options = model_options(session)
     images = gr.Gallery(label="images", type="filepath", format="png")
     seed, ignored = gr.Number(label="seed"), gr.JSON(label="ignored ends of the prompts")
     expose(
@@ -39,7 +39,7 @@ def expose_images(session: Session, settings: Settings) -> None:
 def _generate(session: Session, request: GenerateRequest, client: str) -> tuple[Any, int, dict[str, str]]:
     """Generate images. Returns files that contain their settings, the seed, and the ignored ends of the prompts."""
     saved = _saved(session, request, client)
-    return _gallery(session, saved), request.seed, session.truncated_prompts(request)
+    return gallery_items(session, saved), request.seed, session.truncated_prompts(request)
 
 
 def _before_after(session: Session, request: GenerateRequest, client: str) -> Any:
@@ -47,7 +47,7 @@ def _before_after(session: Session, request: GenerateRequest, client: str) -> An
     if not request.adapters:
         raise ConfigError("Before / after needs an adapter: choose one first.")
     variants = (request.single(0).without_adapters(), request.single(0))
-    return _gallery(session, [image for variant in variants for image in _saved(session, variant, client)])
+    return gallery_items(session, [image for variant in variants for image in _saved(session, variant, client)])
 
 
 def _grid(
@@ -92,7 +92,3 @@ def _expose_conditions(session: Session, settings: Settings) -> None:
 
 def _saved(session: Session, request: GenerateRequest, client: str) -> list[SavedImage]:
     return [event for event in session.generate(request, client) if isinstance(event, SavedImage)]
-
-
-def _gallery(session: Session, saved: list[SavedImage]) -> list[tuple[str, str]]:
-    return [(served_copy(session, image.path), f"seed {image.request.seed}") for image in saved]

@@ -9,7 +9,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 logger = logging.getLogger(__name__)
@@ -54,20 +54,22 @@ def strip_folders(text: str) -> str:
     return _FOLDERS.sub("", text)
 
 
-def reports_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a handler, a function or a generator function, in `gradio_errors`."""
+def reports_errors(
+    handler: Callable[..., Any], errors: Callable[[], AbstractContextManager[None]] = gradio_errors
+) -> Callable[..., Any]:
+    """Wrap a handler, a function or a generator function, in the context of its error messages."""
     if inspect.isgeneratorfunction(handler):
 
         @functools.wraps(handler)
         def wrapped_generator(*values: Any, **keywords: Any) -> Iterator[Any]:
-            with gradio_errors():
+            with errors():
                 yield from handler(*values, **keywords)
 
         return wrapped_generator
 
     @functools.wraps(handler)
     def wrapped(*values: Any, **keywords: Any) -> Any:
-        with gradio_errors():
+        with errors():
             return handler(*values, **keywords)
 
     return wrapped
@@ -118,6 +120,16 @@ def stop_handler(session: Session) -> Callable[[gr.Request], None]:
 def served_copy(session: Session, path: Path) -> str:
     """Copy a file of the studio into the cache, under a URL that cannot be guessed; return the copy's path."""
     return save_file_to_cache(path, cache_dir=str(session.cache))
+
+
+def gallery_items(session: Session, saved: list[SavedImage]) -> list[tuple[str, str]]:
+    """Return files and captions, the seeds, for a gallery."""
+    return [(served_copy(session, image.path), f"seed {image.request.seed}") for image in saved]
+
+
+def model_options(session: Session) -> dict[str, Any]:
+    """Return the options of all events that generate; the limit exceeds that of the model's queue, which refuses."""
+    return {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
 
 
 def data_url(image: Image.Image | Path | bytes, side: int = 256) -> str:

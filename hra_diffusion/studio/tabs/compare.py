@@ -12,7 +12,7 @@ from hra_diffusion.studio.engine.events import Progress
 from hra_diffusion.studio.engine.grid import AXES, NO_ADAPTER, Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, note, stop_handler
+from hra_diffusion.studio.tabs.common import data_url, empty_state, model_options, note, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.settings import Settings, handle_request
 
@@ -58,8 +58,7 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
         handle_request(session, _generate_grid, "x_axis", "x_values", "y_axis", "y_values"),
         [*settings.components, *axes],
         [panel.table, panel.download, panel.tools],
-        concurrency_limit=session.config.max_waiting + 4,
-        concurrency_id="model",
+        **model_options(session),
     )
     listen(panel.stop.click, stop_handler(session), queue=False)
     listen(tab.select, _shared_settings, [settings.prompt, settings.adapters], panel.prompt, queue=False)

@@ -4,8 +4,6 @@ Gradio covers each output of a failed event with the word "Error", inputs includ
 every event: an error is a message, and an action that takes time disables its button and names what it does.
 """
 
-import functools
-import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +13,7 @@ import gradio as gr
 from gradio.context import Context
 
 from hra_diffusion.studio.engine.setting_error import SettingError
-from hra_diffusion.studio.tabs.common import gradio_errors, user_error
+from hra_diffusion.studio.tabs.common import gradio_errors, reports_errors, user_error
 from hra_diffusion.studio.tabs.labels import LABELS
 
 _OPTIONS: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -36,7 +34,7 @@ def listen(
     Returns:
         The dependency, for ``.then``, ``.success`` and ``.failure``.
     """
-    function = handler and _reports_page_errors(handler)
+    function = handler and reports_errors(handler, page_errors)
     options["api_name"] = f"page_{handler.__name__}" if handler else None  # keeps the names of the API's endpoints free
     if triggers is None:  # gr.on(None) would also listen to the changes of all inputs
         assert Context.root_block, "Listeners are registered within the page's with block."
@@ -85,28 +83,11 @@ def _button_script(text: str, *, enabled: bool) -> str:
 
 
 @contextmanager
-def _page_errors() -> Iterator[None]:
+def page_errors() -> Iterator[None]:
+    """Turn errors into messages as `gradio_errors` does, with the label of the page for an invalid setting."""
     with gradio_errors():
         try:
             yield
         except SettingError as error:  # studio.js focuses the field whose label is quoted first
             label = LABELS.get(error.setting, error.setting)
             raise user_error(f"“{label}” {error.problem}") from error
-
-
-def _reports_page_errors(handler: Callable[..., Any]) -> Callable[..., Any]:
-    if inspect.isgeneratorfunction(handler):
-
-        @functools.wraps(handler)
-        def generator(*values: Any, **keywords: Any) -> Iterator[Any]:
-            with _page_errors():
-                yield from handler(*values, **keywords)
-
-        return generator
-
-    @functools.wraps(handler)
-    def function(*values: Any, **keywords: Any) -> Any:
-        with _page_errors():
-            return handler(*values, **keywords)
-
-    return function

@@ -12,7 +12,7 @@ from hra_diffusion.studio.engine.events import Loading, Queued
 from hra_diffusion.studio.engine.metadata import read_request
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import note, served_copy, stop_handler
+from hra_diffusion.studio.tabs.common import gallery_items, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
 from hra_diffusion.studio.tabs.generation_status import (
     example_prompts,
@@ -112,7 +112,7 @@ def _results(session: Session) -> _Results:
 def _connect_generation(session: Session, panel: SettingsPanel, results: _Results) -> None:
     """Connect the buttons Generate, Before / after and Stop."""
     settings = panel.settings
-    options = {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
+    options = model_options(session)
     generation = listen_busy(
         panel.generate,
         "Generating…",
@@ -232,8 +232,3 @@ def _update_selected(images: list[tuple[str, str]] | None, selected: str | None)
     """Return the selected image, or the first image if the gallery no longer contains it."""
     paths = [path for path, _ in images or []]
     return selected if selected in paths else next(iter(paths), None)
-
-
-def gallery_items(session: Session, saved: list[SavedImage]) -> list[tuple[str, str]]:
-    """Return files and captions, the seeds, for the gallery."""
-    return [(served_copy(session, image.path), f"seed {image.request.seed}") for image in saved]
