@@ -7,9 +7,8 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
+from hra_diffusion.cli.layer_losses import print_layer_losses
 from hra_diffusion.training.config.base import BaseConfig
-
-_LISTED_LAYERS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,5 +38,4 @@ def main(arguments: Sequence[str]) -> None:
         f"{result.lost:.1%} of the change is lost; by the singular values, at least {result.least:.1%} at any rank."
     )
     print("largest losses of layers:")
-    for layer, lost in list(result.layers.items())[:_LISTED_LAYERS]:
-        print(f"  {lost:6.1%}  {layer}")
+    print_layer_losses(result.layers)

@@ -7,9 +7,8 @@ from pathlib import Path
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
+from hra_diffusion.cli.layer_losses import print_layer_losses
 from hra_diffusion.training.config.base import BaseConfig
-
-_LISTED_LAYERS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,5 +32,4 @@ def main(arguments: Sequence[str]) -> None:
     base = config.pretrained_model_name_or_path
     fit = fit_lora(config.lora, config.output, base=base, base_options=config.base_options)
     print(f"{config.output}: rank {fit.rank}, {fit.lost:.1%} of the LoRA's update lost; largest losses of layers:")
-    for layer, lost in list(fit.layers.items())[:_LISTED_LAYERS]:
-        print(f"  {lost:6.1%}  {layer}")
+    print_layer_losses(fit.layers)
