@@ -55,7 +55,9 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     """
     given = {name: value for name, value in flags.items() if value is not None and name != "config"}
     path = flags.get("config") and find_config(flags["config"])
-    named = {**(flat_values(read_toml(path, kind())) if path else {}), **given}.get("pretrained_model_name_or_path")
+    usual = flat_values(kind())
+    in_file = flat_values(read_toml(path, kind())) if path else usual
+    named = given.get("pretrained_model_name_or_path", in_file["pretrained_model_name_or_path"])
     default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
     if path and "resume_from_checkpoint" in given and "output_dir" not in given:
@@ -65,7 +67,6 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
         return config
     from hra_diffusion.training.config.init_adapter import with_initial_settings  # imports torch: not for --help
 
-    usual, in_file = flat_values(kind()), flat_values(read_toml(path, kind()) if path else kind())
     changed = [name for name, value in in_file.items() if value != usual[name]]
     return with_initial_settings(config, {*given, *changed})
 
@@ -113,7 +114,7 @@ def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> in
 
 
 def _in_its_own_folder(config: Config, path: Path) -> Config:
-    """Return a run's settings with the folder of its config.toml as its output folder: it may have been moved."""
+    """Return a run's settings with the folder of its config.toml as the output folder: a run may have been moved."""
     folder, recorded = path.parent, config.run.output_dir
     if path.name != "config.toml" or not is_run(folder) or (recorded and recorded.resolve() == folder.resolve()):
         return config
@@ -136,6 +137,6 @@ def _resolve_data_paths(config: Config) -> Config:
 
 
 def _relative_to_cwd(path: Path) -> Path:
-    """Return a path below the working directory relative to it, so that a saved config moves with the folder."""
+    """Return the relative form of a path below the working directory, so that a saved config moves with the folder."""
     cwd = Path.cwd()
     return path.relative_to(cwd) if path.is_relative_to(cwd) else path
