@@ -104,7 +104,7 @@ def _parse(kind: Any, arguments: Sequence[str], prog: str, known: Any) -> Any:
 
 
 def _refuse_unknown(arguments: Sequence[str], known: Iterable[str]) -> None:
-    """Raise ConfigError if there are unknown arguments; it names all unknown flags, not their values."""
+    """Raise ConfigError for unknown arguments, naming all unknown flags and not their values."""
     flags = list(dict.fromkeys(argument.partition("=")[0] for argument in arguments if argument.startswith("--")))
     if arguments and not arguments[0].startswith("--"):
         raise ConfigError(
@@ -116,7 +116,7 @@ def _refuse_unknown(arguments: Sequence[str], known: Iterable[str]) -> None:
 
 
 def _advice(name: str, known: Iterable[str]) -> str:
-    """Return what to do about an unknown flag: its counterpart, or the nearest known name."""
+    """Return the advice about an unknown flag: its counterpart, or the nearest known name."""
     if row := counterpart(name, known):
         return row.advice
     suggestion = nearest(name, known).removeprefix(": ")
@@ -124,7 +124,7 @@ def _advice(name: str, known: Iterable[str]) -> str:
 
 
 def _refuse_other_encodings(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an argument that is not valid UTF-8: no file or image could record it."""
+    """Raise ConfigError for an argument that is not valid UTF-8, which no file or image could record."""
     flag = "An argument"
     for argument in arguments:
         value = argument

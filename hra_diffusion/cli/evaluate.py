@@ -29,11 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     config = parse_settings(_Arguments, arguments, prog="hra-diffusion evaluate")
     from hra_diffusion.out_of_memory import explain_out_of_memory  # imports torch: not for --help
 
+    evaluate = evaluation.evaluate_checkpoints if config.checkpoints else evaluation.evaluate_adapter
     with explain_out_of_memory("measuring", lambda: ["--batch_size 1", *config.memory_flags]):
-        if config.checkpoints:
-            print(evaluation.evaluate_checkpoints(config, progress=progress_bar("measuring")).to_markdown())
-            return
-        print(evaluation.evaluate_adapter(config, progress=progress_bar("measuring")).to_markdown())
+        print(evaluate(config, progress=progress_bar("measuring")).to_markdown())
 
 
 def evaluate_run(folder: Path, pipe: "Pipeline") -> str:
