@@ -34,8 +34,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     data = read_bytes(path)
     with reading(path):
         length = int.from_bytes(data[:8], "little")
-        if length <= len(data) and length > _MAX_HEADER:
-            raise AdapterFileError(f"{path} has a header of {length / 1e6:.0f} MB, more than {_MAX_HEADER / 1e6:.0f}.")
+        if length <= len(data):
+            _check_header(path, length)
         if (count := data[8 : 8 + length].count(b'"dtype"')) > _MAX_TENSORS:
             raise AdapterFileError(f"{path} has {count:,} tensors, more than {_MAX_TENSORS:,}.")
         tensors = load(data)
@@ -64,8 +64,7 @@ def read_metadata(path: Path) -> dict[str, str]:
     check_regular(path)
     with reading(path), path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > _MAX_HEADER:
-            raise AdapterFileError(f"{path} has a header of {length / 1e6:.0f} MB, more than {_MAX_HEADER / 1e6:.0f}.")
+        _check_header(path, length)
         metadata: dict[str, str] = parse_object(file.read(length), path).get("__metadata__") or {}
         return {str(key): str(value) for key, value in metadata.items()}
 
@@ -83,6 +82,11 @@ def check_finite(tensors: Mapping[str, Tensor], owner: str) -> None:
     broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken:
         raise AdapterFileError(f"{owner} holds numbers that are not finite, in {shorten(broken)}.")
+
+
+def _check_header(path: Path, length: int) -> None:
+    if length > _MAX_HEADER:
+        raise AdapterFileError(f"{path} has a header of {length / 1e6:.0f} MB, more than {_MAX_HEADER / 1e6:.0f}.")
 
 
 def _check_names(path: Path, tensors: dict[str, Tensor]) -> None:

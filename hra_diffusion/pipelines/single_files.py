@@ -97,12 +97,14 @@ def load_single_file(file: str, config: str, index: dict[str, Any], dtype: torch
         ModelError: the file has a noise process that this package does not know.
         ValueError: weights are missing.
     """
-    if "edm_vpred.sigma_max" in read_header(file).shapes:
+    names = read_header(file).shapes.keys()
+    if "edm_vpred.sigma_max" in names:
         raise ModelError(
             f"{file!r} is an EDM model with v-prediction (CosXL), which cannot be used here: choose a model that "
             "predicts noise, v or flow."
         )
-    if "transformer" in index and holds_transformer_alone(file):
+    # Most files of FLUX.1 and later families hold the transformer alone.
+    if "transformer" in index and not any(name.startswith(_OTHER_COMPONENTS) for name in names):
         return _with_transformer(file, config, index, dtype, options)
     vae_kind = getattr(diffusers, str(index.get("vae", [None, None])[1]), None)
     if "vae" not in options and hasattr(vae_kind, "from_single_file"):
@@ -116,15 +118,6 @@ def load_single_file(file: str, config: str, index: dict[str, Any], dtype: torch
                 component.to(wanted)
     pipe.register_to_config(_name_or_path=file)
     return pipe
-
-
-def holds_transformer_alone(file: str) -> bool:
-    """Whether a single file has no autoencoder and no text encoder, as most files of FLUX.1 and later families.
-
-    Raises:
-        ModelError: the file is missing, pickled or damaged.
-    """
-    return not any(name.startswith(_OTHER_COMPONENTS) for name in read_header(file).shapes)
 
 
 def _with_transformer(

@@ -27,18 +27,22 @@ KOHYA_MAGNITUDE: Final = ".dora_scale"
 PEFT_MAGNITUDE: Final = ".lora_magnitude_vector"
 
 
-def dora_magnitude(layer: HRALayer, component: str, module: str) -> Tensor | None:
+def dora_magnitude(layer: HRALayer, W: Tensor, component: str, module: str) -> Tensor | None:
     """Return the magnitude M (out,) of a layer's active adapters, in float64; None if none of them has magnitudes.
+
+    Args:
+        layer: the layer.
+        W: its weight (out, d) without adapters, in float64 on the CPU.
+        component: name of the pipeline's component, for the error.
+        module: name of the module in it, for the error.
 
     Raises:
         ConfigError: a row of the weight is zero: a DoRA would divide by its norm.
-        MergeError: the layer's weight is quantized or offloaded.
     """
     m = layer.magnitudes.factors(layer.mixture)
     if m is None:
         return None
-    weight = layer.unfold_weight(layer.original_weight()).detach().cpu().double()
-    norms = torch.linalg.vector_norm(weight, dim=1)
+    norms = torch.linalg.vector_norm(W, dim=1)
     if not norms.all():
         raise ConfigError(
             f"{module} of the {component} has rows of zeros, for which no DoRA is defined: merge the adapter instead."

@@ -46,7 +46,7 @@ def update_of(layer: HRALayer, component: str, module: str) -> Update | None:
     B, A = orthonormal_delta(columns.cpu().double(), wide)
     if weight.dim() == 4:
         A, B = layer.fold_weight(A), B[..., None, None]
-    magnitude = dora_magnitude(layer, component, module)
+    magnitude = dora_magnitude(layer, wide, component, module)
     return Update(component=component, module=module, A=A, B=B, magnitude=magnitude)
 
 
