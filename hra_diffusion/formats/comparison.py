@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hra_diffusion.errors import AdapterFileError, HRAError
 from hra_diffusion.formats.chains import read_chains
-from hra_diffusion.formats.folders import holds_adapter
+from hra_diffusion.formats.folders import adapters_within
 from hra_diffusion.householder.commutator import principal_angles, relate
 
 
@@ -98,8 +98,7 @@ def search_similar(adapter: str | Path, folder: Path) -> Iterator[tuple[Path, Ad
     if not folder.is_dir():
         raise AdapterFileError(f"There is no folder {folder} to search for adapters.")
     own = Path(adapter).resolve()
-    others = [path for path in sorted(folder.iterdir()) if path.is_dir() and path.resolve() != own]
-    others = [path for path in others if holds_adapter(path)]
+    others = [path for path in adapters_within(folder) if path.resolve() != own]
     if not others:
         raise AdapterFileError(f"{folder} has no sub-folder with another adapter.")
     for path in others:

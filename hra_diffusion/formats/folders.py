@@ -76,6 +76,11 @@ def holds_adapter(folder: Path) -> bool:
     return any(path for parent in (".", "*", "adapter/*") for path in folder.glob(f"{parent}/{CONFIG_FILE}"))
 
 
+def adapters_within(folder: Path) -> list[Path]:
+    """Return the sub-folders of a folder that hold adapters, in alphabetical order."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and holds_adapter(path))
+
+
 def find_encoder(source: str | Path, subfolder: str | None = None, **hub: Any) -> Path | None:
     """Return the folder of a control's encoder; None for an adapter that is no control."""
     patterns = [f"{prefix}{ENCODER}/{name}" for prefix in ("", "adapter/") for name in ENCODER_FILES]

@@ -75,6 +75,12 @@ def trigger_beside(parts: Mapping[str, Path]) -> Trigger | None:
         return None
 
 
+def named_in(prompt: str, phrases: Mapping[str, tuple[Phrase, ...]]) -> tuple[str, ...]:
+    """Return the adapters that a prompt names: one of their trigger words, which are given by adapter, suffices."""
+    words = prompt_words(prompt)
+    return tuple(name for name, own in phrases.items() if any(holds_phrase(words, phrase) for phrase in own))
+
+
 def holds_phrase(words: Sequence[str], phrase: Phrase) -> bool:
     """Whether the words of a phrase follow each other among the words of a prompt."""
     return any(tuple(words[start : start + len(phrase)]) == phrase for start in range(len(words)))

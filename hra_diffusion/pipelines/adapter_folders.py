@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 from hra_diffusion.errors import AdapterFileError
-from hra_diffusion.formats.folders import holds_adapter
-from hra_diffusion.formats.trigger_words import Phrase, holds_phrase, prompt_words, read_trigger
+from hra_diffusion.formats.folders import adapters_within, holds_adapter
+from hra_diffusion.formats.trigger_words import Phrase, named_in, read_trigger
 from hra_diffusion.pipelines.activation import set_hra_adapters
 from hra_diffusion.pipelines.loading import load_hra_weights_inactive
 from hra_diffusion.pipelines.protocol import Pipeline
@@ -22,7 +22,7 @@ def adapters_in(folder: Path) -> list[Path]:
     """Return the folders of the adapters in a folder; the folder alone if it is an adapter's or a run's."""
     if holds_adapter(folder) or not folder.is_dir():
         return [folder]
-    return sorted(path for path in folder.iterdir() if path.is_dir() and holds_adapter(path)) or [folder]
+    return adapters_within(folder) or [folder]
 
 
 def adapters_of_prompt(folders: list[Path], prompt: str) -> Named:
@@ -42,12 +42,9 @@ def adapters_of_prompt(folders: list[Path], prompt: str) -> Named:
         )
     if unknown:
         logger.warning("No trigger word is in the files of %s: they stay inactive.", shorten(unknown))
-    phrases, words = distinct_phrases(known, triggers, {}), prompt_words(prompt)
-    named = {
-        path: phrases[path.name]
-        for path in folders
-        if any(holds_phrase(words, phrase) for phrase in phrases.get(path.name, ()))
-    }
+    phrases = distinct_phrases(known, triggers, {})
+    names = named_in(prompt, phrases)
+    named = {path: phrases[path.name] for path in folders if path.name in names}
     if not named:
         all_words = shorten(" ".join(own[0]) for own in phrases.values())
         logger.warning("The prompt holds no trigger word (%s): the base model generates the image.", all_words)

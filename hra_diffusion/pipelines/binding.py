@@ -35,7 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hra_diffusion.adapter.mixture import ActiveAdapters, Combine, Mixture
 from hra_diffusion.adapter.rows import Rows
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.trigger_words import Phrase, Trigger, holds_phrase, prompt_words
+from hra_diffusion.formats.trigger_words import Phrase, Trigger, named_in, prompt_words
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines.components import (
     adapted_components,
@@ -72,13 +72,6 @@ class Binding:
     phrases: Mapping[str, tuple[Phrase, ...]]
     given: frozenset[str] = frozenset()
     masks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-
-    def adapters_of(self, prompt: str) -> tuple[str, ...]:
-        """Return the adapters whose trigger word is in a prompt."""
-        words = prompt_words(prompt)
-        return tuple(
-            name for name, phrases in self.phrases.items() if any(holds_phrase(words, phrase) for phrase in phrases)
-        )
 
 
 @dataclass
@@ -236,7 +229,7 @@ def bound_to(
             _mask(undo, pipe, binding, prompts, size)
             yield
             return
-        named = [binding.adapters_of(prompt) for prompt in prompts]
+        named = [named_in(prompt, binding.phrases) for prompt in prompts]
         state.in_call = True
         undo.callback(setattr, state, "in_call", False)
         if len(set(named)) > 1:
