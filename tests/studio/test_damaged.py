@@ -19,7 +19,8 @@ from hra_diffusion.formats.tokens import read_tokens, token_files
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.exporting import import_adapter
-from hra_diffusion.studio.engine.jobs import Status, TrainingJobs
+from hra_diffusion.studio.engine.job import Status
+from hra_diffusion.studio.engine.jobs import TrainingJobs
 from hra_diffusion.studio.engine.metadata import parse_parameters, read_request
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob

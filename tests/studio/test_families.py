@@ -19,7 +19,7 @@ from hra_diffusion.cli.main import main
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, write_merged_model, zip_folder
 from hra_diffusion.studio.engine.grid import Axis, Grid
-from hra_diffusion.studio.engine.jobs import Status
+from hra_diffusion.studio.engine.job import Status
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.engine.training_job import SETTINGS_FILE, Preset, TrainingImage, TrainingJob

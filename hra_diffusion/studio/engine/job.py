@@ -8,10 +8,10 @@ from pathlib import Path
 
 from hra_diffusion.errors import HRAError
 from hra_diffusion.formats.reading import check_regular, reading
+from hra_diffusion.formats.run_folder import SHEET, TABLE
 from hra_diffusion.studio.engine.processes import PROCESS, running_process
-from hra_diffusion.studio.engine.training_job import settings_file
+from hra_diffusion.studio.engine.training_job import read_settings
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config.file import read_toml
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.checkpoint import LOG
 from hra_diffusion.training.outputs.log import read_log
@@ -73,7 +73,7 @@ class Job:
         """Return the validation image of the last step that displays the subject; of any prompt without one."""
         images = self.validation_images()
         try:
-            prompt = read_toml(settings_file(self.folder), DreamBoothConfig()).data.instance_prompt or ""
+            prompt = read_settings(self.folder).data.instance_prompt or ""
         except HRAError:
             prompt = ""
         newest = [path for step, path in images if step == images[0][0]]
@@ -81,7 +81,7 @@ class Job:
 
     def metrics_table(self) -> str | None:
         """Return the final metrics as a Markdown table, without the path of the studio's folder."""
-        path = self.folder / "metrics.md"
+        path = self.folder / TABLE
         if not path.is_file():
             return None
         return path.read_text(encoding="utf-8", errors="replace").replace(f"{self.folder.parent}{os.sep}", "")
@@ -91,9 +91,7 @@ def read_job(name: str, folder: Path) -> Job:
     """Return the snapshot of a job's folder."""
     try:
         with reading(folder):
-            settings = settings_file(folder)
-            check_regular(settings)
-            config = read_toml(settings, DreamBoothConfig())
+            config = read_settings(folder)
             records, total_steps = _records(folder), config.run.max_train_steps or 0
             step = records[-1].step if records else 0
             status, error = _status(folder, step, total_steps)
@@ -166,7 +164,7 @@ def _phase(folder: Path, config: DreamBoothConfig, status: Status, step: int, to
         return "preparing the training"
     if step < total_steps:
         return f"step {step} of {total_steps}"
-    return "evaluating the adapter" if (folder / "before_after.png").exists() else "generating before and after images"
+    return "evaluating the adapter" if (folder / SHEET).exists() else "generating before and after images"
 
 
 def _seconds_left(folder: Path, step: int, total_steps: int) -> float | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
-from hra_diffusion.studio.engine.training_job import IMAGES, Preset, TrainingImage, settings_file
+from hra_diffusion.studio.engine.training_job import IMAGES, Preset, TrainingImage, read_settings, settings_file
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import flat_values, read_toml, to_toml, with_values
 
@@ -36,9 +36,9 @@ def form_values(folder: Path) -> dict[str, Any]:
     """Return the form's values of a job: "images", "subject", "token", "prompt_prefix", and the preset's numbers.
 
     Raises:
-        ConfigError: the settings are damaged.
+        HRAError: the settings are missing or damaged.
     """
-    config = read_toml(settings_file(folder), DreamBoothConfig())
+    config = read_settings(folder)
     prompt = config.data.instance_prompt or ""
     prefix, token, subject = split_prompts(prompt, config.prior.class_prompt or "") or ("", prompt, "")
     validation, steps = config.validation, config.run.max_train_steps or 1

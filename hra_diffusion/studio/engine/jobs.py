@@ -43,8 +43,6 @@ from hra_diffusion.studio.engine.training_job import TrainingJob, check_setting_
 from hra_diffusion.text import is_utf8
 from hra_diffusion.training.config import DreamBoothConfig
 
-__all__ = ["Job", "Status", "TrainingJobs"]
-
 
 class TrainingJobs:
     """The jobs of a folder; at most one is running."""
@@ -143,9 +141,7 @@ class TrainingJobs:
             OutputError: the settings cannot be written; the job keeps its name.
         """
         with self._starting:
-            folder = self.get(name).folder.absolute()
-            if running_process(folder):
-                raise BusyError(f"The training job {name!r} is running: stop it first.")
+            folder = self._idle_folder(name).absolute()
             target = folder.with_name(check_setting_name("new_name", new_name))
             if target.exists():
                 raise SettingError("new_name", f"{target.name!r} is taken by a training job: choose another name.")
@@ -170,10 +166,7 @@ class TrainingJobs:
             OutputError: the folder cannot be removed.
         """
         with self._starting:
-            folder = self.get(name).folder
-            if running_process(folder):
-                raise BusyError(f"The training job {name!r} is running: stop it first.")
-            remove_folder(folder)
+            remove_folder(self._idle_folder(name))
 
     def dry_run(self, job: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
         """Measure the time and memory of a job in two training steps.
@@ -202,6 +195,13 @@ class TrainingJobs:
         if done.returncode:
             raise ConfigError(error_of_output(done.stderr) or "The dry run failed without an error message.")
         return {line[:10].strip(): line[10:].strip() for line in done.stdout.splitlines()}
+
+    def _idle_folder(self, name: str) -> Path:
+        """Return the folder of a job; raise BusyError while it runs, and ConfigError for an unknown name."""
+        folder = self.get(name).folder
+        if running_process(folder):
+            raise BusyError(f"The training job {name!r} is running: stop it first.")
+        return folder
 
     def _check_none_running(self) -> None:
         if running := self.running():

@@ -7,7 +7,7 @@ import filecmp
 import logging
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from hra_diffusion.formats.folders import (
 )
 from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.reading import read_json
-from hra_diffusion.formats.run_folder import BASE_FILE
+from hra_diffusion.formats.run_folder import BASE_FILE, METRICS, SHEET, TABLE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
@@ -36,8 +36,8 @@ from hra_diffusion.text import is_utf8, printable
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
-THUMBNAILS = ("thumbnail.png", "before_after.png")
-EXTRA_FILES = ("config.toml", BASE_FILE, "metrics.md", "metrics.json", *THUMBNAILS)
+THUMBNAILS = ("thumbnail.png", SHEET)
+EXTRA_FILES = ("config.toml", BASE_FILE, TABLE, METRICS, *THUMBNAILS)
 """Files beside the adapter, from a run or an archive."""
 
 
@@ -125,9 +125,9 @@ class Library:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / name
 
-    def free_name(self, wanted: str) -> str:
-        """Return the name, followed by a number if the name is taken."""
-        taken = {entry.name.casefold() for entry in self.entries()}
+    def free_name(self, wanted: str, others: Sequence[str] = ()) -> str:
+        """Return the name, followed by a number if an adapter or one of the others has it."""
+        taken = {name.casefold() for name in (*others, *(entry.name for entry in self.entries()))}
         names: Iterator[str] = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
         return next(name for name in names if name.casefold() not in taken)
 

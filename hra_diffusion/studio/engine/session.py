@@ -36,7 +36,8 @@ from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.events import Generated, Loading, Progress, Queued
 from hra_diffusion.studio.engine.exporting import new_folder
 from hra_diffusion.studio.engine.grid import Grid
-from hra_diffusion.studio.engine.jobs import Job, Status, TrainingJobs
+from hra_diffusion.studio.engine.job import Job, Status
+from hra_diffusion.studio.engine.jobs import TrainingJobs
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.metadata import png_info, restore_request
 from hra_diffusion.studio.engine.model_worker import ModelWorker
@@ -245,11 +246,7 @@ class Session:
 
     def free_job_name(self, wanted: str) -> str:
         """Return the name, followed by a number if a job or an adapter has it."""
-        taken = {name.casefold() for name in self.jobs.names()} | {
-            entry.name.casefold() for entry in self.library.entries()
-        }
-        names = (wanted if n == 1 else f"{wanted} {n}" for n in range(1, len(taken) + 2))
-        return next(name for name in names if name.casefold() not in taken)
+        return self.library.free_name(wanted, self.jobs.names())
 
     def job(self, name: str) -> Job:
         """Return a training job; the adapter of a finished one is added to the library.

@@ -9,12 +9,13 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file
+from hra_diffusion.formats.reading import check_regular
 from hra_diffusion.studio.engine.library import check_name
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
 from hra_diffusion.training.config import DreamBoothConfig
-from hra_diffusion.training.config.file import to_toml, with_values
+from hra_diffusion.training.config.file import read_toml, to_toml, with_values
 
 SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
 """The settings of a run in its folder, and their name in version 0.1."""
@@ -170,6 +171,18 @@ def settings_file(folder: Path) -> Path:
     """Return the settings file of a run's folder, also of version 0.1."""
     old = folder / SETTINGS_FILE_0_1
     return old if old.is_file() else folder / SETTINGS_FILE
+
+
+def read_settings(folder: Path) -> DreamBoothConfig:
+    """Read the settings of a job from its folder.
+
+    Raises:
+        AdapterFileError: there is no settings file, or it is a pipe or a device.
+        ConfigError: the settings are damaged.
+    """
+    file = settings_file(folder)
+    check_regular(file)
+    return read_toml(file, DreamBoothConfig())
 
 
 def read_cropped(source: TrainingImage) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.jobs import Job, Status
+from hra_diffusion.studio.engine.job import Job, Status
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import (
     empty_state,
