@@ -142,10 +142,10 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
 def _generate_images(session: Session, request: GenerateRequest, client: str) -> Iterator[Any]:
     """Generate images: update the gallery, the seed, warnings of the prompts' ends, and the status."""
     saved: list[SavedImage] = []
-    truncated, slider = "", None
+    truncated, slider, measured = "", None, False
     for event in session.generate(request, client):
-        if not isinstance(event, Loading | Queued):  # the tokenizers are loaded
-            truncated = truncated or truncation_warnings(session.truncated_prompts(request))
+        if not measured and not isinstance(event, Loading | Queued):  # the tokenizers are loaded
+            truncated, measured = truncation_warnings(session.truncated_prompts(request)), True
         if isinstance(event, SavedImage):
             saved.append(event)
             gallery, status = gallery_items(session, saved), gr.skip()

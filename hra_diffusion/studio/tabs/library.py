@@ -159,7 +159,8 @@ def _delete_panel(session: Session, settings: Settings, picker: gr.HTML) -> tupl
 
 def _update_cards(session: Session, selected: str | None) -> list[Any]:
     """Return updates of the cards of Library, with an adapter to select, and of Generate."""
-    return [gr.update(value=selected, entries=card_entries(session)), gr.update(entries=card_entries(session))]
+    entries = card_entries(session)
+    return [gr.update(value=selected, entries=entries), gr.update(entries=entries)]
 
 
 def _details(entry: Entry, components: list[Component]) -> str:

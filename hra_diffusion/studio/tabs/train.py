@@ -38,9 +38,8 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML) -> T
         return [gr.update(entries=card_entries(session))] * 2
 
     def load_page() -> Any:
-        running = session.jobs.running()
-        newest = running.name if running else next(iter(job_names(session)), None)
-        job = gr.update(choices=job_names(session), value=newest)
+        running, names = session.jobs.running(), job_names(session)
+        job = gr.update(choices=names, value=running.name if running else next(iter(names), None))
         presets = gr.update(choices=preset_choices(session))
         return job, gr.Timer(active=running is not None), *update_cards(), presets
 
