@@ -255,9 +255,8 @@ def check_strength(adapter_name: str, strength: float, config: HRAConfig) -> Non
     """
     if not math.isfinite(strength):
         raise ConfigError(f"The strength of {adapter_name!r} must be a finite number; found {strength}.")
-    if config.has_odd_rank and not config.apply_GS and strength not in (0, 1):
-        odd = next(r for r in (config.r, *config.rank_pattern.values()) if r % 2)
+    if config.odd_rank and not config.apply_GS and strength not in (0, 1):
         raise ConfigError(
-            f"The adapter {adapter_name!r} has the odd rank {odd}: its determinant is −1, its strength can "
+            f"The adapter {adapter_name!r} has the odd rank {config.odd_rank}: its determinant is −1, its strength can "
             f"be 0 or 1 only; found {strength}. Train with an even rank."
         )

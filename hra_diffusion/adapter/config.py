@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from hra_diffusion.adapter.patterns import check_pattern
+from hra_diffusion.adapter.patterns import MAX_NAMES, check_pattern
 from hra_diffusion.adapter.ranks import check_patterns, pattern_value
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.text import nearest, shorten
@@ -32,9 +32,6 @@ _UNKNOWN_TO_PEFT = ("rank_pattern", "use_magnitude")
 
 CONFIG_FILE: Final = "adapter_config.json"
 _MAX_BYTES = 10_000_000
-
-_MAX_NAMES = 10_000
-"""Limit of a list's length: a file of unknown origin must not take long to compare with a model's modules."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -97,8 +94,8 @@ class HRAConfig:
         indices = layers if isinstance(layers, tuple) else (layers,)
         if layers is not None and not all(type(index) is int for index in indices):
             raise ConfigError(f"layers_to_transform must be indices of layers; found {_short(layers)}.")
-        if len(indices) > _MAX_NAMES:
-            raise ConfigError(f"layers_to_transform has {len(indices):,} indices, more than {_MAX_NAMES:,}.")
+        if len(indices) > MAX_NAMES:
+            raise ConfigError(f"layers_to_transform has {len(indices):,} indices, more than {MAX_NAMES:,}.")
         if self.bias not in get_args(Bias):
             raise ConfigError(f"bias must be one of {', '.join(get_args(Bias))}; found {_short(self.bias)}.")
         if isinstance(self.target_modules, str):
@@ -134,9 +131,9 @@ class HRAConfig:
         return pattern_value(self.rank_pattern, module, self.r)
 
     @property
-    def has_odd_rank(self) -> bool:
-        """Whether a layer may have an odd number of reflections."""
-        return any(r % 2 for r in (self.r, *self.rank_pattern.values()))
+    def odd_rank(self) -> int | None:
+        """The first odd number of reflections that a layer may have, if any."""
+        return next((r for r in (self.r, *self.rank_pattern.values()) if r % 2), None)
 
     @property
     def largest_rank(self) -> int:
@@ -254,8 +251,8 @@ def _check_names(field: str, value: Any) -> None:
     if value is None:
         return
     if isinstance(value, tuple) and all(isinstance(name, str) for name in value):
-        if len(value) > _MAX_NAMES:
-            raise ConfigError(f"{field} has {len(value):,} names, more than {_MAX_NAMES:,}.")
+        if len(value) > MAX_NAMES:
+            raise ConfigError(f"{field} has {len(value):,} names, more than {MAX_NAMES:,}.")
         return
     if not isinstance(value, str):
         raise ConfigError(f"{field} must be a list of names, or a regular expression; found {_short(value)}.")

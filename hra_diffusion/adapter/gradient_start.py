@@ -55,13 +55,13 @@ def initialize_from_gradient(
     for number, model in enumerate(adapted):
         prefix = f"{number}." if len(adapted) > 1 else ""
         layers |= {f"{prefix}{name}": layer for name, layer in _layers_to_start(model, adapter_name).items()}
-    bases = {
-        name: _orthonormal(torch.randn(layer.unfolded_size, _width(layer, adapter_name), generator=generator))
+    bases: dict[str, Tensor] = {}
+    products = {
+        name: torch.randn(layer.unfolded_size, _width(layer, adapter_name), generator=generator)
         for name, layer in layers.items()
     }
-    products: dict[str, Tensor] = {}
     for _ in range(2):
-        bases = {name: _orthonormal(products.get(name, basis)) for name, basis in bases.items()}
+        bases = {name: _orthonormal(product) for name, product in products.items()}
         products = _skew_products(layers, bases, backward, batches)
         products = {name: product if reduce is None else reduce(product) for name, product in products.items()}
         if broken := [name for name, product in products.items() if not product.isfinite().all()]:

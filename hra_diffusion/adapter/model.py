@@ -119,11 +119,10 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         config.mark_used()
         self.peft_config[adapter_name] = config
         self._activate(tuple(self.active_adapters) or (adapter_name,), {**self.strengths, adapter_name: 1.0})
-        if state_dict is None and config.init_weights and config.has_odd_rank and not config.apply_GS:
-            odd = next(r for r in (config.r, *config.rank_pattern.values()) if r % 2)
+        if state_dict is None and config.init_weights and config.odd_rank and not config.apply_GS:
             warnings.warn(
-                f"The rank r = {odd} is odd: the adapter starts with a random reflection in each layer instead of "
-                "at the base model, and its strength cannot be changed. Choose an even rank.",
+                f"The rank r = {config.odd_rank} is odd: the adapter starts with a random reflection in each layer "
+                "instead of at the base model, and its strength cannot be changed. Choose an even rank.",
                 stacklevel=2,
             )
 
@@ -171,9 +170,9 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         """
         self._activation.check_known(adapter_name)
         check_strength(adapter_name, self.strengths[adapter_name], config)
-        if config.has_odd_rank and self._activation.active.combine == "mean":
+        if config.odd_rank and self._activation.active.combine == "mean":
             raise ConfigError(
-                f"An adapter of the odd rank {config.r} cannot take part in a mean: activate a product first."
+                f"An adapter of the odd rank {config.odd_rank} cannot take part in a mean: activate a product first."
             )
         self._injection.swap(adapter_name, config, state_dict)
         self.peft_config[adapter_name] = replace(config, apply_GS=False)

@@ -15,6 +15,9 @@ from hra_diffusion.errors import ConfigError
 MAX_LENGTH: Final = 1000
 """Longest pattern, in characters."""
 
+MAX_NAMES: Final = 10_000
+"""Longest list of names or patterns: a file of unknown origin must not take long to compare with a model's modules."""
+
 _MAX_DEPTH: Final = 20
 _MAX_COST: Final = 7000
 _LENGTH: Final = 80  # of a long module name

@@ -8,15 +8,14 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, TypeVar
 
-from hra_diffusion.adapter.patterns import check_pattern, matches
+from hra_diffusion.adapter.patterns import MAX_NAMES, check_pattern, matches
 from hra_diffusion.errors import ConfigError, TargetError
 from hra_diffusion.text import shorten
 
 Value = TypeVar("Value", int, float)
 
-_MAX_NAMES: Final = 10_000
 _MAX_EXPRESSIONS: Final = 50
-"""Limits of the patterns: a file of unknown origin must not take long to compare with a model's modules."""
+"""Most regular expressions among the patterns."""
 
 
 def pattern_value(patterns: Mapping[str, Value], module: str, default: Value) -> Value:
@@ -31,7 +30,7 @@ def check_patterns(patterns: Collection[str]) -> None:
         ConfigError: there are too many, or one is no regular expression.
     """
     expressions = [pattern for pattern in patterns if not _is_name(pattern)]
-    if len(patterns) > _MAX_NAMES or len(expressions) > _MAX_EXPRESSIONS:
+    if len(patterns) > MAX_NAMES or len(expressions) > _MAX_EXPRESSIONS:
         raise ConfigError(f"it has {len(patterns):,} patterns of ranks or alphas, too many")
     for expression in expressions:
         try:

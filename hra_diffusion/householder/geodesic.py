@@ -44,12 +44,9 @@ def blend(chains: Sequence[Tensor], strengths: Sequence[float]) -> Tensor:
     Raises:
         ConfigError: a chain has an odd number of reflections.
     """
-    like = chains[0]
-    Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in chains], dim=-1))
-    parts = R.split([columns.shape[-1] for columns in chains], dim=-1)
-    logarithms = [strength * log_orthogonal(dense_chain(part)) for part, strength in zip(parts, strengths, strict=True)]
-    blended = reflections_of(torch.linalg.matrix_exp(torch.stack(logarithms).sum(dim=0)))
-    return (Q.to(like.dtype) @ blended.to(like.dtype)).to(like.device)
+    Q, dense = _in_joint_span(chains)
+    logarithms = [strength * log_orthogonal(K) for K, strength in zip(dense, strengths, strict=True)]
+    return _columns_of(Q, torch.linalg.matrix_exp(torch.stack(logarithms).sum(dim=0)), chains[0])
 
 
 @torch.no_grad()
@@ -69,10 +66,8 @@ def interpolate(a: Tensor, b: Tensor, t: float) -> Tensor:
     Raises:
         ConfigError: one of the chains has an odd number of reflections and the other an even one.
     """
-    Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in (a, b)], dim=-1))
-    A, B = (dense_chain(part) for part in R.split([a.shape[-1], b.shape[-1]], dim=-1))
-    K = A @ torch.linalg.matrix_exp(t * log_orthogonal(A.mT @ B))
-    return (Q.to(a.dtype) @ reflections_of(K).to(a.dtype)).to(a.device)
+    Q, (A, B) = _in_joint_span((a, b))
+    return _columns_of(Q, A @ torch.linalg.matrix_exp(t * log_orthogonal(A.mT @ B)), a)
 
 
 @torch.no_grad()
@@ -87,6 +82,17 @@ def rotation_angles(columns: Tensor) -> Tensor:
     """
     K = dense_chain(torch.linalg.qr(columns.cpu().double(), mode="r").R)
     return torch.linalg.eigvals(K).angle().abs().sort(dim=-1, descending=True).values
+
+
+def _in_joint_span(chains: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return an orthonormal basis Q of the joint span of chains, and the small matrix Qᵀ H Q of each, in float64."""
+    Q, R = torch.linalg.qr(torch.cat([columns.cpu().double() for columns in chains], dim=-1))
+    return Q, [dense_chain(part) for part in R.split([columns.shape[-1] for columns in chains], dim=-1)]
+
+
+def _columns_of(Q: Tensor, K: Tensor, like: Tensor) -> Tensor:
+    """Return the chain's columns for its small matrix K in the basis Q, with another's dtype and device."""
+    return (Q.to(like.dtype) @ reflections_of(K).to(like.dtype)).to(like.device)
 
 
 def dense_chain(R: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from hra_diffusion.householder.chain import unit_columns
 def random_columns(d: int, r: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Sample r directions, uniform on the sphere, as float32 columns (d, r) of length √d."""
     device = generator.device if generator else "cpu"
-    return unit_columns(torch.randn(d, r, generator=generator, dtype=torch.float32, device=device)) * math.sqrt(d)
+    return _on_sphere(torch.randn(d, r, generator=generator, dtype=torch.float32, device=device))
 
 
 def paired_columns(d: int, r: int, *, generator: torch.Generator | None = None) -> Tensor:
@@ -39,7 +39,7 @@ def paired_columns(d: int, r: int, *, generator: torch.Generator | None = None) 
 
     For an odd r, the last column is single, and the chain is one random reflection.
     """
-    return random_columns(d, (r + 1) // 2, generator=generator).repeat_interleave(2, dim=1)[:, :r]
+    return _paired(random_columns(d, (r + 1) // 2, generator=generator), r)
 
 
 def skew_product(x: Tensor, x_bar: Tensor, Q: Tensor) -> Tensor:
@@ -64,4 +64,14 @@ def largest_planes(Q: Tensor, KQ: Tensor, count: int) -> Tensor:
 
 def columns_along(directions: Tensor, r: int) -> Tensor:
     """Return directions (d, ⌈r/2⌉), each twice in a row, as columns (d, r) of length √d: see `paired_columns`."""
-    return (unit_columns(directions) * math.sqrt(len(directions))).repeat_interleave(2, dim=1)[:, :r]
+    return _paired(_on_sphere(directions), r)
+
+
+def _on_sphere(directions: Tensor) -> Tensor:
+    """Return directions (d, k) as columns of length √d."""
+    return unit_columns(directions) * math.sqrt(len(directions))
+
+
+def _paired(columns: Tensor, r: int) -> Tensor:
+    """Return columns (d, ⌈r/2⌉), each twice in a row, as r columns."""
+    return columns.repeat_interleave(2, dim=1)[:, :r]
