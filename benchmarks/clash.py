@@ -12,18 +12,15 @@ with the other one, averaged over both subjects. The table has the rank correlat
 each number of compare. Every measurement writes a file, so a second call resumes the benchmark.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
-from composition import Composition
+from composition import OUTPUT_DIR, Composition
 from measure import describe_machine, print_table
-from methods import SUBJECTS, cached, plan_for, scores_of
+from methods import cached, subject_parser
 
 from hra_diffusion.formats.comparison import AdapterComparison, compare_adapters
-from hra_diffusion.metrics import Generations
 
 FORECASTS: Mapping[str, Callable[[AdapterComparison], float]] = {
     "commutator norm": lambda comparison: comparison.commutator,
@@ -43,17 +40,8 @@ class Pairs(Composition):
     def fidelity(self, subject: str, other: str | None = None) -> float:
         """Return the gap closed of a subject's images."""
         path = self.folder / "pairs" / subject / f"{other or 'alone'}.json"
-        return cached(path, lambda: self._scores(subject, other))["gap closed"]
-
-    def _scores(self, subject: str, other: str | None) -> dict[str, float]:
-        pipe = self.pipeline("HRA")
-        generations = Generations(
-            plan=plan_for(self.run(subject), self.options), images={"base": self.base_images(subject)}
-        )
-        with self._activated(pipe, "HRA", [subject, other] if other else [subject], False):
-            for _ in generations.generate_mode("adapter", pipe):
-                pass
-        return scores_of(generations, subject)
+        names = [subject, other] if other else [subject]
+        return cached(path, lambda: self.scores("HRA", subject, names, False))["gap closed"]
 
     def lost(self, one: str, other: str) -> float:
         """Return the fidelity that a pair loses, averaged over both subjects."""
@@ -70,15 +58,8 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
+    parser = subject_parser(__doc__, OUTPUT_DIR)
     parser.add_argument("--words", choices=("own", "same"), default="own")
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--contexts", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/composition"))
-    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
         options.subjects = ["tiger", "robot", "teapot"]

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from measure import describe_machine, print_table
-from methods import SUBJECTS, cached, methods, plan_for, prepare_subject, prepared_run, scores_of, train_method
+from methods import cached, methods, plan_for, prepare_subject, prepared_run, scores_of, subject_parser, train_method
 from peft import PeftModel
 from PIL import Image
 
@@ -31,6 +31,7 @@ from hra_diffusion.metrics import Generations
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.run import Run
 
+OUTPUT_DIR = "outputs/composition"
 WORDS = ("sks", "ohwx", "phol", "hta", "olis", "zwx")
 METHODS = {"HRA": ("HRA, λ = 0", 7e-3), "LoRA": ("LoRA, same rank", 1.5e-3)}
 """The methods of methods.py with their best rates there."""
@@ -55,12 +56,13 @@ class Composition:
         """Measure a subject's images with the adapters of `count` subjects."""
         name = f"{method}, bound" if bound else method
         path = self.folder / "scores" / subject / f"{name}, {count}.json"
-        return cached(path, lambda: self._measure(method, subject, count, bound))
-
-    def _measure(self, method: str, subject: str, count: int, bound: bool) -> dict[str, float]:
         subjects: list[str] = self.options.subjects
         start = subjects.index(subject)
         names = [subjects[(start + step) % len(subjects)] for step in range(count)]
+        return cached(path, lambda: self.scores(method, subject, names, bound))
+
+    def scores(self, method: str, subject: str, names: Sequence[str], bound: bool) -> dict[str, float]:
+        """Generate a subject's images with the adapters of some subjects, and measure them."""
         pipe = self.pipeline(method)
         plan = plan_for(self.run(subject), self.options)
         generations = Generations(plan=plan, images={"base": self.base_images(subject)})
@@ -153,16 +155,9 @@ COLUMNS = ("gap closed", "backgrounds", "class drift", "other drift")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
+    parser = subject_parser(__doc__, OUTPUT_DIR)
     parser.add_argument("--words", nargs="*", choices=("own", "same"), default=["own", "same"])
     parser.add_argument("--active", nargs="*", type=int, default=[1, 2, 4, 6])
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--contexts", type=int, default=8)
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/composition"))
-    parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     if options.smoke:
         options.subjects, options.words, options.active = ["tiger", "robot"], ["own"], [1, 2]

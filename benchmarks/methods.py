@@ -260,17 +260,23 @@ def balance(result: Mapping[str, float]) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def subject_parser(description: str | None, output_dir: str) -> argparse.ArgumentParser:
+    """Return a parser with the options of a benchmark that trains and measures subjects."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
-    parser.add_argument("--methods", nargs="*", default=None)
-    parser.add_argument("--rates", nargs="*", type=float, default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--output_dir", type=Path, default=Path("outputs/methods"))
+    parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
     parser.add_argument("--smoke", action="store_true")
+    return parser
+
+
+def main() -> None:
+    parser = subject_parser(__doc__, "outputs/methods")
+    parser.add_argument("--methods", nargs="*", default=None)
+    parser.add_argument("--rates", nargs="*", type=float, default=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2])
     options = parser.parse_args()
     if options.smoke:
         options.subjects, options.rates, options.steps = ["tiger"], [1e-3], 1
