@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,18 +94,32 @@ def search_similar(adapter: str | Path, folder: Path) -> Iterator[tuple[Path, Ad
     Raises:
         AdapterFileError: there is no adapter, or the folder does not exist or holds no others.
     """
+    yield from compare_each(adapter, _adapters_beside(adapter, folder))
+
+
+def compare_each(adapter: str | Path, others: Iterable[Path]) -> Iterator[tuple[Path, AdapterComparison | HRAError]]:
+    """Compare an adapter, read once, with each of others; yields as `search_similar` does.
+
+    Raises:
+        AdapterFileError: the adapter does not exist or is damaged.
+    """
     chains = read_chains(adapter)
+    for path in others:
+        try:
+            yield path, _compare(chains, read_chains(path), (str(adapter), str(path)))
+        except HRAError as error:
+            yield path, error
+
+
+def _adapters_beside(adapter: str | Path, folder: Path) -> Iterator[Path]:
+    """Yield the sub-folders with other adapters; raise AdapterFileError where there are none."""
     if not folder.is_dir():
         raise AdapterFileError(f"There is no folder {folder} to search for adapters.")
     own = Path(adapter).resolve()
     others = [path for path in adapters_within(folder) if path.resolve() != own]
     if not others:
         raise AdapterFileError(f"{folder} has no sub-folder with another adapter.")
-    for path in others:
-        try:
-            yield path, _compare(chains, read_chains(path), (str(adapter), str(path)))
-        except HRAError as error:
-            yield path, error
+    yield from others
 
 
 def _compare(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str]) -> AdapterComparison:

@@ -8,7 +8,7 @@ import pytest
 from torch import nn
 
 from hra_diffusion import HRAConfig, HRAModel
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.compression import compress_adapter
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.similarity import similar_adapters
@@ -34,6 +34,14 @@ def test_the_most_similar_adapter_comes_first_and_those_of_other_models_are_name
     assert others == ["other <base>"]
     with pytest.raises(ConfigError, match="no adapter named"):
         similar_adapters(library, "nobody")
+
+
+def test_a_damaged_adapter_is_compared_with_none(library):
+    (weights,) = (library.folder / "small").rglob("adapter_model.safetensors")
+    weights.write_bytes(b"damaged")
+    with pytest.raises(AdapterFileError):
+        similar_adapters(library, "small")
+    assert similar_adapters(library, "tiger")[1] == ["other <base>", "small"]
 
 
 def test_the_table_has_a_row_for_each_adapter(library):

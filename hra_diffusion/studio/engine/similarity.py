@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.formats.comparison import compare_adapters
+from hra_diffusion.formats.comparison import compare_each
 from hra_diffusion.studio.engine.library import Library
 
 
@@ -33,20 +33,14 @@ def similar_adapters(library: Library, name: str) -> tuple[list[Similarity], lis
     own = library.entry(name)
     found: list[Similarity] = []
     others: list[str] = []
-    for entry in library.entries():
-        if entry.name == own.name:
-            continue
-        try:
-            comparison = compare_adapters(own.folder, entry.folder)
-        except HRAError:
-            others.append(entry.name)
-            continue
-        if not comparison.layers:
-            others.append(entry.name)
+    folders = [entry.folder for entry in library.entries() if entry.name != own.name]
+    for folder, comparison in compare_each(own.folder, folders):
+        if isinstance(comparison, HRAError) or not comparison.layers:
+            others.append(folder.name)
             continue
         found.append(
             Similarity(
-                name=entry.name,
+                name=folder.name,
                 cosine=comparison.cosine,
                 commutator=comparison.commutator,
                 angle=comparison.smallest_angle,
