@@ -25,6 +25,7 @@ from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 logger = logging.getLogger(__name__)
 
 _FOLDERS = re.compile(r"(?<![\w:/.~])/(?:[^\s/'\"“”]+/)+")
+_MAX_QUOTED = 160
 
 
 @contextmanager
@@ -174,6 +175,11 @@ def format_duration(seconds: float) -> str:
 def note(text: str, kind: str = "plain") -> str:
     """Return a paragraph of escaped text as HTML; "" for an empty text."""
     return f'<p class="note {kind}">{html.escape(text)}</p>' if text else ""
+
+
+def quote_start(text: str) -> str:
+    """Return a text's first characters, escaped, as a quotation in HTML."""
+    return f"<q>{html.escape(text[:_MAX_QUOTED])}{'…' * (len(text) > _MAX_QUOTED)}</q>"
 
 
 def ask_for_confirmation(name: str | None) -> Any:

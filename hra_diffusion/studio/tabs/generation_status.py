@@ -5,7 +5,7 @@ import html
 from hra_diffusion.studio.engine.events import Loading, Progress, Queued
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note
+from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note, quote_start
 from hra_diffusion.studio.tabs.labels import LABELS
 
 _MAX_EXAMPLES = 4
@@ -52,13 +52,10 @@ def generation_progress(event: Loading | Queued | Progress, request: GenerateReq
 
 def truncation_warnings(ends: dict[str, str]) -> str:
     """Return the HTML of warnings with the ignored ends of the prompts, by the setting."""
-    notes: list[str] = []
-    for name, end in ends.items():
-        start = html.escape(end[:160]) + ("…" if len(end) > 160 else "")
-        notes.append(
-            f'<p class="note warning">The {LABELS[name].lower()} is too long; its end is ignored: <q>{start}</q></p>'
-        )
-    return "".join(notes)
+    return "".join(
+        f'<p class="note warning">The {LABELS[name].lower()} is too long; its end is ignored: {quote_start(end)}</p>'
+        for name, end in ends.items()
+    )
 
 
 def restored_settings(request: GenerateRequest, changes: list[str]) -> str:

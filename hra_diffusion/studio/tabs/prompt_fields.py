@@ -1,16 +1,15 @@
 """The prompt and the negative prompt, with the number of tokens while typing."""
 
-import html
+import math
 from dataclasses import dataclass
 
 import gradio as gr
 
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.common import quote_start
 from hra_diffusion.studio.tabs.events import listen
 from hra_diffusion.studio.tabs.labels import LABELS
-
-_MAX_DISPLAYED = 160
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,13 @@ def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio) -> No
         if not session.worker.is_loaded or not isinstance(prompt, str):
             return ""
         length = session.worker.generator.prompt_length(prompt, "plain" if prompt_syntax == "plain" else "a1111")
-        parts = -(-length.tokens // length.limit)
+        text = f"{length.tokens} of {length.limit} tokens"
         if length.ignored:
-            end = html.escape(length.ignored[:_MAX_DISPLAYED]) + "…" * (len(length.ignored) > _MAX_DISPLAYED)
-            text = f"{length.tokens} of {length.limit} tokens. Ignored: <q>{end}</q>"
-            return f'<p class="tokens warning" role="status">{text}</p>'
-        several = f", in {parts} parts of {length.limit}" if parts > 1 else f" of {length.limit}"
-        return f'<p class="tokens">{length.tokens}{several if parts < 2 else ""} tokens{several * (parts > 1)}</p>'
+            return f'<p class="tokens warning" role="status">{text}. Ignored: {quote_start(length.ignored)}</p>'
+        parts = math.ceil(length.tokens / length.limit)
+        if parts > 1:
+            text = f"{length.tokens} tokens, in {parts} parts of {length.limit}"
+        return f'<p class="tokens">{text}</p>'
 
     listen(
         [fields.prompt.change, syntax.change],
