@@ -155,7 +155,7 @@ def _end_training(run: "Run", exit_code: int = 0) -> None:
 
 def _numbers(record: "StepRecord", images_per_second: float) -> dict[str, str]:
     rates = dict.fromkeys(f"{rate:.3g}" for rate in record.learning_rates.values())
-    angles = [f"{angle:.1f}°" for name, angle in record.angles.items() if "." not in name]
+    angles = [f"{angle:.1f}°" for angle in record.component_angles.values()]
     numbers = {"loss": f"{record.loss:.4f}", "lr": "/".join(rates)}
     return numbers | ({"angle": "/".join(angles)} if angles else {}) | {"images/s": f"{images_per_second:.1f}"}
 

@@ -4,13 +4,13 @@ The choice is the earliest checkpoint whose gap closed is not below the 95 % int
 measurably more faithful, and each step more changes the class and the prompts' meaning further.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.evaluation.config import EvaluateConfig
-from hra_diffusion.evaluation.subject import prepare_evaluation
+from hra_diffusion.evaluation.subject import Progress, prepare_evaluation
 from hra_diffusion.formats.files import check_writable, write_file
 from hra_diffusion.metrics import Generations, Report
 from hra_diffusion.metrics.bootstrap import Estimate
@@ -45,16 +45,14 @@ class CheckpointChoice:
         for path, report in self.reports.items():
             record = by_step.get(path.name)
             loss = "–" if record is None or record.validation_loss is None else f"{record.validation_loss:.4f}"
-            angles = [
-                f"{name} {angle:.1f}°" for name, angle in (record.angles if record else {}).items() if "." not in name
-            ]
+            angles = [f"{name} {angle:.1f}°" for name, angle in (record.component_angles if record else {}).items()]
             cells = [str(_estimate(report, name) or "–") for name in _COLUMNS]
             lines.append(f"| {' | '.join([path.name, *cells, loss, ', '.join(angles) or '–'])} |")
         return "\n".join([*lines, "", self.reason, ""])
 
 
 def evaluate_checkpoints(
-    config: EvaluateConfig, *, progress: Callable[[int, int], None] | None = None, local_files_only: bool = False
+    config: EvaluateConfig, *, progress: Progress | None = None, local_files_only: bool = False
 ) -> CheckpointChoice:
     """Measure each checkpoint of a run with the same prompts and seeds, write the results, and choose one.
 
@@ -139,6 +137,6 @@ def _estimate(report: Report, name: str) -> Estimate | None:
     return next(found, None)
 
 
-def _report(progress: Callable[[int, int], None] | None, count: int, total: int) -> None:
+def _report(progress: Progress | None, count: int, total: int) -> None:
     if progress:
         progress(count, total)

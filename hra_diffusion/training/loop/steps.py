@@ -52,6 +52,11 @@ class StepRecord:
     validation_loss: float | None = field(default_factory=type(None))
     """Loss on the held-out images; None for a step without validation."""
 
+    @property
+    def component_angles(self) -> dict[str, float]:
+        """The mean rotation angle of each adapted component, without those of its groups of layers."""
+        return {name: angle for name, angle in self.angles.items() if "." not in name}
+
     @classmethod
     def late(cls, read: Callable[[], dict[str, Any]], **known: Any) -> "StepRecord":
         """Return a record whose numbers are not known yet.

@@ -55,7 +55,7 @@ def validation_losses(records: Sequence[StepRecord]) -> list[tuple[int, float]]:
 
 def component_angles(records: Sequence[StepRecord]) -> Mapping[str, list[tuple[int, float]]]:
     """Return the mean rotation angle of each component over the steps, without those of its groups of layers."""
-    names = dict.fromkeys(name for record in records for name in record.angles if "." not in name)
+    names = dict.fromkeys(name for record in records for name in record.component_angles)
     return {name: [(record.step, record.angles[name]) for record in records if name in record.angles] for name in names}
 
 
