@@ -162,10 +162,7 @@ class Batches:
         crops = [int(position * len(latent.mean)) for latent, position in zip(latents, positions, strict=True)]
         inputs: dict[str, Tensor] = {}
         if self._has_weights:
-            weights = [
-                torch.ones(1, *size[1:]) if latent.weight is None else latent.weight[crop]
-                for latent, crop in zip(latents, crops, strict=True)
-            ]
+            weights = [latent.loss_weight(crop) for latent, crop in zip(latents, crops, strict=True)]
             inputs["weights"] = torch.stack(weights)
         chosen = zip(latents, crops, encoding_noise[rows], strict=True)
         inputs["latents"] = torch.stack([latent.sample(crop, eps) for latent, crop, eps in chosen])

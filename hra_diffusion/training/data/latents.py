@@ -28,6 +28,10 @@ class Latent:
         """Return the latent of one crop for standard normal ``noise``, all of shape (C, h, w)."""
         return self.mean[crop] + self.std[crop] * noise
 
+    def loss_weight(self, crop: int) -> Tensor:
+        """Return the loss weight of one crop's pixels, of shape (1, h, w)."""
+        return torch.ones(1, *self.mean.shape[2:]) if self.weight is None else self.weight[crop]
+
 
 @torch.no_grad()
 def encode(latent_space: LatentSpace, images: Iterable[list[Tensor]]) -> list[Latent]:

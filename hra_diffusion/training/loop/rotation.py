@@ -27,7 +27,7 @@ class RotationAngles:
     def __init__(self, components: Mapping[str, HRAModel]) -> None:
         """Group the adapted layers of components, by name; the layers have to be on their device."""
         self._shapes: dict[torch.Size, list[tuple[HRALayer, str]]] = {}
-        by_shape: dict[torch.Size, list[tuple[list[str], int]]] = {}
+        names_by_shape: dict[torch.Size, list[list[str]]] = {}
         for component, model in components.items():
             (adapter,) = model.active_adapters
             layers = {name: layer for name, layer in model.adapted_layers().items() if adapter in layer.hra_u}
@@ -36,8 +36,8 @@ class RotationAngles:
                 chain = layer.columns.chain(adapter)
                 self._shapes.setdefault(chain.shape, []).append((layer, adapter))
                 names = [component, *([f"{component}.{groups[name]}"] if groups[name] else [])]
-                by_shape.setdefault(chain.shape, []).append((names, chain.shape[1]))
-        members = [member for shape in self._shapes for member in by_shape[shape]]
+                names_by_shape.setdefault(chain.shape, []).append(names)
+        members = [(names, shape[1]) for shape, layers in names_by_shape.items() for names in layers]
         self.names = sorted({name for names, _ in members for name in names})
         counts = torch.tensor([[float(name in names) for names, _ in members] for name in self.names])
         planes = torch.tensor([columns / 2 for _, columns in members])

@@ -66,10 +66,8 @@ def _inputs(
     images = [image for image, _ in rows]
     latents = [source.latents[image] for image in images]
     positions = torch.tensor([position for _, position in rows])
-    noises = [
-        torch.randn(size, generator=stream(seed, "noise of validation", image * len(POSITIONS) + number))
-        for image, number in ((image, POSITIONS.index(position)) for image, position in rows)
-    ]
+    numbers = [image * len(POSITIONS) + POSITIONS.index(position) for image, position in rows]
+    noises = [torch.randn(size, generator=stream(seed, "noise of validation", number)) for number in numbers]
     condition_rows = source.rows_of(images)
     crop_conditions = source.crop_conditions.items()
     inputs = {
@@ -80,6 +78,5 @@ def _inputs(
         **{name: torch.stack([values[image][0] for image in images]) for name, values in crop_conditions},
     }
     if any(latent.weight is not None for latent in source.latents):
-        ones = torch.ones(1, *size[1:])
-        inputs["weights"] = torch.stack([ones if latent.weight is None else latent.weight[0] for latent in latents])
+        inputs["weights"] = torch.stack([latent.loss_weight(0) for latent in latents])
     return inputs
