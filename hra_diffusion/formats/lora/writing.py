@@ -68,16 +68,11 @@ def kohya_tensors(
 
 def diffusers_tensors(updates: list[Update], dtype: torch.dtype) -> dict[str, Tensor]:
     """Return an adapter's updates, of one rank, by diffusers' names."""
-    tensors: dict[str, Tensor] = {}
-    for update in updates:
-        name = diffusers_name(update.component, update.module)
-        tensors[f"{name}.lora_A.weight"] = update.A.to(dtype).contiguous()
-        tensors[f"{name}.lora_B.weight"] = update.B.to(dtype).contiguous()
-        if update.magnitude is not None:
-            tensors[f"{name}{PEFT_MAGNITUDE}.weight"] = (
-                peft_magnitude(update.magnitude, update.B).to(dtype).contiguous()
-            )
-    return tensors
+    return {
+        f"{diffusers_name(update.component, update.module)}{end}": tensor
+        for update in updates
+        for end, tensor in _peft_tensors(update, dtype, f"{PEFT_MAGNITUDE}.weight").items()
+    }
 
 
 def peft_files(
@@ -88,16 +83,9 @@ def peft_files(
     for component in dict.fromkeys(update.component for update in updates):
         members = [update for update in updates if update.component == component]
         tensors = {
-            f"{PREFIX}{update.module}.{factor}.weight": tensor.to(dtype).contiguous()
+            f"{PREFIX}{update.module}{end}": tensor
             for update in members
-            for factor, tensor in (("lora_A", update.A), ("lora_B", update.B))
-        }
-        tensors |= {
-            f"{PREFIX}{update.module}{PEFT_MAGNITUDE}": peft_magnitude(update.magnitude, update.B)
-            .to(dtype)
-            .contiguous()
-            for update in members
-            if update.magnitude is not None
+            for end, tensor in _peft_tensors(update, dtype, PEFT_MAGNITUDE).items()
         }
         config = {
             "peft_type": "LORA",
@@ -111,6 +99,14 @@ def peft_files(
         files[f"{component}/adapter_model.safetensors"] = save(tensors, metadata={**metadata, "format": "pt"})
         files[f"{component}/adapter_config.json"] = json.dumps(config, indent=2).encode()
     return files
+
+
+def _peft_tensors(update: Update, dtype: torch.dtype, magnitude: str) -> dict[str, Tensor]:
+    """Return an update's tensors by the ends of PEFT's names; `magnitude` is that of a DoRA's magnitude."""
+    tensors = {".lora_A.weight": update.A, ".lora_B.weight": update.B}
+    if update.magnitude is not None:
+        tensors[magnitude] = peft_magnitude(update.magnitude, update.B)
+    return {end: tensor.to(dtype).contiguous() for end, tensor in tensors.items()}
 
 
 def file_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
