@@ -37,8 +37,8 @@ def test_the_most_similar_adapter_comes_first_and_those_of_other_models_are_name
 
 
 def test_a_damaged_adapter_is_compared_with_none(library):
-    (weights,) = (library.folder / "small").rglob("adapter_model.safetensors")
-    weights.write_bytes(b"damaged")
+    for weights in (library.folder / "small").rglob("adapter_model.safetensors"):
+        weights.write_bytes(b"damaged")
     with pytest.raises(AdapterFileError):
         similar_adapters(library, "small")
     assert similar_adapters(library, "tiger")[1] == ["other <base>", "small"]
