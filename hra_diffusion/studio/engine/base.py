@@ -70,8 +70,8 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
     denoiser = "unet" if "unet" in parts else "transformer"
     if not {denoiser, "vae", "scheduler"} <= parts.keys():
         raise ModelError(
-            f"{source!r} is a {index.get('_class_name')}: the studio supports Stable Diffusion 1, 2 and XL, whose "
-            "folders hold a unet, a vae and a scheduler."
+            f"{source!r} is a {index.get('_class_name')}: the studio supports models of the trainable "
+            "families, whose folders hold a unet or a transformer, a vae and a scheduler."
         )
     if Path(source).is_dir():
         _check_weights(Path(source), [name for name in parts if not name.startswith(_NO_WEIGHTS)])

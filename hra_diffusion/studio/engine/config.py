@@ -17,7 +17,7 @@ class StudioConfig(BaseConfig, PlacementConfig):
     """Open the studio: train adapters, compare them and generate images in a browser."""
 
     base: str = "assets/emoji-sd"
-    """The base model: a folder in diffusers' layout or a name on the hub, of Stable Diffusion 1, 2 or XL."""
+    """The base model: a folder in diffusers' layout or a name on the hub, of one of the trainable families."""
     folder: Path = Path("outputs/studio")
     """Folder of the studio's images, adapters and training jobs; it writes nowhere else."""
     host: str = "127.0.0.1"
