@@ -1,6 +1,5 @@
 """Endpoints of images: generate, compare, grid, conditions, and the settings of a PNG."""
 
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -78,9 +77,7 @@ def _expose_conditions(session: Session, settings: Settings) -> None:
 
     def restore(png: str) -> tuple[dict[str, Any], list[str]]:
         """Load the settings of a PNG. Returns the settings by the parameters of /generate, and what was left out."""
-        if not isinstance(png, str):
-            raise ConfigError("There is no image to read settings from: choose a PNG file.")
-        request, changes = session.restore(Path(png))
+        request, changes = session.restore(png)
         values = dict(zip(SETTINGS, settings_from_request(session, request), strict=True))
         for name in ("image", "control_image"):
             values[name] = values[name] and FileData(path=values[name]).model_dump()

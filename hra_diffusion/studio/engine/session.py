@@ -153,9 +153,11 @@ class Session:
         write_file(path, partial(_save, image, png_info(request, self.worker.base.name)))
         return path
 
-    def restore(self, png: Path) -> tuple[GenerateRequest, list[str]]:
-        """Read the request of a PNG for this model and library: see `metadata.restore_request`."""
-        return restore_request(png, self.worker.base, self.library, self.default_request)
+    def restore(self, png: str | Path | None) -> tuple[GenerateRequest, list[str]]:
+        """Read the request of a PNG for this model and library: see `metadata.restore_request`; None is an error."""
+        if not isinstance(png, str | Path):
+            raise ConfigError("There is no image to read settings from: choose a PNG file.")
+        return restore_request(Path(png), self.worker.base, self.library, self.default_request)
 
     def with_condition(self, request: GenerateRequest, image: Path, annotator: str) -> GenerateRequest:
         """Return a request with the condition of its control.

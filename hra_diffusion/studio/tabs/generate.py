@@ -189,14 +189,9 @@ def _connect_selection(results: _Results) -> None:
 def _connect_load_settings(session: Session, settings: Settings, results: _Results) -> None:
     """Load settings from the selected image or from a file, and say which."""
 
-    def load(png: str) -> list[Any]:
-        request, changes = session.restore(Path(png))
+    def load(png: str | None) -> list[Any]:
+        request, changes = session.restore(png)
         return [*settings_from_request(session, request), restored_settings(request, changes)]
-
-    def load_file(png: str | None) -> list[Any]:
-        if not isinstance(png, str):
-            raise ConfigError("There is no image to read settings from: choose a PNG file.")
-        return load(png)
 
     def load_selected(images: list[tuple[str, str]] | None, selected: str | None) -> list[Any]:
         selected = _update_selected(images, selected)  # the event that updates it may still be on its way
@@ -206,7 +201,7 @@ def _connect_load_settings(session: Session, settings: Settings, results: _Resul
 
     outputs = [*settings.components, results.restored]
     listen(results.load_settings.click, load_selected, [results.gallery, results.selected], outputs)
-    upload = listen(results.png.upload, load_file, results.png, outputs)
+    upload = listen(results.png.upload, load, results.png, outputs)
     listen_after(upload, lambda: None, None, results.png, queue=False)  # free for the next file
 
 
