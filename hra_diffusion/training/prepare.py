@@ -34,8 +34,8 @@ def prepare_run(task: Task) -> Run:
     task.plan(family, accelerator.num_processes)
     config = task.config
     add_adapters(family, config.adapter, config.model, config.run, accelerator.device, initial_parts(config))
-    if reservation:
-        check_start(subspaces_of(reservation, adapted_components(family.pipe)), config.adapter.init_adapter)
+    subspaces = subspaces_of(reservation, adapted_components(family.pipe)) if reservation else {}
+    check_start(subspaces, config.adapter.init_adapter)
     task.add_modules(family)
     tracker = choose_tracker(config.run.report_to)
     family.noise_process(config.objective.flow_shift)
@@ -61,6 +61,7 @@ def prepare_run(task: Task) -> Run:
         family=family,
         accelerator=accelerator,
         validation=task.validation(),
+        subspaces=subspaces,
     )
     recorded_settings(run.config)
     run.check_disk_space()

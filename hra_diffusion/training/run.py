@@ -6,9 +6,9 @@
 >>> for _ in run.generate_before_after(): ...
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.peft import save_adapter as save_adapter_of
 from hra_diffusion.formats.run_folder import SHEET
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
+from hra_diffusion.householder.subspaces import Subspace
 from hra_diffusion.out_of_memory import explain_out_of_memory
 from hra_diffusion.pipelines import adapted_components, token_embeddings
 from hra_diffusion.pipelines.components import base_files_of
@@ -62,6 +63,8 @@ class Run:
     accelerator: Accelerator
     validation: Validation
     """Images to generate during and after training."""
+    subspaces: Mapping[nn.Parameter, Subspace] = field(default_factory=dict[nn.Parameter, Subspace])
+    """The subspaces that trained columns stay within: see :mod:`hra_diffusion.training.loop.subspaces`."""
     _recorder: RunRecorder | None = None
     _has_ended: bool = False
     """Whether the pipeline has the weights to generate with, for good."""
@@ -276,7 +279,7 @@ class Run:
         )
         with self.accelerator.main_process_first() if cache.folder else nullcontext():
             sources = self.task.sources(source_encoder)
-        return build_trainer(self.task, sources, self.family, self.accelerator, self.plan)
+        return build_trainer(self.task, sources, self.family, self.accelerator, self.plan, self.subspaces)
 
     def _explained(self, phase: str, flags: Callable[[TrainingConfig], Iterator[str]]) -> AbstractContextManager[None]:
         return explain_out_of_memory(phase, lambda: flags(self.config))

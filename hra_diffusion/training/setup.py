@@ -1,7 +1,7 @@
 """The parts of every run: devices, adapters, and the trainer that connects model, optimizer and batches."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from hra_diffusion.adapter.ranks import check_rank_pattern, unmatched_patterns
 from hra_diffusion.adapter.targets import check_target_names, find_targets
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.peft import read_adapter
+from hra_diffusion.householder.subspaces import Subspace
 from hra_diffusion.model import HRAModel
 from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.components import models, text_encoders
@@ -33,7 +34,7 @@ from hra_diffusion.training.families import Family
 from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import build_optimizer
 from hra_diffusion.training.loop.rotation import RotationAngles
-from hra_diffusion.training.loop.subspaces import read_reservation, subspaces_of, train_within
+from hra_diffusion.training.loop.subspaces import train_within
 from hra_diffusion.training.loop.trainer import Trainer, trained_weights
 from hra_diffusion.training.loop.validation_loss import ValidationLoss
 from hra_diffusion.training.objective.losses import DenoisingLoss
@@ -117,25 +118,39 @@ def add_adapters(
             **base,
         )
         check_target_names(config, *(getattr(pipe, other) for other in targets if targets[other] == modules))
-        adapted = find_targets(getattr(pipe, name), config)
-        names += adapted
-        missing = unmatched_patterns(ranks, adapted)
+        layers = find_targets(getattr(pipe, name), config)
+        names += layers
+        missing = unmatched_patterns(ranks, layers)
         config = replace(config, rank_pattern={key: r for key, r in ranks.items() if key not in missing})
         start = stream(run.seed, f"start of {name}")
         setattr(pipe, name, HRAModel(getattr(pipe, name), config, generator=start))
     if not parts:
         check_rank_pattern(ranks, names)
+    _set_up_blocks(family, targets.keys() | parts.keys(), run, device)
+
+
+def _set_up_blocks(family: Family, adapted: Collection[str], run: RunConfig, device: torch.device) -> None:
+    """Swap, compile and checkpoint the blocks of the denoiser and of text encoders, by the settings of a run.
+
+    Args:
+        family: the model, with its adapters.
+        adapted: names of the adapted components.
+        run: the settings.
+        device: the device of the steps.
+
+    Raises:
+        ConfigError: there are fewer blocks than --blocks_to_swap.
+    """
     if run.blocks_to_swap:
         swap_blocks(family.model, run.blocks_to_swap, device)
-        frozen = [encoder for name, encoder in text_encoders(pipe).items() if name not in targets.keys() | parts.keys()]
+        frozen = [encoder for name, encoder in text_encoders(family.pipe).items() if name not in adapted]
         swap_larger_models(frozen, family.model, device)
     if run.torch_compile:
         # With dynamic shapes a checkpointed block would be recomputed by another graph.
         family.model.compile_repeated_blocks(dynamic=False if run.gradient_checkpointing else None)
     if run.gradient_checkpointing:
         family.model.enable_gradient_checkpointing()
-        adapted = targets.keys() | parts.keys()
-        for text_encoder in (getattr(pipe, name) for name in family.text_encoder_names if name in adapted):
+        for text_encoder in (getattr(family.pipe, name) for name in family.text_encoder_names if name in adapted):
             text_encoder.gradient_checkpointing_enable({"use_reentrant": False})
             text_encoder.train()  # transformers checkpoints in training mode only
 
@@ -147,16 +162,23 @@ def trained_components(pipe: Pipeline) -> dict[str, nn.Module]:
     }
 
 
-def build_trainer(task: Task, sources: list[Source], family: Family, accelerator: Accelerator, plan: Plan) -> Trainer:
-    """Connect denoiser, optimizer, learning rate schedule and batches."""
+def build_trainer(
+    task: Task,
+    sources: list[Source],
+    family: Family,
+    accelerator: Accelerator,
+    plan: Plan,
+    subspaces: Mapping[nn.Parameter, Subspace],
+) -> Trainer:
+    """Connect denoiser, optimizer, learning rate schedule and batches; columns stay within their subspaces."""
     settings, run = plan.config.optimizer, plan.config.run
     extra = task.extra_modules
     components = trained_components(family.pipe)
     rates = _learning_rates(components, settings) | {name: module.learning_rate for name, module in extra.items()}
     ordinary = {name: module.module for name, module in extra.items()}
     optimizer = build_optimizer(components, rates, settings, ordinary, accelerator.device)
-    if reservation := read_reservation(plan.config.adapter):
-        train_within(optimizer, subspaces_of(reservation, adapted_components(family.pipe)))
+    if subspaces:
+        train_within(optimizer, subspaces)
     lr_scheduler = _lr_scheduler(optimizer, settings, plan.total_steps)
     process = family.noise_process(plan.config.objective.flow_shift)
     adapted = list(adapted_components(family.pipe).values())
