@@ -21,6 +21,7 @@ from hra_diffusion.formats.lora.fusing import fuse, modules_by_name, swap_halves
 from hra_diffusion.formats.lora.names import ModuleKey, diffusers_name
 from hra_diffusion.formats.lora.updates import Update
 from hra_diffusion.formats.peft import PREFIX
+from hra_diffusion.formats.tensors import tensors_file
 
 Layout = Literal["kohya", "diffusers", "peft"]
 LAYOUTS: Final[tuple[Layout, ...]] = get_args(Layout)
@@ -96,7 +97,7 @@ def peft_files(
             "base_model_name_or_path": base_model,
             "inference_mode": True,
         }
-        files[f"{component}/adapter_model.safetensors"] = save(tensors, metadata={**metadata, "format": "pt"})
+        files[f"{component}/adapter_model.safetensors"] = tensors_file(tensors, {**metadata, "format": "pt"})
         files[f"{component}/adapter_config.json"] = json.dumps(config, indent=2).encode()
     return files
 
@@ -114,4 +115,4 @@ def file_bytes(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes
     content = save(tensors)
     digest = hashlib.sha256(content[8 + int.from_bytes(content[:8], "little") :]).hexdigest()
     hashes = {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
-    return save(tensors, metadata={**metadata, **hashes, "format": "pt"})
+    return tensors_file(tensors, {**metadata, **hashes, "format": "pt"})
