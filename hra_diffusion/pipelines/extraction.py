@@ -25,10 +25,8 @@ from hra_diffusion.householder.compact_wy import factor
 from hra_diffusion.householder.planes import rotation_planes
 from hra_diffusion.householder.procrustes import nearest_chain, nearest_chain_within
 from hra_diffusion.pipelines.components import denoiser_name, models, text_encoders
-from hra_diffusion.pipelines.fitting import adaptable_modules, write_chains
-from hra_diffusion.pipelines.models import load_pipeline
+from hra_diffusion.pipelines.fitting import adaptable_modules, loaded, write_chains
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.resources import find_data
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -92,8 +90,7 @@ def extract_hra(
     output, options = Path(output), base_options or {}
     check_output(output)
     check_even_rank(rank)
-    before = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
-    after = load_pipeline(str(find_data(model))) if isinstance(model, str | Path) else model
+    before, after = loaded(base, options), loaded(model, {})
     found: dict[str, dict[str, _Layer]] = {}
     left_out: list[str] = []
     for name, old in models(before).items():

@@ -89,7 +89,7 @@ def fit_lora(
     lora, output = Path(lora), Path(output)
     check_output(output)
     options = base_options or {}
-    pipe = load_pipeline(str(find_data(base)), **options) if isinstance(base, str | Path) else base
+    pipe = loaded(base, options)
     with offloading_suspended(pipe):
         components = models(pipe)
         modules = [(name, module) for name, model in components.items() for module in adaptable_modules(model)]
@@ -130,6 +130,11 @@ def _fit_layers(
     if not fits:
         raise AdapterFileError(f"{file} changes nothing: all its updates are zero.")
     return fits
+
+
+def loaded(model: str | Path | Pipeline, options: Mapping[str, Any]) -> Pipeline:
+    """Return a pipeline; a folder, a single file or a name on the hub is loaded with options of `load_pipeline`."""
+    return load_pipeline(str(find_data(model)), **options) if isinstance(model, str | Path) else model
 
 
 def write_chains(
