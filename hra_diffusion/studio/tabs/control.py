@@ -13,6 +13,7 @@ from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 from hra_diffusion.studio.tabs.common import note, served_copy
 from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.labels import LABELS
 
 _HELP = "Choose a control among the adapters above. Its strength is on its card. A sketch is used at once."
 _BRUSH = gr.Brush(default_size=6, colors=["#000000", "#c0392b", "#2c866a", "#2e62a8", "#e2b566"])
@@ -24,7 +25,7 @@ def control_panel(session: Session, adapters: gr.HTML, width: gr.Slider, height:
     with gr.Accordion("Control (ControlNet)", open=False, elem_id="control"):
         gr.HTML(note(_HELP))
         image = gr.Image(
-            label="Control image",
+            label=LABELS["control_image"],
             type="filepath",
             image_mode=None,
             sources=["upload", "clipboard"],
@@ -35,13 +36,17 @@ def control_panel(session: Session, adapters: gr.HTML, width: gr.Slider, height:
         annotator = gr.Dropdown(
             [(label, name) for name, label in ANNOTATORS.items()],
             value=AS_TRAINED,
-            label="Annotator (preprocessor)",
+            label=LABELS["annotator"],
             info="Turns the control image into the condition",
             elem_id="annotator",
         )
         with gr.Row():
-            start = gr.Slider(0, 1, 0, step=0.05, label="Control start", info="0 is noise", elem_id="control-start")
-            end = gr.Slider(0, 1, 1, step=0.05, label="Control end", info="1 is the image", elem_id="control-end")
+            start = gr.Slider(
+                0, 1, 0, step=0.05, label=LABELS["control_start"], info="0 is noise", elem_id="control-start"
+            )
+            end = gr.Slider(
+                0, 1, 1, step=0.05, label=LABELS["control_end"], info="1 is the image", elem_id="control-end"
+            )
         _condition_preview(session, [adapters, image, annotator, width, height])
     _connect_sketch(session, sketch, adapters, image, annotator)
     _keep_annotator(image, annotator)

@@ -20,6 +20,7 @@ from hra_diffusion.studio.engine.requests import Combine
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, thumbnail_url
 from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
 from hra_diffusion.studio.tabs.settings import Settings
 from hra_diffusion.studio.tabs.similar_adapters import build_similar_panel
@@ -130,7 +131,7 @@ def _publish_panel(session: Session, picker: gr.HTML) -> None:
 
 def _rename_panel(session: Session, settings: Settings, picker: gr.HTML) -> None:
     with gr.Row():
-        new_name = gr.Textbox(label="New name", elem_id="new-name")
+        new_name = gr.Textbox(label=LABELS["new_name"], elem_id="new-name")
         button = gr.Button("Rename", elem_id="rename")
 
     def rename_adapter(name: str, new_name: str) -> Any:

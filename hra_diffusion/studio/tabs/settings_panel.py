@@ -10,6 +10,7 @@ from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
 from hra_diffusion.studio.tabs.control import control_panel
 from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.picker import adapter_picker
 from hra_diffusion.studio.tabs.prompt_fields import count_tokens, prompt_fields
 from hra_diffusion.studio.tabs.settings import Settings
@@ -40,7 +41,7 @@ def settings_panel(session: Session) -> SettingsPanel:
     combine = gr.Radio(
         _COMBINE,
         value=default.combine,
-        label="Combine adapters",
+        label=LABELS["combine"],
         info="The mean is independent of the order; the product applies one adapter after the other.",
         elem_id="combine",
     )
@@ -68,59 +69,40 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
     multiple, schedulers = session.worker.base.multiple, session.worker.base.schedulers
     with gr.Accordion("Size, steps, seed", open=False, elem_id="image-settings"):
         with gr.Row():
-            steps = gr.Slider(1, 150, default.steps, step=1, label="Steps", info="Denoising steps", elem_id="steps")
+            steps = gr.Slider(
+                1, 150, default.steps, step=1, label=LABELS["steps"], info="Denoising steps", elem_id="steps"
+            )
             guidance = gr.Slider(
                 0,
                 30,
                 default.guidance_scale,
                 step=0.5,
-                label="Guidance (CFG)",
+                label=LABELS["guidance_scale"],
                 info="Weight of the prompt",
                 elem_id="guidance",
             )
         with gr.Row():
-            width = gr.Slider(8 * multiple, 2048, default.width, step=multiple, label="Width", elem_id="width")
-            height = gr.Slider(8 * multiple, 2048, default.height, step=multiple, label="Height", elem_id="height")
+            width = gr.Slider(8 * multiple, 2048, default.width, step=multiple, label=LABELS["width"], elem_id="width")
+            height = gr.Slider(
+                8 * multiple, 2048, default.height, step=multiple, label=LABELS["height"], elem_id="height"
+            )
         with gr.Row():
             scheduler = gr.Dropdown(
                 list(schedulers),
                 value=schedulers[0],
-                label="Scheduler (sampler)",
+                label=LABELS["scheduler"],
                 info="The denoising method",
                 elem_id="scheduler",
             )
-            count = gr.Slider(1, 16, 1, step=1, label="Batch", info="Number of images", elem_id="count")
+            count = gr.Slider(1, 16, 1, step=1, label=LABELS["count"], info="Number of images", elem_id="count")
         with gr.Row():
-            seed = gr.Number(default.seed, label="Seed", precision=0, minimum=0, elem_id="seed")
+            seed = gr.Number(default.seed, label=LABELS["seed"], precision=0, minimum=0, elem_id="seed")
             new_seed = gr.Checkbox(
                 value=True, label="Random seed", info="A new seed for each request", elem_id="new-seed"
             )
-        clip_skip = gr.Number(
-            None,
-            label="Clip skip",
-            info="Skipped layers of CLIP: 1 for many anime models (2 in A1111)",
-            precision=0,
-            minimum=0,
-            elem_id="clip-skip",
-        )
-        prompt_syntax = gr.Radio(
-            _PROMPT_SYNTAX,
-            value=default.prompt_syntax,
-            label="Prompt syntax",
-            info="(word:1.2) and [word], prompts of any length; or text up to the model's maximum length",
-            elem_id="prompt-syntax",
-        )
-        bind = gr.Radio(
-            _BIND,
-            value=default.bind,
-            label="Adapters are active",
-            info="By the trigger word: of the chosen adapters, or of the whole library if none is chosen",
-            elem_id="bind",
-        )
+        reading = _prompt_reading(default)
     return {
-        "bind": bind,
-        "prompt_syntax": prompt_syntax,
-        "clip_skip": clip_skip,
+        **reading,
         "steps": steps,
         "guidance_scale": guidance,
         "width": width,
@@ -132,15 +114,42 @@ def _sampling(session: Session, default: GenerateRequest) -> dict[str, Any]:
     }
 
 
+def _prompt_reading(default: GenerateRequest) -> dict[str, Any]:
+    """Build the settings of how prompts are read; return them by the name of the setting."""
+    clip_skip = gr.Number(
+        None,
+        label=LABELS["clip_skip"],
+        info="Skipped layers of CLIP: 1 for many anime models (2 in A1111)",
+        precision=0,
+        minimum=0,
+        elem_id="clip-skip",
+    )
+    prompt_syntax = gr.Radio(
+        _PROMPT_SYNTAX,
+        value=default.prompt_syntax,
+        label=LABELS["prompt_syntax"],
+        info="(word:1.2) and [word], prompts of any length; or text up to the model's maximum length",
+        elem_id="prompt-syntax",
+    )
+    bind = gr.Radio(
+        _BIND,
+        value=default.bind,
+        label=LABELS["bind"],
+        info="By the trigger word: of the chosen adapters, or of the whole library if none is chosen",
+        elem_id="bind",
+    )
+    return {"bind": bind, "prompt_syntax": prompt_syntax, "clip_skip": clip_skip}
+
+
 def _image_to_image() -> tuple[gr.Image, gr.Slider]:
     with gr.Accordion("Image to image", open=False, elem_id="image-to-image"):
-        image = gr.Image(label="Start image", type="filepath", image_mode=None, sources=["upload"], height=220)
+        image = gr.Image(label=LABELS["image"], type="filepath", image_mode=None, sources=["upload"], height=220)
         strength = gr.Slider(
             0.05,
             1,
             0.6,
             step=0.05,
-            label="Denoising strength",
+            label=LABELS["image_strength"],
             info="Low values keep the start image; 1 replaces it",
             elem_id="image-strength",
         )

@@ -17,13 +17,13 @@ from hra_diffusion.studio.tabs.common import served_copy
 
 CAPTION_COLUMNS = ["image", "caption", "crop"]
 NUMBERS = {
-    "steps": ("Steps", "Training steps"),
-    "rank": ("Rank", "Reflections per layer, an even number"),
-    "class_images": ("Class images (regularization)", "They preserve the class; 0 for none"),
-    "validations": ("Validations", "Their number; 0 for none"),
-    "inference_steps": ("Inference steps", "Denoising steps of validation images"),
+    "steps": "Training steps",
+    "rank": "Reflections per layer, an even number",
+    "class_images": "They preserve the class; 0 for none",
+    "validations": "Their number; 0 for none",
+    "inference_steps": "Denoising steps of validation images",
 }
-"""Label and help of a preset's numbers. The fields are text boxes: an empty number field would send 0."""
+"""Help of a preset's numbers. The fields are text boxes: an empty number field would send 0."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from hra_diffusion.studio.tabs.common import (
     note,
 )
 from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import (
     CAPTION_COLUMNS,
     NUMBERS,
@@ -61,7 +62,7 @@ def training_form(session: Session) -> TrainingForm:
 def _image_fields() -> tuple[gr.File, gr.Dataframe]:
     heading("Images")
     files = gr.File(
-        label="Images of the subject",
+        label=LABELS["images"],
         show_label=False,
         file_count="multiple",
         file_types=["image"],
@@ -97,11 +98,15 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     heading("Name and prompts")
     with gr.Group(elem_classes="panel"):
         with gr.Row():
-            name = gr.Textbox(label="Name", info="The adapter's name", elem_id="job-name", placeholder="my dog")
-            subject = gr.Textbox(label="Class", info="What the subject is", elem_id="subject", placeholder="dog")
+            name = gr.Textbox(label=LABELS["name"], info="The adapter's name", elem_id="job-name", placeholder="my dog")
+            subject = gr.Textbox(
+                label=LABELS["subject"], info="What the subject is", elem_id="subject", placeholder="dog"
+            )
         with gr.Row():
-            token = gr.Textbox("sks", label="Trigger word", info="A rare word for the subject", elem_id="token")
-            prompt_prefix = gr.Textbox(prefix, label="Prompt prefix", info="The kind of image", elem_id="prompt-prefix")
+            token = gr.Textbox("sks", label=LABELS["token"], info="A rare word for the subject", elem_id="token")
+            prompt_prefix = gr.Textbox(
+                prefix, label=LABELS["prompt_prefix"], info="The kind of image", elem_id="prompt-prefix"
+            )
         prompts = gr.HTML("", label="prompts", elem_id="prompts")
     parts = [prompt_prefix, token, subject]
     listen([part.change for part in parts], _prompts_html, parts, prompts, queue=False)
@@ -114,14 +119,14 @@ def _number_fields(preset: gr.Radio) -> dict[str, gr.Textbox]:
         with gr.Row():
             numbers = {
                 name: gr.Textbox(
-                    label=label,
+                    label=LABELS[name],
                     info=info,
                     placeholder=str(getattr(PRESETS[_DEFAULT_PRESET], name)),
                     max_lines=1,
                     min_width=220,
                     elem_id=f"train-{name}",
                 )
-                for name, (label, info) in NUMBERS.items()
+                for name, info in NUMBERS.items()
             }
         gr.HTML(note("Empty fields take the preset's numbers."))
     listen(preset.input, _placeholders, preset, list(numbers.values()), queue=False)
