@@ -9,6 +9,7 @@ the samples.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -79,6 +80,14 @@ class Batch:
     inputs: dict[str, Tensor]
     parts: dict[str, slice]
     weights: dict[str, float]
+
+    def mean_losses(self, losses: Tensor) -> dict[str, Tensor]:
+        """Return the mean loss of each source, for one loss per example."""
+        return {name: losses[rows].mean() for name, rows in self.parts.items()}
+
+    def weighted_sum(self, means: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of the sources' mean losses."""
+        return cast(Tensor, sum(self.weights[name] * mean for name, mean in means.items()))
 
 
 @dataclass(frozen=True, kw_only=True)

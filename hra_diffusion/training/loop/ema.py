@@ -44,6 +44,7 @@ class EMA:
         """Return the averages, by name."""
         return self.weights
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy in averages of weights with the same names and shapes."""
         for name, average in self.weights.items():

@@ -34,8 +34,7 @@ def start_from_gradient(trainer: Trainer, models: Sequence[HRAModel], seed: int)
     def backward(index: int) -> None:
         batch = trainer.batch_at(index)
         losses, _ = trainer.loss(**to_device(batch.inputs, device))
-        means = [batch.weights[name] * losses[rows].mean() for name, rows in batch.parts.items()]
-        (scale * torch.stack(means).sum()).backward()
+        (scale * batch.weighted_sum(batch.mean_losses(losses))).backward()
         trainer.optimizer.zero_grad()
 
     initialize_from_gradient(
@@ -47,5 +46,4 @@ def start_from_gradient(trainer: Trainer, models: Sequence[HRAModel], seed: int)
         reduce=lambda product: cast(Tensor, accelerator.reduce(product.to(device), "sum")),
     )
     if trainer.ema:
-        for name, average in trainer.ema.weights.items():
-            average.copy_(trainer.weights[name].detach())
+        trainer.ema.load_state_dict(trainer.weights)

@@ -134,8 +134,8 @@ def train(
             batch = batch_at(index)
             with accelerator.accumulate(loss_module):
                 per_example, penalty = loss_module(**to_device(batch.inputs, device))
-                by_source = {name: per_example[rows].mean() for name, rows in batch.parts.items()}
-                loss = sum(batch.weights[name] * mean for name, mean in by_source.items())
+                by_source = batch.mean_losses(per_example)
+                loss = batch.weighted_sum(by_source)
                 accelerator.backward(loss if penalty is None else penalty + loss)
                 if accelerator.sync_gradients:
                     average_gradients(accelerator, trainable)
