@@ -79,6 +79,8 @@ def test_settings_that_contradict_each_other_are_named(config):
             with_values(config, SETTINGS | other)
     with pytest.raises(ConfigError, match="init_weights"):
         with_values(config, {"init_weights": "gradient", "orthogonal_to": ("x",)})
+    with pytest.raises(ConfigError, match="init_adapter"):
+        with_values(config, {"init_weights": "gradient", "init_adapter": "x"})
     with pytest.raises(TargetError, match="'nothing'"):
         prepare_run(DreamBooth(with_values(config, {"rank_pattern": {"to_q": 2, "nothing": 2}})))
 

@@ -27,8 +27,6 @@ def initial_parts(config: TrainingConfig) -> dict[str, Path]:
     if source is None:
         return {}
     parts = component_folders(source)
-    if config.adapter.init_weights == "gradient":
-        raise ConfigError("--init_weights gradient is for a new adapter, not for --init_adapter: leave one out.")
     if tokens_beside(parts):
         raise ConfigError(f"--init_adapter {source} has learned tokens, with which no run can start: name another.")
     if encoder_beside(parts) and isinstance(config, DreamBoothConfig):

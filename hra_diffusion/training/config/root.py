@@ -49,6 +49,8 @@ class TrainingConfig:
 
     def _check_adapter(self) -> None:
         adapter = self.adapter
+        if adapter.init_adapter is not None and adapter.init_weights == "gradient":
+            raise ConfigError("--init_weights gradient is for a new adapter, not for --init_adapter: leave one out.")
         if adapter.use_magnitude and self.optimizer.optimizer == "prodigy":
             raise ConfigError(
                 "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose "
