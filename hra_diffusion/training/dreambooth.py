@@ -107,7 +107,7 @@ class DreamBooth:
             self.config = with_values(self.config, {"validate_every_n_steps": VALIDATE_EVERY})
         elif self.config.validation.validate_every_n_steps and not self.held_out:
             self.held_out = held_out_examples(self.subjects, root, data)
-        orders = [caption_orders(example.caption, data, seed) for example in self.examples]
+        orders = (caption_orders(example.caption, data, seed) for example in self.examples)
         if data.shuffle_caption and all(len(texts) == 1 for texts in orders):
             logger.warning(
                 "--shuffle_caption has no effect: no caption has two tags with %r between them after the first %d.",
