@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from hra_diffusion.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
@@ -34,3 +36,15 @@ class OptimizerConfig:
     """EMA: validate and save with the exponential moving average of the adapter's weights over the steps."""
     ema_decay: float = 0.999
     """Decay of the EMA in each step, from 0 to less than 1; smaller in the first steps."""
+
+    def check_magnitudes(self) -> None:
+        """Check that the optimizer trains magnitudes.
+
+        Raises:
+            ConfigError: it has one learning rate for all weights.
+        """
+        if self.optimizer == "prodigy":
+            raise ConfigError(
+                "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose "
+                "another optimizer, or leave --use_magnitude out."
+            )

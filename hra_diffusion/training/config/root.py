@@ -51,11 +51,8 @@ class TrainingConfig:
         adapter = self.adapter
         if adapter.init_adapter is not None and adapter.init_weights == "gradient":
             raise ConfigError("--init_weights gradient is for a new adapter, not for --init_adapter: leave one out.")
-        if adapter.use_magnitude and self.optimizer.optimizer == "prodigy":
-            raise ConfigError(
-                "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose "
-                "another optimizer, or leave --use_magnitude out."
-            )
+        if adapter.use_magnitude:
+            self.optimizer.check_magnitudes()
         reserved = next((name for name in ("slot", "orthogonal_to") if getattr(adapter, name) is not None), None)
         if reserved and adapter.use_magnitude:
             raise ConfigError(

@@ -81,13 +81,16 @@ def build_optimizer(
         group for name, component in components.items() for group in _groups(name, component, learning_rates[name])
     ]
     reflections = [parameter for group in groups for parameter in group["params"] if parameter.dim() == 2]
-    if len(reflections) < sum(len(group["params"]) for group in groups):
-        _check_magnitudes(groups, config)
+    others = [group for group in groups if group["params"][0].dim() == 1]  # of magnitudes
+    if others:
+        config.check_magnitudes()
     for name, module in (ordinary or {}).items():
         weights = list(module.parameters())
         groups.append({"params": weights, "lr": learning_rates[name], "lr_per_radian": 1.0, "component": name})
-        if config.optimizer == "adafactor":
-            groups[-1]["eps"] = _ABSOLUTE_STEPS
+        others.append(groups[-1])
+    if config.optimizer == "adafactor":
+        for group in others:
+            group["eps"] = _ABSOLUTE_STEPS
     if config.optimizer == "prodigy":
         for group in groups:
             group["lr"] = 1.0
@@ -100,22 +103,6 @@ def build_optimizer(
         optimizer.register_load_state_dict_pre_hook(_load_into_this_implementation)
     optimizer.register_step_post_hook(lambda *_: retract([*shapes, *_base_sequence(optimizer, shapes)]))
     return optimizer
-
-
-def _check_magnitudes(groups: Iterable[dict[str, Any]], config: OptimizerConfig) -> None:
-    """Give Adafactor steps of absolute size for magnitudes, whose logarithms start at zero.
-
-    Raises:
-        ConfigError: the optimizer has one rate for all weights.
-    """
-    if config.optimizer == "prodigy":
-        raise ConfigError(
-            "--optimizer prodigy has one learning rate for all weights, and magnitudes need their own: choose another "
-            "optimizer, or leave --use_magnitude out."
-        )
-    for group in groups:
-        if config.optimizer == "adafactor" and group["params"][0].dim() == 1:
-            group["eps"] = _ABSOLUTE_STEPS
 
 
 def _base_sequence(optimizer: torch.optim.Optimizer, shapes: Iterable[Sequence[Tensor]]) -> list[list[Tensor]]:
