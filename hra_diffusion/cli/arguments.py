@@ -186,7 +186,5 @@ _TABLE = tyro.constructors.PrimitiveConstructorSpec[Any](
 
 def _metavar(kind: Any) -> str | None:
     """Return the name of an optional value's type, without None; None where tyro's own word is right."""
-    if _is_table(kind):
-        return "JSON"
     kinds = [other for other in get_args(kind) if other is not NoneType]
     return kinds[0].__name__.upper() if NoneType in get_args(kind) and isinstance(kinds[0], type) else None
