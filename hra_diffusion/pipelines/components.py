@@ -7,7 +7,6 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.run_folder import base_files
@@ -57,6 +56,8 @@ def tokenizer_name(text_encoder: str) -> str:
 
 def tokenizer_of(pipe: Pipeline, text_encoder: str) -> Any:
     """Return a text encoder's tokenizer, or that of its processor."""
+    from transformers import PreTrainedTokenizerBase  # a pipeline with tokenizers has imported it
+
     tokenizer = getattr(pipe, tokenizer_name(text_encoder))
     return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else getattr(tokenizer, "tokenizer", tokenizer)
 
