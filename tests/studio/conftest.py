@@ -113,6 +113,13 @@ def tab(request, address):
     return page
 
 
+def set_number(page, name: str, value: float) -> None:
+    """Type a number into the field of a slider."""
+    box = page.locator(f"#{name} input[type=number]")
+    box.fill(str(value))
+    box.press("Tab")
+
+
 @pytest.fixture(scope="session")
 def subject() -> list[Path]:
     """Images of a subject."""

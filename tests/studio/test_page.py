@@ -8,14 +8,9 @@ from gradio_client import handle_file
 from PIL import Image
 
 from hra_diffusion.studio.engine.metadata import read_request
+from tests.studio.conftest import set_number
 
 pytestmark = pytest.mark.slow
-
-
-def set_number(tab, name: str, value: float) -> None:
-    box = tab.locator(f"#{name} input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
 
 
 def set_quick_settings(tab, count: int = 1) -> None:

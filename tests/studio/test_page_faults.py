@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.studio.engine.metadata import read_request
-from tests.studio.conftest import CHROMIUM
+from tests.studio.conftest import CHROMIUM, set_number
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +45,6 @@ def message(page, focus: str | None = None) -> str:
 def open_section(page, name: str) -> None:
     if not page.locator(f"#{name} > .label-wrap.open").count():
         page.locator(f"#{name} > .label-wrap").click()
-
-
-def set_number(page, name: str, value: float) -> None:
-    box = page.locator(f"#{name} input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
 
 
 def wait_until_ready(page) -> None:

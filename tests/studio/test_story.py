@@ -8,6 +8,7 @@ from PIL import Image
 
 from hra_diffusion.formats.contents import read_components
 from hra_diffusion.studio.engine.metadata import read_request
+from tests.studio.conftest import set_number
 
 pytestmark = pytest.mark.slow
 
@@ -22,12 +23,6 @@ _NAMELESS = """() => {
   return [...images, ...controls].map((node) => node.outerHTML.slice(0, 200));
 }"""
 """Returns visible images without an alternative text, and visible controls without a label."""
-
-
-def set_slider(tab, name: str, value: float) -> None:
-    box = tab.locator(f"#{name} input[type=number]")
-    box.fill(str(value))
-    box.press("Tab")
 
 
 def select_adapter(tab, name: str) -> None:
@@ -82,7 +77,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     # generate with an adapter
     tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
     tab.locator("#image-settings .label-wrap").click()
-    set_slider(tab, "steps", 2)
+    set_number(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
     select_adapter(tab, "amber")
     set_strength(tab, "amber", 0.5)
@@ -150,7 +145,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     tab.get_by_role("tab", name="Generate").click()
     select_adapter(tab, "amber")  # was selected before the reload
     tab.locator("#image-settings .label-wrap").click()
-    set_slider(tab, "steps", 2)
+    set_number(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()
     select_adapter(tab, "hatted cat")
     tab.get_by_role("button", name=re.compile("Insert .sks")).click()
