@@ -1,35 +1,58 @@
-"""The wheel: installed without the checkout, its commands find their models, subjects, adapters and configs."""
+"""The source distribution and its wheel: installed without the checkout, commands find models, adapters and configs."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
 import sysconfig
 import time
+import tomllib
 import urllib.error
 import urllib.request
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
 
 PROJECT = Path(__file__).resolve().parent.parent
+VERSION = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 EXTRAS = "cv2,gradio,imagehash,scipy"
 HIDE = "import os, sys; sys.modules.update(dict.fromkeys(filter(None, os.environ.get('HIDDEN', '').split(','))))"
 SHORT = ("--max_train_steps", "2", "--num_class_images", "2", "--num_inference_steps", "2", "--train_batch_size", "1")
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> Path:
+def sdist(tmp_path_factory) -> Path:
+    """Return the source distribution, as `.ci/run` and `pip` build it."""
+    folder = tmp_path_factory.mktemp("sdist")
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", folder]
+    subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
+    return next(folder.glob("*.tar.gz"))
+
+
+def build_wheel(source: Path, folder: Path) -> Path:
+    """Build the wheel of a checkout or a source distribution in a folder."""
+    build = ["wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, source]
+    subprocess.run([*PIP, *build], check=True)
+    return next(folder.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory) -> Path:
+    """Return the wheel that `pip install hra_diffusion-….tar.gz` builds."""
+    return build_wheel(sdist, tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory) -> Path:
     """Return a virtual environment with the wheel, and with the packages of this one except the project."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = ["wheel", "--no-index", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, PROJECT]
-    subprocess.run([*pip, *build], check=True)
+    folder = tmp_path_factory.mktemp("environment")
     venv.create(folder / "venv")
     interpreter = folder / "venv" / "bin" / "python"
-    (wheel,) = folder.glob("*.whl")
-    subprocess.run([*pip, "--python", interpreter, "install", "--no-index", "--no-deps", wheel], check=True)
+    subprocess.run([*PIP, "--python", interpreter, "install", "--no-index", "--no-deps", wheel], check=True)
     (packages,) = (folder / "venv" / "lib").glob("*/site-packages")
     (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n{HIDE}\n")
     return folder / "venv"
@@ -49,13 +72,31 @@ def installed(environment, tmp_path):
     return run
 
 
+def test_the_version_and_its_date_are_the_same_in_all_files():
+    citation = (PROJECT / "CITATION.cff").read_text("utf-8")
+    (date,) = re.findall(r'^date-released: "(.+)"$', citation, re.MULTILINE)
+    assert re.findall("^version: (.+)$", citation, re.MULTILINE) == [VERSION]
+    changelog = (PROJECT / "CHANGELOG.md").read_text("utf-8")
+    assert re.findall(r"^## \[(.+)\] - (.+)$", changelog, re.MULTILINE)[0] == (VERSION, date)
+
+
+@pytest.mark.slow
+def test_a_source_distribution_has_the_files_of_the_checkouts_wheel(wheel, tmp_path):
+    contents = []
+    for path in (wheel, build_wheel(PROJECT, tmp_path)):
+        with zipfile.ZipFile(path) as archive:
+            contents.append({entry.filename: entry.CRC for entry in archive.infolist()})
+    assert contents[0] == contents[1]
+    assert "hra_diffusion/assets/emoji-sd/model_index.json" in contents[0]
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_trains_and_generates_without_checkout_and_extras(installed, tmp_path):
     script = "import hra_diffusion, importlib.util as u; print(hra_diffusion.__file__, u.find_spec('emoji_world'))"
     place, tool = installed("python", "-c", script).stdout.split()
     assert not Path(place).is_relative_to(PROJECT)
     assert tool == "None"
-    assert installed("hra-diffusion", "--version").stdout == "hra-diffusion 0.1.0\n"
+    assert installed("hra-diffusion", "--version").stdout == f"hra-diffusion {VERSION}\n"
 
     trained = installed("hra-diffusion", "train", *SHORT)
     assert trained.returncode == 0, trained.stderr
