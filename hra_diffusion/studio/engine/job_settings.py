@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, option_text
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
 from hra_diffusion.studio.engine.training_job import IMAGES, Preset, TrainingImage, read_settings, settings_file
 from hra_diffusion.training.config import DreamBoothConfig
@@ -33,7 +34,10 @@ def moved_settings(folder: Path, target: Path) -> dict[Path, str]:
 
 
 def form_values(folder: Path) -> dict[str, Any]:
-    """Return the form's values of a job: "images", "subject", "token", "prompt_prefix", and the preset's numbers.
+    """Return the form's values of a job.
+
+    Returns:
+        "images", "subject", "token", "prompt_prefix", the preset's numbers, and the texts of `RUN_OPTIONS`.
 
     Raises:
         HRAError: the settings are missing or damaged.
@@ -57,6 +61,7 @@ def form_values(folder: Path) -> dict[str, Any]:
         "token": token,
         "prompt_prefix": prefix,
         **asdict(preset),
+        **{name: option_text(name, value) for name, value in flat_values(config).items() if name in RUN_OPTIONS},
     }
 
 

@@ -1,9 +1,10 @@
 """A training job: images, a trigger word, a class and a preset, written as the folder and the settings of a run."""
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -11,6 +12,7 @@ from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.reading import check_regular
 from hra_diffusion.studio.engine.library import check_name
+from hra_diffusion.studio.engine.run_options import check_run_options
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
@@ -20,6 +22,7 @@ from hra_diffusion.training.config.file import read_toml, to_toml, with_values
 SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
 """The settings of a run in its folder, and their name in version 0.1."""
 IMAGES = "images"
+VALIDATION_PROMPTS = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
 CROPS = ("whole", "middle", "start", "end")
 _NUMBERS = re.compile(r"\s*(\d{1,6})" + r"\s*,\s*(\d{1,6})" * 3 + r"\s*")
 _MAX_CHARACTERS = 200
@@ -85,6 +88,8 @@ class TrainingJob:
     prompt_prefix: str = "a photo of"
     """The kind of image: "a photo of", "a 3d render of", …"""
     preset: Preset = PRESETS["Usual"]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the run under their names on the command line, see `run_options.RUN_OPTIONS`."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid words, or too many images."""
@@ -97,6 +102,7 @@ class TrainingJob:
             raise SettingError("prompt_prefix", f"is longer than {_MAX_CHARACTERS} characters: shorten it.")
         if not 1 <= len(self.images) <= MAX_FILES:
             raise SettingError("images", f"are {len(self.images)}: give 1 to {MAX_FILES} images, best four to eight.")
+        check_run_options(self.options)
 
     @property
     def prompt(self) -> str:
@@ -129,13 +135,14 @@ class TrainingJob:
                 "rank": preset.rank,
                 "max_train_steps": preset.steps,
                 "checkpointing_steps": max(1, preset.steps // 4),
-                "checkpoints_total_limit": 1,
+                "checkpoints_total_limit": None,
                 "validation_steps": max(1, preset.steps // preset.validations) if preset.validations else None,
-                "validation_prompts": ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}"),
+                "validation_prompts": VALIDATION_PROMPTS,
                 "num_validation_images": 1,
                 "num_inference_steps": preset.inference_steps,
                 "output_dir": folder,
                 "report_to": "none",
+                **self.options,
             },
         )
 

@@ -29,5 +29,11 @@ LABELS = {
     "class_images": "Class images (regularization)",
     "validations": "Validations",
     "inference_steps": "Inference steps",
+    "validation_prompts": "Validation prompts",
+    "learning_rate": "Learning rate",
+    "resolution": "Resolution",
+    "train_batch_size": "Batch size",
+    "target_modules": "Target modules",
+    "checkpointing_steps": "Save every N steps",
     "new_name": "New name",
 }

@@ -10,20 +10,29 @@ import gradio as gr
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.job_settings import form_values
+from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, parse_run_options, parse_whole
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, TrainingJob, adjust_preset, check_images
 from hra_diffusion.studio.tabs.common import served_copy
 
 CAPTION_COLUMNS = ["image", "caption", "crop"]
 NUMBERS = {
-    "steps": "Training steps",
-    "rank": "Reflections per layer, an even number",
-    "class_images": "They preserve the class; 0 for none",
-    "validations": "Their number; 0 for none",
-    "inference_steps": "Denoising steps of validation images",
+    "steps": "max_train_steps",
+    "rank": "rank: reflections per layer, an even number",
+    "class_images": "num_class_images: they preserve the class; 0 for none",
+    "validations": "validation_steps: validations in the job; 0 for none",
+    "inference_steps": "num_inference_steps of validation images",
 }
-"""Help of a preset's numbers. The fields are text boxes: an empty number field would send 0."""
+"""Help of a preset's numbers, with the command line's names. An empty number field would send 0: they are text boxes."""
+ADVANCED = {
+    "learning_rate": "learning_rate: rotation of a layer in one step, in radians",
+    "resolution": "resolution: side of the training images in pixels",
+    "train_batch_size": "train_batch_size: images of the subject in a batch",
+    "seed": "seed of everything in the job",
+    "target_modules": "target_modules: ends of layer names, such as to_q to_k to_v to_out.0",
+    "checkpointing_steps": "checkpointing_steps: steps between checkpoints",
+}
+"""Help of the other numbers, likewise; empty ones are those of the base model's settings."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,13 @@ class TrainingFields:
     class_images: gr.Textbox
     validations: gr.Textbox
     inference_steps: gr.Textbox
+    validation_prompts: gr.Textbox
+    learning_rate: gr.Textbox
+    resolution: gr.Textbox
+    train_batch_size: gr.Textbox
+    seed: gr.Textbox
+    target_modules: gr.Textbox
+    checkpointing_steps: gr.Textbox
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -58,7 +74,7 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
     by_name = dict(zip(FIELDS, values, strict=False))
     if by_name["preset"] not in PRESETS:
         raise ConfigError(f"There is no preset {str(by_name['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
-    numbers = {name: _parse_number(name, by_name[name]) for name in NUMBERS}
+    numbers = {name: parse_whole(name, by_name[name]) for name in NUMBERS}
     paths = [path for path, size, _ in check_images([Path(file) for file in by_name["files"] or []]) if size]
     rows = captions_and_crops(by_name["captions"], [path.name for path in paths])
     images = [
@@ -71,6 +87,7 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
         subject=str(by_name["subject"] or ""),
         prompt_prefix=str(by_name["prompt_prefix"] or ""),
         preset=adjust_preset(PRESETS[by_name["preset"]], **numbers),
+        options=parse_run_options(by_name),
     )
 
 
@@ -78,7 +95,7 @@ def cloned_fields(session: Session, job: str) -> list[Any]:
     """Return the fields of a new job with another one's settings and a free name; errors as in `form_values`."""
     values = form_values(session.jobs.get(job).folder)
     images = values["images"]
-    by_name = {name: str(values[name]) for name in NUMBERS} | {
+    by_name = {name: str(values[name]) for name in (*NUMBERS, *RUN_OPTIONS)} | {
         "files": [served_copy(session, image.file) for image in images],
         "captions": gr.update(value=[[image.file.name, image.caption, image.crop] for image in images], visible=True),
         "name": session.free_job_name(job),
@@ -96,13 +113,3 @@ def captions_and_crops(table: Any, names: list[str]) -> list[list[str]]:
         if len(row) >= len(CAPTION_COLUMNS):
             by_name[str(row[0])].append([str(cell or "") for cell in row[1:3]])
     return [by_name[name].pop(0) if by_name[name] else ["", "whole"] for name in names]
-
-
-def _parse_number(name: str, value: Any) -> int | None:
-    """Return a whole number, or None for an empty field; raises ConfigError."""
-    if value is None or not str(value).strip():
-        return None
-    try:
-        return int(str(value).strip().removesuffix(".0"))
-    except ValueError:
-        raise SettingError(name, f"must be a whole number; found {str(value)[:40]!r}.") from None

@@ -7,9 +7,10 @@ from typing import Any
 
 import gradio as gr
 
+from hra_diffusion.studio.engine.run_options import MAX_PROMPTS, option_text
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
-from hra_diffusion.studio.engine.training_job import PRESETS, check_images
+from hra_diffusion.studio.engine.training_job import PRESETS, VALIDATION_PROMPTS, check_images
 from hra_diffusion.studio.tabs.common import (
     data_url,
     empty_state,
@@ -20,12 +21,14 @@ from hra_diffusion.studio.tabs.common import (
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import (
+    ADVANCED,
     CAPTION_COLUMNS,
     NUMBERS,
     TrainingFields,
     captions_and_crops,
     job_from_values,
 )
+from hra_diffusion.training.config.file import flat_values
 
 _NO_IMAGES = empty_state("Four to eight images", "One subject, different views, backgrounds and light.")
 _CAPTION_HELP = (
@@ -50,7 +53,7 @@ def training_form(session: Session) -> TrainingForm:
     preset = gr.Radio(
         preset_choices(session), value=_DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset"
     )
-    numbers = _number_fields(preset)
+    numbers = _number_fields(session, preset)
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train", variant="primary", elem_id="train", scale=2)
         estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
@@ -113,24 +116,36 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     return {"name": name, "subject": subject, "token": token, "prompt_prefix": prompt_prefix}
 
 
-def _number_fields(preset: gr.Radio) -> dict[str, gr.Textbox]:
-    """Build the fields that override the preset's numbers; return them by name."""
+def _number_fields(session: Session, preset: gr.Radio) -> dict[str, gr.Textbox]:
+    """Build the fields that override the preset's numbers and the base's settings; return them by name."""
+    defaults = flat_values(session.training_defaults)
+    values = {name: getattr(PRESETS[_DEFAULT_PRESET], name) for name in NUMBERS}
+    values |= {name: option_text(name, defaults[name]) or "the model's" for name in ADVANCED}
+    values["checkpointing_steps"] = "a quarter of the steps"
     with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+        prompts = gr.Textbox(
+            label=LABELS["validation_prompts"],
+            info="validation_prompts, one per line; {instance_prompt} and {class_prompt} stand for the prompts above",
+            placeholder="\n".join(VALIDATION_PROMPTS),
+            lines=3,
+            max_lines=MAX_PROMPTS,
+            elem_id="train-validation_prompts",
+        )
         with gr.Row():
             numbers = {
                 name: gr.Textbox(
                     label=LABELS[name],
                     info=info,
-                    placeholder=str(getattr(PRESETS[_DEFAULT_PRESET], name)),
+                    placeholder=str(values[name]),
                     max_lines=1,
                     min_width=220,
                     elem_id=f"train-{name}",
                 )
-                for name, info in NUMBERS.items()
+                for name, info in (NUMBERS | ADVANCED).items()
             }
-        gr.HTML(note("Empty fields take the preset's numbers."))
-    listen(preset.input, _placeholders, preset, list(numbers.values()), queue=False)
-    return numbers
+        gr.HTML(note("Names are the command line's. Empty fields take the preset's numbers."))
+    listen(preset.input, _placeholders, preset, [numbers[name] for name in NUMBERS], queue=False)
+    return {"validation_prompts": prompts, **numbers}
 
 
 def _connect_estimate(session: Session, button: gr.Button, form_fields: TrainingFields) -> None:
