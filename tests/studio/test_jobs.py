@@ -12,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from hra_diffusion.errors import BusyError, ConfigError, ImageError
+from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.studio.engine import processes
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.job import Status
@@ -85,20 +85,20 @@ class SleepingJobs(TrainingJobs):
             child.wait()
 
 
-def test_only_one_of_several_simultaneous_jobs_starts(tmp_path, photo):
+def test_only_one_of_several_simultaneous_jobs_starts_and_the_others_are_queued(tmp_path, photo):
     jobs = SleepingJobs(tmp_path / "runs")
 
-    def start(name: str) -> str:
-        try:
-            return jobs.start(make_job(photo, name=name), "base", DreamBoothConfig()).name
-        except BusyError:
-            return ""
+    def start(name: str) -> Status:
+        return jobs.start(make_job(photo, name=name), "base", DreamBoothConfig()).status
 
     try:
         with ThreadPoolExecutor() as clients:
-            started = list(clients.map(start, ["dog", "cat", "bird"]))
-        assert len([name for name in started if name]) == 1
+            statuses = list(clients.map(start, ["dog", "cat", "bird"]))
+        assert sorted(status.value for status in statuses) == ["queued", "queued", "running"]
+        assert len(jobs.queue()) == 2 and jobs.running().name not in jobs.queue()
     finally:
+        for name in jobs.queue():
+            jobs.delete(name)
         jobs.kill()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from hra_diffusion.errors import HRAError
 from hra_diffusion.formats.reading import check_regular, reading
 from hra_diffusion.formats.run_folder import SHEET, TABLE
+from hra_diffusion.studio.engine.job_queue import queue_time
 from hra_diffusion.studio.engine.processes import PROCESS, running_process
 from hra_diffusion.studio.engine.training_job import read_settings
 from hra_diffusion.training.config import DreamBoothConfig
@@ -27,6 +28,7 @@ _KILLED = (
 class Status(Enum):
     """The status of a job."""
 
+    QUEUED = "queued"
     RUNNING = "running"
     FINISHED = "finished"
     STOPPED = "stopped"
@@ -122,6 +124,8 @@ def read_job(name: str, folder: Path) -> Job:
 def _status(folder: Path, step: int, total_steps: int) -> tuple[Status, str | None]:
     if running_process(folder):
         return Status.RUNNING, None
+    if queue_time(folder) is not None:
+        return Status.QUEUED, None
     if step >= total_steps and (folder / "adapter").is_dir():
         return Status.FINISHED, None
     file = folder / OUTPUT

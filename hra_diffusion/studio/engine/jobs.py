@@ -6,10 +6,12 @@ The folder holds the complete state of a job: a reopened page or a restarted stu
     ├── images/, job.toml          images and settings
     ├── process.json, output.txt   the process and its output
     ├── stop.txt                   after a request to stop
+    ├── queued.json                while it is in the queue
     └── …                          the output folder of ``hra-diffusion train``
 """
 
 import json
+import logging
 import subprocess
 import threading
 import time
@@ -17,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from hra_diffusion.errors import BusyError, ConfigError
+from hra_diffusion.errors import BusyError, ConfigError, OutputError
 from hra_diffusion.formats.files import remove_folder, replacing, sync, write_file, writing
 from hra_diffusion.studio.engine.job import (
     OUTPUT,
@@ -28,6 +30,8 @@ from hra_diffusion.studio.engine.job import (
     read_job,
     start_time,
 )
+from hra_diffusion.studio.engine.job_cache import JobCache
+from hra_diffusion.studio.engine.job_queue import QueueWatcher, add_to_queue, queue_time, remove_from_queue
 from hra_diffusion.studio.engine.job_settings import moved_settings
 from hra_diffusion.studio.engine.library import check_name
 from hra_diffusion.studio.engine.processes import (
@@ -43,23 +47,31 @@ from hra_diffusion.studio.engine.training_job import TrainingJob, check_setting_
 from hra_diffusion.text import is_utf8
 from hra_diffusion.training.config import DreamBoothConfig
 
+logger = logging.getLogger(__name__)
+
 
 class TrainingJobs:
-    """The jobs of a folder; at most one is running."""
+    """The jobs of a folder; at most one is running, the others wait in a queue."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._starting = threading.Lock()
+        self._cache = JobCache()
+        self._queue = QueueWatcher(self._start_next)
 
     def all(self) -> list[Job]:
         """Return all jobs, the most recently started first; those with damaged files are unreadable."""
-        folders = sorted(self._folders().items(), key=lambda item: start_time(item[1]), reverse=True)
-        return [read_job(name, folder) for name, folder in folders]
+        return [self._cache.read(name, folder) for name, folder in self._newest_first()]
 
     def names(self) -> list[str]:
-        """Return the names of all jobs, in no order."""
-        return list(self._folders())
+        """Return the names of all jobs, the most recently started first."""
+        return [name for name, _ in self._newest_first()]
+
+    def queue(self) -> list[str]:
+        """Return the names of the queued jobs, the next one first."""
+        times = {name: time for name, folder in self._folders().items() if (time := queue_time(folder)) is not None}
+        return sorted(times, key=lambda name: times[name])
 
     def get(self, name: str) -> Job:
         """Return a job by name.
@@ -72,6 +84,9 @@ class TrainingJobs:
             raise ConfigError(f"There is no training job named {str(name)[:80]!r}.")
         return read_job(name, folders[name])
 
+    def _newest_first(self) -> list[tuple[str, Path]]:
+        return sorted(self._folders().items(), key=lambda item: start_time(item[1]), reverse=True)
+
     def _folders(self) -> dict[str, Path]:
         """Return the folders of all jobs by name; other characters than UTF-8's are escaped."""
         for child in self._children.values():
@@ -81,53 +96,57 @@ class TrainingJobs:
 
     def running(self) -> Job | None:
         """Return the running job, or None."""
-        return next((job for job in self.all() if job.status is Status.RUNNING), None)
+        jobs = (read_job(name, folder) for name, folder in self._folders().items() if running_process(folder))
+        return next((job for job in jobs if job.status is Status.RUNNING), None)
+
+    def watch_queue(self) -> None:
+        """Start the queued jobs one after the other, in a thread."""
+        self._queue.watch()
 
     def start(self, job: TrainingJob, base: str, default: DreamBoothConfig) -> Job:
-        """Start a job.
+        """Start a job, or add it to the queue while another job is running.
 
         Raises:
-            BusyError: another job is running.
             ConfigError: the name is taken, or a setting is invalid.
             ImageError: an image cannot be read or cropped.
             OutputError: the files cannot be written, or the process cannot be started.
         """
         folder = self.folder.absolute() / check_name(job.name)
         with self._starting:
-            self._check_none_running()
             if folder.exists():
                 raise SettingError("name", f"{job.name!r} is taken by a training job: choose another name.")
             with replacing(folder) as new:
                 job.write(new, job.config(base, default, folder))
             try:
-                self._launch(folder)
+                self._launch_or_queue(folder)
             except BaseException:
                 remove_folder(folder)
                 raise
         return self.get(folder.name)
 
     def resume(self, name: str) -> Job:
-        """Resume a stopped or failed job, from its last checkpoint or from the start.
+        """Resume a stopped or failed job, from its last checkpoint or from the start; queued as in `start`.
 
         Raises:
-            BusyError: this or another job is running.
-            ConfigError: the name is unknown, or the job is finished.
+            ConfigError: the name is unknown, or the job is running, queued or finished.
         """
         with self._starting:
-            self._check_none_running()
             job = self.get(name)
             if not job.resumable:
                 raise ConfigError(f"The training job {name!r} is {job.status.value}: start a new one.")
-            self._launch(job.folder.absolute(), "--resume_from_checkpoint", "latest")
+            self._launch_or_queue(job.folder.absolute())
         return self.get(name)
 
     def stop(self, name: str) -> None:
-        """Stop a job after the current step, with a checkpoint.
+        """Stop a job after the current step, with a checkpoint, or remove it from the queue.
 
         Raises:
             ConfigError: the name is unknown.
         """
-        folder = self.get(name).folder
+        with self._starting:
+            folder = self.get(name).folder
+            if remove_from_queue(folder):
+                (folder / STOP).touch()
         if process := running_process(folder):
             (folder / STOP).touch()
             request_checkpoint(process)
@@ -203,11 +222,25 @@ class TrainingJobs:
             raise BusyError(f"The training job {name!r} is running: stop it first.")
         return folder
 
-    def _check_none_running(self) -> None:
-        if running := self.running():
-            raise BusyError(
-                f"The training job {running.name!r} is running ({running.phase}): stop it, or wait for its end."
-            )
+    def _launch_or_queue(self, folder: Path) -> None:
+        if not (self.running() or self.queue()):
+            return self._launch(folder, *_resume_flags(folder))
+        (folder / STOP).unlink(missing_ok=True)
+        add_to_queue(folder)
+        return self._queue.watch()
+
+    def _start_next(self) -> bool:
+        """Start the next job of the queue unless one is running; return whether the queue has a job."""
+        with self._starting:
+            queue = self.queue()
+            if queue and not self.running():
+                folder = self._folders()[queue[0]].absolute()
+                remove_from_queue(folder)
+                try:
+                    self._launch(folder, *_resume_flags(folder))
+                except OutputError as error:  # the job has failed, and can be resumed
+                    logger.warning("The training job %r is not started: %s", queue[0], error)
+            return bool(queue)
 
     def _launch(self, folder: Path, *flags: str) -> None:
         (folder / STOP).unlink(missing_ok=True)
@@ -228,3 +261,8 @@ class TrainingJobs:
             child.kill()
             child.wait()
             raise
+
+
+def _resume_flags(folder: Path) -> tuple[str, ...]:
+    """Return the flags that resume a job; none for one that has never started."""
+    return ("--resume_from_checkpoint", "latest") if (folder / PROCESS).exists() else ()

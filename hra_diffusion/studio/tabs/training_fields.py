@@ -23,7 +23,7 @@ NUMBERS = {
     "validations": "validation_steps: validations in the job; 0 for none",
     "inference_steps": "num_inference_steps of validation images",
 }
-"""Help of a preset's numbers, with the command line's names. An empty number field would send 0: they are text boxes."""
+"""Help of a preset's numbers, with the command line's names. They are text boxes: an empty number field sends 0."""
 ADVANCED = {
     "learning_rate": "learning_rate: rotation of a layer in one step, in radians",
     "resolution": "resolution: side of the training images in pixels",
