@@ -64,15 +64,15 @@ class Method:
     penalty: float = 0.0
 
 
-def methods(rank: int) -> dict[str, Method]:
-    """Return the methods by name: the rows of the table."""
+def methods(rank: int, seed: int = 0) -> dict[str, Method]:
+    """Return the methods by name, the rows of the tables; the seed is that of their first weights."""
 
     def hra(model: nn.Module, targets: Sequence[str], **settings: Any) -> nn.Module:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         return HRAModel(model, HRAConfig(r=rank, target_modules=targets, **settings), generator=generator)
 
     def peft(kind: Callable[..., Any], model: nn.Module, targets: Sequence[str], **settings: Any) -> nn.Module:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         return get_peft_model(model, kind(target_modules=list(targets), **settings))
 
     def full(model: nn.Module, targets: Sequence[str]) -> nn.Module:
@@ -88,8 +88,10 @@ def methods(rank: int) -> dict[str, Method]:
         "HRA, λ = 0": Method(adapt=hra),
         "HRA, λ = 1e-3": Method(adapt=hra, penalty=1e-3),
         "HRA, anchored Gram–Schmidt": Method(adapt=partial(hra, apply_GS=True)),
+        "HRA with magnitudes": Method(adapt=partial(hra, use_magnitude=True)),
         "LoRA, same rank": Method(adapt=partial(peft, LoraConfig, r=rank, lora_alpha=rank)),
         "LoRA, same parameters": Method(adapt=lora_of_equal_size),
+        "DoRA, same rank": Method(adapt=partial(peft, LoraConfig, r=rank, lora_alpha=rank, use_dora=True)),
         "OFT": Method(adapt=partial(peft, OFTConfig, r=0, oft_block_size=rank)),
         "full fine-tuning": Method(adapt=full),
     }
@@ -203,6 +205,17 @@ def train_method(
     run: Run, method: Method, rate: float, options: argparse.Namespace
 ) -> tuple[dict[str, nn.Module], nn.Module, float]:
     """Train a method instead of the run's adapter; return its components, its loss, and the time in seconds."""
+    components, trainer = make_trainer(run, method, rate, options)
+    duration = seconds(lambda: [None for _ in trainer.steps(options.steps)])
+    for component in components.values():
+        component.eval()
+    return components, trainer.loss, duration
+
+
+def make_trainer(
+    run: Run, method: Method, rate: float, options: argparse.Namespace
+) -> tuple[dict[str, nn.Module], Trainer]:
+    """Replace the run's adapter by a method; return the adapted components and their trainer."""
     batch_at = run.start().trainer.batch_at
     targets = {name: component.peft_config["default"].target_modules for name, component in _hra(run).items()}
     components: dict[str, nn.Module] = {}
@@ -222,10 +235,7 @@ def train_method(
         batch_at=batch_at,
         max_grad_norm=run.config.optimizer.max_grad_norm,
     )
-    duration = seconds(lambda: [None for _ in trainer.steps(options.steps)])
-    for component in components.values():
-        component.eval()
-    return components, loss, duration
+    return components, trainer
 
 
 def scores_of(generations: Generations, subject: str) -> dict[str, float]:
