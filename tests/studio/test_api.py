@@ -394,7 +394,7 @@ def giant(side: int) -> bytes:
         ({"steps": "abc"}, "steps must be a whole number; found 'abc'"),
         ({"seed": 1.5, "new_seed": False}, "seed must be a whole number; found '1.5'"),
         ({"prompt": ["a"]}, "prompt must be a text"),
-        ({"scheduler": "Heun"}, "no scheduler 'Heun'"),
+        ({"scheduler": "Restart"}, "no scheduler 'Restart'"),
         ({"combine": "sum"}, "combine is 'sum'"),
         ({"image": b"no image"}, "it.png is no image"),
         ({"image": giant(30_000)}, r"it\.png .*pixels"),

@@ -157,6 +157,12 @@ def test_a_grid_displays_its_seed_and_its_file_contains_the_settings(tab, sessio
     assert request.adapters[0].name == "amber"
     with Image.open(download.value.path()) as image:
         assert image.width > 64
+    tab.locator("#grid button[data-image]").first.click()  # the cell at strength 0
+    tab.locator("#cell-image img").wait_for()
+    tab.locator("#use-cell").click()
+    tab.locator("#prompt textarea").wait_for()
+    assert tab.locator("#prompt textarea").input_value() == "a cat"
+    assert tab.locator("#adapters output").inner_text() == "0.00"
 
 
 @pytest.mark.parametrize("width", [1280, 400])

@@ -96,7 +96,7 @@ def test_settings_in_common_with_a1111_are_read_from_its_png(tmp_path):
     assert (request.prompt, request.negative_prompt) == ("a cat,\non grass", "ugly")
     assert (request.steps, request.guidance_scale, request.seed) == (20, 7.0, 965400086)
     assert (request.width, request.height, request.clip_skip) == (512, 768, 1)
-    assert request.prompt_syntax == "a1111"
+    assert (request.prompt_syntax, request.scheduler) == ("a1111", "DPM++ 2M Karras")
 
 
 @given(st.text())
@@ -201,12 +201,31 @@ def test_a_grid_varies_two_settings_of_a_request():
     assert [row[0].adapters for row in plain.rows] == [(), (AdapterUse(name="lion", strength=0.5),)]
 
 
+def test_the_axes_of_a_grid_are_settings_and_checkpoints():
+    request = GenerateRequest(prompt="a cat", adapters=(AdapterUse(name="tiger", strength=0.7),))
+    grid = Grid.from_request(request, Axis.parse("steps", "5, 20"), Axis.parse("guidance", "4, 7.5"))
+    assert [[(cell.steps, cell.guidance_scale) for cell in row] for row in grid.rows] == [
+        [(5, 4.0), (20, 4.0)],
+        [(5, 7.5), (20, 7.5)],
+    ]
+    assert grid.labels(grid.x) == ["steps 5", "steps 20"]
+    grid = Grid.from_request(request, Axis.parse("scheduler", "DDIM, Euler a"), Axis.parse("checkpoint", "50, final"))
+    assert [[(cell.scheduler, cell.adapters[0]) for cell in row] for row in grid.rows] == [
+        [(name, AdapterUse(name=adapter, strength=0.7)) for name in ("DDIM", "Euler a")]
+        for adapter in ("tiger/checkpoint-50", "tiger")
+    ]
+    grid = Grid.from_request(request, Axis.parse("checkpoint", "50"), Axis.parse("adapter", "none, lion"))
+    assert [row[0].adapters for row in grid.rows] == [(), (AdapterUse(name="lion/checkpoint-50", strength=0.7),)]
+
+
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
         (("seed", "1"), ("seed", "2"), "both axes|Both axes"),
         (("seed", ""), ("strength", "1"), "1 to 12"),
         (("seed", "x"), ("strength", "1"), "seed"),
+        (("steps", "0"), ("strength", "1"), "steps is 0"),
+        (("guidance", "31"), ("strength", "1"), "guidance_scale is 31"),
         (("height", "1"), ("strength", "1"), "axis"),
         (("seed", "1,2,3,4,5,6,7,8,9"), ("prompt", "a\nb\nc\nd\ne\nf\ng\nh"), "64"),
     ],
@@ -214,3 +233,8 @@ def test_a_grid_varies_two_settings_of_a_request():
 def test_an_invalid_grid_is_refused_before_the_first_image(x, y, message):
     with pytest.raises(ConfigError, match=message):
         Grid.from_request(GenerateRequest(adapters=(AdapterUse(name="a"),)), Axis.parse(*x), Axis.parse(*y))
+
+
+def test_a_checkpoint_axis_needs_an_adapter():
+    with pytest.raises(ConfigError, match="A checkpoint axis needs an adapter"):
+        Grid.from_request(GenerateRequest(), Axis.parse("checkpoint", "50"), Axis.parse("seed", "1"))

@@ -54,7 +54,8 @@ def _grid(
 ) -> tuple[str, int]:
     """Generate a grid of two settings. Returns the labeled sheet, and the seed of the cells without one of their own.
 
-    The axes are strength, adapter, seed and prompt. Values are separated by commas, prompts by lines.
+    The axes are strength, adapter, checkpoint, prompt, seed, steps, guidance and scheduler. Values are separated by
+    commas, prompts by lines.
     """
     grid = Grid.from_request(request, Axis.parse(x_axis, x_values), Axis.parse(y_axis, y_values))
     images = [event.image for event in session.generate_grid(grid, client) if isinstance(event, SavedImage)]

@@ -29,6 +29,7 @@ def with_named_adapters(request: GenerateRequest, library: Library, base: str) -
         entries |= {entry.name: entry for entry in library.entries() if entry.base == base and not entry.annotator}
         strengths = {name: 1.0 for name, entry in entries.items() if not entry.annotator}
     text = plain_text(request.prompt, request.prompt_syntax)
-    named = adapters_of_prompt([entries[name].folder for name in strengths], text) if strengths else {}
-    uses = [AdapterUse(name=folder.name, strength=strengths[folder.name]) for folder in named]
+    names = {entries[name].folder: name for name in strengths}
+    named = adapters_of_prompt(list(names), text) if strengths else {}
+    uses = [AdapterUse(name=names[folder], strength=strengths[names[folder]]) for folder in named]
     return replace(request, adapters=(*uses, *controls), bind="none")

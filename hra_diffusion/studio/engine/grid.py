@@ -7,10 +7,16 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contact_sheet import contact_sheet
+from hra_diffusion.studio.engine.library import CHECKPOINT
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 
-AXES = ("strength", "adapter", "seed", "prompt")
+_SETTINGS = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale", "scheduler": "scheduler"}
+"""Axes of a single setting, with its name."""
+AXES = ("strength", "adapter", "checkpoint", "prompt", *_SETTINGS)
 NO_ADAPTER = "none"
+FINAL = "final"
+_ORDER = ("adapter", "checkpoint")
+"""Axes that are applied before all others: their strength may follow."""
 MAX_VALUES, MAX_CELLS = 12, 64
 _MAX_LABEL = 200
 """Characters of a label: drawing a prompt of 100,000 takes seconds."""
@@ -20,8 +26,9 @@ _MAX_LABEL = 200
 class Axis:
     """A setting and its values, as texts.
 
-    strength: of all adapters; adapter: a single one, or "none", at the first strength; seed; prompt: {prompt} stands
-    for the prompt of the request.
+    strength: of all adapters; adapter: a single one, or "none", at the first strength; checkpoint: steps of the first
+    adapter's training job, or "final"; prompt: {prompt} stands for the prompt of the request; seed, steps, guidance and
+    scheduler: settings of the request.
     """
 
     kind: str
@@ -55,10 +62,15 @@ class Axis:
             strength = request.adapters[0].strength if request.adapters else 1.0
             uses = () if value == NO_ADAPTER else (AdapterUse(name=value, strength=strength),)
             return replace(request, adapters=uses)
-        if self.kind == "seed":
-            return GenerateRequest.from_json(request.to_json() | {"seed": value})
+        if self.kind in _SETTINGS:
+            return GenerateRequest.from_json(request.to_json() | {_SETTINGS[self.kind]: value})
         if not request.adapters:
-            raise ConfigError("A strength axis needs an adapter: choose one under Generate.")
+            raise ConfigError(f"A {self.kind} axis needs an adapter: choose one under Generate.")
+        if self.kind == "checkpoint":
+            first, *others = request.adapters
+            job = first.name.partition(CHECKPOINT)[0]
+            name = job if value == FINAL else f"{job}{CHECKPOINT}{value}"
+            return replace(request, adapters=(replace(first, name=name), *others))
         uses = [{"name": use.name, "strength": value} for use in request.adapters]
         return GenerateRequest.from_json(request.to_json() | {"adapters": uses})
 
@@ -82,11 +94,11 @@ class Grid:
             raise ConfigError(f"Both axes are {x.kind}: choose two different ones.")
         if len(x.values) * len(y.values) > MAX_CELLS:
             raise ConfigError(f"{len(x.values)} × {len(y.values)} are more than {MAX_CELLS} cells: give fewer values.")
-        first, second = sorted((x, y), key=lambda axis: axis.kind != "adapter")  # before its strength
+        first, second = sorted((x, y), key=lambda axis: _ORDER.index(axis.kind) if axis.kind in _ORDER else len(_ORDER))
         cells: dict[tuple[str, str], GenerateRequest] = {}
         for one in first.values:
             for other in second.values:
-                plain = first.kind == "adapter" and one == NO_ADAPTER and second.kind == "strength"
+                plain = first.kind == "adapter" and one == NO_ADAPTER and second.kind in ("strength", "checkpoint")
                 chosen = first.apply(replace(request, count=1), one)
                 cell = (one, other) if first is x else (other, one)
                 cells[cell] = chosen if plain else second.apply(chosen, other)
@@ -95,7 +107,8 @@ class Grid:
 
     def labels(self, axis: Axis) -> list[str]:
         """Return the labels of the columns or rows, the starts of long ones."""
-        labels = [value if axis.kind in ("prompt", "adapter") else f"{axis.kind} {value}" for value in axis.values]
+        plain = ("prompt", "adapter", "scheduler")
+        labels = [value if axis.kind in plain else f"{axis.kind} {value}" for value in axis.values]
         return [label if len(label) <= _MAX_LABEL else f"{label[:_MAX_LABEL]}…" for label in labels]
 
     def compose(self, images: Sequence[Image.Image]) -> Image.Image:

@@ -8,7 +8,8 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
 from hra_diffusion.text import is_utf8, printable
+from hra_diffusion.training.outputs.checkpoint import checkpoints
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
 THUMBNAILS = ("thumbnail.png", SHEET)
+CHECKPOINT = "/checkpoint-"
+"""Between a training job and a number of steps, the name of the adapter in a checkpoint."""
 EXTRA_FILES = ("config.toml", BASE_FILE, TABLE, METRICS, *THUMBNAILS)
 """Files beside the adapter, from a run or an archive."""
 
@@ -69,11 +73,17 @@ class Entry:
 
 
 class Library:
-    """The adapters of the studio's folder and the project's; the studio's hide the project's of the same name."""
+    """The adapters of the studio's folder and the project's; the studio's hide the project's of the same name.
 
-    def __init__(self, folder: Path, built_in: Path | None = None) -> None:
+    Args:
+        folder: the studio's adapters.
+        built_in: the project's adapters.
+        runs: training jobs, whose checkpoints are adapters by the name of ``tiger/checkpoint-100``.
+    """
+
+    def __init__(self, folder: Path, built_in: Path | None = None, runs: Path | None = None) -> None:
         self.folder = folder
-        self.built_in = built_in
+        self.built_in, self.runs = built_in, runs
         self._warned: set[Path] = set()
 
     def entries(self) -> list[Entry]:
@@ -83,16 +93,24 @@ class Library:
         return [entries[name] for name in sorted(entries, key=str.casefold)]
 
     def entry(self, name: str) -> Entry:
-        """Return an adapter by name.
+        """Return an adapter by name, or the adapter in a training job's checkpoint.
 
         Raises:
+            AdapterFileError: the checkpoint's adapter is damaged.
             ConfigError: the name is unknown.
         """
+        if isinstance(name, str) and CHECKPOINT in name:
+            return self._checkpoint(name)
         entries = {entry.name: entry for entry in self.entries()}
         if not isinstance(name, str) or name not in entries:
             known = ", ".join(entries) or "none"
             raise ConfigError(f"There is no adapter named {str(name)[:80]!r} in the library; known are: {known}.")
         return entries[name]
+
+    def find(self, name: str) -> Entry | None:
+        """Return an adapter by name, or None."""
+        with suppress(HRAError):
+            return self.entry(name)
 
     def rename(self, name: str, new_name: str) -> str:
         """Rename an adapter of the studio and return the new name.
@@ -184,8 +202,25 @@ class Library:
         """
         write_file(self._editable(name).folder / THUMBNAILS[0], lambda path: shutil.copyfile(image, path))
 
+    def checkpoint_steps(self, job: str) -> list[str]:
+        """Return the steps of a training job's checkpoints; empty without such a job."""
+        run = self.runs / check_name(job) if self.runs else None
+        return [path.name.rpartition("-")[2] for path in checkpoints(run)] if run else []
+
+    def _checkpoint(self, name: str) -> Entry:
+        """Return the adapter in a checkpoint."""
+        job, _, step = name.rpartition(CHECKPOINT)
+        steps = self.checkpoint_steps(job)
+        if not self.runs or step not in steps:
+            known = ", ".join(steps) or "none"
+            raise ConfigError(f"The training job {job!r} has no checkpoint {step[:80]!r}; known are: {known}.")
+        folder = self.runs / check_name(job) / f"checkpoint-{step}" / "adapter"
+        return replace(read_entry(folder, built_in=True), name=name)
+
     def _editable(self, name: str) -> Entry:
         entry = self.entry(name)
+        if CHECKPOINT in name:
+            raise ConfigError(f"{name!r} is a checkpoint of a training job: it can be used, but not changed.")
         if entry.built_in:
             raise ConfigError(f"{name!r} comes with the project: it can be used and exported, but not changed.")
         return entry

@@ -7,6 +7,7 @@ Steps: 25, Sampler: DDIM, CFG scale: 7.5, Seed: 1, Size: 512x512, Model: …, HR
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.studio.engine.base import Base
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.requests import MAX_PROMPT, MODEL_SCHEDULER, GenerateRequest
-from hra_diffusion.studio.engine.schedulers import check_scheduler
+from hra_diffusion.studio.engine.schedulers import check_scheduler, scheduler_of_a1111
 
 REQUEST_KEY, A1111_KEY = "hra_diffusion", "parameters"
 _NEGATIVE = "Negative prompt: "
@@ -91,7 +92,14 @@ def restore_request(
     Raises:
         ImageError: the file is no PNG, or has no settings.
     """
-    values, changes = _settings(path), []
+    return restore_settings(_settings(path), base, library, default)
+
+
+def restore_settings(
+    settings: Mapping[str, Any], base: Base, library: Library, default: GenerateRequest
+) -> tuple[GenerateRequest, list[str]]:
+    """Make a request of the settings of a PNG or of a preset: see `restore_request`."""
+    values, changes = dict(settings), []
     if "prompt_syntax" not in values and base.text_encoders > 1:  # A1111, which skips no layers of SDXL
         values.pop("clip_skip", None)
     for name in [field.name for field in fields(GenerateRequest) if field.name in values]:
@@ -108,10 +116,10 @@ def restore_request(
         if side != getattr(request, name):
             changes.append(f"{name} is {getattr(request, name)}: taken as {side}, the nearest size of this model.")
             request = replace(request, **{name: side})
-    entries = {entry.name: entry for entry in library.entries()}
-    known = tuple(use for use in request.adapters if use.name in entries)
+    entries = {use: entry for use in request.adapters if (entry := library.find(use.name))}
+    known = tuple(use for use in request.adapters if use in entries)
     changes += [f"{use.name!r} is not in the library: left out." for use in request.adapters if use not in known]
-    has_control = any(entries[use.name].annotator for use in known)
+    has_control = any(entry.annotator for entry in entries.values())
     return replace(request, adapters=known, condition=request.condition if has_control else None), changes
 
 
@@ -148,6 +156,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
     values |= {name: settings[label].strip() for label, name in _FIELDS.items() if label in settings}
     if size := re.fullmatch(r"(\d+)x(\d+)", settings.get("Size", "")):
         values |= {"width": size[1], "height": size[2]}
+    if scheduler := scheduler_of_a1111(settings.get("Sampler", ""), settings.get("Schedule type", "")):
+        values["scheduler"] = scheduler
     if layers := re.fullmatch(r"\s*(\d{1,3})\s*", settings.get("Clip skip", "")):
         values["clip_skip"] = max(0, int(layers[1]) - 1)  # A1111 counts from the last layer, 1
     return values

@@ -122,7 +122,7 @@ class ModelWorker:
             ModelError: the model cannot be loaded.
             HRAError: the request cannot be generated.
         """
-        self._check(request)
+        self.check(request)
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
@@ -178,7 +178,8 @@ class ModelWorker:
         with self._admission:
             self._pending -= 1
 
-    def _check(self, request: GenerateRequest) -> None:
+    def check(self, request: GenerateRequest) -> None:
+        """Raise HRAError for a request that does not suit the model, the library or the uploads."""
         check_scheduler(request.scheduler, self.base.schedulers)
         step = self.base.multiple
         for side in (request.width, request.height):

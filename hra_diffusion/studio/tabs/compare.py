@@ -1,34 +1,40 @@
 """The Compare tab: an X/Y grid over two settings; all other settings are those of the Generate tab."""
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.events import Progress
-from hra_diffusion.studio.engine.grid import AXES, NO_ADAPTER, Axis, Grid
+from hra_diffusion.studio.engine.grid import AXES, FINAL, NO_ADAPTER, Axis, Grid
 from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.session import SavedImage, Session
-from hra_diffusion.studio.tabs.common import data_url, empty_state, model_options, note, stop_handler
+from hra_diffusion.studio.tabs.common import data_url, empty_state, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_busy
-from hra_diffusion.studio.tabs.settings import Settings, handle_request
+from hra_diffusion.studio.tabs.settings import Settings, handle_request, settings_from_request
 
+_SCRIPT = Path(__file__).parents[1] / "grid_cells.js"
 _NO_GRID = empty_state(
     "No grid yet", "Choose two settings and their values. All other settings are those of the Generate tab."
 )
 _HELP = (
     "Separate values with commas, and write one prompt per line; {prompt} stands for the prompt under Generate. "
-    f"The adapter “{NO_ADAPTER}” is the base model."
+    f"The adapter “{NO_ADAPTER}” is the base model. Checkpoints are steps of the adapter's training job, or “{FINAL}”. "
+    "Click a cell to enlarge it."
 )
 _EXAMPLE_VALUES = {
     "strength": "0, 0.5, 1, 1.5",
     "adapter": NO_ADAPTER,
     "seed": "1, 2, 3",
     "prompt": "{prompt}\n{prompt} in the snow",
+    "steps": "10, 25, 50",
+    "guidance": "4, 7.5, 10",
 }
+_MAX_EXAMPLES = 4
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,12 @@ class _GridPanel:
     table: gr.HTML
     tools: gr.Row
     download: gr.DownloadButton
+    cell: gr.Column
+    """The enlarged cell, and the button that uses its settings."""
+    image: gr.Image
+    use_settings: gr.Button
+    selected: gr.State
+    """Name of the selected cell's image."""
 
 
 def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None:
@@ -57,19 +69,53 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
         "Generating…",
         handle_request(session, _generate_grid, "x_axis", "x_values", "y_axis", "y_values"),
         [*settings.components, *axes],
-        [panel.table, panel.download, panel.tools],
+        [panel.table, panel.download, panel.tools, panel.cell],
         **model_options(session),
     )
     listen(panel.stop.click, stop_handler(session), queue=False)
     listen(tab.select, _shared_settings, [settings.prompt, settings.adapters], panel.prompt, queue=False)
 
-    def example_values(kind: str) -> str:
-        if kind == "adapter":
-            return ", ".join([NO_ADAPTER, *(entry.name for entry in session.library.entries()[:4])])
-        return _EXAMPLE_VALUES[kind if kind in _EXAMPLE_VALUES else "seed"]
+    def example_values(kind: str, adapters: list[dict[str, Any]] | None) -> str:
+        return _example_values(session, kind, adapters)
 
     for axis, values in ((panel.x_axis, panel.x_values), (panel.y_axis, panel.y_values)):
-        listen(axis.input, example_values, axis, values, queue=False)
+        listen(axis.input, example_values, [axis, settings.adapters], values, queue=False)
+    _connect_cells(session, settings, panel)
+
+
+def _connect_cells(session: Session, settings: Settings, panel: _GridPanel) -> None:
+    """Enlarge a cell on a click, and load its settings into the Generate tab."""
+
+    def enlarge(event: gr.EventData) -> tuple[Any, str, Any]:
+        name = str(event._data.get("image"))
+        path = session.find_image(name)
+        if path is None:
+            raise ConfigError("This image is not in the studio any more.")
+        return served_copy(session, path), name, gr.update(visible=True)
+
+    def use_settings(name: str | None) -> list[Any]:
+        path = session.find_image(name or "")
+        request, changes = session.restore(path and str(path))
+        for change in changes:
+            gr.Warning(html.escape(change, quote=False))
+        return settings_from_request(session, request)
+
+    listen(panel.table.cell, enlarge, None, [panel.image, panel.selected, panel.cell], queue=False)
+    used = listen(panel.use_settings.click, use_settings, panel.selected, settings.components)
+    listen(used.success, None, js="() => { document.querySelector('#tabs button[role=tab]').click(); return []; }")
+
+
+def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] | None) -> str:
+    """Return values to start from, with the adapters, checkpoints and schedulers that there are."""
+    if kind == "adapter":
+        return ", ".join([NO_ADAPTER, *(entry.name for entry in session.library.entries()[:_MAX_EXAMPLES])])
+    if kind == "scheduler":
+        return ", ".join(session.worker.base.schedulers[: _MAX_EXAMPLES + 1])
+    if kind == "checkpoint":
+        uses = parse_adapter_uses(adapters or [])
+        steps = session.library.checkpoint_steps(uses[0].name) if uses else []
+        return ", ".join([*steps[-_MAX_EXAMPLES:], FINAL])
+    return _EXAMPLE_VALUES.get(kind, _EXAMPLE_VALUES["seed"])
 
 
 def _grid_panel(session: Session) -> _GridPanel:
@@ -89,10 +135,22 @@ def _grid_panel(session: Session) -> _GridPanel:
                 generate = gr.Button("Generate grid", variant="primary", elem_id="generate-grid", scale=3)
                 stop = gr.Button("Stop", elem_id="stop-grid", scale=1, min_width=90)
         with gr.Column(scale=8, min_width=320, elem_classes="results"):
-            table = gr.HTML(_NO_GRID, label="grid", elem_id="grid")
+            table = gr.HTML(_NO_GRID, label="grid", elem_id="grid", js_on_load=_SCRIPT.read_text(encoding="utf-8"))
             with gr.Row(visible=False, elem_classes="tools") as tools:
                 download = gr.DownloadButton("Download the grid", elem_id="download-grid", size="md")
-    return _GridPanel(prompt, x_axis, x_values, y_axis, y_values, generate, stop, table, tools, download)
+            with gr.Column(visible=False, elem_id="grid-cell") as cell:
+                image = gr.Image(
+                    label="Cell",
+                    type="filepath",
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],
+                    elem_id="cell-image",
+                )
+                use_settings = gr.Button("Use settings", size="sm", elem_id="use-cell")
+    selected = gr.State(None)
+    grid = (x_axis, x_values, y_axis, y_values, generate, stop, table, tools, download)
+    return _GridPanel(prompt, *grid, cell, image, use_settings, selected)
 
 
 def _generate_grid(
@@ -100,21 +158,22 @@ def _generate_grid(
 ) -> Iterator[Any]:
     """Generate a grid. Returns its HTML, and the labeled grid as an image file."""
     grid = Grid.from_request(request, Axis.parse(x_axis, x_values), Axis.parse(y_axis, y_values))
-    images: list[Image.Image] = []
+    cells: list[SavedImage] = []
     thumbnails: list[str] = []
     seed = "" if "seed" in (x_axis, y_axis) else note(f"Seed {request.seed}")
-    yield seed + _table(grid, thumbnails), gr.skip(), gr.update(visible=False)
+    hidden = gr.update(visible=False)
+    yield seed + _table(grid, cells, thumbnails), gr.skip(), hidden, hidden
     for event in session.generate_grid(grid, client):
         if isinstance(event, SavedImage):
-            images.append(event.image)
+            cells.append(event)
             thumbnails.append(data_url(event.image))
         preview = data_url(event.preview) if isinstance(event, Progress) else None
-        yield seed + _table(grid, thumbnails, preview), gr.skip(), gr.skip()
-    if len(images) < sum(map(len, grid.rows)):
-        yield note("Stopped.") + _table(grid, thumbnails), gr.skip(), gr.skip()
+        yield seed + _table(grid, cells, thumbnails, preview), gr.skip(), gr.skip(), gr.skip()
+    if len(cells) < sum(map(len, grid.rows)):
+        yield note("Stopped.") + _table(grid, cells, thumbnails), gr.skip(), gr.skip(), gr.skip()
         return
-    path = session.save_grid(grid.compose(images), request)
-    yield seed + _table(grid, thumbnails), str(path), gr.update(visible=True)
+    path = session.save_grid(grid.compose([cell.image for cell in cells]), request)
+    yield seed + _table(grid, cells, thumbnails), str(path), gr.update(visible=True), gr.skip()
 
 
 def _shared_settings(prompt: str, adapters: list[dict[str, Any]] | None) -> str:
@@ -125,7 +184,7 @@ def _shared_settings(prompt: str, adapters: list[dict[str, Any]] | None) -> str:
     return line if adapters else line + warning
 
 
-def _table(grid: Grid, thumbnails: list[str], preview: str | None = None) -> str:
+def _table(grid: Grid, saved: Sequence[SavedImage], thumbnails: list[str], preview: str | None = None) -> str:
     """Return the HTML of a grid: finished cells, the preview of the current cell, and empty cells."""
     columns = grid.labels(grid.x)
     head = "".join(f'<th scope="col">{html.escape(label[:80])}</th>' for label in columns)
@@ -139,6 +198,9 @@ def _table(grid: Grid, thumbnails: list[str], preview: str | None = None) -> str
             label = html.escape(f"{column_label}, {row_label}"[:160], quote=True)
             current = ' class="current"' if index == len(thumbnails) else ""
             content = f'<img src="{source}" alt="{label}">' if source else "<i></i>"
+            if index < len(saved):
+                name = saved[index].path.name
+                content = f'<button type="button" data-image="{name}" aria-label="Enlarge {label}">{content}</button>'
             cells.append(f"<td{current}>{content}</td>")
         rows.append(f'<tr><th scope="row">{html.escape(row_label[:120])}</th>{"".join(cells)}</tr>')
     status = f'<p class="note" role="status">{len(thumbnails)} of {len(grid.rows) * len(columns)} images</p>'
