@@ -13,9 +13,10 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.masks import MaskedRows
 from hra_diffusion.adapter.merging import merge_layers
-from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture
+from hra_diffusion.adapter.mixture import ActiveAdapters, Mixture, ModelMixture, mixture_in
 from hra_diffusion.adapter.passes import factor_in_graph, factor_together, leave_graph
 from hra_diffusion.adapter.rows import BASE, Rows
+from hra_diffusion.adapter.strengths import Strength, strength_values
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.householder.recording import is_transformed
 from hra_diffusion.text import nearest
@@ -37,7 +38,7 @@ class Activation:
         self._injection = injection
         self.configs: dict[str, HRAConfig] = {}
         self.active = ActiveAdapters()
-        self.merged: Mixture = ()
+        self.merged: ModelMixture = ()
         self._in_pass = [False]
         self.hooks = [
             injection.model.register_forward_pre_hook(self._before_pass),
@@ -92,24 +93,26 @@ class Activation:
         names = list(adapter_names)
         self.check_known(*(name for name in names if name != BASE))
         strengths = self.active.strengths
-        with self.mixed(Rows([() if name == BASE else (((name, strengths[name]),),) for name in names])):
+        with self.mixed([() if name == BASE else (((name, strengths[name]),),) for name in names]):
             yield
 
     @contextmanager
-    def mixed(self, rows: Rows) -> Generator[None]:
-        """Use another mixture for each example of a batch within a `with` block; see `rows`."""
+    def mixed(self, mixtures: Sequence[ModelMixture], *, repeated: bool = False) -> Generator[None]:
+        """Use another mixture for each example of a batch within a `with` block; see `rows` and `Rows`."""
         if self.merged:
             raise ConfigError("adapter_names needs unmerged adapters: unmerge them first.")
-        names = [name for mixture in rows.mixtures for blend in mixture for name, _ in blend]
+        names = [name for mixture in mixtures for blend in mixture for name, _ in blend]
         if with_bias := [name for name in names if self.configs[name].bias != "none"]:
             raise ConfigError(f"The adapter {with_bias[0]!r} trains biases, which all rows of a batch share.")
-        wrappers = (*self._injection.layers.values(), *self._injection.copies.values())
-        for wrapper in wrappers:
-            wrapper.rows = rows
+        wrappers = {**self._injection.layers, **self._injection.copies}
+        known: dict[tuple[Mixture, ...], Rows] = {}  # layers of equal strengths share the indices of their rows
+        for name, wrapper in wrappers.items():
+            own = tuple(mixture_in(mixture, name) for mixture in mixtures)
+            wrapper.rows = known.setdefault(own, Rows(own, repeated=repeated))
         try:
             yield
         finally:
-            for wrapper in wrappers:
+            for wrapper in wrappers.values():
                 wrapper.rows = None
 
     @contextmanager
@@ -140,7 +143,7 @@ class Activation:
             for layer in self._injection.layers.values():
                 layer.rows = None
 
-    def merge(self, mixture: Mixture, **options: bool) -> None:
+    def merge(self, mixture: ModelMixture, **options: bool) -> None:
         """Merge a mixture into the original weights; see `merge_layers`."""
         merge_layers(self._injection.layers, mixture, **options)
         self.merged = mixture
@@ -159,7 +162,7 @@ class Activation:
             warnings.warn("Merged adapters are unmerged, because other adapters become active.", stacklevel=3)
             self.unmerge()
 
-    def mixture_to_merge(self, adapter_names: Sequence[str] | None) -> Mixture:
+    def mixture_to_merge(self, adapter_names: Sequence[str] | None) -> ModelMixture:
         """Return the merged mixture times further adapters, by default the active ones.
 
         Raises:
@@ -172,7 +175,7 @@ class Activation:
         if len(set(names)) < len(names):
             raise ConfigError(f"An adapter can be merged once only; found {', '.join(map(repr, names))}.")
         in_layers = {layer.mixture for layer in self._injection.layers.values()}  # layers have set_adapter, too
-        active = in_layers.pop() if len(in_layers) == 1 else self.active.mixture
+        active: ModelMixture = in_layers.pop() if len(in_layers) == 1 else self.active.mixture
         wanted = active if adapter_names is None else self.active.product(names)
         already = self.merged_names
         if any(name in already for blend in wanted for name, _ in blend):
@@ -247,16 +250,17 @@ class Activation:
             self._in_pass[0] = False
 
 
-def check_strength(adapter_name: str, strength: float, config: HRAConfig) -> None:
+def check_strength(adapter_name: str, strength: Strength, config: HRAConfig) -> None:
     """Check that an adapter of these settings can have a strength.
 
     Raises:
         ConfigError: the strength is not finite, or the rank is odd and the strength is neither 0 nor 1.
     """
-    if not math.isfinite(strength):
-        raise ConfigError(f"The strength of {adapter_name!r} must be a finite number; found {strength}.")
-    if config.odd_rank and not config.apply_GS and strength not in (0, 1):
-        raise ConfigError(
-            f"The adapter {adapter_name!r} has the odd rank {config.odd_rank}: its determinant is −1, its strength can "
-            f"be 0 or 1 only; found {strength}. Train with an even rank."
-        )
+    for number in strength_values(strength):
+        if not math.isfinite(number):
+            raise ConfigError(f"The strength of {adapter_name!r} must be a finite number; found {number}.")
+        if config.odd_rank and not config.apply_GS and number not in (0, 1):
+            raise ConfigError(
+                f"The adapter {adapter_name!r} has the odd rank {config.odd_rank}: its determinant is −1, its strength "
+                f"can be 0 or 1 only; found {number}. Train with an even rank."
+            )

@@ -12,10 +12,11 @@ from hra_diffusion.adapter.config import HRAConfig
 from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.mixture import Combine
+from hra_diffusion.adapter.strengths import LayerStrengths, Strength
 from hra_diffusion.errors import ConfigError
 
 
-class Strengths(Mapping[str, float]):
+class Strengths(Mapping[str, Strength]):
     """A view of the strengths of a model's adapters.
 
     Args:
@@ -25,7 +26,7 @@ class Strengths(Mapping[str, float]):
     def __init__(self, activation: Activation) -> None:
         self._activation = activation
 
-    def __getitem__(self, adapter_name: str) -> float:
+    def __getitem__(self, adapter_name: str) -> Strength:
         return self._activation.active.strengths[adapter_name]
 
     def __iter__(self) -> Iterator[str]:
@@ -79,14 +80,14 @@ class AdapterMixin:
     def set_adapters(
         self,
         adapter_names: str | Sequence[str],
-        strengths: float | Sequence[float] = 1.0,
+        strengths: Strength | Sequence[Strength] = 1.0,
         combine: Combine = "mean",
     ) -> None:
         """Activate one or several adapters with their strengths.
 
         Args:
             adapter_names: one or several names; none for the base model.
-            strengths: one number for all adapters, or one for each.
+            strengths: one number, or one for each layer, for all adapters or for each.
             combine: "mean" for exp(Σ sᵢ log Hᵢ), independent of the order; "product" for H_first ⋯ H_last.
 
         Raises:
@@ -95,7 +96,7 @@ class AdapterMixin:
         names = one_or_several(adapter_names)
         if combine not in get_args(Combine):
             raise ConfigError(f"combine must be 'mean' or 'product'; found {combine!r}.")
-        values = (strengths,) * len(names) if isinstance(strengths, int | float) else tuple(strengths)
+        values = (strengths,) * len(names) if isinstance(strengths, int | float | LayerStrengths) else tuple(strengths)
         if len(values) != len(names):
             raise ConfigError(f"{len(names)} adapters need as many strengths; found {len(values)}.")
         if len(set(names)) < len(names):
@@ -110,7 +111,7 @@ class AdapterMixin:
         )
         self._activation.train_active()
 
-    def set_strength(self, strength: float, adapter_name: str = "default") -> None:
+    def set_strength(self, strength: Strength, adapter_name: str = "default") -> None:
         """Move an adapter along its geodesic: 0 is the base model, 1 the adapter; any real number is orthogonal.
 
         Trained biases and modules_to_save have no strength. At strengths other than 1, gradients pass through the
@@ -134,7 +135,7 @@ class AdapterMixin:
         return list(self._activation.active.names)
 
     @property
-    def strengths(self) -> Mapping[str, float]:
+    def strengths(self) -> Mapping[str, Strength]:
         """Strengths of all present adapters, active or not; a view that follows changes, like `peft_config`."""
         return Strengths(self._activation)
 

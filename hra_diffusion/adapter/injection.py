@@ -13,7 +13,7 @@ from hra_diffusion.adapter.fast_paths import FastPaths
 from hra_diffusion.adapter.initial import start_columns
 from hra_diffusion.adapter.layer import HRALayer
 from hra_diffusion.adapter.layers import wrap
-from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together, is_plain
+from hra_diffusion.adapter.mixture import ActiveAdapters, blend_together, is_plain, mixture_in
 from hra_diffusion.adapter.passes import factor_together
 from hra_diffusion.adapter.ranks import check_rank_pattern
 from hra_diffusion.adapter.state import AdapterState, check_biases, check_columns, check_magnitudes, sort_state
@@ -225,12 +225,14 @@ class Injection:
         Raises:
             ConfigError: a blend has an adapter of odd rank.
         """
-        for layer in self.layers.values():
-            layer.mixture, layer.enabled = active.mixture, active.enabled
-            layer.magnitudes.activate(active.mixture)
-            layer.is_blended = not all(is_plain(blend) for blend in active.mixture)
-        caches = [layer.blends for layer in self.layers.values()]
-        blend_together((cache, blend) for cache in caches for blend in cache.stale(active.mixture, active.mixture))
+        mixture = active.mixture
+        for name, layer in self.layers.items():
+            layer.mixture, layer.enabled = mixture_in(mixture, name), active.enabled
+            layer.magnitudes.activate(layer.mixture)
+            layer.is_blended = not all(is_plain(blend) for blend in layer.mixture)
+        layers = self.layers.values()
+        stale = [(layer.blends, layer.blends.stale(layer.mixture, layer.mixture)) for layer in layers]
+        blend_together((cache, blend) for cache, blends in stale for blend in blends)
         factor_together([layer for layer in self.layers.values() if layer.is_blended], [False])
 
     def check_copies(self, adapters: Sequence[str]) -> None:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from hra_diffusion.adapter.layer import HRALayer
-from hra_diffusion.adapter.mixture import Mixture
+from hra_diffusion.adapter.mixture import ModelMixture, mixture_in
 from hra_diffusion.errors import MergeError
 from hra_diffusion.text import shorten
 
 
 def merge_layers(
-    layers: Mapping[str, HRALayer], mixture: Mixture, *, safe_merge: bool = False, progressbar: bool = False
+    layers: Mapping[str, HRALayer], mixture: ModelMixture, *, safe_merge: bool = False, progressbar: bool = False
 ) -> None:
     """Merge a mixture into every layer that has one of its adapters, and unmerge the other layers.
 
@@ -27,7 +27,8 @@ def merge_layers(
         from tqdm import tqdm
 
         steps = tqdm(steps, desc="Merging")
-    weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixture)) is not None}
+    own = {name: mixture_in(mixture, name) for name in layers}
+    weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(own[name])) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
         raise MergeError(
@@ -36,6 +37,6 @@ def merge_layers(
         )
     for name, layer in layers.items():
         if name in weights:
-            layer.merge(weights[name], mixture)
+            layer.merge(weights[name], own[name])
         else:
             layer.unmerge()

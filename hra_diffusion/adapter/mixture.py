@@ -2,6 +2,8 @@
 
 ((("a", 1.0),), (("b", 0.5),))      H_a · H_b^½, the ordered product
 ((("a", 0.7), ("b", 0.5)),)         exp(0.7 log H_a + 0.5 log H_b), the mean
+
+Strengths can differ between the layers of a model: `mixture_in` makes the mixture of a layer of that of a model.
 """
 
 from collections import defaultdict
@@ -13,10 +15,13 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.adapter.columns import ColumnStore
+from hra_diffusion.adapter.strengths import Strength, strength_in
 from hra_diffusion.householder.geodesic import blend as blend_chains
 
 Blend = tuple[tuple[str, float], ...]
 Mixture = tuple[Blend, ...]
+ModelMixture = tuple[tuple[tuple[str, Strength], ...], ...]
+"""A mixture whose strengths may differ between layers."""
 Combine = Literal["mean", "product"]
 
 
@@ -33,18 +38,18 @@ class ActiveAdapters:
     """
 
     names: tuple[str, ...] = ()
-    strengths: Mapping[str, float] = field(default_factory=dict[str, float])
+    strengths: Mapping[str, Strength] = field(default_factory=dict[str, Strength])
     combine: Combine = "product"
     enabled: bool = True
     inference_mode: bool = False
 
     @property
-    def mixture(self) -> Mixture:
+    def mixture(self) -> ModelMixture:
         """The mixture of the active adapters."""
         parts = tuple((name, self.strengths[name]) for name in self.names)
         return (parts,) if self.combine == "mean" else tuple((part,) for part in parts)
 
-    def product(self, names: Iterable[str]) -> Mixture:
+    def product(self, names: Iterable[str]) -> ModelMixture:
         """Return the ordered product of any adapters at their strengths."""
         return tuple(((name, self.strengths[name]),) for name in names)
 
@@ -126,6 +131,11 @@ def blend_together(wanted: Iterable[tuple[BlendCache, Blend]]) -> None:
         blended = blend_chains(stacks, [strength for _, strength in batch[0][1]])
         for (cache, blend, _), columns in zip(batch, blended, strict=True):
             cache.keep(blend, columns)
+
+
+def mixture_in(mixture: ModelMixture, layer: str) -> Mixture:
+    """Return a model's mixture in a layer by its dotted name."""
+    return tuple(tuple((name, strength_in(strength, layer)) for name, strength in blend) for blend in mixture)
 
 
 def is_plain(blend: Blend) -> bool:

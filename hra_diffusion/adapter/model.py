@@ -19,6 +19,7 @@ from hra_diffusion.adapter.heads import with_heads
 from hra_diffusion.adapter.injection import Injection
 from hra_diffusion.adapter.peft_names import PeftNames
 from hra_diffusion.adapter.proxy import ModelProxy
+from hra_diffusion.adapter.strengths import Strength
 from hra_diffusion.adapter.targets import architecture_targets
 from hra_diffusion.adapter.wrapper import Wrapper
 from hra_diffusion.errors import AdapterFileError, ConfigError
@@ -291,7 +292,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         ranks = {pattern: factor * r for pattern, r in config.rank_pattern.items()}
         return replace(config, r=factor * config.r, rank_pattern=ranks, apply_GS=False)
 
-    def _activate(self, names: tuple[str, ...], strengths: Mapping[str, float]) -> None:
+    def _activate(self, names: tuple[str, ...], strengths: Mapping[str, Strength]) -> None:
         """Activate adapters after one was added or deleted, and freeze everything else."""
         self.model.requires_grad_(False)
         self._activation.change(names=names, strengths=strengths)

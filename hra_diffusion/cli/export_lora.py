@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
+from hra_diffusion.cli.strengths import STRENGTH_HELP, parse_strength
 from hra_diffusion.training.config.base import BaseConfig
 
 
@@ -21,8 +22,7 @@ class ExportConfig(BaseConfig):
     """The .safetensors file to write, or a folder for the layout peft."""
     layout: Literal["kohya", "diffusers", "peft"] = "kohya"
     """Layout of the LoRA: the names of its tensors. A1111 and ComfyUI read kohya."""
-    strength: float = 1.0
-    """Strength of the adapter: 0 is the base model, 1 the trained adapter."""
+    strength: Annotated[tuple[str, ...], tyro.conf.arg(help=STRENGTH_HELP)] = ("1",)
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Precision of the file."""
     pretrained_model_name_or_path: str | None = None
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
         base=config.pretrained_model_name_or_path,
         base_options=config.base_options,
         layout=config.layout,
-        strength=config.strength,
+        strength=parse_strength(config.strength),
         dtype=config.dtype,
         license=config.license,
         thumbnail=config.thumbnail,

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from hra_diffusion.cli.arguments import parse_settings
+from hra_diffusion.cli.strengths import STRENGTH_HELP, parse_strength
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines.prompt_weights import PromptSyntax
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
@@ -27,9 +30,14 @@ class GenerateConfig(BaseConfig, PlacementConfig):
 
     adapter: Path | None = None
     """The adapter's folder, or the output folder of its training run; with --bind also a folder of many adapters."""
-    bind: Literal["prompt"] | None = None
-    """Bind adapters to prompts: an adapter is active only if the prompt holds its trigger word (prompt), which its
-    training run has recorded. By default, the adapter is active."""
+    strength: Annotated[tuple[str, ...], tyro.conf.arg(help=STRENGTH_HELP)] = ("1",)
+    bind: Literal["prompt", "tokens", "region"] | None = None
+    """Bind adapters to their trigger word, which their training run has recorded: an adapter is active only if the
+    prompt holds it (prompt), for the tokens of this word and its noun (tokens), or for these and a region of the image
+    (region). By default, the adapter is active everywhere."""
+    masks: tuple[str, ...] = ()
+    """Regions for --bind region, ADAPTER=IMAGE for each adapter by its folder's name, white inside. By default, the
+    cross-attention to the trigger word finds them."""
     control: Path | None = None
     """Control (ControlNet): its folder, or the output folder of its training run. It needs --image."""
     image: Path | None = None
@@ -78,6 +86,11 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("There is no adapter and no control: name a folder with --adapter or --control.")
     if config.bind and config.adapter is None:
         raise ConfigError("--bind needs adapters: name a folder with --adapter.")
+    if config.masks and config.bind != "region":
+        raise ConfigError("--masks are the regions of --bind region: add it, or leave out --masks.")
+    if config.strength != GenerateConfig.strength and config.adapter is None:
+        raise ConfigError("--strength is that of adapters: name a folder with --adapter, or give --control_strength.")
+    parse_strength(config.strength)
     if (config.control is None) != (config.image is None):
         raise ConfigError("A control needs an image: give --control and --image together, or neither.")
     if config.control and not config.control.is_dir():
@@ -102,19 +115,23 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     # these import torch and diffusers: not for --help
     from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights, prompt_options
-    from hra_diffusion.pipelines.adapter_folders import load_named_adapters
+    from hra_diffusion.pipelines.activation import set_hra_adapters
+    from hra_diffusion.pipelines.adapter_folders import load_named_adapters, read_masks
     from hra_diffusion.pipelines.kinds import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)
+    strength = parse_strength(config.strength)
     source, named = _sources(config)
+    masks = read_masks(config.masks, named)
     base = find_base([source], config.pretrained_model_name_or_path, config.base_options)
     run, side = _training_run(source, is_control=config.adapter is None)
     pipe = load_base(base, **config.placement)
     if config.bind:
-        load_named_adapters(pipe, named)
+        load_named_adapters(pipe, named, config.bind, strength, masks)
     elif config.adapter:
         load_hra_weights(pipe, config.adapter)
+        set_hra_adapters(pipe, "default", strength)
     options = _options(config, run, side)
     for name in ("height", "width"):
         if (options[name] or 0) % (step := size_multiple(pipe)):

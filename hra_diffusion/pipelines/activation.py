@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, get_args
 
 from hra_diffusion.adapter.activation import check_strength
@@ -14,6 +13,7 @@ from hra_diffusion.pipelines.binding import Bind, Binding, Triggers, binding_of,
 from hra_diffusion.pipelines.components import adapted_components, holders, lock_of, offloading_suspended
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.regions import RegionMask
+from hra_diffusion.pipelines.strengths import ComponentStrengths, StrengthTable, read_strengths, simplest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,8 @@ class LoadedAdapter:
     Attributes:
         components: names of its components.
         rank: its number of reflections a layer.
-        strength: its position on the geodesic from the base model, 0, to the adapter, 1, and beyond.
+        strength: its position on the geodesic from the base model, 0, to the adapter, 1, and beyond; a table if it
+            differs between components or blocks.
         active: whether it is active.
         bound: what it is bound to, see `set_hra_adapters`.
         fused: whether it is multiplied into the weights.
@@ -32,7 +33,7 @@ class LoadedAdapter:
 
     components: tuple[str, ...]
     rank: int
-    strength: float
+    strength: float | StrengthTable
     active: bool
     bound: Bind | None = None
     fused: bool
@@ -50,7 +51,7 @@ def list_hra_adapters(pipe: Pipeline) -> dict[str, LoadedAdapter]:
 def set_hra_adapters(
     pipe: Pipeline,
     adapter_names: str | Sequence[str],
-    strengths: float | Sequence[float] = 1.0,
+    strengths: float | StrengthTable | Sequence[float | StrengthTable] = 1.0,
     combine: Combine = "mean",
     *,
     bind: Bind | None = None,
@@ -64,6 +65,7 @@ def set_hra_adapters(
         adapter_names: one or several adapters, or none for the base model.
         strengths: one number for all, or one per adapter: 0 is the base model, 1 the adapter, 0.5 the middle of the
             geodesic between them; negative ones rotate the other way. Biases and fully trained modules apply at any.
+            A table has other strengths for components and blocks, as in diffusers' `set_adapters`: see `strengths`.
         combine: "mean" for exp(Σ sᵢ log Hᵢ), which has no order; "product" for H_first ⋯ H_last, with their strengths.
         bind: "prompt" for adapters that are active only for prompts that hold their trigger word; "tokens" for those
             tokens alone, in text encoders and cross-attention; "region" for these and the image inside of a mask.
@@ -75,43 +77,37 @@ def set_hra_adapters(
             of its own; the pipeline is unchanged.
     """
     names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
-    given: Any = strengths  # type checkers take no float for a Real
-    numbers = (given,) * len(names) if isinstance(given, Real | str) else tuple(given)
-    if any(not isinstance(number, Real) for number in numbers):
-        raise ConfigError(f"A strength is a number; found {', '.join(map(repr, numbers))}.")
-    if len(numbers) != len(names) or len(set(names)) != len(names):
-        raise ConfigError(f"Every adapter needs one strength; found {len(names)} names, {len(numbers)} strengths.")
-    chosen = dict(zip(names, map(float, numbers), strict=True))
     holders(pipe, *names)
+    chosen = read_strengths(pipe, names, strengths)
     _check_bind(pipe, chosen, bind, triggers or masks)
     binding = None if bind is None else make_binding(pipe, bind, chosen, combine, triggers, masks)
     with offloading_suspended(pipe), ExitStack() as undo:
-        for component in adapted_components(pipe).values():
+        for component_name, component in adapted_components(pipe).items():
             present = [name for name in names if name in component.peft_config and binding is None]
             undo.callback(component._restorer())
-            component.set_adapters(present, [chosen[name] for name in present], combine)
+            component.set_adapters(present, [chosen[name][component_name] for name in present], combine)
         set_binding(pipe, binding)
         undo.pop_all()
 
 
 def _check_bind(
-    pipe: Pipeline, chosen: Mapping[str, float], bind: Bind | None, options: Mapping[str, Any] | None
+    pipe: Pipeline, chosen: Mapping[str, ComponentStrengths], bind: Bind | None, options: Mapping[str, Any] | None
 ) -> None:
     """Raise ConfigError for an unknown binding, or for strengths that a bound adapter cannot have."""
     if bind not in (None, *get_args(Bind)):
         raise ConfigError(f"bind is {bind!r}: give {' or '.join(map(repr, get_args(Bind)))}, or None.")
     if options and bind is None:
         raise ConfigError("triggers and masks are for bound adapters: add bind='prompt', or 'region' with masks.")
-    for component in adapted_components(pipe).values() if bind else ():
+    for component_name, component in adapted_components(pipe).items() if bind else ():
         for name in chosen.keys() & component.peft_config.keys():
-            check_strength(name, chosen[name], component.peft_config[name])
+            check_strength(name, chosen[name][component_name], component.peft_config[name])
 
 
 @contextmanager
 def using_hra_adapters(
     pipe: Pipeline,
     adapter_names: str | Sequence[str],
-    strengths: float | Sequence[float] = 1.0,
+    strengths: float | StrengthTable | Sequence[float | StrengthTable] = 1.0,
     combine: Combine = "mean",
     *,
     bind: Bind | None = None,
@@ -196,11 +192,12 @@ def unfuse_hra(pipe: Pipeline) -> None:
 
 def _describe(name: str, components: Mapping[str, HRAModel], binding: Binding | None) -> LoadedAdapter:
     first = next(iter(components.values()))
+    active = {component_name: component.strengths[name] for component_name, component in components.items()}
     bound = None if binding is None else binding.strengths.get(name)
     return LoadedAdapter(
         components=tuple(components),
         rank=max(component.peft_config[name].largest_rank for component in components.values()),
-        strength=first.strengths[name] if bound is None else bound,
+        strength=simplest(active if bound is None else bound),
         active=name in first.active_adapters or bound is not None,
         bound=None if binding is None or bound is None else binding.bind,
         fused=name in first.merged_adapters,

@@ -1,18 +1,28 @@
 """Folders of many adapters: the adapters of a prompt are found by their trigger words, before any is loaded."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hra_diffusion.errors import AdapterFileError
+from PIL import Image
+
+from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.folders import adapters_within, holds_adapter
+from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.trigger_words import Phrase, named_in, read_trigger
 from hra_diffusion.pipelines.activation import set_hra_adapters
-from hra_diffusion.pipelines.loading import load_hra_weights_inactive
+from hra_diffusion.pipelines.binding import Bind
+from hra_diffusion.pipelines.loading import load_hra_weights_inactive, name_from_folder
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.regions import RegionMask
+from hra_diffusion.pipelines.strengths import StrengthTable
 from hra_diffusion.pipelines.trigger_phrases import distinct_phrases
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
+
+_OUTSIDE = (0, 0, 0)
+"""The color of a mask's transparent pixels."""
 
 Named = dict[Path, tuple[Phrase, ...]]
 """The adapters' folders, with the trigger words of each."""
@@ -51,11 +61,48 @@ def adapters_of_prompt(folders: list[Path], prompt: str) -> Named:
     return named
 
 
-def load_named_adapters(pipe: Pipeline, named: Named) -> None:
-    """Load the adapters of `adapters_of_prompt` and bind them to their trigger words."""
-    names = {f"adapter{number}": path for number, path in enumerate(named)}
+def read_masks(given: Sequence[str], named: Named) -> dict[Path, Image.Image]:
+    """Read the masks of adapters, ADAPTER=IMAGE with the name of an adapter's folder; return them by folder.
+
+    Raises:
+        ConfigError: a text has another form, or names an adapter that the prompt does not.
+        ImageError: a file is no image.
+    """
+    folders = {path.name: path for path in named}
+    masks: dict[Path, Image.Image] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        if name not in folders:
+            known = f"those of the prompt are {shorten(folders)}" if folders else "the prompt holds no trigger word"
+            raise ConfigError(f"--masks has {text!r}: write ADAPTER=IMAGE with the name of an adapter; {known}.")
+        masks[folders[name]] = read_image(Path(file), _OUTSIDE)
+    if masks and (missing := [name for name, path in folders.items() if path not in masks]):
+        raise ConfigError(f"--masks lacks the region of {shorten(missing)}: add {missing[0]}=IMAGE, or give no masks.")
+    return masks
+
+
+def load_named_adapters(
+    pipe: Pipeline,
+    named: Named,
+    bind: Bind = "prompt",
+    strength: float | StrengthTable = 1.0,
+    masks: Mapping[Path, RegionMask] | None = None,
+) -> None:
+    """Load the adapters of `adapters_of_prompt` and bind them to their trigger words.
+
+    Args:
+        pipe: the pipeline.
+        named: the adapters' folders.
+        bind: see `set_hra_adapters`.
+        strength: their strength.
+        masks: their regions, by folder.
+    """
+    names = {f"{name_from_folder(path)} {number}": path for number, path in enumerate(named, 1)}
     for name, path in names.items():
         load_hra_weights_inactive(pipe, path, name)
-    triggers = {name: [" ".join(phrase) for phrase in named[path]] for name, path in names.items()}
+    # of adapters with the same word, the prompt may name one alone; tokens and regions have the noun anyway
+    words = {name: [" ".join(phrase) for phrase in named[path]] for name, path in names.items()}
+    regions = {name: masks[path] for name, path in names.items()} if masks else None
     if names:
-        set_hra_adapters(pipe, list(names), bind="prompt", triggers=triggers)
+        triggers = words if bind == "prompt" else None
+        set_hra_adapters(pipe, list(names), strength, bind=bind, triggers=triggers, masks=regions)

@@ -32,8 +32,8 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hra_diffusion.adapter.mixture import ActiveAdapters, Combine, Mixture
-from hra_diffusion.adapter.rows import Rows
+from hra_diffusion.adapter.mixture import ActiveAdapters, Combine, ModelMixture
+from hra_diffusion.adapter.strengths import Strength
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.trigger_words import Phrase, Trigger, named_in, prompt_words
 from hra_diffusion.model import HRAModel
@@ -46,6 +46,7 @@ from hra_diffusion.pipelines.components import (
 )
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.regions import RegionMask, activate_masks, check_size, read_mask
+from hra_diffusion.pipelines.strengths import ComponentStrengths
 from hra_diffusion.pipelines.trigger_phrases import distinct_phrases
 from hra_diffusion.text import shorten
 
@@ -59,7 +60,7 @@ class Binding:
 
     Attributes:
         bind: what they are bound to.
-        strengths: their strengths, in the order of their product.
+        strengths: their strengths by component, in the order of their product.
         combine: their combination in a prompt that names several, see `set_hra_adapters`.
         phrases: the trigger words of each; one of them in a prompt suffices.
         given: the adapters whose trigger words are not those of their files.
@@ -67,7 +68,7 @@ class Binding:
     """
 
     bind: Bind
-    strengths: Mapping[str, float]
+    strengths: Mapping[str, ComponentStrengths]
     combine: Combine
     phrases: Mapping[str, tuple[Phrase, ...]]
     given: frozenset[str] = frozenset()
@@ -140,7 +141,7 @@ def forget_adapters(pipe: Pipeline, adapter_names: Sequence[str]) -> None:
 def make_binding(
     pipe: Pipeline,
     bind: Bind,
-    strengths: Mapping[str, float],
+    strengths: Mapping[str, ComponentStrengths],
     combine: Combine,
     triggers: Triggers | None = None,
     masks: Mapping[str, RegionMask] | None = None,
@@ -240,13 +241,13 @@ def bound_to(
                 )
             for name, model in components.items():
                 repeats = images if name == denoiser_name(pipe) else 1
-                mixtures = [_mixture(model, binding, names) for names in named for _ in range(repeats)]
-                undo.enter_context(model._activation.mixed(Rows(mixtures, repeated=True)))
+                mixtures = [_mixture(name, model, binding, names) for names in named for _ in range(repeats)]
+                undo.enter_context(model._activation.mixed(mixtures, repeated=True))
         elif named and named[0]:
             with offloading_suspended(pipe):
-                for model in components.values():
+                for name, model in components.items():
                     undo.callback(model._restorer())
-                    _activate(model, binding, named[0])
+                    _activate(name, model, binding, named[0])
         yield
 
 
@@ -258,27 +259,32 @@ def _mask(
         raise ConfigError("Adapters bound to tokens or regions need one prompt for all images: give one at a time.")
     if size is not None:
         check_size(binding.masks, *size)
-    mixtures: dict[str, Mixture] = {name: (((name, value),),) for name, value in binding.strengths.items()}
     state = _state(pipe)
     if prompts:
-        undo.push(activate_masks(pipe, prompts[0], mixtures, binding.phrases, binding.masks))
+        undo.push(activate_masks(pipe, prompts[0], binding.strengths, binding.phrases, binding.masks))
         state.in_call = True
         undo.callback(setattr, state, "in_call", False)
 
 
-def _activate(model: HRAModel, binding: Binding, names: Sequence[str]) -> None:
-    """Activate bound adapters beside the active ones."""
-    strengths = {**model.strengths, **binding.strengths}
+def _activate(component: str, model: HRAModel, binding: Binding, names: Sequence[str]) -> None:
+    """Activate bound adapters beside the active ones of a component."""
+    strengths = {**model.strengths, **_strengths_in(component, binding)}
     present = list(dict.fromkeys([*model.active_adapters, *(name for name in names if name in model.peft_config)]))
     model.set_adapters(present, [strengths[name] for name in present], binding.combine)
 
 
-def _mixture(model: HRAModel, binding: Binding, names: Sequence[str]) -> Mixture:
+def _strengths_in(component: str, binding: Binding) -> dict[str, Strength]:
+    """Return the strengths of the bound adapters that a component has."""
+    return {name: own[component] for name, own in binding.strengths.items() if component in own}
+
+
+def _mixture(component: str, model: HRAModel, binding: Binding, names: Sequence[str]) -> ModelMixture:
     """Return the mixture of bound adapters in a component."""
     present = tuple(name for name in names if name in model.peft_config)
     if not present:
         return ()
-    return ActiveAdapters(names=present, strengths=binding.strengths, combine=binding.combine).mixture
+    strengths = _strengths_in(component, binding)
+    return ActiveAdapters(names=present, strengths=strengths, combine=binding.combine).mixture
 
 
 def _state(pipe: Pipeline) -> _State:

@@ -30,6 +30,7 @@ from hra_diffusion.pipelines.components import (
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder, unload_hra_weights
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.strengths import StrengthTable
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ def export_lora(
     base: str | Path | Pipeline | None = None,
     base_options: Mapping[str, Any] | None = None,
     layout: lora.Layout = "kohya",
-    strength: float = 1.0,
+    strength: float | StrengthTable = 1.0,
     dtype: torch.dtype | str = "fp16",
     license: str | None = None,
     thumbnail: str | Path | None = None,
@@ -59,7 +60,8 @@ def export_lora(
         base_options: options of `load_pipeline` for the base: revision, variant, vae; by default those that the adapter
             records.
         layout: "kohya", which A1111 and ComfyUI read, "diffusers" or "peft".
-        strength: position on the geodesic; scaling the LoRA afterwards is not the same.
+        strength: position on the geodesic, or a table of those of components and blocks (see `set_hra_adapters`);
+            scaling the LoRA afterwards is not the same.
         dtype: precision of the tensors: a torch dtype or its name ("fp16", "bf16", "fp32").
         license: a license for the metadata.
         thumbnail: an image for the metadata; the run's before_after.png by default, if it has one.
@@ -126,7 +128,7 @@ def _check_layout(output: Path, layout: str) -> None:
         raise ConfigError(f"The layout {layout!r} is {kind}: {output} does not look like one.")
 
 
-def _updates(pipe: Pipeline, adapter: str | Path, strength: float, **hub: Any) -> list[lora.Update]:
+def _updates(pipe: Pipeline, adapter: str | Path, strength: float | StrengthTable, **hub: Any) -> list[lora.Update]:
     """Compute an adapter's updates of a pipeline's weights, all of one rank; the pipeline is unchanged afterwards."""
     restorers = [component._restorer() for component in adapted_components(pipe).values()]
     exported = f"{name_from_folder(adapter)} exported"  # not the name of an adapter in the pipeline

@@ -17,11 +17,12 @@ from hra_diffusion.pipelines.components import adapted_components
 from hra_diffusion.pipelines.loading import load_hra_weights, name_from_folder
 from hra_diffusion.pipelines.models import load_pipeline
 from hra_diffusion.pipelines.single_files import is_single_file
+from hra_diffusion.pipelines.strengths import StrengthTable
 from hra_diffusion.pipelines.tokens import fold_tokens
 
 
 def merge_hra(
-    adapters: Mapping[str, float] | Mapping[Path, float],
+    adapters: Mapping[str, float | StrengthTable] | Mapping[Path, float | StrengthTable],
     output: str | Path,
     *,
     base: str | Path,
@@ -36,7 +37,8 @@ def merge_hra(
     the model in float32, and no GPU.
 
     Args:
-        adapters: the strength of every adapter, by its folder or repository; a product has their order.
+        adapters: the strength of every adapter, or its table of them (see `set_hra_adapters`), by its folder or
+            repository; a product has their order.
         output: the folder to write, which must not exist or be empty.
         base: the base model's folder, its name on the hub, or a single file: see `load_pipeline`.
         base_options: options of `load_pipeline` for the base: revision, variant, vae; by default those that the

@@ -19,11 +19,12 @@ from PIL import Image
 from torch import Tensor
 
 from hra_diffusion.adapter.masks import ImageMask, Mask, MaskedRows, TokenMask
-from hra_diffusion.adapter.mixture import Mixture
+from hra_diffusion.adapter.strengths import Strength, strength_in
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.trigger_words import Phrase
 from hra_diffusion.pipelines.components import adapted_components, denoiser_name, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.strengths import ComponentStrengths
 
 RegionMask = Image.Image | Tensor | np.ndarray[Any, Any]
 """An image whose white pixels are inside, or values from 0 to 1 of shape (height, width)."""
@@ -65,7 +66,7 @@ def check_size(masks: Mapping[str, Tensor], height: int, width: int) -> None:
 def activate_masks(
     pipe: Pipeline,
     prompt: str,
-    mixtures: Mapping[str, Mixture],
+    strengths: Mapping[str, ComponentStrengths],
     phrases: Mapping[str, tuple[Phrase, ...]],
     masks: Mapping[str, Tensor],
 ) -> ExitStack:
@@ -74,7 +75,7 @@ def activate_masks(
     Args:
         pipe: a pipeline with a UNet.
         prompt: the prompt of all images.
-        mixtures: the mixture of each adapter.
+        strengths: the strengths of the adapters by component.
         phrases: the trigger words of each.
         masks: the regions of the image, of shape (height, width), from 0 to 1; none for adapters bound to tokens.
 
@@ -87,22 +88,21 @@ def activate_masks(
         )
     encoders = list(text_encoders(pipe))
     tokens = {
-        encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in mixtures}
+        encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in strengths}
         for encoder in encoders
     }
     images = {name: ImageMask(mask) for name, mask in masks.items()}
     with ExitStack() as undo:
         for component, model in adapted_components(pipe).items():
-            present = [name for name in mixtures if name in model.peft_config]
-            choose = partial(_rows_of, mixtures, present, tokens.get(component, tokens[encoders[0]]))
+            present = {name: own[component] for name, own in strengths.items() if name in model.peft_config}
+            choose = partial(_rows_of, present, tokens.get(component, tokens[encoders[0]]))
             layers: Callable[[str], MaskedRows] = partial(choose, images if component == "unet" else None)
-            undo.enter_context(model._activation.masked(layers, present))
+            undo.enter_context(model._activation.masked(layers, list(present)))
         return undo.pop_all()
 
 
 def _rows_of(
-    mixtures: Mapping[str, Mixture],
-    present: list[str],
+    strengths: Mapping[str, Strength],
     tokens: Mapping[str, TokenMask],
     images: Mapping[str, ImageMask] | None,
     layer: str,
@@ -110,8 +110,9 @@ def _rows_of(
     """Return the masks of a layer; `images` is None in a text encoder."""
     is_text = f".{layer}".endswith(_TEXT_LAYERS)
     masks: Mapping[str, Mask] = tokens if images is None or is_text else images
-    names = [name for name in present if name in masks]
-    return MaskedRows([mixtures[name] for name in names], [masks[name] for name in names])
+    names = [name for name in strengths if name in masks]
+    mixtures = [(((name, strength_in(strengths[name], layer)),),) for name in names]
+    return MaskedRows(mixtures, [masks[name] for name in names])
 
 
 def _token_mask(pipe: Pipeline, encoder: str, prompt: str, name: str, phrases: tuple[Phrase, ...]) -> TokenMask:

@@ -39,8 +39,8 @@ def describe(*, title: str, rank: int, family: str, base_model: str | None, **mo
         rank: its rank, equal to alpha.
         family: the family of its base model: sd1, sd2, sdxl, or the class of another pipeline.
         base_model: the name of its base model.
-        more: strength (float), is_dora (bool), trigger (words), license, thumbnail (a data URL), prediction_type,
-            training (a run's settings); None is left out.
+        more: strength (float, or a table), is_dora (bool), trigger (words), license, thumbnail (a data URL),
+            prediction_type, training (a run's settings); None is left out.
     """
     architecture, version = _FAMILIES.get(family, (None, None))
     training: Mapping[str, Any] = more.get("training") or {}
@@ -51,7 +51,7 @@ def describe(*, title: str, rank: int, family: str, base_model: str | None, **mo
         "modelspec.architecture": architecture and f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": title,
-        "modelspec.description": f"The exact {kind} of an HRA adapter at strength {more.get('strength', 1.0):g}.",
+        "modelspec.description": f"The exact {kind} of an HRA adapter at strength {_strength(more)}.",
         "modelspec.trigger_phrase": more.get("trigger"),
         "modelspec.license": more.get("license"),
         "modelspec.thumbnail": more.get("thumbnail"),
@@ -67,3 +67,9 @@ def describe(*, title: str, rank: int, family: str, base_model: str | None, **mo
         "ss_training_comment": json.dumps(training, default=str) if training else None,
     }
     return {name: str(value) for name, value in known.items() if value is not None}
+
+
+def _strength(more: Mapping[str, Any]) -> str:
+    """Return the strength in words: a number, or a table of components and blocks as JSON."""
+    strength = more.get("strength", 1.0)
+    return json.dumps(strength) if isinstance(strength, Mapping) else f"{strength:g}"
