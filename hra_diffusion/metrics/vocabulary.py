@@ -11,11 +11,14 @@ Classification is zero-shot, as with CLIP: the label of an image is the one with
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hra_diffusion.errors import ModelError
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.metrics.bootstrap import FloatArray
-from hra_diffusion.metrics.encoders import Clip
+
+if TYPE_CHECKING:
+    from hra_diffusion.metrics.encoders import Clip  # imports transformers
 
 FILE = "judge.json"
 
@@ -48,7 +51,7 @@ def read_vocabulary(folder: str | Path) -> Vocabulary | None:
         raise ModelError(f"{path} must hold attributes, contexts and unrelated, nothing else: {error}.") from error
 
 
-def classify(clip: Clip, images: FloatArray, captions: dict[str, str]) -> list[str]:
+def classify(clip: "Clip", images: FloatArray, captions: dict[str, str]) -> list[str]:
     """Return the label of each image.
 
     Args:

@@ -18,6 +18,7 @@ from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
 from hra_diffusion.studio.tabs.common import stop_handler, user_error
 from hra_diffusion.studio.tabs.compare import build_compare_tab
+from hra_diffusion.studio.tabs.first_visit import base_knowledge
 from hra_diffusion.studio.tabs.generate import build_generate_tab
 from hra_diffusion.studio.tabs.library import build_library_tab
 from hra_diffusion.studio.tabs.memory import remember
@@ -150,7 +151,8 @@ def launch_options(session: Session) -> dict[str, Any]:
 
 def _header(session: Session) -> str:
     return (
-        f"<header>{_LOGO}<div><h1>HRA studio</h1><p>Base model: {html.escape(session.worker.base.name)}</p></div>"
+        f"<header>{_LOGO}<div><h1>HRA studio</h1><div class='tagline'>Personalizes diffusion models with HRA adapters. "
+        f"Base model: {html.escape(session.worker.base.name)}. {base_knowledge(session)}</div></div>"
         '<button id="theme-switch" type="button" aria-label="Switch between light and dark" title="Light or dark">'
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'

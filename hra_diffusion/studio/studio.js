@@ -39,6 +39,13 @@ new MutationObserver((changes) => {
   if (field) { openSections(field); setTimeout(() => field.focus(), 200); }
 }).observe(document.documentElement, { childList: true, subtree: true });
 
+// A link to another tab.
+document.addEventListener('click', ({ target }) => {
+  const title = target.closest?.('[data-tab]')?.dataset.tab;
+  const tabs = [...document.querySelectorAll('#tabs [role="tab"]')].filter((node) => node.textContent.trim() === title);
+  (tabs.find((node) => node.checkVisibility()) ?? tabs[0])?.click();
+});
+
 // The sketchpad starts with its brush: gradio waits until a tool is chosen.
 document.addEventListener('click', ({ target }) => {
   if (!target.closest?.('#sketch > .label-wrap')) return;

@@ -14,8 +14,8 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.tabs.common import gallery_items, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
+from hra_diffusion.studio.tabs.first_visit import first_visit
 from hra_diffusion.studio.tabs.generation_status import (
-    example_prompts,
     generation_progress,
     restored_settings,
     truncation_warnings,
@@ -31,7 +31,7 @@ class _Results:
     """The components of the generated images."""
 
     status: gr.HTML
-    """The progress and preview of a generation, or example prompts before the first one."""
+    """The progress and preview of a generation, or the first visit before the first one."""
     gallery: gr.Gallery
     truncated: gr.HTML
     load_settings: gr.Button
@@ -70,7 +70,7 @@ def build_generate_tab(session: Session) -> GenerateTab:
 def _results(session: Session) -> _Results:
     """Build the components; studio.css hides the gallery, its actions and the slider as long as they have no images."""
     status = gr.HTML(
-        example_prompts(session),
+        first_visit(session),
         label="status",
         elem_id="generation-status",
         js_on_load=_EXAMPLES_SCRIPT.read_text(encoding="utf-8"),
@@ -133,7 +133,7 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
     for event in (generation, comparison):  # an error removes the status of the failed generation
         listen(
             event.failure,
-            lambda images: "" if images else example_prompts(session),
+            lambda images: "" if images else first_visit(session),
             results.gallery,
             results.status,
         )

@@ -1,35 +1,14 @@
-"""The status of a generation as HTML: example prompts, progress with a preview, and warnings."""
+"""The status of a generation as HTML: progress with a preview, and warnings."""
 
 import html
 
 from hra_diffusion.studio.engine.events import Loading, Progress, Queued
 from hra_diffusion.studio.engine.requests import GenerateRequest
-from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note, quote_start
 from hra_diffusion.studio.tabs.labels import LABELS
 
-_MAX_EXAMPLES = 4
 _MAX_ZOOM = 3
 """Small images are enlarged at most this many times; studio.js has the same number."""
-
-
-def example_prompts(session: Session) -> str:
-    """Return the HTML before the first generation: help, and example prompts for the adapters of this base."""
-    examples = [(session.default_request.prompt, "")]
-    for entry in session.library.entries():
-        if entry.trigger and not entry.annotator and entry.base == session.worker.base.name:
-            examples.insert(0, (f"{entry.trigger} in the snow", entry.name))
-    buttons = "".join(
-        f'<button type="button" class="example-prompt" data-prompt="{html.escape(prompt)}" '
-        f'data-adapter="{html.escape(name)}">{html.escape(prompt)}{_adapter_tag(name)}</button>'
-        for prompt, name in examples[:_MAX_EXAMPLES]
-    )
-    text = "Write a prompt and press Generate or Ctrl+Enter, or start with an example:"
-    return empty_state("No images yet", text, f'<p class="example-prompts">{buttons}</p>')
-
-
-def _adapter_tag(name: str) -> str:
-    return f" <b>{html.escape(name)}</b>" if name else ""
 
 
 def generation_progress(event: Loading | Queued | Progress, request: GenerateRequest) -> str:

@@ -190,6 +190,7 @@ def _details(entry: Entry, components: list[Component]) -> str:
 def _rotation_angles(components: list[Component]) -> str:
     """Return the HTML of the layers with the largest rotation angles, as bars."""
     layers = [(component.name, layer) for component in components for layer in component.layers]
+    mean = sum(layer.angle for _, layer in layers) / max(1, len(layers))
     largest = max((layer.angle for _, layer in layers), default=0.0) or 1.0
     bars = "".join(
         f"<li><span>{html.escape(f'{component}.{layer.name}')}</span>"
@@ -197,6 +198,6 @@ def _rotation_angles(components: list[Component]) -> str:
         for component, layer in sorted(layers, key=lambda item: -item[1].angle)[:_MAX_LAYERS]
     )
     return (
-        f'<details class="angles" open><summary>Rotation angle of each layer, at most {largest:.1f}°</summary>'
-        f"<ol>{bars}</ol></details>"
+        f'<details class="angles"><summary>Rotation angle of each layer: mean {mean:.1f}°, at most {largest:.1f}°'
+        f'</summary><ol tabindex="0" aria-label="Layers with the largest angles">{bars}</ol></details>'
     )

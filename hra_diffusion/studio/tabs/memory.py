@@ -13,6 +13,7 @@ import gradio as gr
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import served_copy
 from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.first_visit import first_settings
 from hra_diffusion.studio.tabs.generate import GenerateTab
 from hra_diffusion.studio.tabs.settings import SETTINGS
 from hra_diffusion.studio.tabs.training_fields import FIELDS, TrainingFields
@@ -38,7 +39,7 @@ def remember(session: Session, generate: GenerateTab, training: TrainingFields) 
     listen([part.change for part in components], None, components, memory, js=_collect(list(remembered)))
     # The browser restores values at once, before anybody types; the studio checks the files.
     plain = list(values.values())
-    restored = listen(None, None, [memory, *plain], plain, js=_restore(list(values)))
+    restored = listen(None, None, [memory, *plain], plain, js=_restore(list(values), first_settings(session)))
 
     def restore_files(memory: Any) -> list[Any]:
         stored = memory if isinstance(memory, dict) else {}
@@ -61,10 +62,18 @@ def _collect(names: list[str]) -> str:
     return f"(...values) => [Object.fromEntries({json.dumps(names)}.map((name, index) => [name, values[index]]))]"
 
 
-def _restore(names: list[str]) -> str:
-    """Return a script that returns the stored values, and the present ones of components without a stored value."""
-    stored = "memory?.[name] ?? values[index]"
-    return f"(memory, ...values) => {json.dumps(names)}.map((name, index) => {stored})"
+def _restore(names: list[str], first: dict[str, Any]) -> str:
+    """Return a script that returns the stored values; of components without one the present ones.
+
+    Args:
+        names: names of the components.
+        first: values by name for a browser without any stored value.
+    """
+    stored = "memory?.[name] ?? (memory ? null : first[name]) ?? values[index]"
+    return (
+        f"(memory, ...values) => {{ const first = {json.dumps(first)};"
+        f" return {json.dumps(names)}.map((name, index) => {stored}); }}"
+    )
 
 
 def _results(session: Session, items: Any) -> list[Any]:

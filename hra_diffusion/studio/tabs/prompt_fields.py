@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
@@ -9,6 +10,7 @@ from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import quote_start
 from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.first_visit import unknown_words_hint
 from hra_diffusion.studio.tabs.labels import LABELS
 
 
@@ -39,11 +41,16 @@ def prompt_fields(default: GenerateRequest) -> PromptFields:
     return PromptFields(prompt, negative_prompt, counter)
 
 
-def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio) -> None:
-    """Count the tokens at every change of the prompt, once the model is loaded."""
+def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio, adapters: gr.HTML) -> None:
+    """Count the tokens at every change of the prompt, once the model is loaded, and name unknown words."""
 
-    def count(prompt: str, prompt_syntax: str) -> str:
-        if not session.worker.is_loaded or not isinstance(prompt, str):
+    def count(prompt: str, prompt_syntax: str, uses: Any) -> str:
+        if not isinstance(prompt, str):
+            return ""
+        return tokens(prompt, prompt_syntax) + unknown_words_hint(session, prompt, uses)
+
+    def tokens(prompt: str, prompt_syntax: str) -> str:
+        if not session.worker.is_loaded:
             return ""
         length = session.worker.generator.prompt_length(prompt, "plain" if prompt_syntax == "plain" else "a1111")
         text = f"{length.tokens} of {length.limit} tokens"
@@ -55,9 +62,9 @@ def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio) -> No
         return f'<p class="tokens">{text}</p>'
 
     listen(
-        [fields.prompt.change, syntax.change],
+        [fields.prompt.change, syntax.change, adapters.change],
         count,
-        [fields.prompt, syntax],
+        [fields.prompt, syntax, adapters],
         fields.counter,
         trigger_mode="always_last",
         queue=False,

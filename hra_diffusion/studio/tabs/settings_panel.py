@@ -59,7 +59,7 @@ def settings_panel(session: Session) -> SettingsPanel:
         **control,
     )
     skip_preprocessing(*settings.components)
-    count_tokens(session, prompts, settings.prompt_syntax)
+    count_tokens(session, prompts, settings.prompt_syntax, adapters)
     mark_sections(settings)
     return SettingsPanel(settings, generate, stop)
 
