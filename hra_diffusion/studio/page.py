@@ -20,6 +20,7 @@ from hra_diffusion.studio.tabs.common import stop_handler, user_error
 from hra_diffusion.studio.tabs.compare import build_compare_tab
 from hra_diffusion.studio.tabs.first_visit import base_knowledge
 from hra_diffusion.studio.tabs.generate import build_generate_tab
+from hra_diffusion.studio.tabs.images import build_images_tab
 from hra_diffusion.studio.tabs.library import build_library_tab
 from hra_diffusion.studio.tabs.memory import remember
 from hra_diffusion.studio.tabs.train import build_train_tab
@@ -100,18 +101,20 @@ def build_page(session: Session) -> gr.Blocks:
     page = Page(title="HRA studio", analytics_enabled=False, fill_width=True)
     with page:
         gr.HTML(_header(session), elem_id="header")
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
                 generate = build_generate_tab(session)
                 settings = generate.settings
             with gr.Tab("Compare", id="compare") as tab:
                 build_compare_tab(session, settings, tab)
+            with gr.Tab("Images", id="images") as tab:
+                build_images_tab(session, settings, generate.restored, tabs, tab)
             with gr.Tab("Train", id="train", render_children=True):
                 train_column = gr.Column()
             with gr.Tab("Library", id="library", render_children=True):
                 library = build_library_tab(session, settings)
         with train_column:
-            training = build_train_tab(session, settings, library)
+            training = build_train_tab(session, settings, library, tabs)
         remember(session, generate, training)
         build_api(session, settings, training)
         page.unload(stop_handler(session))

@@ -34,7 +34,7 @@ def test_stored_values_are_restored_at_the_load_alone(page):
 
 def test_endpoints_have_no_event_of_the_page_and_events_of_the_page_are_private(page):
     public = [event for event in page.fns.values() if event.api_visibility == "public"]
-    assert len(public) == 23
+    assert len(public) >= 34
     assert [event.api_name for event in public if event.targets and event.targets[0][0] is not None] == []
     for event in public:
         assert inspect.isfunction(event.fn) and not isinstance(event.fn, functools.partial)

@@ -2,8 +2,11 @@
 
 import gradio as gr
 
+from hra_diffusion.studio.api.image_store import expose_image_store
 from hra_diffusion.studio.api.images import expose_images
 from hra_diffusion.studio.api.library import expose_library
+from hra_diffusion.studio.api.presets import expose_presets
+from hra_diffusion.studio.api.queue import expose_queue
 from hra_diffusion.studio.api.training import expose_training
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.settings import Settings
@@ -22,5 +25,8 @@ def build_api(session: Session, settings: Settings, training: TrainingFields) ->
     """
     with gr.Column(visible=False):  # the components of parameters and results that the page does not display
         expose_images(session, settings)
+        expose_queue(session, settings)
+        expose_image_store(session)
+        expose_presets(session, settings)
         expose_training(session, training)
         expose_library(session, settings)

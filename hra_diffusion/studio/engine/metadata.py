@@ -58,6 +58,8 @@ def parameters(request: GenerateRequest, model: str) -> str:
         settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from the last layer, 1
     if request.image:
         settings["Denoising strength"] = f"{request.image_strength:g}"
+    if request.mask:
+        settings["Mask blur"] = request.mask_blur
     if request.adapters:
         settings["HRA adapters"] = " ".join(f"{use.name}:{use.strength:g}" for use in request.adapters)
         settings["HRA combine"] = request.combine

@@ -6,6 +6,7 @@ outputs/studio/
 ├── runs/        training jobs
 ├── uploads/     initial images and conditions
 ├── costs.json   estimates of training time and memory
+├── favorites.json, presets.json
 └── cache/       uploads and downloads of browsers, removed after a day
 """
 
@@ -14,10 +15,7 @@ import re
 import shutil
 import tempfile
 import threading
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,12 +33,15 @@ from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.events import Generated, Loading, Progress, Queued
 from hra_diffusion.studio.engine.exporting import new_folder
+from hra_diffusion.studio.engine.generation_queue import GenerationQueue, QueueItem
 from hra_diffusion.studio.engine.grid import Grid
-from hra_diffusion.studio.engine.job import Job, Status
+from hra_diffusion.studio.engine.image_store import ImageStore, new_image_path
+from hra_diffusion.studio.engine.job import IMPORTED, Job, Status
 from hra_diffusion.studio.engine.jobs import TrainingJobs
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.metadata import png_info, restore_request
 from hra_diffusion.studio.engine.model_worker import ModelWorker
+from hra_diffusion.studio.engine.presets import Presets
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
@@ -51,8 +52,6 @@ from hra_diffusion.training.config.file import with_values
 
 logger = logging.getLogger(__name__)
 
-IMPORTED = "adopted.txt"
-"""Marks a job whose adapter is in the library; holds its name there."""
 _IMAGE_NAME = re.compile(r"\d{6}-\d{9}-seed\d{1,16}\.png")
 
 
@@ -80,7 +79,7 @@ class Session:
         self.config = config
         self.folder = config.folder.absolute()
         self.images, self.cache = self.folder / "images", self.folder / "cache"
-        self.library = Library(self.folder / "adapters", DATA / "assets" / "adapters")
+        self.library = Library(self.folder / "adapters", DATA / "assets" / "adapters", runs=self.folder / "runs")
         self.uploads = Uploads(self.folder / "uploads")
         self.jobs = TrainingJobs(self.folder / "runs")
         self.estimates = Estimates(self.folder / "costs.json")
@@ -106,8 +105,11 @@ class Session:
             mixed_precision=self.training_defaults.run.mixed_precision,
             placement=config.placement,
         )
-        self._stop_flags: dict[str, set[threading.Event]] = defaultdict(set)
+        self.queue = GenerationQueue()
+        self.presets = Presets(self.folder / "presets.json")
+        self.image_store = ImageStore(self.images, self.folder / "favorites.json")
         self._imported: set[Path] = set()
+        self.jobs.watch_queue()
         self._lock = threading.Lock()
 
     @property
@@ -129,23 +131,45 @@ class Session:
         Raises:
             HRAError: the request cannot be generated, or the queue is full.
         """
-        with self._stop_flag(client) as stop:
+        with self.queue.adding([request], client) as (item,):
+            yield from self._generate_item(request, item)
+
+    def generate_grid(self, grid: Grid, client: str) -> Iterator[Loading | Queued | Progress | SavedImage]:
+        """Generate the cells of a grid, row by row; errors as in `generate`."""
+        requests = [cell for row in grid.rows for cell in row]
+        for request in requests:
+            self.worker.check(request)
+        with self.queue.adding(requests[:1], client, images=len(requests)) as (item,):
+            for request in requests:
+                yield from self._generate_item(request, item)
+
+    def generate_list(
+        self, requests: Sequence[GenerateRequest], client: str
+    ) -> Iterator[Loading | Queued | Progress | SavedImage]:
+        """Generate the images of a list of prompts, one after the other; errors as in `generate`.
+
+        Each is an item of the queue. The next one is submitted when the one before is done.
+        """
+        with self.queue.adding(requests, client) as items:
+            for item in items:
+                yield from self._generate_item(item.request, item)
+                self.queue.remove_done(item)
+
+    def _generate_item(
+        self, request: GenerateRequest, item: QueueItem
+    ) -> Iterator[Loading | Queued | Progress | SavedImage]:
+        """Generate and save the images of a request for an item of the queue, unless it is cancelled."""
+        if item.cancelled:
+            return
+        with self.queue.submitting(item) as stop:
             for event in self.worker.stream(request, stop):
                 if isinstance(event, Generated):
-                    path = _image_path(self.images, event.request)
+                    path = new_image_path(self.images, event.request)
                     info = png_info(event.request, self.worker.base.name)
                     write_file(path, partial(_save, event.image, info))
                     yield SavedImage(request=event.request, image=event.image, path=path)
                 else:
                     yield event
-
-    def generate_grid(self, grid: Grid, client: str) -> Iterator[Loading | Queued | Progress | SavedImage]:
-        """Generate the cells of a grid, row by row; errors as in `generate`."""
-        with self._stop_flag(client) as stop:
-            for request in (cell for row in grid.rows for cell in row):
-                if stop.is_set():
-                    return
-                yield from self.generate(request, client)
 
     def save_grid(self, image: Image.Image, request: GenerateRequest) -> Path:
         """Save the image of a grid as a download, with the grid's request as metadata."""
@@ -213,23 +237,7 @@ class Session:
 
     def stop(self, client: str) -> None:
         """Stop the requests of a client, within a step."""
-        with self._lock:
-            for flag in self._stop_flags.get(client, ()):
-                flag.set()
-
-    @contextmanager
-    def _stop_flag(self, client: str) -> Iterator[threading.Event]:
-        """Yield a flag for `stop`."""
-        flag = threading.Event()
-        with self._lock:
-            self._stop_flags[client].add(flag)
-        try:
-            yield flag
-        finally:
-            with self._lock:
-                self._stop_flags[client].discard(flag)
-                if not self._stop_flags[client]:
-                    del self._stop_flags[client]
+        self.queue.cancel_all(client)
 
     def train(self, job: TrainingJob) -> Job:
         """Start a training job; errors as in `TrainingJobs.start`."""
@@ -288,10 +296,3 @@ class Session:
 
 def _save(image: Image.Image, info: Any, path: Path) -> None:
     image.save(path, pnginfo=info)
-
-
-def _image_path(folder: Path, request: GenerateRequest) -> Path:
-    """Return a new image's path by day, time and seed."""
-    now = time.time_ns()
-    day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
-    return folder / day / f"{clock}-{now % 10**9:09d}-seed{request.seed}.png"

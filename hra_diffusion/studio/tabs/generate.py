@@ -20,6 +20,9 @@ from hra_diffusion.studio.tabs.generation_status import (
     restored_settings,
     truncation_warnings,
 )
+from hra_diffusion.studio.tabs.presets import build_history, build_presets
+from hra_diffusion.studio.tabs.prompt_list import build_prompt_list
+from hra_diffusion.studio.tabs.queue_view import build_queue
 from hra_diffusion.studio.tabs.settings import Settings, handle_request, settings_from_request
 from hra_diffusion.studio.tabs.settings_panel import SettingsPanel, settings_panel
 
@@ -51,6 +54,8 @@ class GenerateTab:
     settings: Settings
     gallery: gr.Gallery
     status: gr.HTML
+    restored: gr.HTML
+    """Displays the settings that were loaded last."""
 
 
 def build_generate_tab(session: Session) -> GenerateTab:
@@ -58,13 +63,19 @@ def build_generate_tab(session: Session) -> GenerateTab:
     with gr.Row(elem_classes="split generate-tab"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             panel = settings_panel(session)
+            more_settings = gr.Column()
         with gr.Column(scale=7, min_width=320, elem_classes="results"):
             results = _results(session)
-    _connect_generation(session, panel, results)
+            build_queue(session)
+    with more_settings:
+        build_presets(session, panel.settings, results.restored)
+        build_history()
+        of_list = build_prompt_list(session, panel.settings, results.gallery, results.status)
+    _connect_generation(session, panel, results, of_list)
     _connect_selection(results)
     _connect_load_settings(session, panel.settings, results)
     _connect_examples(panel.settings, results)
-    return GenerateTab(panel.settings, results.gallery, results.status)
+    return GenerateTab(panel.settings, results.gallery, results.status, results.restored)
 
 
 def _results(session: Session) -> _Results:
@@ -109,8 +120,8 @@ def _results(session: Session) -> _Results:
     return _Results(status, gallery, truncated, load_settings, compare, slider, png, selected, restored)
 
 
-def _connect_generation(session: Session, panel: SettingsPanel, results: _Results) -> None:
-    """Connect the buttons Generate, Before / after and Stop."""
+def _connect_generation(session: Session, panel: SettingsPanel, results: _Results, of_list: Any) -> None:
+    """Connect the buttons Generate, Before / after and Stop; ``of_list`` is the event of a list of prompts."""
     settings = panel.settings
     options = model_options(session)
     generation = listen_busy(
@@ -130,7 +141,7 @@ def _connect_generation(session: Session, panel: SettingsPanel, results: _Result
         **options,
     )
     listen(panel.stop.click, stop_handler(session), queue=False)
-    for event in (generation, comparison):  # an error removes the status of the failed generation
+    for event in (generation, comparison, of_list):  # an error removes the status of the failed generation
         listen(
             event.failure,
             lambda images: "" if images else first_visit(session),

@@ -1,0 +1,320 @@
+"""The Images tab: all generated images, with search, favorites, comparison, deletion, and use under Generate."""
+
+import html
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.engine.image_store import SearchResult, StoredImage
+from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, served_copy, thumbnail_url
+from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.generation_status import restored_settings
+from hra_diffusion.studio.tabs.settings import Settings, settings_from_request
+
+_SCRIPT = (Path(__file__).parents[1] / "image_list.js").read_text(encoding="utf-8")
+_THUMBNAIL = 224
+_NO_SELECTION = empty_state("No image selected", "Select an image to see its settings. ⇄ compares another one with it.")
+_NO_IMAGES = "No images yet: generate one."
+_NOT_FOUND = "No image has these words in its prompt, adapters or seed."
+
+
+@dataclass(frozen=True)
+class _Browser:
+    """The components of the list."""
+
+    query: gr.Textbox
+    starred: gr.Checkbox
+    images: gr.HTML
+    """The thumbnails of a page; its value is the list of selected names."""
+    page: gr.State
+    total: gr.HTML
+    newer: gr.Button
+    older: gr.Button
+
+    @property
+    def inputs(self) -> list[Any]:
+        """The components of a search."""
+        return [self.query, self.starred, self.page]
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that display a page."""
+        return [self.images, self.page, self.total, self.newer, self.older]
+
+
+@dataclass(frozen=True)
+class _Viewer:
+    """The components of the selected image."""
+
+    image: gr.Image
+    slider: gr.ImageSlider
+    details: gr.HTML
+    actions: gr.Column
+    star: gr.Button
+    use_settings: gr.Button
+    use_as_start: gr.Button
+    delete: gr.Button
+    confirmation: gr.Group
+    question: gr.HTML
+    confirm: gr.Button
+    cancel: gr.Button
+
+    @property
+    def outputs(self) -> list[Any]:
+        """The components that display an image."""
+        return [self.image, self.slider, self.details, self.actions, self.star, self.confirmation]
+
+
+def build_images_tab(session: Session, settings: Settings, restored: gr.HTML, tabs: gr.Tabs, tab: gr.Tab) -> None:
+    """Build the tab.
+
+    Args:
+        session: the studio's session.
+        settings: the settings of Generate, which an image's request restores.
+        restored: displays the restored settings.
+        tabs: the tabs of the page; a restored request selects Generate.
+        tab: this tab, which reads the folder when it is selected.
+    """
+    with gr.Row(elem_classes="split"):
+        with gr.Column(scale=6, min_width=320, elem_classes="side"):
+            browser = _image_list()
+        with gr.Column(scale=6, min_width=320, elem_classes="results"):
+            viewer = _viewer()
+    _connect_search(session, browser, tab)
+    _connect_viewer(session, browser, viewer)
+    _connect_use(session, browser, viewer, settings, restored, tabs)
+
+
+def _image_list() -> _Browser:
+    with gr.Row(elem_classes="image-search"):
+        query = gr.Textbox(
+            label="Search", placeholder="words of the prompt, an adapter or a seed", elem_id="image-query", scale=3
+        )
+        starred = gr.Checkbox(label="Favorites only", elem_id="starred-only", scale=1, min_width=130)
+    images = gr.HTML(
+        [],
+        label="images",
+        html_template='<div class="image-list"></div>',
+        js_on_load=_SCRIPT,
+        apply_default_css=False,
+        items=[],
+        elem_id="image-list",
+    )
+    with gr.Row(elem_classes="tools"):
+        newer = gr.Button("Newer", size="sm", interactive=False, elem_id="newer-images")
+        total = gr.HTML(note(_NO_IMAGES), label="number of images", elem_id="image-total")
+        older = gr.Button("Older", size="sm", interactive=False, elem_id="older-images")
+    return _Browser(query, starred, images, gr.State(1), total, newer, older)
+
+
+def _viewer() -> _Viewer:
+    image = gr.Image(
+        label="Image",
+        show_label=False,
+        type="filepath",
+        format="png",
+        interactive=False,
+        visible=False,
+        buttons=["download", "fullscreen"],
+        elem_id="stored-image",
+    )
+    slider = gr.ImageSlider(
+        label="Selected image and the other one",
+        type="filepath",
+        format="png",
+        interactive=False,
+        visible=False,
+        elem_id="image-comparison",
+    )
+    details = gr.HTML(_NO_SELECTION, label="settings", elem_id="image-details")
+    with gr.Column(visible=False) as actions:
+        with gr.Row(elem_classes="tools"):
+            use_settings = gr.Button("Use settings", size="sm", elem_id="use-image-settings")
+            use_as_start = gr.Button("Use as start image", size="sm", elem_id="use-as-start")
+            star = gr.Button("Add to favorites", size="sm", elem_id="star-image")
+            delete = gr.Button("Delete…", size="sm", variant="stop", elem_id="delete-image")
+        with gr.Group(visible=False, elem_classes="panel") as confirmation:
+            question = gr.HTML("")
+            with gr.Row():
+                confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-image")
+                cancel = gr.Button("Cancel")
+    return _Viewer(
+        image,
+        slider,
+        details,
+        actions,
+        star,
+        use_settings,
+        use_as_start,
+        delete,
+        confirmation,
+        question,
+        confirm,
+        cancel,
+    )
+
+
+def _connect_search(session: Session, browser: _Browser, tab: gr.Tab) -> None:
+    """Search when the tab is selected, at every change of the query, and for another page."""
+
+    def search(query: str, starred: bool, page: int) -> list[Any]:
+        return search_updates(session, query, starred, page)
+
+    listen(tab.select, search, browser.inputs, browser.outputs, queue=False)
+
+    def search_first_page(query: str, starred: bool) -> list[Any]:
+        return search_updates(session, query, starred, 1)
+
+    listen(
+        [browser.query.change, browser.starred.change],
+        search_first_page,
+        browser.inputs[:2],
+        browser.outputs,
+        trigger_mode="always_last",
+        queue=False,
+    )
+    for button, step in ((browser.newer, -1), (browser.older, 1)):
+        listen(button.click, _turned(search, step), browser.inputs, browser.outputs, queue=False)
+
+
+def _turned(search: Callable[[str, bool, int], list[Any]], step: int) -> Callable[..., list[Any]]:
+    """Return a search for the page that is some steps further."""
+
+    def turn_page(query: str, starred: bool, page: int) -> list[Any]:
+        return search(query, starred, page + step)
+
+    return turn_page
+
+
+def _connect_viewer(session: Session, browser: _Browser, viewer: _Viewer) -> None:
+    """Display the selected image, compare two, and change favorites and files."""
+
+    def display_image(names: list[str] | None) -> list[Any]:
+        return _displayed(session, names)
+
+    def toggle_star(names: list[str] | None, query: str, starred: bool, page: int) -> list[Any]:
+        image = _selected(session, names)
+        image = session.image_store.star(image.name, not image.starred)
+        return [_star_label(image), *search_updates(session, query, starred, page)]
+
+    def ask(names: list[str] | None) -> Any:
+        return ask_for_confirmation(_selected(session, names).path.name)
+
+    def delete(names: list[str] | None, query: str, starred: bool, page: int) -> list[Any]:
+        session.image_store.delete_image(_selected(session, names).name)
+        images, *others = search_updates(session, query, starred, page)
+        return [images | {"value": []}, *others, *_displayed(session, [])]
+
+    listen(browser.images.change, display_image, browser.images, viewer.outputs, queue=False)
+    inputs = [browser.images, *browser.inputs]
+    listen(viewer.star.click, toggle_star, inputs, [viewer.star, *browser.outputs], queue=False)
+    listen(viewer.delete.click, ask, browser.images, [viewer.confirmation, viewer.question], queue=False)
+    listen(viewer.cancel.click, lambda: gr.update(visible=False), None, viewer.confirmation, queue=False)
+    listen_busy(viewer.confirm, "Deleting…", delete, inputs, [*browser.outputs, *viewer.outputs])
+
+
+def _connect_use(
+    session: Session, browser: _Browser, viewer: _Viewer, settings: Settings, restored: gr.HTML, tabs: gr.Tabs
+) -> None:
+    """Take the settings, or the image, to Generate."""
+
+    def use_settings(names: list[str] | None) -> list[Any]:
+        request, changes = session.restore(_selected(session, names).path)
+        values = settings_from_request(session, request)
+        return [*values, restored_settings(request, changes), gr.update(selected="generate")]
+
+    def use_as_start_image(names: list[str] | None) -> list[Any]:
+        image = _selected(session, names)
+        width, height = image.nearest_size(session.worker.base.multiple)
+        return [served_copy(session, image.path), width, height, gr.update(selected="generate")]
+
+    listen(viewer.use_settings.click, use_settings, browser.images, [*settings.components, restored, tabs])
+    outputs = [settings.image, settings.width, settings.height, tabs]
+    listen(viewer.use_as_start.click, use_as_start_image, browser.images, outputs)
+
+
+def _selected(session: Session, names: Any) -> StoredImage:
+    if not isinstance(names, list) or not names:
+        raise ConfigError("No image is selected: select one first.")
+    return session.image_store.find(names[0])
+
+
+def search_updates(session: Session, query: str, starred: bool, page: int) -> list[Any]:
+    """Return the updates of the list for a page of results: items, page, total, and both buttons."""
+    result = session.image_store.search(str(query or ""), starred=bool(starred), page=page)
+    return [
+        gr.update(items=[_item(image) for image in result.images]),
+        result.page,
+        note(_summary(result, searched=bool(query or starred))),
+        gr.update(interactive=result.page > 1),
+        gr.update(interactive=result.page < result.pages),
+    ]
+
+
+def _summary(result: SearchResult, *, searched: bool) -> str:
+    if not result.total:
+        return _NOT_FOUND if searched else _NO_IMAGES
+    images = "1 image" if result.total == 1 else f"{result.total:,} images"
+    return images + (f", page {result.page} of {result.pages}" if result.pages > 1 else "")
+
+
+def _item(image: StoredImage) -> dict[str, Any]:
+    prompt = image.request.prompt if image.request else image.path.name
+    return {
+        "name": image.name,
+        "title": f"{' '.join(prompt[:120].split())} ({image.path.name[:13]})",
+        "starred": image.starred,
+        "thumbnail": _thumbnail(image.path, image.changed),
+    }
+
+
+@lru_cache(maxsize=2000)  # some 10 kB each; a changed file has a new one
+def _thumbnail(path: Path, changed: int) -> str:
+    return thumbnail_url(path, _THUMBNAIL)
+
+
+def _displayed(session: Session, names: Any) -> list[Any]:
+    """Return the updates of the viewer for no image, one or two."""
+    hidden = gr.update(visible=False)
+    if not names:
+        return [gr.update(value=None, visible=False), hidden, _NO_SELECTION, hidden, gr.skip(), hidden]
+    image = _selected(session, names)
+    other = session.image_store.find(names[1]) if len(names) > 1 else None
+    readable = bool(_thumbnail(image.path, image.changed))
+    copy = served_copy(session, image.path) if readable else None
+    if other and readable and _thumbnail(other.path, other.changed):
+        views = [hidden, gr.update(value=(copy, served_copy(session, other.path)), visible=True)]
+    else:
+        views = [gr.update(value=copy, visible=readable), hidden]
+    text = _details(image) + (_details(other) if other else "")
+    return [*views, text, gr.update(visible=True), _star_label(image), hidden]
+
+
+def _star_label(image: StoredImage) -> Any:
+    return gr.update(value="Remove from favorites" if image.starred else "Add to favorites")
+
+
+def _details(image: StoredImage) -> str:
+    """Return the HTML of an image's settings."""
+    request = image.request
+    if request is None:
+        return note(f"{image.name}: this file is damaged, or holds no settings of the studio.", "warning")
+    adapters = ", ".join(f"{use.name} at {use.strength:g}" for use in request.adapters)
+    facts = {
+        "Prompt": request.prompt[:2000],
+        "Negative prompt": request.negative_prompt[:2000],
+        "Adapters": adapters or "none",
+        "Seed": str(request.seed),
+        "Steps, guidance": f"{request.steps}, {request.guidance_scale:g}",
+        "Size": f"{request.width} × {request.height}",
+        "Scheduler": request.scheduler,
+        "File": image.name,
+    }
+    rows = "".join(f"<dt>{label}</dt><dd>{html.escape(value)}</dd>" for label, value in facts.items() if value)
+    return f'<dl class="costs image-facts">{rows}</dl>'
