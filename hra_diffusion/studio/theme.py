@@ -38,7 +38,8 @@ _STONE = gr.themes.Color(
 SANS = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"]
 MONO = ["ui-monospace", "SF Mono", "Menlo", "DejaVu Sans Mono", "monospace"]
 
-CSS = (Path(__file__).parent / "studio.css").read_text(encoding="utf-8")
+_SHEETS = ("studio.css", "training.css")
+CSS = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SHEETS)
 HEAD = f"<script>{(Path(__file__).parent / 'studio.js').read_text(encoding='utf-8')}</script>"
 
 

@@ -25,7 +25,6 @@ from hra_diffusion.studio.engine.metadata import parse_parameters, read_request
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads
-from hra_diffusion.studio.tabs.job_view import job_names
 from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.training.config import DreamBoothConfig
 
@@ -131,8 +130,8 @@ def test_nothing_on_the_disk_keeps_the_page_shut(studio, job, adapter_folders, m
     build_page(studio)
     (card,) = card_entries(studio)
     assert (card["name"], card["thumbnail"]) == ("amber", "")
-    assert len(job_names(studio)) == len(DAMAGES)
-    json.dumps([card, job_names(studio)], ensure_ascii=False).encode()
+    assert len(studio.jobs.names()) == len(DAMAGES)
+    json.dumps([card, studio.jobs.names()], ensure_ascii=False).encode()
 
 
 @pytest.mark.parametrize(

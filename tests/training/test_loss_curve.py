@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hra_diffusion.studio.tabs.loss_plot import loss_plot
+from hra_diffusion.studio.tabs.loss_plot import loss_plot, smooth
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.loss_curve import COLORS, loss_curve, running_mean
 
@@ -62,10 +62,18 @@ def test_angles_have_a_panel_of_their_own_and_the_validation_loss_is_a_line_of_t
 
 def test_the_studio_plots_losses_validation_loss_and_angles():
     plain = records(*({"instance": 0.5} for _ in range(3)))
-    assert loss_plot(plain).count("<polyline") == 1
+    assert [loss_plot(plain, weight).count("<polyline") for weight in (0, 0.6)] == [1, 2]
     measured = [replace(record, angles={"unet": 1.0, "unet.mid_block": 2.0}, validation_loss=0.2) for record in plain]
     page = loss_plot(measured)
-    assert page.count("<polyline") == 3
+    assert page.count("<polyline") == 4
+    assert page.count('class="values"') == 6 and "step 2 · instance images 0.5 · validation 0.2<" in page
     assert "validation <b>0.2</b>" in page
     assert "unet <b>1°</b>" in page
     assert loss_plot(plain[:1]) == ""
+
+
+def test_losses_are_smoothed_without_the_bias_of_the_first_values():
+    assert smooth([3.0, 3.0, 3.0], 0.9) == pytest.approx([3, 3, 3])
+    assert smooth([1.0, 4.0], 0) == [1, 4]
+    averages = smooth([1.0, math.nan, 2.0], 0.5)
+    assert math.isnan(averages[1]) and averages[::2] == pytest.approx([1, (0.25 * 1 + 0.5 * 2) / 0.75])

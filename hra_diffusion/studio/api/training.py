@@ -6,6 +6,8 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.api.endpoints import expose, expose_typed
+from hra_diffusion.studio.engine.job_checkpoints import add_checkpoint, checkpoint_steps
+from hra_diffusion.studio.engine.job_output import log_tail
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training_job import check_images
 from hra_diffusion.studio.tabs.common import named_parameters, strip_folders
@@ -30,7 +32,7 @@ def expose_training(session: Session, fields: TrainingFields) -> None:
         return session.estimate(job_from_values(values))
 
     def train(*values: Any) -> str:
-        """Start a training job in a process of its own. Returns the job's name."""
+        """Start a training job in a process of its own, or queue it behind another one. Returns the job's name."""
         return session.train(job_from_values(values)).name
 
     expose("check", check, [fields.files, fields.captions], gr.JSON(label="images"))
@@ -42,7 +44,7 @@ def expose_training(session: Session, fields: TrainingFields) -> None:
 def _expose_jobs(session: Session) -> None:
     def jobs() -> list[str]:
         """Return the names of all training jobs, the newest first."""
-        return [job.name for job in session.jobs.all()]
+        return session.jobs.names()
 
     def job(job: str) -> dict[str, Any]:
         """Return the status of a training job."""
@@ -56,10 +58,11 @@ def _expose_jobs(session: Session) -> None:
             "error": current.error and strip_folders(current.error),
             "losses": [record.loss for record in current.records()],
             "metrics": current.metrics_table(),
+            "checkpoints": checkpoint_steps(current),
         }
 
     def stop_job(job: str) -> str:
-        """Stop a training job after its current step. It can be resumed later. Returns its name."""
+        """Stop a training job after its current step, or remove it from the queue. Returns its name."""
         session.jobs.stop(job)
         return job
 
@@ -76,5 +79,13 @@ def _expose_jobs(session: Session) -> None:
         session.jobs.delete(job)
         return job
 
-    for handler in (jobs, job, stop_job, resume_job, rename_job, delete_job):
+    def use_checkpoint(job: str, step: int) -> str:
+        """Add the checkpoint of a training job after a step to the library. Returns the adapter's name."""
+        return add_checkpoint(session.library, session.jobs.get(job), step).name
+
+    def job_log(job: str) -> list[str]:
+        """Return the last lines of a training job's output."""
+        return [strip_folders(line) for line in log_tail(session.jobs.get(job).folder)]
+
+    for handler in (jobs, job, stop_job, resume_job, rename_job, delete_job, use_checkpoint, job_log):
         expose_typed(handler.__name__, handler)

@@ -18,6 +18,8 @@ from hra_diffusion.training.outputs.checkpoint import LOG
 from hra_diffusion.training.outputs.log import read_log
 
 OUTPUT, STOP = "output.txt", "stop.txt"
+IMPORTED = "adopted.txt"
+"""Marks a job whose adapter is in the library; holds its name there."""
 _MAX_CHARACTERS = 4000
 _KILLED = (
     "The process ended without an error message: it was killed, or the memory was exhausted. Resume continues from the "
@@ -71,9 +73,13 @@ class Job:
         ]
         return sorted(((step, path) for step, path in images if not path.name.startswith(".")), reverse=True)
 
-    def thumbnail(self) -> Path | None:
-        """Return the validation image of the last step that displays the subject; of any prompt without one."""
-        images = self.validation_images()
+    def thumbnail(self, last_step: int | None = None) -> Path | None:
+        """Return the validation image of the last step that displays the subject; of any prompt without one.
+
+        Args:
+            last_step: images of later steps are left out.
+        """
+        images = [(step, path) for step, path in self.validation_images() if last_step is None or step <= last_step]
         try:
             prompt = read_settings(self.folder).data.instance_prompt or ""
         except HRAError:
