@@ -315,6 +315,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "subject-flux2-dev-24gb": flux_2_dev,
     "subject-qwen-image-24gb": qwen_image,
     "control-flux2-klein-16gb": flux_2_klein_4b,
+    "face": stable_diffusion_15,
+    "style": stable_diffusion_15,
 }
 
 
