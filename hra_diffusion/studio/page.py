@@ -4,6 +4,7 @@ import html
 import logging
 import os
 import socket
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -16,6 +17,7 @@ from hra_diffusion.studio.engine.cache import remove_old_files_hourly
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import MAX_BYTES
+from hra_diffusion.studio.login import LoginPage
 from hra_diffusion.studio.tabs.common import stop_handler, user_error
 from hra_diffusion.studio.tabs.compare import build_compare_tab
 from hra_diffusion.studio.tabs.first_visit import base_knowledge
@@ -30,10 +32,7 @@ logger = logging.getLogger(__name__)
 
 SESSIONS = 500
 """Limit of the tabs and API clients whose state is kept, some 0.3 MB each; a client without a session is one more."""
-_LOGO = (
-    '<svg viewBox="0 0 32 32" width="32" height="32" aria-hidden="true"><rect width="32" height="32" rx="9"/>'
-    '<path d="M7 25 25 7" stroke-dasharray="2.5 3"/><path d="M7 25V11"/><path d="M7 25H21"/></svg>'
-)
+_LOGO = Path(__file__).parent / "logo.svg"
 
 
 def serve(config: StudioConfig) -> None:
@@ -137,7 +136,8 @@ def launch_options(session: Session) -> dict[str, Any]:
         "root_path": config.root_path,
         "inbrowser": config.open,
         "mcp_server": config.mcp,
-        "app_kwargs": {"middleware": [Middleware(Doors, config=config)]},
+        "app_kwargs": {"middleware": [Middleware(Doors, config=config), Middleware(LoginPage)]},
+        "favicon_path": str(_LOGO),
         "state_session_capacity": SESSIONS,
         "theme": make_theme(),
         "css": CSS,
@@ -153,9 +153,10 @@ def launch_options(session: Session) -> dict[str, Any]:
 
 
 def _header(session: Session) -> str:
+    base = html.escape(session.worker.base.name)
     return (
-        f"<header>{_LOGO}<div><h1>HRA studio</h1><div class='tagline'>Personalizes diffusion models with HRA adapters. "
-        f"Base model: {html.escape(session.worker.base.name)}. {base_knowledge(session)}</div></div>"
+        f'<header>{_LOGO.read_text(encoding="utf-8")}<div><h1>HRA studio</h1><div class="tagline">Personalizes '
+        f"diffusion models with HRA adapters. Base model: {base}. {base_knowledge(session)}</div></div>"
         '<button id="theme-switch" type="button" aria-label="Switch between light and dark" title="Light or dark">'
         '<svg viewBox="0 0 24 24" width="18" height="18" aria-hidden="true"><circle cx="12" cy="12" r="8"/>'
         '<path d="M12 4a8 8 0 0 1 0 16z"/></svg></button></header>'

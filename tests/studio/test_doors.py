@@ -224,6 +224,12 @@ def test_a_password_is_required(session):
             for adapter in Client(url, verbose=False, auth=("user", "wo:rd")).predict(api_name="/adapters")
         ]
         assert "amber" in names
+        with httpx.Client(base_url=url) as browser:
+            assert "<title>HRA studio: log in</title>" in browser.get("/").text
+            assert "<svg" in browser.get("/favicon.ico").text
+            browser.post("/login", data={"username": "user", "password": "wo:rd"}).raise_for_status()
+            page_text = browser.get("/").text
+            assert "gradio_config" in page_text and "<title>HRA studio: log in</title>" not in page_text
     finally:
         session.config = config
         page.close()
