@@ -40,7 +40,8 @@ MONO = ["ui-monospace", "SF Mono", "Menlo", "DejaVu Sans Mono", "monospace"]
 
 _SHEETS = ("studio.css", "training.css")
 CSS = "\n".join((Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SHEETS)
-HEAD = f"<script>{(Path(__file__).parent / 'studio.js').read_text(encoding='utf-8')}</script>"
+_SCRIPTS = ("studio.js", "prompt_history.js")
+HEAD = "".join(f"<script>{(Path(__file__).parent / name).read_text(encoding='utf-8')}</script>" for name in _SCRIPTS)
 
 
 def make_theme() -> gr.themes.Base:

@@ -5,10 +5,9 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.api.endpoints import expose, expose_typed
-from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.presets import preset_values
-from hra_diffusion.studio.tabs.settings import Settings, handle_request
+from hra_diffusion.studio.tabs.presets import preset_saver, preset_values
+from hra_diffusion.studio.tabs.settings import Settings
 
 
 def expose_presets(session: Session, settings: Settings) -> None:
@@ -31,11 +30,5 @@ def expose_presets(session: Session, settings: Settings) -> None:
         expose_typed(handler.__name__, handler)
     name = gr.Textbox(label="name")
     expose("load_preset", load_preset, [name], [gr.JSON(label="settings"), gr.JSON(label="changes")])
-    handler = handle_request(session, _save_preset, "name", "prompts")
     inputs = [*settings.components, name, gr.Checkbox(False, label="prompts")]
-    expose("save_preset", handler, inputs, gr.Textbox(label="name"))
-
-
-def _save_preset(session: Session, request: GenerateRequest, client: str, name: str, prompts: bool) -> str:
-    """Save settings as a preset by name, with or without the prompts; an earlier one is replaced. Returns its name."""
-    return session.presets.save_preset(name, request, prompts=bool(prompts))
+    expose("save_preset", preset_saver(session), inputs, gr.Textbox(label="name"))

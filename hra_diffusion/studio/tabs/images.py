@@ -232,10 +232,10 @@ def _connect_use(
     def use_as_start_image(names: list[str] | None) -> list[Any]:
         image = _selected(session, names)
         width, height = image.nearest_size(session.worker.base.multiple)
-        return [served_copy(session, image.path), width, height, gr.update(selected="generate")]
+        return [served_copy(session, image.path), width, height, None, 0, gr.update(selected="generate")]
 
     listen(viewer.use_settings.click, use_settings, browser.images, [*settings.components, restored, tabs])
-    outputs = [settings.image, settings.width, settings.height, tabs]
+    outputs = [*(settings.image, settings.width, settings.height, settings.mask_image, settings.outpaint), tabs]
     listen(viewer.use_as_start.click, use_as_start_image, browser.images, outputs)
 
 

@@ -1,5 +1,6 @@
 """Sections of Generate with earlier prompts, which the browser stores, and with presets of settings by name."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,12 @@ import gradio as gr
 from hra_diffusion.studio.engine.metadata import restore_settings
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, note
+from hra_diffusion.studio.tabs.common import ask_for_confirmation, named_parameters, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.generation_status import restored_settings
-from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, handle_request, settings_from_request
+from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, request_from_settings, settings_from_request
 
-_HISTORY_SCRIPT = (Path(__file__).parents[1] / "prompt_history.js").read_text(encoding="utf-8")
+_HISTORY_SCRIPT = (Path(__file__).parents[1] / "prompt_history_view.js").read_text(encoding="utf-8")
 _OF_ONE_IMAGE = {
     *("seed", "new_seed", "image", "mask_image", "outpaint", "outpaint_sides", "control_image", "annotator"),
 }
@@ -64,6 +65,10 @@ def build_presets(session: Session, settings: Settings, restored: gr.HTML) -> No
     def choices() -> Any:
         return gr.update(choices=list(session.presets.all()))
 
+    def save_and_choose(*values: Any) -> list[Any]:
+        saved = preset_saver(session)(*values)
+        return [gr.update(choices=list(session.presets.all()), value=saved), note(f"Saved the preset {saved}.")]
+
     def load_preset(name: str | None) -> list[Any]:
         values, request, changes = preset_values(session, name)
         updates = [values.get(setting, gr.skip()) for setting in SETTINGS]
@@ -75,8 +80,7 @@ def build_presets(session: Session, settings: Settings, restored: gr.HTML) -> No
 
     listen(section.expand, choices, None, name, queue=False)
     listen(load.click, load_preset, name, [*settings.components, restored])
-    handler = handle_request(session, _save_preset, "name", "prompts")
-    listen_busy(save, "Saving…", handler, [*settings.components, name, prompts], [name, restored])
+    listen_busy(save, "Saving…", save_and_choose, [*settings.components, name, prompts], [name, restored])
     listen(delete.click, ask_for_confirmation, name, [confirmation, question], queue=False)
     listen(cancel.click, lambda: gr.update(visible=False), None, confirmation, queue=False)
     listen_busy(confirm, "Deleting…", delete_preset, name, [name, confirmation])
@@ -91,7 +95,13 @@ def preset_values(session: Session, name: object) -> tuple[dict[str, Any], Gener
     return {setting: value for setting, value in values.items() if setting not in kept}, request, changes
 
 
-def _save_preset(session: Session, request: GenerateRequest, client: str, name: str | None, prompts: bool) -> list[Any]:
-    """Save the settings as a preset."""
-    saved = session.presets.save_preset(name, request, prompts=bool(prompts))
-    return [gr.update(choices=list(session.presets.all()), value=saved), note(f"Saved the preset {saved}.")]
+def preset_saver(session: Session) -> Callable[..., str]:
+    """Return a handler that saves the values of the settings by a name, with or without the prompts."""
+
+    def save_preset(*values: Any) -> str:
+        """Save settings as a preset, which replaces an earlier one of the name. Returns the name."""
+        settings = dict(zip(SETTINGS, values, strict=False)) | dict.fromkeys(_OF_ONE_IMAGE)
+        name, prompts = values[len(SETTINGS) : len(SETTINGS) + 2]
+        return session.presets.save_preset(name, request_from_settings(session, settings), prompts=bool(prompts))
+
+    return named_parameters(save_preset, *SETTINGS, "name", "prompts")

@@ -57,7 +57,7 @@ def _generate_list(
 ) -> Iterator[Any]:
     """Generate the images of a list: update the gallery, the seed and the status."""
     requests = list_requests(request, prompts, next_seeds=bool(next_seeds))
-    total, start, items = len(requests) * request.count, time.monotonic(), []
+    total, start, items = len(requests) * request.count, None, []
     for event in session.generate_list(requests, client):
         if isinstance(event, SavedImage):
             ((path, seed),) = gallery_items(session, [event])
@@ -66,6 +66,7 @@ def _generate_list(
             yield items, request.seed, gr.skip()
         else:
             if isinstance(event, Progress):
+                start = start or time.monotonic()  # the model is loaded
                 event = _whole_progress(event, len(items), total, time.monotonic() - start)
             yield gr.skip(), request.seed, generation_progress(event, request)
     status = "" if len(items) == total else note(f"Stopped: {len(items)} of {total} images.")
@@ -73,7 +74,14 @@ def _generate_list(
 
 
 def _whole_progress(event: Progress, finished: int, total: int, seconds: float) -> Progress:
-    """Return the progress of one request as that of the list: its number of images and remaining time."""
+    """Return the progress of one request as that of the list: its images and remaining time.
+
+    Args:
+        event: the progress of a request.
+        finished: number of finished images of the list.
+        total: number of its images.
+        seconds: time since the first step was done.
+    """
     done = finished * event.steps + event.step
-    left = seconds / done * (total * event.steps - done)
+    left = seconds / max(1, done - 1) * (total * event.steps - done) or event.seconds_left
     return replace(event, image=finished, images=total, seconds_left=left)
