@@ -1,8 +1,9 @@
 """``hra-diffusion generate``: generate images with an adapter, a control or both."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,8 +18,11 @@ from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
 from hra_diffusion.training.config.file import read_run
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from hra_diffusion.pipelines import Pipeline
     from hra_diffusion.pipelines.adapter_folders import Named
+    from hra_diffusion.pipelines.image_to_image import ImageToImage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +45,14 @@ class GenerateConfig(BaseConfig, PlacementConfig):
     control: Path | None = None
     """Control (ControlNet): its folder, or the output folder of its training run. It needs --image."""
     image: Path | None = None
-    """Image for the control; the control's annotator (preprocessor) makes the condition."""
+    """Image for the control, whose annotator (preprocessor) makes the condition; or the start image of image to image
+    (--denoising_strength) and inpainting (--mask_image)."""
+    denoising_strength: float | None = None
+    """Denoising strength of image to image, from 0 (the start image) to 1 (pure noise); 0.8 with a mask."""
+    mask_image: Path | None = None
+    """Mask of inpainting: white is repainted, black and transparent parts of --image are kept."""
+    mask_blur: int = 4
+    """Radius of the transition at the mask's edge, in pixels."""
     annotated: bool = False
     """Use the image as a finished condition, without the annotator (preprocessor)."""
     control_strength: float = 1.0
@@ -91,8 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     if config.strength != GenerateConfig.strength and config.adapter is None:
         raise ConfigError("--strength is that of adapters: name a folder with --adapter, or give --control_strength.")
     parse_strength(config.strength)
-    if (config.control is None) != (config.image is None):
-        raise ConfigError("A control needs an image: give --control and --image together, or neither.")
+    _check_images(config)
     if config.control and not config.control.is_dir():
         raise ConfigError(f"There is no folder {config.control}: name a control's, or its run's, with --control.")
     unused = [name for name in _CONTROL_FLAGS if getattr(config, name) != getattr(GenerateConfig, name)]
@@ -121,6 +131,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     from hra_diffusion.pipelines.models import image_name
 
     check_writable(config.output_dir)
+    start_images = _start_images(config)
     strength = parse_strength(config.strength)
     source, named = _sources(config)
     masks = read_masks(config.masks, named)
@@ -136,13 +147,62 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     for name in ("height", "width"):
         if (options[name] or 0) % (step := size_multiple(pipe)):
             raise ConfigError(f"--{name} is {options[name]}: give a multiple of {step}.")
+    generate: Callable[..., Image] = partial(generate_image, pipe)
+    if start_images:
+        generate = _image_to_image(config, pipe, start_images, options).generate
     paths: list[Path] = []
     with _guiding(config, pipe):
         options |= prompt_options(pipe, config.prompt, config.negative_prompt, syntax=config.prompt_syntax)
         for seed in range(config.seed, config.seed + config.num_images):
             paths.append(config.output_dir / image_name(config.prompt, seed))
-            write_file(paths[-1], generate_image(pipe, seed=seed, **options).save)
+            write_file(paths[-1], generate(seed=seed, **options).save)
     return paths
+
+
+def _check_images(config: GenerateConfig) -> None:
+    """Raise ConfigError for images without a use, and for settings without their image."""
+    starts = config.denoising_strength is not None or config.mask_image is not None
+    if starts and config.control:
+        raise ConfigError("--control takes --image as its own: leave out --denoising_strength and --mask_image.")
+    if starts and config.image is None:
+        raise ConfigError("--denoising_strength and --mask_image need a start image: add --image.")
+    if not starts and (config.control is None) != (config.image is None):
+        raise ConfigError(
+            "A control needs an image: give --control and --image together, or neither. Image to image needs --image "
+            "and --denoising_strength, inpainting --image and --mask_image."
+        )
+    if config.denoising_strength is not None and not 0 < config.denoising_strength <= 1:
+        raise ConfigError(f"--denoising_strength is {config.denoising_strength:g}: give more than 0, and at most 1.")
+    if config.mask_blur != GenerateConfig.mask_blur and config.mask_image is None:
+        raise ConfigError("--mask_blur needs a mask: add --mask_image.")
+    if config.mask_blur < 0:
+        raise ConfigError(f"--mask_blur is {config.mask_blur}: give 0 or more pixels.")
+
+
+def _start_images(config: GenerateConfig) -> "tuple[Image, Image | None] | None":
+    """Read the start image and its mask, if any; None without a start image."""
+    if config.image is None or config.control:
+        return None
+    from hra_diffusion.formats.images import read_image, read_layers
+    from hra_diffusion.formats.masks import mask_of
+
+    return read_image(config.image), mask_of(read_layers(config.mask_image).whole()) if config.mask_image else None
+
+
+def _image_to_image(
+    config: GenerateConfig, pipe: "Pipeline", images: "tuple[Image, Image | None]", options: dict[str, Any]
+) -> "ImageToImage":
+    """Return the pipeline that starts from an image, in the size of the options, which lose it."""
+    from hra_diffusion.pipelines.image_to_image import ImageToImage
+    from hra_diffusion.pipelines.kinds import size_multiple
+
+    (image, mask), step = images, size_multiple(pipe)
+    height, width = (
+        options.pop(name) or max(1, round(side / step)) * step
+        for name, side in (("height", image.height), ("width", image.width))
+    )
+    strength = 0.8 if config.denoising_strength is None else config.denoising_strength
+    return ImageToImage(pipe, image.resize((width, height)), strength, mask, config.mask_blur)
 
 
 def _guiding(config: GenerateConfig, pipe: "Pipeline") -> AbstractContextManager[None]:

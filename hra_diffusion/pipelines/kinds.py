@@ -102,5 +102,5 @@ def call_options(pipe: Pipeline, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text_to_image(pipe: Pipeline) -> str:
-    """Return a pipeline's class; for image to image, that of text to image."""
-    return type(pipe).__name__.replace("Img2Img", "")
+    """Return a pipeline's class; for image to image and inpainting, that of text to image."""
+    return type(pipe).__name__.replace("Img2Img", "").replace("Inpaint", "")

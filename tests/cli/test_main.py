@@ -109,6 +109,9 @@ def test_settings_for_the_embedded_base_apply_only_if_no_model_is_named():
             "--seed is -1: give a number at least 0",
         ),
         (["generate", "--adapter", "nix", "--prompt", "a dog", "--height", "-64"], "--height is -64"),
+        (["generate", "--adapter", "nix", "--prompt", "x", "--image", "a.png"], "Image to image needs --image"),
+        (["generate", "--adapter", "nix", "--prompt", "x", "--mask_image", "a.png"], "need a start image: add --image"),
+        (["generate", "--adapter", "nix", "--prompt", "x", "--mask_blur", "2"], "--mask_blur needs a mask"),
         (["generate", "--adapter", "nix", "--prompt", "x", "--num_inference_steps", "5000"], "number at most 1000"),
         (["evaluate-control", "nix"], "nix is no output folder of train-control"),
         (["evaluate-control", "nix", "--num_pairs", "0"], "--num_pairs is 0"),
@@ -171,6 +174,22 @@ def test_generate_reads_weights_unless_prompts_are_plain(capsys, trained, tiny_s
     )
     expected = generate_image(pipe, seed=0, num_inference_steps=2, **prompts)
     assert np.array_equal(np.asarray(Image.open(capsys.readouterr().out.strip())), np.asarray(expected))
+
+
+def test_generate_repaints_the_masked_part_of_an_image(capsys, trained, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (16, 0, 32, 32))
+    mask.save(tmp_path / "mask.png")
+    flags = ["--adapter", str(trained), "--prompt", "a dog", "--width", "32", "--height", "32"]
+    flags += ["--output_dir", str(tmp_path), "--image", str(tmp_path / "photo.png")]
+    assert main(["generate", *flags, "--mask_image", str(tmp_path / "mask.png"), "--mask_blur", "0"]) == 0
+    painted = np.asarray(Image.open(capsys.readouterr().out.strip()))
+    assert np.array_equal(painted[:, :16], pixels[:, :16])
+    assert np.abs(painted.astype(int) - pixels)[:, 16:].mean() > 10
+    assert main(["generate", *flags, "--denoising_strength", "0.9"]) == 0
+    assert np.abs(np.asarray(Image.open(capsys.readouterr().out.strip())).astype(int) - pixels)[:, :16].mean() > 10
 
 
 def test_image_sizes_unsuited_to_the_model_are_refused(capsys, trained):

@@ -188,3 +188,26 @@ def test_a_sketch_is_the_control_image_at_once_and_its_section_carries_a_mark(pa
     page.locator("#control-image img").wait_for()
     page.wait_for_function("document.querySelector('#annotator input').value.startsWith('none')")
     page.locator("#control.in-use").wait_for()
+
+
+def test_a_mask_is_painted_over_the_start_image_and_used_at_once(page, session, subject):
+    page.get_by_role("tab", name="Generate").click()
+    open_section(page, "image-to-image")
+    page.locator("#image-to-image input[type=file]").first.set_input_files(subject[0])
+    open_section(page, "inpainting")
+    canvas = page.locator("#mask-editor canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    assert page.locator("#mask-image img").count() == 0  # no stroke yet
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 30, steps=8)
+    page.mouse.up()
+    page.locator("#mask-image img").wait_for()
+    page.locator("#inpainting.in-use").wait_for()
+    (newest,) = sorted(session.cache.glob("*/mask.png"), key=lambda path: path.stat().st_mtime)[-1:]
+    with Image.open(newest) as mask:
+        values = mask.histogram()
+    assert 0 < sum(values[128:]) < sum(values[:128])  # a stroke in white, on black

@@ -80,7 +80,7 @@ def _expose_conditions(session: Session, settings: Settings) -> None:
         """Load the settings of a PNG. Returns the settings by the parameters of /generate, and what was left out."""
         request, changes = session.restore(png)
         values = dict(zip(SETTINGS, settings_from_request(session, request), strict=True))
-        for name in ("image", "control_image"):
+        for name in ("image", "mask_image", "control_image"):
             values[name] = values[name] and FileData(path=values[name]).model_dump()
         return values, changes
 

@@ -4,6 +4,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.training.config.base import BaseConfig, PlacementConfig
@@ -16,8 +17,9 @@ AUTH_VARIABLE = "HRA_STUDIO_AUTH"
 class StudioConfig(BaseConfig, PlacementConfig):
     """Open the studio: train adapters, compare them and generate images in a browser."""
 
-    base: str = "assets/emoji-sd"
-    """The base model: a folder in diffusers' layout or a name on the hub, of one of the trainable families."""
+    base: tuple[str, ...] = ("assets/emoji-sd",)
+    """The base model, or several to choose from: folders in diffusers' layout, names on the hub or single
+    .safetensors files, of any trainable family. Bases of earlier starts can be chosen, too."""
     folder: Path = Path("outputs/studio")
     """Folder of the studio's images, adapters and training jobs; it writes nowhere else."""
     host: str = "127.0.0.1"
@@ -36,11 +38,20 @@ class StudioConfig(BaseConfig, PlacementConfig):
     """Open the page in the browser."""
     mcp: bool = False
     """Offer the API to language models through MCP (extra mcp)."""
+    captioner: str | None = None
+    """Captioner: model of transformers for image to text, such as BLIP, which captions training images; its folder, or
+    its name on the hub, which downloads it."""
+    caption_prompt: str | None = None
+    """Text input of captioners that need one, such as "<DETAILED_CAPTION>" for Florence-2; others complete it."""
     max_waiting: int = 16
     """Largest number of requests in the queue; further ones are refused."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for options out of range."""
+        """Raise ConfigError for options out of range; one base may be a text."""
+        bases: Any = self.base
+        object.__setattr__(self, "base", (bases,) if isinstance(bases, str) else tuple(bases))
+        if not self.base:
+            raise ConfigError("--base is empty: name a model, or leave it out for the embedded one.")
         if self.auth is not None and self.auth_file is not None:
             raise ConfigError("--auth and --auth_file both give a password: remove one of them.")
         if self.credentials and self.mcp:

@@ -3,18 +3,17 @@
 Importing this module imports diffusers, and creating a generator loads the weights: the page waits for neither.
 """
 
-import inspect
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
 from hra_diffusion.control import Control, load_hra_control
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.folders import public_name
 from hra_diffusion.pipelines import (
     RecordedBase,
@@ -25,28 +24,25 @@ from hra_diffusion.pipelines import (
     unload_hra_weights,
     using_hra_adapters,
 )
-from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip, set_clip_skip
+from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip
 from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
+from hra_diffusion.pipelines.image_to_image import ImageToImage
+from hra_diffusion.pipelines.kinds import size_multiple
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.bound_adapters import with_named_adapters
-from hra_diffusion.studio.engine.events import Event, Generated, Progress
+from hra_diffusion.studio.engine.events import Event, Generated
 from hra_diffusion.studio.engine.library import Entry, Library
 from hra_diffusion.studio.engine.preview import Preview
 from hra_diffusion.studio.engine.prompt_length import PromptLength, PromptMeter
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.schedulers import make_scheduler
+from hra_diffusion.studio.engine.step_progress import StepProgress, StopGeneration
 from hra_diffusion.studio.engine.uploads import Uploads
 
 _MAX_LOADED = 12
 """Adapters that stay loaded between requests."""
-
-_AfterStep = Callable[[Pipeline, int, Any, dict[str, Any]], dict[str, Any]]
-
-
-class _StopGeneration(Exception):  # noqa: N818 - no error
-    """Ends a pipeline call between two steps."""
 
 
 class Generator:
@@ -85,36 +81,19 @@ class Generator:
         names = self._load([self._library.entry(use.name) for use in request.adapters])
         strengths = dict(zip(names, (use.strength for use in request.adapters), strict=True))
         controls = [(self._controls[name], strengths.pop(name)) for name in names if name in self._controls]
-        start, done = time.monotonic(), 0
-
-        def after_step(pipe: Pipeline, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-            nonlocal done
-            if stop.is_set():
-                raise _StopGeneration
-            done, steps = done + 1, pipe.num_timesteps
-            emit(
-                Progress(
-                    image=(done - 1) // steps,
-                    images=request.count,
-                    step=step + 1,
-                    steps=steps,
-                    seconds_left=(time.monotonic() - start) / done * (steps * request.count - done),
-                    preview=self._preview(tensors["latents"], request.height / request.width),
-                )
-            )
-            return {}
-
+        after_step = StepProgress(request, self._preview, stop, emit)
         for index in range(request.count):
             if stop.is_set():
                 return
             single = request.single(index)
+            after_step.image = index
             with (
                 using_hra_adapters(self.pipe, list(strengths), list(strengths.values()), request.combine),
                 self._scheduled(request.scheduler),
             ):
                 try:
-                    image = self._generate_image(single, controls, after_step)
-                except _StopGeneration:
+                    image = self._generate_passes(single, controls, after_step)
+                except StopGeneration:
                     return
             emit(Generated(request=single, image=image))
 
@@ -137,19 +116,31 @@ class Generator:
             return replace(self._meter.measure(plain), ignored=prompt[MAX_CHARACTERS:])
         return self._meter.measure(prompt)
 
-    def _generate_image(
-        self, request: GenerateRequest, controls: list[tuple[Control, float]], after_step: _AfterStep
+    def _generate_passes(
+        self, request: GenerateRequest, controls: list[tuple[Control, float]], after_step: StepProgress
     ) -> Image.Image:
-        pipe: Any = self.pipe
-        options: dict[str, Any] = {"height": request.height, "width": request.width}
-        if request.image:
-            pipe = _image_to_image(self.pipe)
-            pipe.set_progress_bar_config(disable=True)
-            set_clip_skip(pipe, default_clip_skip(self.pipe))
-            image = self._uploads.open(request.image).convert("RGB")
-            image = image.resize((request.width, request.height), Image.Resampling.LANCZOS)
-            takes_size = "height" in inspect.signature(type(pipe).__call__).parameters
-            options = {"image": image, "strength": request.image_strength} | (options if takes_size else {})
+        """Generate an image, and refine it in a second pass at a larger size if the request has one."""
+        after_step.refines = False
+        start = self._start_from_image(request) if request.image else None
+        image = self._generate_image(request, start, controls, after_step)
+        if request.hires_scale == 1:
+            return image
+        multiple = size_multiple(self.pipe)
+        width, height = (round(side * request.hires_scale / multiple) * multiple for side in image.size)
+        start = ImageToImage(self.pipe, image.resize((width, height), Image.Resampling.LANCZOS), request.hires_strength)
+        after_step.refines = True
+        second = replace(request, steps=request.hires_steps or request.steps, hires_scale=1.0)
+        return self._generate_image(second, start, controls, after_step)
+
+    def _generate_image(
+        self,
+        request: GenerateRequest,
+        start: ImageToImage | None,
+        controls: list[tuple[Control, float]],
+        after_step: StepProgress,
+    ) -> Image.Image:
+        pipe, generate = (start.pipe, start.generate) if start else (self.pipe, partial(generate_image, self.pipe))
+        options: dict[str, Any] = {} if start else {"height": request.height, "width": request.width}
         clip_skip = default_clip_skip(self.pipe) if request.clip_skip is None else request.clip_skip
         if clip_skip is not None:
             check_clip_skip(self.pipe, clip_skip)
@@ -162,14 +153,20 @@ class Generator:
                 syntax=request.prompt_syntax,
                 clip_skip=clip_skip,
             )
-            return generate_image(
-                pipe,
+            return generate(
                 seed=request.seed,
                 num_inference_steps=request.steps,
                 guidance_scale=request.guidance_scale,
                 callback_on_step_end=after_step,
                 **options,
             )
+
+    def _start_from_image(self, request: GenerateRequest) -> ImageToImage:
+        """Return the pipeline for a request's start image, and for its mask if it has one."""
+        size = (request.width, request.height)
+        image = self._uploads.open(request.image or "").convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        mask = self._uploads.open(request.mask) if request.mask else None
+        return ImageToImage(self.pipe, image, request.image_strength, mask, request.mask_blur)
 
     @contextmanager
     def _controlled(
@@ -209,10 +206,17 @@ class Generator:
                 continue
             self._count += 1
             adapter_name = f"adapter{self._count}"
-            if entry.annotator:
-                self._controls[adapter_name] = load_hra_control(self.pipe, entry.folder, adapter_name)
-            else:
-                load_hra_weights(self.pipe, entry.folder, adapter_name)
+            try:
+                if entry.annotator:
+                    self._controls[adapter_name] = load_hra_control(self.pipe, entry.folder, adapter_name)
+                else:
+                    load_hra_weights(self.pipe, entry.folder, adapter_name)
+            except HRAError as error:
+                if entry.base in (None, self._base):
+                    raise
+                raise ConfigError(
+                    f"{entry.name!r} is an adapter of {entry.base}, and does not fit {self._base}: {error}"
+                ) from error
             self._loaded[entry.name] = (adapter_name, entry.stamp)
         unused = [name for name in self._loaded if name not in stamps]
         self._unload(unused[: max(0, len(self._loaded) - _MAX_LOADED)])
@@ -223,23 +227,6 @@ class Generator:
             adapter_name, _ = self._loaded.pop(name)
             unload_hra_weights(self.pipe, adapter_name)
             self._controls.pop(adapter_name, None)
-
-
-def _image_to_image(pipe: Pipeline) -> Any:
-    """Return the pipeline that starts from an image, with the same components.
-
-    Raises:
-        ConfigError: diffusers has none for this kind of pipeline.
-    """
-    import diffusers  # the page needs none of its pipelines
-
-    name = type(pipe).__name__.replace("Pipeline", "Img2ImgPipeline")
-    if not hasattr(diffusers, name):
-        raise ConfigError(f"A {type(pipe).__name__} cannot start from an image: remove the initial image.")
-    try:
-        return diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
-    except ValueError:  # it has no Chroma
-        return getattr(diffusers, name)(**pipe.components)
 
 
 def _longest_tokenizer(pipe: Pipeline) -> Any:

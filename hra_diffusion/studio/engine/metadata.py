@@ -24,7 +24,13 @@ from hra_diffusion.studio.engine.schedulers import check_scheduler, scheduler_of
 REQUEST_KEY, A1111_KEY = "hra_diffusion", "parameters"
 _NEGATIVE = "Negative prompt: "
 _LAST_LINE = re.compile(r"\s*Steps: \d+,")
-_FIELDS = {"Steps": "steps", "CFG scale": "guidance_scale", "Seed": "seed"}
+_FIELDS = {
+    "Steps": "steps",
+    "CFG scale": "guidance_scale",
+    "Seed": "seed",
+    "Hires upscale": "hires_scale",
+    "Hires steps": "hires_steps",
+}
 _MAX_CHARACTERS = 2 * MAX_PROMPT + 20_000
 """Limit of A1111's text: two prompts and their settings."""
 _BEFORE_WEIGHTS = {"prompt_syntax": "plain"}
@@ -58,6 +64,11 @@ def parameters(request: GenerateRequest, model: str) -> str:
         settings["Clip skip"] = request.clip_skip + 1  # A1111 counts from the last layer, 1
     if request.image:
         settings["Denoising strength"] = f"{request.image_strength:g}"
+    if request.hires_scale > 1:
+        settings |= {"Hires upscale": f"{request.hires_scale:g}", "Hires upscaler": "Lanczos"}
+        settings["Denoising strength"] = f"{request.hires_strength:g}"
+        if request.hires_steps:
+            settings["Hires steps"] = request.hires_steps
     if request.mask:
         settings["Mask blur"] = request.mask_blur
     if request.adapters:
@@ -75,6 +86,19 @@ def read_request(path: Path) -> GenerateRequest:
         ConfigError: a setting is invalid.
     """
     return GenerateRequest.from_json(_settings(path))
+
+
+def read_model(path: Path) -> str | None:
+    """Return the name of the base model of a PNG of the studio, or None.
+
+    Raises:
+        ImageError: the file is no PNG.
+    """
+    try:
+        model = json.loads(_texts(path).get(REQUEST_KEY, ""))["model"]
+    except (TypeError, ValueError, KeyError, RecursionError):
+        return None
+    return model if isinstance(model, str) else None
 
 
 def restore_request(
@@ -125,12 +149,16 @@ def restore_settings(
     return replace(request, adapters=known, condition=request.condition if has_control else None), changes
 
 
-def _settings(path: Path) -> dict[str, Any]:
+def _texts(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=("PNG",)) as image:
-            texts = {key: value for key, value in image.info.items() if key in (REQUEST_KEY, A1111_KEY)}
+            return {key: value for key, value in image.info.items() if key in (REQUEST_KEY, A1111_KEY)}
     except Exception as error:  # OSError mostly; ValueError for text beyond Pillow's limit
         raise ImageError("This file is no readable PNG: drop an image saved by the studio or by A1111.") from error
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    texts = _texts(path)
     if (request := _parse_request(texts.get(REQUEST_KEY))) is not None:
         return request
     if isinstance(texts.get(A1111_KEY), str):
@@ -158,6 +186,8 @@ def parse_parameters(text: str) -> dict[str, Any]:
     values |= {name: settings[label].strip() for label, name in _FIELDS.items() if label in settings}
     if size := re.fullmatch(r"(\d+)x(\d+)", settings.get("Size", "")):
         values |= {"width": size[1], "height": size[2]}
+    if "Hires upscale" in settings and "Denoising strength" in settings:
+        values["hires_strength"] = settings["Denoising strength"].strip()
     if scheduler := scheduler_of_a1111(settings.get("Sampler", ""), settings.get("Schedule type", "")):
         values["scheduler"] = scheduler
     if layers := re.fullmatch(r"\s*(\d{1,3})\s*", settings.get("Clip skip", "")):

@@ -4,6 +4,7 @@ A request yields an iterator of events. Closing the iterator or setting the stop
 The weights are loaded on first use; requests wait in the queue meanwhile.
 """
 
+import gc
 import logging
 import queue
 import threading
@@ -17,11 +18,13 @@ from hra_diffusion.formats.folders import RecordedBase, recorded_base
 from hra_diffusion.out_of_memory import explain_out_of_memory
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.studio.engine.base import Base
+from hra_diffusion.studio.engine.bases import Bases
 from hra_diffusion.studio.engine.conditions import find_control
 from hra_diffusion.studio.engine.events import Event, Loading, Queued
 from hra_diffusion.studio.engine.library import Library
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.schedulers import check_scheduler
+from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.uploads import Uploads
 
 if TYPE_CHECKING:
@@ -38,7 +41,7 @@ class ModelWorker:
     """A base model and the thread of its generator.
 
     Args:
-        base: the facts of the model.
+        base: the facts of the model, or several of which requests choose one.
         library: the available adapters.
         uploads: initial images and conditions.
         max_waiting: largest number of requests in the queue; further ones are refused.
@@ -48,7 +51,7 @@ class ModelWorker:
 
     def __init__(
         self,
-        base: Base,
+        base: Base | Bases,
         library: Library,
         uploads: Uploads,
         *,
@@ -56,10 +59,12 @@ class ModelWorker:
         mixed_precision: str = "no",
         placement: Mapping[str, Any] | None = None,
     ) -> None:
-        self.base = base
+        self.bases = base if isinstance(base, Bases) else Bases([base])
+        self.base = self.bases.default
         self._mixed_precision, self._placement = mixed_precision, placement
         self.library, self.uploads, self.max_waiting = library, uploads, max_waiting
         self._generator: Generator | None = None
+        self._loaded: Base | None = None
         self._loading = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._admission = threading.Lock()
@@ -72,36 +77,58 @@ class ModelWorker:
 
     @property
     def generator(self) -> "Generator":
-        """Return the generator, which the first call creates by loading the weights.
+        """Return the loaded generator; without one, that of the default base.
 
         Raises:
             ModelError: the weights cannot be loaded; the next call tries again.
         """
         with self._loading:
-            if self._generator is None:
-                from hra_diffusion.studio.engine.generator import Generator  # imports diffusers, which takes seconds
+            return self._generator or self._load_generator(self.base)
 
-                self._generator = Generator(self.recorded_base, self.library, self.uploads, self._placement)
-            return self._generator
+    def generator_of(self, base: Base) -> "Generator":
+        """Return the generator of a base; the weights of another one are unloaded before.
+
+        Raises:
+            ModelError: the weights cannot be loaded; the next call tries again.
+        """
+        with self._loading:
+            return self._generator if self._generator and self._loaded == base else self._load_generator(base)
+
+    def _load_generator(self, base: Base) -> "Generator":
+        """Unload the weights of another base, and load those of this one; the lock is held."""
+        import torch  # as diffusers below, takes seconds, which the page does not wait for
+
+        from hra_diffusion.studio.engine.generator import Generator
+
+        self._generator = self._loaded = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._generator = Generator(self._recorded(base), self.library, self.uploads, self._placement)
+        self._loaded = base
+        return self._generator
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the weights are loaded."""
+        """Whether weights are loaded."""
         return self._generator is not None
 
     @property
     def recorded_base(self) -> RecordedBase:
-        """The base with the precision of images on a GPU: that of the runs of the library's adapters of this base.
+        """The default base with the precision of images on a GPU: that of the runs of the library's adapters of it.
 
         If these differ, or there are none, it is the precision of training jobs.
         """
+        return self._recorded(self.base)
+
+    def _recorded(self, base: Base) -> RecordedBase:
         precisions: set[str] = set()
         for entry in self.library.entries():
-            if entry.base == self.base.name:
+            if entry.base == base.name:
                 with suppress(AdapterFileError):
                     precisions.add(recorded_base(entry.folder).mixed_precision)
         precision = precisions.pop() if len(precisions) == 1 else self._mixed_precision
-        return RecordedBase(name=self.base.source, options=self.base.options, mixed_precision=precision)
+        return RecordedBase(name=base.source, options=base.options, mixed_precision=precision)
 
     def warm_up(self) -> None:
         """Start to load the weights in the background; errors are logged."""
@@ -122,14 +149,14 @@ class ModelWorker:
             ModelError: the model cannot be loaded.
             HRAError: the request cannot be generated.
         """
-        self.check(request)
+        base = self.check(request)
         events: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
 
         def work() -> None:
             try:
                 if not stop.is_set():
                     with explain_out_of_memory("generating images", lambda: ["smaller or fewer images"]):
-                        self.generator(request, stop, events.put)
+                        self.generator_of(base)(request, stop, events.put)
             except BaseException as error:
                 events.put(error)
             finally:
@@ -138,10 +165,10 @@ class ModelWorker:
         ahead = self._pending
         future = self._submit(work)
         try:
-            if self._generator is None:
-                yield Loading()
-            elif ahead:
+            if ahead and self._generator:
                 yield Queued(ahead)
+            elif self._loaded != base:
+                yield Loading()
             while not (stop.is_set() and future.cancel()):
                 with suppress(queue.Empty):
                     if (event := events.get(timeout=_POLL_SECONDS)) is None:
@@ -153,13 +180,13 @@ class ModelWorker:
             stop.set()
 
     def run(self, work: Callable[[Pipeline], Result]) -> Result:
-        """Call a function with the pipeline, without adapters and without concurrent requests.
+        """Call a function with the default base's pipeline, without adapters and without concurrent requests.
 
         Raises:
             BusyError: the queue is full.
             ModelError: the model cannot be loaded.
         """
-        return self._submit(lambda: work(self.generator.base_pipeline())).result()
+        return self._submit(lambda: work(self.generator_of(self.base).base_pipeline())).result()
 
     def close(self) -> None:
         """End the thread after the current request."""
@@ -178,16 +205,20 @@ class ModelWorker:
         with self._admission:
             self._pending -= 1
 
-    def check(self, request: GenerateRequest) -> None:
-        """Raise HRAError for a request that does not suit the model, the library or the uploads."""
-        check_scheduler(request.scheduler, self.base.schedulers)
-        step = self.base.multiple
+    def check(self, request: GenerateRequest) -> Base:
+        """Return the base of a request; raise HRAError if the request does not suit it, the library or the uploads."""
+        base = self.bases.get(request.base)
+        check_scheduler(request.scheduler, base.schedulers)
+        step = base.multiple
         for side in (request.width, request.height):
             if side % step:
                 size = max(step, side // step * step)
                 raise ConfigError(f"The sides of this model's images are multiples of {step} pixels: give {size}.")
-        if request.image:
-            self.uploads.path(request.image)
+        if request.mask and not request.image:
+            raise SettingError("mask_image", "needs a start image: choose one, or remove the mask.")
+        for digest in (request.image, request.mask):
+            if digest:
+                self.uploads.path(digest)
         control = find_control([self.library.entry(use.name) for use in request.adapters])
         if control and not request.condition:
             raise ConfigError(
@@ -195,3 +226,4 @@ class ModelWorker:
             )
         if request.condition:
             self.uploads.path(request.condition)
+        return base

@@ -20,6 +20,9 @@ MAX_PROMPT = 100_000
 """Limit in characters; the end of long prompts is ignored, and named on the page."""
 MAX_ADAPTERS = 8
 MAX_STRENGTH = 1.5
+MAX_SCALE = 4.0
+MAX_UPSCALED = 4096
+"""Limit of the sides of an upscaled image, in pixels."""
 MAX_SEED = 2**53 - 1
 """The largest integer that JSON and browsers keep exactly."""
 
@@ -29,7 +32,16 @@ _VERSION_0_1 = {"combine": {"lie": "mean"}}
 _KINDS = {"clip_skip": int}
 """Types of settings whose default is None, other than texts."""
 
-_OMITTED = {"clip_skip": None, "bind": "none"}
+_OMITTED = {
+    "base": None,
+    "clip_skip": None,
+    "bind": "none",
+    "mask": None,
+    "mask_blur": 4,
+    "hires_scale": 1.0,
+    "hires_steps": 0,
+    "hires_strength": 0.5,
+}
 """Values that the JSON of a request does not have."""
 
 _MAX_DIGITS = 40
@@ -45,6 +57,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, MAX_SEED),
     "count": (1, 16),
     "image_strength": (0.05, 1),
+    "mask_blur": (0, 64),
+    "hires_scale": (1, MAX_SCALE),
+    "hires_steps": (0, 150),
+    "hires_strength": (0.05, 1),
     "control_start": (0, 1),
     "control_end": (0, 1),
     "clip_skip": (0, 11),
@@ -83,6 +99,10 @@ class GenerateRequest:
     """Digest of the initial image (image to image), among the studio's uploads."""
     image_strength: float = 0.6
     """Denoising strength of image to image, up to 1 for pure noise."""
+    mask: str | None = None
+    """Digest of the mask of inpainting, among the uploads: white is repainted, black kept."""
+    mask_blur: int = 4
+    """Radius of the transition at the mask's edge, in pixels."""
     condition: str | None = None
     """Digest of the condition of the control among the adapters, among the uploads."""
     control_start: float = 0.0
@@ -95,6 +115,14 @@ class GenerateRequest:
     """Reading of the prompts, as in `pipelines.prompt_options`."""
     bind: Bind = "none"
     """"prompt" for adapters that are active only if the prompt holds their trigger word: those chosen, or else all."""
+    base: str | None = None
+    """Public name of the base model, among the studio's; by default its first one."""
+    hires_scale: float = 1.0
+    """Factor of the upscaling before a second pass (hires fix), which is image to image; 1 for no such pass."""
+    hires_steps: int = 0
+    """Denoising steps of the second pass; 0 is those of the first."""
+    hires_strength: float = 0.5
+    """Denoising strength of the second pass."""
 
     def __post_init__(self) -> None:
         """Raise ConfigError for settings out of range or in contradiction."""
@@ -106,12 +134,14 @@ class GenerateRequest:
             raise SettingError(
                 "seed", f"is {self.seed}: with {self.count} images, give at most {MAX_SEED + 1 - self.count}."
             )
-        if self.image and int(self.steps * self.image_strength) < 1:
-            raise SettingError(
-                "image_strength",
-                f"is {self.image_strength:g}: of {self.steps} steps none is left to change the image; "
-                f"give at least {math.ceil(100 / self.steps) / 100:g}, or more steps.",
-            )
+        if self.image:
+            self._check_strength("image_strength", self.steps)
+        if self.hires_scale > 1:
+            self._check_strength("hires_strength", self.hires_steps or self.steps)
+            if (side := round(max(self.width, self.height) * self.hires_scale)) > MAX_UPSCALED:
+                raise SettingError("hires_scale", f"gives {side} pixels a side, more than {MAX_UPSCALED}: give less.")
+            if self.mask:
+                raise SettingError("hires_scale", "is for images without a mask: give 1, or remove the mask.")
         if self.control_start >= self.control_end:
             raise SettingError("control_start", f"is {self.control_start}: give less than the end, {self.control_end}.")
         for name, choices in _CHOICES.items():
@@ -123,6 +153,21 @@ class GenerateRequest:
         for name in ("prompt", "negative_prompt"):
             if len(getattr(self, name)) > MAX_PROMPT:
                 raise SettingError(name, f"is longer than {MAX_PROMPT:,} characters: shorten it.")
+
+    @property
+    def second_steps(self) -> int:
+        """Number of denoising steps of the second pass, within a scheduler's rounding."""
+        return int((self.hires_steps or self.steps) * self.hires_strength) if self.hires_scale > 1 else 0
+
+    def _check_strength(self, name: str, steps: int) -> None:
+        """Raise ConfigError if a denoising strength leaves none of the steps."""
+        strength = getattr(self, name)
+        if int(steps * strength) < 1:
+            raise SettingError(
+                name,
+                f"is {strength:g}: of {steps} steps none is left to change the image; "
+                f"give at least {math.ceil(100 / steps) / 100:g}, or more steps.",
+            )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "GenerateRequest":

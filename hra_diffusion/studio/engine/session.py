@@ -6,7 +6,7 @@ outputs/studio/
 ├── runs/        training jobs
 ├── uploads/     initial images and conditions
 ├── costs.json   estimates of training time and memory
-├── favorites.json, presets.json
+├── favorites.json, presets.json, bases.json
 └── cache/       uploads and downloads of browsers, removed after a day
 """
 
@@ -26,7 +26,7 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError, OutputError
 from hra_diffusion.formats.files import tidy, write_file, writing
 from hra_diffusion.resources import DATA, find_data
-from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.bases import Bases
 from hra_diffusion.studio.engine.cache import remove_old_files
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
@@ -39,7 +39,7 @@ from hra_diffusion.studio.engine.image_store import ImageStore, new_image_path
 from hra_diffusion.studio.engine.job import IMPORTED, Job, Status
 from hra_diffusion.studio.engine.jobs import TrainingJobs
 from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import png_info, restore_request
+from hra_diffusion.studio.engine.metadata import png_info
 from hra_diffusion.studio.engine.model_worker import ModelWorker
 from hra_diffusion.studio.engine.presets import Presets
 from hra_diffusion.studio.engine.requests import GenerateRequest
@@ -91,14 +91,14 @@ class Session:
         for folder in (path for pattern in ("*/", "*/*/", "*/*/*/") for path in self.folder.glob(pattern)):
             tidy(folder)
         remove_old_files(self.cache)
-        base = find_data(config.base)
-        known = read_base(base, config.base_options)
-        self.embedded = Path(base).exists() and Path(base).resolve() == EMBEDDED_BASE
+        bases = Bases([find_data(base) for base in config.base], config.base_options, self.folder / "bases.json")
+        known = bases.default
+        self.embedded = Path(known.source).exists() and Path(known.source).resolve() == EMBEDDED_BASE
         defaults = embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
         flags = {name: getattr(config, name) for name in vars(BaseConfig())}
         self.training_defaults = with_values(defaults, {**flags, "train_text_encoder": known.text_encoders_train})
         self.worker = ModelWorker(
-            known,
+            bases,
             self.library,
             self.uploads,
             max_waiting=config.max_waiting,
@@ -165,7 +165,7 @@ class Session:
             for event in self.worker.stream(request, stop):
                 if isinstance(event, Generated):
                     path = new_image_path(self.images, event.request)
-                    info = png_info(event.request, self.worker.base.name)
+                    info = png_info(event.request, event.request.base or self.worker.base.name)
                     write_file(path, partial(_save, event.image, info))
                     yield SavedImage(request=event.request, image=event.image, path=path)
                 else:
@@ -174,14 +174,14 @@ class Session:
     def save_grid(self, image: Image.Image, request: GenerateRequest) -> Path:
         """Save the image of a grid as a download, with the grid's request as metadata."""
         path = new_folder(self.cache) / "grid.png"
-        write_file(path, partial(_save, image, png_info(request, self.worker.base.name)))
+        write_file(path, partial(_save, image, png_info(request, request.base or self.worker.base.name)))
         return path
 
     def restore(self, png: str | Path | None) -> tuple[GenerateRequest, list[str]]:
         """Read the request of a PNG for this model and library: see `metadata.restore_request`; None is an error."""
         if not isinstance(png, str | Path):
             raise ConfigError("There is no image to read settings from: choose a PNG file.")
-        return restore_request(Path(png), self.worker.base, self.library, self.default_request)
+        return self.worker.bases.restore_png(Path(png), self.library, self.default_request)
 
     def with_condition(self, request: GenerateRequest, image: Path, annotator: str) -> GenerateRequest:
         """Return a request with the condition of its control.

@@ -78,7 +78,9 @@ class Uploads:
         valid = len(digest) == _DIGEST and set(digest) <= set("0123456789abcdef")
         path = self.folder / f"{digest}.png"
         if not valid or not path.is_file():
-            raise ImageError("The initial image or the control image is not in the studio any more: choose it again.")
+            raise ImageError(
+                "The start image, its mask or the control image is not in the studio now: choose it again."
+            )
         return path
 
     def open(self, digest: str) -> Image.Image:

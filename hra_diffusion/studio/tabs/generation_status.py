@@ -1,6 +1,5 @@
 """The status of a generation as HTML: progress with a preview, and warnings."""
 
-import html
 
 from hra_diffusion.studio.engine.events import Loading, Progress, Queued
 from hra_diffusion.studio.engine.requests import GenerateRequest
@@ -50,6 +49,8 @@ def restored_settings(request: GenerateRequest, changes: list[str]) -> str:
         f"scheduler {request.scheduler}",
         f"seed {request.seed}",
         "start image" if request.image else "",
+        "mask" if request.mask else "",
+        f"upscale by {request.hires_scale:g}" if request.hires_scale > 1 else "",
         "control image" if request.condition else "",
     ]
     text = f"Loaded: {', '.join(part for part in parts if part)}."

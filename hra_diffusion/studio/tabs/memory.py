@@ -23,7 +23,7 @@ _KEY = "hra-studio"
 _GALLERY = "gallery"
 _TRAINING = "training."
 """Prefix of the training form's names, since both forms have steps."""
-_FILES = ("image", "control_image", f"{_TRAINING}files")
+_FILES = ("image", "mask_image", "control_image", f"{_TRAINING}files")
 _MAX_IMAGES = 64
 
 
@@ -43,12 +43,11 @@ def remember(session: Session, generate: GenerateTab, training: TrainingFields) 
 
     def restore_files(memory: Any) -> list[Any]:
         stored = memory if isinstance(memory, dict) else {}
-        image, control_image, training_files = (stored.get(name) for name in _FILES)
+        *images, training_files = (stored.get(name) for name in _FILES)
         paths = [cached_file(session, file) for file in training_files] if isinstance(training_files, list) else []
         found = [path for path in paths if path]
         return [
-            cached_file(session, image) or gr.skip(),
-            cached_file(session, control_image) or gr.skip(),
+            *(cached_file(session, image) or gr.skip() for image in images),
             found or gr.skip(),
             *_results(session, stored.get(_GALLERY)),
         ]

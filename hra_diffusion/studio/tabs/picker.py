@@ -32,14 +32,15 @@ def adapter_picker(session: Session, *, single: bool = False, **options: Any) ->
     return picker
 
 
-def card_entries(session: Session) -> list[dict[str, Any]]:
-    """Return the content of the cards."""
+def card_entries(session: Session, base: str | None = None) -> list[dict[str, Any]]:
+    """Return the content of the cards, with a mark on adapters of another base, by default than the studio's first."""
     session.import_finished_jobs()
+    name = base or session.worker.base.name
     return [
         {
             "name": entry.name,
             "base": entry.base or "unknown base",
-            "fits": entry.base in (None, session.worker.base.name),
+            "fits": entry.base in (None, name),
             "rank": entry.rank,
             "annotator": entry.annotator or "",
             "token": entry.token or entry.trigger or "",

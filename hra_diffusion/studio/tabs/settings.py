@@ -12,6 +12,7 @@ import gradio as gr
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.studio.engine.conditions import AS_TRAINED, NO_ANNOTATOR
+from hra_diffusion.studio.engine.inpainting import SIDES, with_mask, with_outpainting
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import client_id, named_parameters, served_copy
@@ -42,6 +43,14 @@ class Settings:
     clip_skip: gr.Number
     prompt_syntax: gr.Radio
     bind: gr.Radio
+    mask_image: gr.Image
+    mask_blur: gr.Slider
+    outpaint: gr.Slider
+    outpaint_sides: gr.CheckboxGroup
+    hires_scale: gr.Slider
+    hires_steps: gr.Slider
+    hires_strength: gr.Slider
+    base: gr.Dropdown
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -87,10 +96,15 @@ def request_from_settings(session: Session, values: dict[str, Any]) -> GenerateR
     """Make the request from the settings' values; raises ConfigError, and ImageError for unusable images."""
     if values.get("new_seed"):
         values["seed"] = secrets.randbelow(_MAX_RANDOM_SEED)
+    if values.get("base") == session.worker.base.name:
+        values["base"] = None
     image = values.pop("image", None)
     request = GenerateRequest.from_json(values)
     if image:
         request = session.with_start_image(request, Path(image))
+    if values.get("mask_image"):
+        request = with_mask(request, Path(values["mask_image"]), session.uploads)
+    request = with_outpainting(request, values.get("outpaint"), values.get("outpaint_sides"), session.uploads)
     if values.get("control_image"):
         request = session.with_condition(request, Path(values["control_image"]), values["annotator"])
     return request
@@ -98,12 +112,15 @@ def request_from_settings(session: Session, values: dict[str, Any]) -> GenerateR
 
 def settings_from_request(session: Session, request: GenerateRequest) -> list[Any]:
     """Return the settings' values for a request, in the order of `SETTINGS`; deleted uploads are omitted."""
-    values = request.to_json() | {
-        "clip_skip": request.clip_skip,
-        "bind": request.bind,
+    values = vars(request) | {
+        "adapters": request.to_json()["adapters"],
+        "base": request.base or session.worker.base.name,
         "new_seed": False,
         "count": 1,
         "image": _served_upload(session, request.image),
+        "mask_image": _served_upload(session, request.mask),
+        "outpaint": 0,
+        "outpaint_sides": list(SIDES),
         "control_image": _served_upload(session, request.condition),
         "annotator": NO_ANNOTATOR if request.condition else AS_TRAINED,
     }

@@ -5,13 +5,14 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.requests import MAX_SCALE, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
 from hra_diffusion.studio.tabs.control import control_panel
 from hra_diffusion.studio.tabs.events import listen
+from hra_diffusion.studio.tabs.inpainting import image_to_image_panel
 from hra_diffusion.studio.tabs.labels import LABELS
-from hra_diffusion.studio.tabs.picker import adapter_picker
+from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
 from hra_diffusion.studio.tabs.prompt_fields import count_tokens, prompt_fields
 from hra_diffusion.studio.tabs.settings import Settings
 
@@ -32,6 +33,7 @@ class SettingsPanel:
 def settings_panel(session: Session) -> SettingsPanel:
     """Build the settings panel."""
     default = session.default_request
+    base = _base_model(session)
     prompts = prompt_fields(default)
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
@@ -46,7 +48,8 @@ def settings_panel(session: Session) -> SettingsPanel:
         elem_id="combine",
     )
     sampling = _sampling(session, default)
-    image, image_strength = _image_to_image()
+    start = image_to_image_panel(session)
+    hires = _hires_fix(default)
     control = control_panel(session, adapters, sampling["width"], sampling["height"])
     settings = Settings(
         prompt=prompts.prompt,
@@ -54,13 +57,15 @@ def settings_panel(session: Session) -> SettingsPanel:
         adapters=adapters,
         combine=combine,
         **sampling,
-        image=image,
-        image_strength=image_strength,
+        **start,
         **control,
+        **hires,
+        base=base,
     )
     skip_preprocessing(*settings.components)
     count_tokens(session, prompts, settings.prompt_syntax, adapters)
     mark_sections(settings)
+    _follow_base(session, settings)
     return SettingsPanel(settings, generate, stop)
 
 
@@ -141,22 +146,72 @@ def _prompt_reading(default: GenerateRequest) -> dict[str, Any]:
     return {"bind": bind, "prompt_syntax": prompt_syntax, "clip_skip": clip_skip}
 
 
-def _image_to_image() -> tuple[gr.Image, gr.Slider]:
-    with gr.Accordion("Image to image", open=False, elem_id="image-to-image"):
-        image = gr.Image(label=LABELS["image"], type="filepath", image_mode=None, sources=["upload"], height=220)
-        strength = gr.Slider(
-            0.05,
+def _hires_fix(default: GenerateRequest) -> dict[str, Any]:
+    """Build the accordion of the second pass at a larger size; return its components by the name of the setting."""
+    with gr.Accordion("Upscale and refine (hires fix)", open=False, elem_id="hires-fix"):
+        scale = gr.Slider(
             1,
-            0.6,
-            step=0.05,
-            label=LABELS["image_strength"],
-            info="Low values keep the start image; 1 replaces it",
-            elem_id="image-strength",
+            MAX_SCALE,
+            default.hires_scale,
+            step=0.1,
+            label=LABELS["hires_scale"],
+            info="1 is off. The image is upscaled by Lanczos, and refined by image to image",
+            elem_id="hires-scale",
         )
-    return image, strength
+        with gr.Row():
+            steps = gr.Slider(
+                0,
+                150,
+                default.hires_steps,
+                step=1,
+                label=LABELS["hires_steps"],
+                info="0: as many as above",
+                elem_id="hires-steps",
+            )
+            strength = gr.Slider(
+                0.05,
+                1,
+                default.hires_strength,
+                step=0.05,
+                label=LABELS["hires_strength"],
+                info="Low values keep the image",
+                elem_id="hires-strength",
+            )
+    return {"hires_scale": scale, "hires_steps": steps, "hires_strength": strength}
+
+
+def _base_model(session: Session) -> gr.Dropdown:
+    names = session.worker.bases.names
+    return gr.Dropdown(
+        names,
+        value=names[0],
+        label=LABELS["base"],
+        info="Loaded for the next image; adapters of another base are marked",
+        visible=len(names) > 1,
+        elem_id="base-model",
+    )
+
+
+def _follow_base(session: Session, settings: Settings) -> None:
+    """Offer the schedulers, sizes and adapter marks of the chosen base, and start from its size and guidance."""
+
+    def offer(name: str) -> list[Any]:
+        base = session.worker.bases.get(name)
+        sides = gr.update(step=base.multiple, minimum=8 * base.multiple)
+        cards = gr.update(entries=card_entries(session, base.name))
+        return [gr.update(choices=list(base.schedulers)), sides, sides, cards]
+
+    def start(name: str) -> list[Any]:
+        base = session.worker.bases.get(name)
+        return [base.schedulers[0], base.size, base.size, base.guidance_scale]
+
+    sizes = [settings.scheduler, settings.width, settings.height]
+    listen(settings.base.change, offer, settings.base, [*sizes, settings.adapters], queue=False)
+    listen(settings.base.input, start, settings.base, [*sizes, settings.guidance_scale], queue=False)
 
 
 def mark_sections(settings: Settings) -> None:
     """Mark closed sections that have an image."""
-    for section, image in (("image-to-image", settings.image), ("control", settings.control_image)):
+    images = {"image-to-image": settings.image, "inpainting": settings.mask_image, "control": settings.control_image}
+    for section, image in images.items():
         listen(image.change, None, image, None, js=f"(image) => {{ markInUse('{section}', image); return []; }}")

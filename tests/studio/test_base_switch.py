@@ -1,0 +1,102 @@
+"""Several bases in one studio: requests choose one of them, and earlier ones are remembered."""
+
+import json
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hra_diffusion.errors import ConfigError, HRAError
+from hra_diffusion.studio.engine.bases import Bases
+from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.events import Loading
+from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
+
+REQUEST = GenerateRequest(prompt="a cat", steps=2, width=32, height=32, seed=3)
+
+
+def test_bases_of_earlier_starts_are_remembered_and_read_when_they_are_chosen(tiny_sd, tiny_sd_v, tmp_path):
+    file = tmp_path / "bases.json"
+    assert Bases([str(tiny_sd_v)], file=file).names == [tiny_sd_v.name]
+    bases = Bases([str(tiny_sd)], file=file)
+    assert bases.names == [tiny_sd.name, tiny_sd_v.name]
+    assert bases.get(None) == bases.default == bases.get(tiny_sd.name)
+    assert bases.get(tiny_sd_v.name).source == str(tiny_sd_v)
+    with pytest.raises(ConfigError, match="no base model 'sd3' here; known are: tiny-sd, tiny-sd-v"):
+        bases.get("sd3")
+    rows = json.loads(file.read_text("utf-8"))["bases"]
+    rows.append({"source": str(tmp_path / "deleted"), "options": {}})
+    file.write_text(json.dumps({"bases": rows}))
+    assert Bases([str(tiny_sd)], file=file).names == [tiny_sd.name, tiny_sd_v.name]
+    file.write_text("[")
+    assert Bases([str(tiny_sd)], file=file).names == [tiny_sd.name]
+    with pytest.raises(ConfigError, match="two models named 'tiny-sd'"):
+        Bases([str(tiny_sd), str(tiny_sd)])
+
+
+def test_one_base_or_several_are_given(tmp_path):
+    assert StudioConfig(base="sd").base == ("sd",)  # pyright: ignore[reportArgumentType]
+    assert StudioConfig(base=("sd", "sdxl")).base == ("sd", "sdxl")
+    with pytest.raises(ConfigError, match="--base is empty"):
+        StudioConfig(base=())
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_sd, tiny_sdxl, adapter_folders, tmp_path_factory):
+    """A studio on two bases, with an adapter of the first one."""
+    folder = tmp_path_factory.mktemp("studio") / "it"
+    session = Session(StudioConfig(base=(str(tiny_sd), str(tiny_sdxl)), folder=folder))
+    session.library.add(adapter_folders["amber"], "amber")
+    yield session
+    session.worker.close()
+
+
+def generate(studio: Session, request: GenerateRequest) -> tuple[SavedImage, bool]:
+    """Generate an image; return it, and whether weights were loaded for it."""
+    events = list(studio.generate(request, "me"))
+    (saved,) = [event for event in events if isinstance(event, SavedImage)]
+    return saved, any(isinstance(event, Loading) for event in events)
+
+
+@pytest.mark.slow
+def test_a_request_is_generated_by_its_base_and_restored_with_it(studio, tiny_sd, tiny_sdxl):
+    on_sdxl = replace(REQUEST, base=tiny_sdxl.name)
+    first, _ = generate(studio, REQUEST)
+    other, loaded = generate(studio, on_sdxl)
+    assert loaded
+    assert studio.worker.generator.pipe.name_or_path == str(tiny_sdxl)
+    again, loaded = generate(studio, REQUEST)  # the first base's weights again
+    assert loaded
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+    assert not np.array_equal(np.asarray(first.image), np.asarray(other.image))
+    assert studio.restore(first.path) == (REQUEST, [])
+    assert studio.restore(other.path) == (on_sdxl, [])
+    assert tiny_sdxl.name in other.path.read_bytes().decode("latin-1")
+    values = dict(zip(SETTINGS, settings_from_request(studio, on_sdxl), strict=True))
+    assert request_from_settings(studio, values) == on_sdxl
+    assert settings_from_request(studio, REQUEST)[SETTINGS.index("base")] == tiny_sd.name
+
+
+@pytest.mark.slow
+def test_an_adapter_of_another_base_is_refused_by_name_and_the_next_request_works(studio, tiny_sd, tiny_sdxl):
+    request = replace(REQUEST, base=tiny_sdxl.name, adapters=(AdapterUse(name="amber"),))
+    with pytest.raises(HRAError, match=f"'amber' is an adapter of {tiny_sd.name}, and does not fit {tiny_sdxl.name}"):
+        list(studio.worker.stream(request, threading.Event()))
+    generate(studio, replace(request, base=None))
+    with pytest.raises(ConfigError, match="no base model 'none'"):
+        studio.worker.check(replace(REQUEST, base="none"))
+
+
+@pytest.mark.slow
+def test_a_png_of_a_base_that_is_not_here_is_restored_for_the_default_one(studio, tiny_sd_v, tmp_path):
+    elsewhere = Session(StudioConfig(base=(str(tiny_sd_v),), folder=tmp_path / "studio"))
+    saved, _ = generate(elsewhere, REQUEST)
+    elsewhere.worker.close()
+    request, changes = studio.restore(saved.path)
+    assert request == REQUEST
+    assert changes == [
+        f"The image is of the base model {tiny_sd_v.name!r}, which is not here: tiny-sd takes its place."
+    ]
