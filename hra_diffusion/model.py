@@ -14,7 +14,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.adapter_card import CARD, adapter_card
 from hra_diffusion.formats.files import write_file, write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder, upload_folder
-from hra_diffusion.formats.peft import FILES, adapter_files, read_adapter_for
+from hra_diffusion.formats.peft import FILES, adapter_files, read_adapter_for, read_file_metadata
 
 # The default of save_pretrained's `variant`; a pipeline passes one, possibly None.
 _NOT_GIVEN: Final = "not given"
@@ -160,12 +160,13 @@ class HRAModel(AdaptedModel):
         Raises:
             AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
         """
-        settings, tensors = _read(model, model_id, is_trainable, config, **options)
+        settings, tensors, metadata = _read(model, model_id, is_trainable, config, **options)
         autocast = autocast_adapter_dtype
         if not isinstance(model, HRAModel):
             model = cls(model, settings, adapter_name, state_dict=tensors, autocast_adapter_dtype=autocast)
         else:
             model.add_adapter(adapter_name, settings, state_dict=tensors, autocast_adapter_dtype=autocast)
+        model.file_metadata[adapter_name] = metadata
         return model if is_trainable else model.eval()
 
     def load_adapter(
@@ -200,12 +201,13 @@ class HRAModel(AdaptedModel):
         Raises:
             AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
         """
-        settings, tensors = _read(self, model_id, is_trainable, config, **options)
+        settings, tensors, metadata = _read(self, model_id, is_trainable, config, **options)
         if adapter_name in self.peft_config:
             self.restore_adapter(adapter_name, settings, tensors)
         else:
             autocast = autocast_adapter_dtype
             self.add_adapter(adapter_name, settings, state_dict=tensors, autocast_adapter_dtype=autocast)
+        self.file_metadata[adapter_name] = metadata
         if not is_trainable:
             self.eval()
         return LoadResult([], [])
@@ -224,8 +226,11 @@ def _read(
     low_cpu_mem_usage: bool = False,
     device_map: Any = None,
     **hub: Any,
-) -> tuple[HRAConfig, dict[str, Tensor]]:
-    """Read an adapter's settings and tensors for a model; the arguments are those of `HRAModel.load_adapter`."""
+) -> tuple[HRAConfig, dict[str, Tensor], dict[str, str]]:
+    """Read an adapter's settings, tensors and metadata for a model; the arguments are those of `HRAModel.load_adapter`.
+
+    Metadata such as a slot are not those of an adapter that is trained on.
+    """
     check_arguments(_read, hub)
     folder = local_folder(model_id, subfolder, FILES, **hub)
     settings, tensors = read_adapter_for(
@@ -233,4 +238,4 @@ def _read(
     )
     if config is not None:
         config.set_inference_mode(not is_trainable)
-    return config or settings, tensors
+    return config or settings, tensors, {} if is_trainable else read_file_metadata(folder)

@@ -62,11 +62,7 @@ class Activation:
         Raises:
             ConfigError: a blend has an adapter of odd rank, or a mixed batch is generated; nothing is changed.
         """
-        if any(layer.rows is not None for layer in self._injection.layers.values()):
-            raise ConfigError(
-                "No adapter can be activated during a mixed batch, whose prompts or adapter_names name different "
-                "adapters, nor beside masks: generate such prompts one by one, and use a control without masks."
-            )
+        self.check_changeable()
         before, active = self.active, replace(self.active, **changes)
         try:
             self._injection.activate(active)
@@ -75,6 +71,15 @@ class Activation:
             raise
         self.active = active
         self._activate_trained_modules()
+
+    def check_changeable(self) -> None:
+        """Raise ConfigError during a mixed batch: its rows have the adapters of its beginning."""
+        if any(layer.rows is not None for layer in self._injection.layers.values()):
+            raise ConfigError(
+                "No adapter can be activated or changed during a mixed batch, whose prompts or adapter_names name "
+                "different adapters, nor beside masks: generate such prompts one by one, and use a control without "
+                "masks."
+            )
 
     def train_active(self) -> None:
         """Make the active adapters trainable, except in inference mode, and freeze the others."""
@@ -168,6 +173,7 @@ class Activation:
         Raises:
             ConfigError: the adapters are disabled, or a name is unknown or repeated.
         """
+        self.check_changeable()
         if not self.active.enabled:
             raise ConfigError("Disabled adapters cannot be merged: enable them first.")
         names = tuple(adapter_names or ())

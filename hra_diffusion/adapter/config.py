@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from hra_diffusion.adapter.patterns import MAX_NAMES, check_pattern
-from hra_diffusion.adapter.ranks import check_patterns, pattern_value
+from hra_diffusion.adapter.ranks import RankPattern, check_patterns, pattern_value
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.text import nearest, shorten
 
@@ -46,7 +46,8 @@ class HRAConfig:
         target_modules: module names (matched whole, or as the last part of a dotted name), or a regular expression for
             the whole name, or "all-linear"; None for the defaults of the model's architecture.
         exclude_modules: names or a regular expression of modules to exclude.
-        init_weights: start at the base model, with pairs of equal reflections; False for random columns.
+        init_weights: start at the base model, with pairs of equal reflections; False for random columns. For pairs
+            along a loss's gradient see `initialize_from_gradient`.
         layers_to_transform: index or indices of the layers to adapt; needs target names, not a regular expression.
         layers_pattern: name(s) of the module list with these indices, such as "layers" or "h".
         bias: the biases to train and save: "none", "all", or "hra_only" (those of adapted layers).
@@ -84,7 +85,12 @@ class HRAConfig:
                 ordered = value if isinstance(value, list) else sorted(value)
                 setattr(self, name, tuple(ordered))
         _check_rank("The rank r", self.r)
-        self.__dict__["rank_pattern"] = _checked_ranks(self.rank_pattern)
+        self.__dict__["rank_pattern"] = RankPattern(_checked_ranks(self.rank_pattern))
+        if self.init_weights == "gradient":
+            raise ConfigError(
+                "init_weights is 'gradient', which needs batches of data: leave init_weights True, and call "
+                "initialize_from_gradient(model, backward) before training."
+            )
         for name in ("apply_GS", "use_magnitude", "init_weights", "inference_mode"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false; found {_short(getattr(self, name))}.")

@@ -60,12 +60,14 @@ def initialize_from_gradient(
         name: torch.randn(layer.unfolded_size, _width(layer, adapter_name), generator=generator)
         for name, layer in layers.items()
     }
-    for _ in range(2):
-        bases = {name: _orthonormal(product) for name, product in products.items()}
-        products = _skew_products(layers, bases, backward, batches)
-        products = {name: product if reduce is None else reduce(product) for name, product in products.items()}
-        if broken := [name for name, product in products.items() if not product.isfinite().all()]:
-            raise DivergedError(f"The gradient of a batch is not finite, in {broken[0]}: lower the scale of the loss.")
+    with _gradients_cleared(adapted):
+        for _ in range(2):
+            bases = {name: _orthonormal(product) for name, product in products.items()}
+            products = _skew_products(layers, bases, backward, batches)
+            products = {name: product if reduce is None else reduce(product) for name, product in products.items()}
+            if broken := [name for name, product in products.items() if not product.isfinite().all()]:
+                reason = f"The gradient of a batch is not finite, in {broken[0]}"
+                raise DivergedError(f"{reason}: lower the scale of the loss.")
     started = [name for name, product in products.items() if product.any()]
     if not started:
         raise ConfigError(f"No gradient reached the layers of the adapter {adapter_name!r}: backward must compute one.")
@@ -75,10 +77,18 @@ def initialize_from_gradient(
         directions = largest_planes(bases[name].cpu(), products[name].cpu(), (r + 1) // 2)
         with torch.no_grad():
             columns.copy_(columns_along(directions, r))
-    for parameter in (parameter for model in adapted for parameter in model.parameters()):
-        if parameter.requires_grad:
-            parameter.grad = None
     return started
+
+
+@contextmanager
+def _gradients_cleared(models: Sequence[AdaptedModel]) -> Generator[None]:
+    """Remove the gradients of a `with` block from trained parameters, also after an error."""
+    try:
+        yield
+    finally:
+        for parameter in (parameter for model in models for parameter in model.parameters()):
+            if parameter.requires_grad:
+                parameter.grad = None
 
 
 def _layers_to_start(model: AdaptedModel, adapter_name: str) -> dict[str, HRALayer]:

@@ -42,6 +42,7 @@ class TokenMask:
 
     def __init__(self, inside: Tensor) -> None:
         self._inside = inside
+        self._moved: dict[torch.device, Tensor] = {}
 
     def tokens(self, count: int, device: torch.device) -> Tensor:
         """Return whether each of `count` tokens is inside, of shape (count, 1).
@@ -54,7 +55,9 @@ class TokenMask:
                 f"The prompt has {len(self._inside)} tokens, and a layer got {count}: adapters bound to tokens need "
                 "prompts without weights, of one text encoder's length."
             )
-        return self._inside.to(device)[:, None]
+        if device not in self._moved:
+            self._moved[device] = self._inside.to(device)[:, None]
+        return self._moved[device]
 
     def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return False for each pixel: a text has none."""
@@ -69,7 +72,8 @@ class ImageMask:
     """
 
     def __init__(self, mask: Tensor) -> None:
-        self._mask = mask.float()
+        self._mask = mask.detach().float().cpu()
+        self._resized: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def tokens(self, count: int, device: torch.device) -> Tensor:
         """Return whether each of `count` tokens is inside, of shape (count, 1).
@@ -89,7 +93,12 @@ class ImageMask:
 
     def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return whether each pixel is inside, of shape (height, width)."""
-        return interpolate(self._mask.to(device)[None, None], (height, width), mode="area")[0, 0] > 0.5
+        key = height, width, device
+        if key not in self._resized:
+            with torch.inference_mode(False):  # a gradient may need it
+                inside = interpolate(self._mask[None, None], (height, width), mode="area")[0, 0] > 0.5  # not on MPS
+                self._resized[key] = inside.to(device)
+        return self._resized[key]
 
 
 class MaskedRows:
@@ -103,6 +112,7 @@ class MaskedRows:
     def __init__(self, mixtures: Sequence[Mixture], masks: Sequence[Mask]) -> None:
         self.mixtures = tuple(mixtures)
         self._masks = tuple(masks)
+        self._regions: dict[tuple[int, int, torch.device], list[tuple[Mixture, Tensor]]] = {}
 
     def replace(self, x: Tensor, call: Call, _: FactorsOf | None = None) -> Tensor:
         """Return x (batch, tokens, d) with the function's results for each mixture inside of its mask."""
@@ -114,10 +124,25 @@ class MaskedRows:
 
     def add_change(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
         """Add the function's results for x to an output (batch, channels, height, width), inside of the masks."""
-        for mixture, mask in zip(self.mixtures, self._masks, strict=True):
+        height, width = output.shape[-2:]
+        for mixture, inside in self._disjoint_regions(height, width, output.device):
             change = call(x, mixture)
             if change is not None:
-                height, width = output.shape[-2:]
-                inside = mask.pixels(height, width, output.device)
                 output = torch.where(inside, output + change.to(output.dtype), output)
         return output
+
+    def _disjoint_regions(self, height: int, width: int, device: torch.device) -> list[tuple[Mixture, Tensor]]:
+        """Return the mixtures of an image's pixels with their regions: the product of all masks that hold a pixel."""
+        key = height, width, device
+        if key not in self._regions:
+            cpu = torch.device("cpu")
+            code = torch.zeros(height, width, dtype=torch.int64)
+            for number, mask in enumerate(self._masks):
+                code += mask.pixels(height, width, cpu).long() << number
+            self._regions[key] = [
+                (tuple(blend for i, mixture in enumerate(self.mixtures) if value >> i & 1 for blend in mixture), inside)
+                for value in code.unique().tolist()
+                if value
+                for inside in [(code == value).to(device)]
+            ]
+        return self._regions[key]

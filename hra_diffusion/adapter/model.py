@@ -44,6 +44,9 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         autocast_adapter_dtype: keep the columns in float32; False for the half precision of their layer's weight.
         generator: the source of random columns; torch's default generator if None.
 
+    Attributes:
+        file_metadata: metadata of the safetensors file of each loaded adapter that is not trained, to be saved again.
+
     Raises:
         AdapterFileError: `state_dict` does not fit the model.
         TargetError: the settings match no module, or one that cannot be adapted.
@@ -71,6 +74,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         super().__init__(model)
         self._injection = Injection(model)
         self._activation = Activation(self._injection)
+        self.file_metadata: dict[str, dict[str, str]] = {}
         self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         try:
             for name, settings in configs.items():
@@ -105,6 +109,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
             TargetError: the settings do not fit the model; it is unchanged.
             ConfigError: the name is taken or invalid, or the adapter conflicts with another; the model is unchanged.
         """
+        self._activation.check_changeable()
         self._check_new(adapter_name, peft_config)
         config = with_heads(peft_config, self.model) if state_dict is None else peft_config
         if config.target_modules is None and state_dict is None:  # PEFT has no default for some architectures.
@@ -133,6 +138,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         Raises:
             ConfigError: the adapter is unknown or merged.
         """
+        self._activation.check_changeable()
         if adapter_name not in self.peft_config:
             raise ConfigError(f"Adapter {adapter_name} does not exist{nearest(adapter_name, self.peft_config)}")
         if adapter_name in self.merged_adapters:
@@ -140,6 +146,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
                 f"Cannot delete adapter(s) {[adapter_name]} while they are merged. Please unmerge them first."
             )
         self._injection.remove(adapter_name)
+        self.file_metadata.pop(adapter_name, None)
         del self.peft_config[adapter_name]
         left = [name for name in self.active_adapters if name != adapter_name] or list(self.peft_config)[:1]
         self._activate(tuple(left), {name: self.strengths[name] for name in self.peft_config})
@@ -150,6 +157,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
         Raises:
             ConfigError: the adapter is unknown, or its rank is higher.
         """
+        self._activation.check_changeable()
         config = self._plain_config(adapter_name)
         if rank < config.largest_rank:
             raise ConfigError(
@@ -169,6 +177,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
             ConfigError: the adapter is unknown, or the new rank is odd and the strength or a mean forbids it.
             AdapterFileError: the tensors do not fit; nothing is changed.
         """
+        self._activation.check_changeable()
         self._activation.check_known(adapter_name)
         check_strength(adapter_name, self.strengths[adapter_name], config)
         if config.odd_rank and self._activation.active.combine == "mean":
@@ -190,6 +199,7 @@ class AdaptedModel(DiffusersVerbs, PeftNames, ModelProxy):
             ConfigError: the adapter is unknown.
             AdapterFileError: the tensors do not fit; nothing is changed.
         """
+        self._activation.check_changeable()
         if config.r != self._plain_config(adapter_name).r:
             raise AdapterFileError(
                 f"The adapter {adapter_name!r} has rank {self.peft_config[adapter_name].r}, and the file's another, "

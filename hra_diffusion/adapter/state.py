@@ -28,6 +28,9 @@ _BASE_BIAS: Final = ".base_layer.bias"
 # PEFT writes the biases of modules_to_save three times when it saves all biases.
 _PEFT_ECHOES: Final = (".modules_to_save.bias", ".original_module.bias")
 
+MAX_LOG_MAGNITUDE: Final = 10
+"""The largest logarithm of a magnitude in a file: outputs 22,000 times as large overflow in half precision."""
+
 _OVERFLOW: Final = "numbers are not finite in the precision of the model"
 
 
@@ -126,7 +129,7 @@ def check_magnitudes(layers: Mapping[str, HRALayer], config: HRAConfig, magnitud
     """Check the magnitudes of layers: one for each of their outputs, if the settings have magnitudes.
 
     Raises:
-        AdapterFileError: a magnitude is missing, or of another shape.
+        AdapterFileError: a magnitude is missing, of another shape, not finite or out of its range.
     """
     misfits = [
         name
@@ -134,6 +137,13 @@ def check_magnitudes(layers: Mapping[str, HRALayer], config: HRAConfig, magnitud
         if config.use_magnitude and (name not in magnitudes or magnitudes[name].shape != (layer.magnitudes.size,))
     ]
     _refuse(config, "magnitudes are missing or of another shape", misfits)
+    extreme = [
+        name
+        for name, values in sorted(magnitudes.items())
+        if not (values.is_meta or (values.abs() <= MAX_LOG_MAGNITUDE).all())
+    ]
+    most = MAX_LOG_MAGNITUDE
+    _refuse(config, f"logarithms of magnitudes are not numbers from −{most} to {most}", extreme)
     _refuse(config, "it has magnitudes without columns", sorted(magnitudes.keys() - layers.keys()))
 
 

@@ -46,6 +46,7 @@ def _pair(first: str, second: str, config: CompareConfig) -> Iterator[str]:
     comparison = compare_adapters(first, second)
     yield from _bases(first, second)
     yield from _slots(first, second)
+    yield from _magnitudes(first, second)
     yield from _summary(comparison)
     if not config.layers or not comparison.layers:
         return
@@ -62,6 +63,14 @@ def _summary(comparison: "AdapterComparison") -> Iterator[str]:
     one, other = comparison.norms
     yield f"commutator norm  {comparison.commutator:.4f}  (0: the order has no effect; norms {one:.3f} and {other:.3f})"
     yield f"principal angle  {comparison.smallest_angle:.1f}° the smallest, overlap {comparison.overlap:.3f}"
+
+
+def _magnitudes(*adapters: str) -> Iterator[str]:
+    """Yield the adapters with magnitudes, which are no rotation."""
+    from hra_diffusion.formats.chains import has_magnitudes
+
+    if owners := [adapter for adapter in adapters if has_magnitudes(adapter)]:
+        yield f"magnitudes       not compared, the rotations alone: {' and '.join(owners)}"
 
 
 def _slots(first: str, second: str) -> Iterator[str]:
@@ -91,6 +100,7 @@ def _found(adapter: str, folder: Path) -> Iterator[str]:
 
     found = list(search_similar(adapter, folder))
     comparable = [(path, result) for path, result in found if not isinstance(result, HRAError)]
+    yield from _magnitudes(adapter, *(str(path) for path, _ in comparable))
     yield "cosine, commutator norm, smallest principal angle:"
     for path, result in sorted(comparable, key=lambda item: -item[1].cosine):
         yield f"  {result.cosine:6.3f}  {result.commutator:8.4f}  {result.smallest_angle:5.1f}°  {path.name}"

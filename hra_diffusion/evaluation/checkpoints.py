@@ -12,6 +12,7 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.evaluation.config import EvaluateConfig
 from hra_diffusion.evaluation.subject import Progress, prepare_evaluation
 from hra_diffusion.formats.files import check_writable, write_file
+from hra_diffusion.formats.folders import component_folders, tokens_beside
 from hra_diffusion.metrics import Generations, Report
 from hra_diffusion.metrics.bootstrap import Estimate
 from hra_diffusion.pipelines import disable_hra, load_hra_weights, unload_hra_weights
@@ -83,18 +84,22 @@ def evaluate_checkpoints(
             "--checkpoints compares gap closed, which needs two real images or more: add some to "
             f"{evaluation.about['reference_dir']}, or name another folder with --reference_dir."
         )
+    # learned tokens are in the prompts of the base model, too, as in the evaluation of one adapter
+    has_tokens = {path: bool(tokens_beside(component_folders(path))) for path in paths}
     base = Generations(plan=evaluation.plan)
     per_mode = base.num_images // 2
-    total, done = per_mode * (1 + len(paths)), 0
+    total, done = per_mode * (len(paths) + (sum(has_tokens.values()) or 1)), 0
     reports: dict[Path, Report] = {}
-    for count in base.generate_mode("base", pipe, disable_hra):
-        _report(progress, count, total)
     for path in paths:
-        done += per_mode
         load_hra_weights(pipe, path)
+        if has_tokens[path] or not base.images:
+            for count in base.generate_mode("base", pipe, disable_hra):
+                _report(progress, done + count, total)
+            done += per_mode
         generations = Generations(plan=evaluation.plan, images=dict(base.images))
         for count in generations.generate_mode("adapter", pipe):
             _report(progress, done + count - per_mode, total)
+        done += per_mode
         unload_hra_weights(pipe)
         reports[path] = evaluation.report_on(generations, path)
         reports[path].write(output / path.name)
@@ -127,7 +132,11 @@ def choose(gaps: dict[str, Estimate]) -> tuple[str, str]:
 
 def _gap_closed(report: Report) -> Estimate:
     estimate = _estimate(report, "gap closed")
-    assert estimate  # measured with two real images or more
+    if estimate is None:  # two real images or more are checked before
+        raise ConfigError(
+            "--checkpoints compares gap closed, and there is no gap: the base model's images are as near to the real "
+            "images as these are to each other. Name real images of the subject with --reference_dir."
+        )
     return estimate
 
 

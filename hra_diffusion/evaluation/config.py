@@ -21,7 +21,8 @@ class EvaluateConfig(BaseConfig, PlacementConfig):
     class_prompt: str | None = None
     """Prompt of the class. By default the training run's."""
     reference_dir: Path | None = None
-    """Folder of real images of the subject. By default held_out in the image folder, or else the image folder."""
+    """Folder of real images of the subject. By default held_out in the image folder, or else the image folder: in it,
+    the images that validation_split has held out, if any."""
     clip: str | None = None
     """CLIP model: folder or hub name. By default the embedded judge for emoji-sd, else CLIP ViT-L/14."""
     dino: str | None = None

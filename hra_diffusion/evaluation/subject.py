@@ -31,8 +31,9 @@ from hra_diffusion.text import shorten
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run
 from hra_diffusion.training.data.buckets import checked_resolution
+from hra_diffusion.training.data.held_out import split_examples
 from hra_diffusion.training.data.inventory import HELD_OUT, entries, image_files, masked
-from hra_diffusion.training.data.subjects import subject_folders
+from hra_diffusion.training.data.subjects import Subject, read_examples, subject_folders
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +126,7 @@ def prepare_evaluation(
     """
     run = read_run(config.adapter, DreamBoothConfig())
     base = find_base([config.adapter], config.pretrained_model_name_or_path, config.base_options)
+    is_own = config.reference_dir is None
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt
     device = PartialState().device or "cpu"
@@ -144,14 +146,16 @@ def prepare_evaluation(
         guidance_scale=next(scale for scale in scales if scale is not None),
         batch_size=config.batch_size,
     )
-    if run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve():
+    held_out = _split_off(run, config.reference_dir) if is_own else None
+    trains_on = run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve()
+    if trains_on and held_out is None:
         models.notes.append(
             f"The real images are the training images: put held-out ones into {config.reference_dir / HELD_OUT}."
         )
     evaluation = SubjectEvaluation(
         plan=plan,
         models=models,
-        references=_read_references(config.reference_dir),
+        references=_read_references(config.reference_dir, held_out),
         about={"base": str(base.name), "reference_dir": str(config.reference_dir)},
     )
     return evaluation, pipe
@@ -178,8 +182,22 @@ def _complete(config: EvaluateConfig, run: DreamBoothConfig) -> EvaluateConfig:
     return config
 
 
-def _read_references(folder: Path) -> list[Image.Image]:
+def _split_off(run: DreamBoothConfig, folder: Path) -> list[Path] | None:
+    """Return the images of a subject's folder that --validation_split has held out; None if all are trained on."""
+    if not run.data.validation_split or folder.name == HELD_OUT:
+        return None
+    subject = Subject(folder=folder, prompt="", class_prompt=None)
+    examples = read_examples(subject, replace(run.data, mask_data_dir=None, alpha_mask=False))
+    _, held_out = split_examples(examples, run.data.validation_split, run.run.seed)
+    return [example.photo.path for example in held_out]
+
+
+def _read_references(folder: Path, only: Sequence[Path] | None = None) -> list[Image.Image]:
     """Read the real images one by one, scaled down to a size above that of all encoders.
+
+    Args:
+        folder: the folder of the images.
+        only: the images to read; by default all in the folder.
 
     Raises:
         ImageError: no image can be read.
@@ -188,7 +206,7 @@ def _read_references(folder: Path) -> list[Image.Image]:
     refused: list[str] = []
     if masks := [path.name for path in entries(folder) if masked(path) and path not in image_files(folder)]:
         logger.warning("Not used in %s: %s (masks).", folder, shorten(masks))
-    for path in tracked(image_files(folder), "reading images"):
+    for path in tracked(image_files(folder) if only is None else only, "reading images"):
         try:
             images.append(read_image(path, shortest_side=_REFERENCE_SIDE))
         except ImageError as error:

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hra_diffusion.adapter.config import HRAConfig
+from hra_diffusion.adapter.config import CONFIG_FILE, HRAConfig
 from hra_diffusion.adapter.state import COLUMNS
 from hra_diffusion.formats.folders import component_folders
 from hra_diffusion.formats.peft import TEXT_PREFIX, WEIGHTS_FILE, read_adapter
+from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tensors import read_metadata
 from hra_diffusion.householder.gram_schmidt import orthonormal_columns
 
@@ -40,6 +41,16 @@ def read_chains(source: str | Path) -> dict[str, Tensor]:
                 module = key.removesuffix(COLUMNS).removeprefix(TEXT_PREFIX)
                 chains[f"{component or part.resolve().name}.{module}"] = chain_of_columns(columns, config)
     return chains
+
+
+def has_magnitudes(source: str | Path) -> bool:
+    """Return whether an adapter has magnitudes, by its settings.
+
+    Raises:
+        AdapterFileError: there is no adapter, or it is damaged.
+    """
+    parts = component_folders(source).values()
+    return any(read_json(part / CONFIG_FILE).get("use_magnitude") is True for part in parts)
 
 
 def read_slot(source: str | Path) -> str | None:

@@ -27,7 +27,7 @@ from hra_diffusion.errors import AdapterFileError, ConfigError, TargetError
 from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.hub import check_arguments, local_folder
 from hra_diffusion.formats.reading import read_json, reading
-from hra_diffusion.formats.tensors import check_finite, read_tensors, tensors_file
+from hra_diffusion.formats.tensors import check_finite, read_metadata, read_tensors, tensors_file
 from hra_diffusion.text import shorten
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,12 @@ def save_adapter(
 def adapter_files(
     model: AdaptedModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None
 ) -> dict[str, bytes]:
-    """Return the files of one adapter of a model, by name; metadata are those of the safetensors file.
+    """Return the files of one adapter of a model, by name.
+
+    Args:
+        model: the model.
+        adapter_name: the adapter.
+        metadata: those of the safetensors file; by default those of the file that the adapter was loaded from.
 
     Raises:
         ConfigError: the adapter is unknown.
@@ -71,7 +76,8 @@ def adapter_files(
     names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
     if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))
-    return encoded_files(replace(config, base_model_name_or_path=base), tensors, {"format": "pt", **(metadata or {})})
+    kept = model.file_metadata.get(adapter_name, {}) if metadata is None else metadata
+    return encoded_files(replace(config, base_model_name_or_path=base), tensors, {"format": "pt", **kept})
 
 
 def encoded_files(config: HRAConfig, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, bytes]:
@@ -120,6 +126,12 @@ def weights_file(folder: Path) -> Path:
     return weights
 
 
+def read_file_metadata(folder: str | Path) -> dict[str, str]:
+    """Return the metadata of an adapter folder's safetensors file, without its format."""
+    metadata = read_metadata(weights_file(Path(folder)))
+    return {key: text for key, text in metadata.items() if key != "format"}
+
+
 def swap_adapter(
     model: AdaptedModel, folder: str | Path, adapter_name: str = "default", *, subfolder: str | None = None, **hub: Any
 ) -> None:
@@ -129,7 +141,9 @@ def swap_adapter(
         AdapterFileError: the files are missing, damaged, or do not fit; the model is unchanged.
     """
     check_arguments(swap_adapter, hub)
-    model.swap_adapter(*read_adapter_for(model, local_folder(folder, subfolder, FILES, **hub)), adapter_name)
+    source = local_folder(folder, subfolder, FILES, **hub)
+    model.swap_adapter(*read_adapter_for(model, source), adapter_name)
+    model.file_metadata[adapter_name] = read_file_metadata(source)
 
 
 def read_adapter_for(

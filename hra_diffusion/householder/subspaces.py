@@ -24,7 +24,8 @@ import math
 import random
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import Final
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -70,13 +71,31 @@ class Slot:
         return begins_before and (other.index - 1) * self.count < self.index * other.count
 
 
-@lru_cache(maxsize=8)
+_MOST_BYTES: Final = 64 * 2**20
+"""Memory of the bases that are kept without a subspace that uses them."""
+
+_Key = tuple[int, Slot, torch.dtype]
+_used: WeakValueDictionary[_Key, Tensor] = WeakValueDictionary()
+_kept: dict[_Key, Tensor] = {}
+
+
 def slot_basis(d: int, slot: Slot, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return the orthonormal basis (d, k) of a slot, k = d / n rounded up or down, on the CPU.
 
     The signs and the order depend on d alone: they come from Python's generator, whose numbers are the same in every
-    version and on every machine.
+    version and on every machine. A basis is computed once for all subspaces that use it at a time.
     """
+    key = d, slot, dtype
+    basis = _used.get(key)
+    if basis is None:
+        basis = _used[key] = _computed_basis(d, slot, dtype)
+        _kept[key] = basis
+        while sum(kept.nbytes for kept in _kept.values()) > _MOST_BYTES:
+            del _kept[next(iter(_kept))]
+    return basis
+
+
+def _computed_basis(d: int, slot: Slot, dtype: torch.dtype) -> Tensor:
     # A text as the seed: Python promises the numbers of random() for it.
     generator = random.Random(f"hra_diffusion slots of {d} inputs")
     order = sorted(range(d), key=[generator.random() for _ in range(d)].__getitem__)

@@ -47,7 +47,7 @@ from hra_diffusion.pipelines.components import (
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.regions import RegionMask, activate_masks, check_size, read_mask
 from hra_diffusion.pipelines.strengths import ComponentStrengths
-from hra_diffusion.pipelines.trigger_phrases import distinct_phrases
+from hra_diffusion.pipelines.trigger_phrases import bound_phrases, phrases_after_swap
 from hra_diffusion.text import shorten
 
 Bind = Literal["prompt", "tokens", "region"]
@@ -114,10 +114,9 @@ def set_trigger(pipe: Pipeline, adapter_name: str, trigger: Trigger | None) -> N
     state = _state(pipe)
     triggers, binding = state.triggers | {adapter_name: trigger}, state.binding
     if binding is not None and trigger is not None and adapter_name in binding.phrases.keys() - binding.given:
-        others = {name: phrases for name, phrases in binding.phrases.items() if name != adapter_name}
-        if binding.bind != "prompt":  # the noun is of the subject, too
-            others[adapter_name] = (trigger.phrase,)
-        state.binding = replace(binding, phrases=distinct_phrases(binding.strengths, triggers, others))
+        kept = binding.given | {name for name in binding.phrases if triggers.get(name) is None}
+        phrases = phrases_after_swap(binding.phrases, adapter_name, triggers, kept, with_noun=binding.bind != "prompt")
+        state.binding = replace(binding, phrases=phrases)
     state.triggers = triggers
 
 
@@ -167,10 +166,7 @@ def make_binding(
         )
     texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
     given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
-    known = _state(pipe).triggers
-    phrases = distinct_phrases(strengths, known, given)
-    if bind != "prompt":  # the noun is of the subject, too
-        phrases |= {name: (trigger.phrase,) for name in phrases.keys() - given.keys() if (trigger := known.get(name))}
+    phrases = bound_phrases(list(strengths), _state(pipe).triggers, given, with_noun=bind != "prompt")
     return Binding(
         bind=bind,
         strengths=dict(strengths),
@@ -257,6 +253,11 @@ def _mask(
     """Activate adapters inside of their masks; nothing without a prompt."""
     if len(set(prompts)) > 1:
         raise ConfigError("Adapters bound to tokens or regions need one prompt for all images: give one at a time.")
+    if others := [name for model in adapted_components(pipe).values() for name in model.active_adapters]:
+        raise ConfigError(
+            f"{others[0]!r} is active everywhere, and adapters bound to tokens or regions are not used beside such "
+            "ones: deactivate it, or bind it, too."
+        )
     if size is not None:
         check_size(binding.masks, *size)
     state = _state(pipe)

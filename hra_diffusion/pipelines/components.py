@@ -62,6 +62,15 @@ def tokenizer_of(pipe: Pipeline, text_encoder: str) -> Any:
     return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else getattr(tokenizer, "tokenizer", tokenizer)
 
 
+def set_tokenizer(pipe: Pipeline, text_encoder: str, tokenizer: Any) -> None:
+    """Replace a text encoder's tokenizer, or that of its processor."""
+    name = tokenizer_name(text_encoder)
+    if getattr(pipe, name) is tokenizer_of(pipe, text_encoder):
+        setattr(pipe, name, tokenizer)
+    else:
+        getattr(pipe, name).tokenizer = tokenizer
+
+
 def set_base_options(pipe: Pipeline, options: Mapping[str, Any]) -> None:
     """Let a pipeline keep the options of `load_pipeline`, which its adapters' folders record."""
     setattr(pipe, _OPTIONS, options)

@@ -10,7 +10,7 @@ from torch import nn
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.folders import component_folders, encoder_beside, tokens_beside
 from hra_diffusion.formats.hub import check_arguments
-from hra_diffusion.formats.peft import fits, read_adapter, read_adapter_for
+from hra_diffusion.formats.peft import fits, read_adapter, read_adapter_for, read_file_metadata
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.formats.trigger_words import Trigger, trigger_beside
 from hra_diffusion.model import HRAModel
@@ -162,6 +162,9 @@ def _swap(pipe: Pipeline, parts: dict[str, Path], tokens: Tokens, trigger: Trigg
             new = read_adapter_for(component, parts[name]) if name in parts else (config, {})
             component.swap_adapter(*new, adapter_name)
             undo.callback(component.swap_adapter, *before, adapter_name)
+            metadata = component.file_metadata
+            undo.callback(metadata.update, {adapter_name: metadata.get(adapter_name, {})})
+            metadata[adapter_name] = read_file_metadata(parts[name]) if name in parts else {}
         undo.callback(trigger_restorer(pipe))
         set_trigger(pipe, adapter_name, trigger)
         set_tokens(pipe, adapter_name, tokens)

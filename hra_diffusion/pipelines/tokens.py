@@ -16,7 +16,7 @@ from torch.nn.functional import embedding
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.tokens import Tokens
 from hra_diffusion.model import HRAModel
-from hra_diffusion.pipelines.components import text_encoders, tokenizer_name, tokenizer_of, uncompiled
+from hra_diffusion.pipelines.components import set_tokenizer, text_encoders, tokenizer_of, uncompiled
 from hra_diffusion.pipelines.protocol import Pipeline
 
 
@@ -110,7 +110,7 @@ def set_tokens(pipe: Pipeline, adapter_name: str, tokens: Tokens) -> None:
         else:
             tokenizer = plain
         model.set_input_embeddings(embedding)
-        setattr(pipe, tokenizer_name(name), tokenizer)
+        set_tokenizer(pipe, name, tokenizer)
     _guard_token_ids(pipe)
 
 

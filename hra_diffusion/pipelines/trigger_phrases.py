@@ -1,7 +1,8 @@
 """The trigger words of several adapters: each has to be the adapter's own."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import permutations, product
 
 from hra_diffusion.errors import ConfigError
@@ -39,6 +40,50 @@ def distinct_phrases(
     }
     _check_distinct(phrases)
     return phrases
+
+
+def bound_phrases(
+    names: Sequence[str],
+    known: Mapping[str, Trigger | None],
+    given: Mapping[str, tuple[Phrase, ...]],
+    *,
+    with_noun: bool,
+) -> dict[str, tuple[Phrase, ...]]:
+    """Return the trigger words of adapters, with the noun after those by their files: see `distinct_phrases`."""
+    phrases = distinct_phrases(names, known, given)
+    if with_noun:
+        phrases |= {name: (trigger.phrase,) for name in phrases.keys() - given.keys() if (trigger := known.get(name))}
+    return phrases
+
+
+def phrases_after_swap(
+    phrases: Mapping[str, tuple[Phrase, ...]],
+    name: str,
+    known: Mapping[str, Trigger | None],
+    kept: Collection[str],
+    *,
+    with_noun: bool,
+) -> dict[str, tuple[Phrase, ...]]:
+    """Return the trigger words of adapters with a new word of one by its file; the others keep theirs if they can.
+
+    Args:
+        phrases: the words before.
+        name: the adapter with a new word.
+        known: the trigger words by the files, with the new one.
+        kept: adapters that keep their words in any case.
+        with_noun: as for `bound_phrases`.
+
+    Raises:
+        ConfigError: the word is that of another adapter.
+    """
+    others = {other: own for other, own in phrases.items() if other != name}
+    trigger = known[name]
+    assert trigger
+    for own in (trigger.phrase,) if with_noun else (trigger.word, trigger.phrase):
+        with suppress(ConfigError):
+            return distinct_phrases(list(phrases), known, others | {name: (own,)})
+    given = {other: own for other, own in others.items() if other in kept}
+    return bound_phrases(list(phrases), known, given, with_noun=with_noun)
 
 
 def _check_distinct(phrases: Mapping[str, tuple[Phrase, ...]]) -> None:

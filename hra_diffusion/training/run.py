@@ -98,7 +98,7 @@ class Run:
     def saved_modules(self) -> dict[str, Save]:
         """How to write each module of the adapter, by the name of its folder."""
         slot = self.config.adapter.slot
-        save_component = partial(save_adapter_of, metadata={SLOT: slot} if slot else None)
+        save_component = partial(save_adapter_of, metadata={SLOT: slot} if slot else {})
         adapters = {name: partial(save_component, model) for name, model in adapted_components(self.pipe).items()}
         extra = {name: module.save_pretrained for name, module in _extra_modules(self.task).items()}
         tokens = {TOKENS: partial(save_tokens, self.pipe)} if token_embeddings(self.pipe) else {}

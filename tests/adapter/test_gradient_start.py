@@ -113,3 +113,21 @@ def test_what_has_no_pairs_is_refused():
     with pytest.raises(DivergedError, match="not finite"):
         initialize_from_gradient(model, lambda _: (model(x) * torch.inf).sum().backward())
     assert torch.equal(chain_matrix(start), chain_matrix(model.adapted_layers()["0"].columns["default"]))
+
+
+def test_no_gradient_is_left_after_an_error():
+    model = HRAModel(nn.Sequential(nn.Linear(12, 9)), HRAConfig(r=RANK, target_modules=["0"]))
+
+    def backward(index):
+        model(torch.randn(3, 12)).square().sum().backward()
+        if index == 1:
+            raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        initialize_from_gradient(model, backward, batches=3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_settings_name_the_function_of_a_start_from_a_gradient():
+    with pytest.raises(ConfigError, match="leave init_weights True, and call initialize_from_gradient"):
+        HRAConfig(init_weights="gradient")

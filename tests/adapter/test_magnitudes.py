@@ -222,3 +222,15 @@ def test_a_compiled_model_follows_trained_magnitudes_and_strengths():
     move(model, seed=5)
     model.set_strength(1.0)
     assert torch.allclose(compiled(x), model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 100.0, -11.0])
+def test_magnitudes_out_of_their_range_are_refused_and_nothing_changes(value):
+    model = adapted(nn.Sequential(nn.Linear(6, 5)))
+    config, tensors = model.adapter_state_dict()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    tensors["0.hra_log_magnitude"][3] = value
+    for change in (model.swap_adapter, lambda *state: model.add_adapter("b", state[0], state_dict=state[1])):
+        with pytest.raises(AdapterFileError, match="logarithms of magnitudes are not numbers from −10 to 10: 0"):
+            change(config, tensors)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -1,5 +1,6 @@
 """Ranks by layer, with PEFT's meaning of rank_pattern."""
 
+import copy
 import json
 
 import pytest
@@ -81,3 +82,16 @@ def test_wrong_patterns_are_named():
         model = HRAModel(Net(), HRAConfig(r=4, rank_pattern={"q": 3}, target_modules=["q", "v"]))
     with pytest.raises(ConfigError, match="odd rank 3"):
         model.set_strength(0.5)
+
+
+def test_ranks_do_not_change_under_a_model():
+    given = {"q": 4}
+    config = HRAConfig(r=2, rank_pattern=given, target_modules=["q"])
+    given["q"] = 8
+    for change in (lambda ranks: ranks.update(q=6), lambda ranks: ranks.clear(), lambda ranks: ranks.pop("q")):
+        with pytest.raises(ConfigError, match="cannot be changed in place"):
+            change(config.rank_pattern)
+    assert config.rank_pattern == {"q": 4}
+    assert copy.deepcopy(config) == config
+    config.rank_pattern = {"q": 6}
+    assert config.rank_of("blocks.0.q") == 6

@@ -132,3 +132,11 @@ def test_metadata_are_read(tmp_path):
     assert read_metadata(path) == {"slot": "1/2"}
     save_file({"a": torch.zeros(1)}, path)
     assert read_metadata(path) == {}
+
+
+def test_magnitudes_are_named_as_not_compared(adapters, tmp_path, capsys):
+    other = save(tmp_path / "other", plane(0, 1, 0.4), use_magnitude=True)
+    assert main(["compare", str(adapters / "a"), str(other), "--no_layers"]) == 0
+    assert f"magnitudes       not compared, the rotations alone: {other}" in capsys.readouterr().out
+    assert main(["compare", str(adapters / "a"), "--search_dir", str(adapters)]) == 0
+    assert "magnitudes" not in capsys.readouterr().out

@@ -13,13 +13,15 @@ from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
 from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
 from hra_diffusion.evaluation.checkpoints import choose
-from hra_diffusion.evaluation.subject import _read_references
+from hra_diffusion.evaluation.subject import _read_references, prepare_evaluation
 from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import result_file
 from hra_diffusion.metrics.bootstrap import Estimate
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
+from hra_diffusion.training.data.held_out import split_examples
+from hra_diffusion.training.data.subjects import Subject, read_examples
 from hra_diffusion.training.outputs.checkpoint import checkpoints
 
 
@@ -32,7 +34,10 @@ def emoji_run(tiny_sd, tiny_judge, trained, tmp_path_factory):
     shutil.copytree(trained, folder / "run")
     config = read_toml(trained / "config.toml", DreamBoothConfig())
     shutil.copytree(config.data.instance_data_dir, folder / "dog")
-    shutil.copytree(config.data.instance_data_dir, folder / "dog" / "held_out")
+    (folder / "dog" / "held_out").mkdir()
+    image = Image.open(min((folder / "dog").glob("*.png"))).convert("RGB")
+    for number in range(3):  # nearer to each other than to images of a random model
+        image.save(folder / "dog" / "held_out" / f"{number}.png")
     settings = {"pretrained_model_name_or_path": str(folder / "emoji-sd"), "instance_data_dir": folder / "dog"}
     (folder / "run" / "config.toml").write_text(to_toml(with_values(config, settings)))
     return folder / "run"
@@ -229,3 +234,23 @@ def test_the_chosen_checkpoint_is_the_earliest_within_the_interval_of_the_best()
 
 def test_checkpoints_of_a_folder_without_any_are_refused(emoji_run, capsys):
     assert "--checkpoints needs the output folder of a run" in refusal(capsys, emoji_run / "adapter", "--checkpoints")
+
+
+def test_real_images_are_those_that_the_run_has_held_out(emoji_run, tmp_path):
+    run, images = tmp_path / "run", tmp_path / "dog"
+    shutil.copytree(emoji_run, run)
+    config = read_toml(run / "config.toml", DreamBoothConfig())
+    images.mkdir()
+    for number, color in enumerate(("red", "green", "blue", "white", "black")):
+        Image.new("RGB", (32, 32), color).save(images / f"{number}.png")
+    subject = Subject(folder=images, prompt="", class_prompt=None)
+    for share, expected in ((0.4, 2), (0.0, 5)):
+        settings = {"instance_data_dir": images, "validation_split": share}
+        (run / "config.toml").write_text(to_toml(with_values(config, settings)))
+        evaluation, _ = prepare_evaluation(EvaluateConfig(adapter=run))
+        _, held_out = split_examples(read_examples(subject, config.data), share, config.run.seed)
+        colors = [image.getpixel((0, 0)) for image in evaluation.references]
+        assert len(colors) == expected
+        if share:
+            assert colors == [example.photo.decode().getpixel((0, 0)) for example in held_out]
+        assert any("are the training images" in note for note in evaluation.models.notes) is not bool(share)

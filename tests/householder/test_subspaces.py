@@ -1,5 +1,6 @@
 """Laws of reserved subspaces, commutators and principal angles."""
 
+import gc
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.householder import chain_matrix
+from hra_diffusion.householder import chain_matrix, subspaces
 from hra_diffusion.householder.commutator import principal_angles, relate
 from hra_diffusion.householder.geodesic import log_orthogonal
 from hra_diffusion.householder.subspaces import Slot, Subspace, orthonormal_basis, slot_basis
@@ -132,3 +133,20 @@ def test_principal_angles_are_those_of_planes():
     b = torch.stack([e[0], math.cos(0.4) * e[1] + math.sin(0.4) * e[2]], dim=1)
     assert principal_angles(a, b).tolist() == pytest.approx([0, 0.4], abs=1e-7)
     assert principal_angles(a, e[:, 3:]).tolist() == pytest.approx([math.pi / 2] * 2)
+
+
+def test_unused_bases_are_forgotten_and_used_ones_are_shared(monkeypatch):
+    monkeypatch.setattr(subspaces, "_kept", {})
+    monkeypatch.setattr(subspaces, "_MOST_BYTES", 3 * 40 * 20 * 4)
+    used = Subspace.make(40, Slot(1, 2))
+    again = Subspace.make(40, Slot(1, 2))
+    assert again.slot is used.slot
+    for d in range(30, 40):
+        slot_basis(d, Slot(1, 2))
+    assert sum(basis.nbytes for basis in subspaces._kept.values()) <= subspaces._MOST_BYTES
+    assert (30, Slot(1, 2), torch.float32) not in subspaces._used
+    known = subspaces._used.keys()
+    assert (40, Slot(1, 2), torch.float32) in known
+    del used, again
+    gc.collect()
+    assert (40, Slot(1, 2), torch.float32) not in known

@@ -113,6 +113,16 @@ def test_images_equal_to_the_references_have_fidelity_one(base, models, tiny_jud
     assert measure_subject(generations, same, models).value("subject fidelity") == pytest.approx(1)
 
 
+def test_without_a_gap_it_is_not_measured_as_closed(adapted, models, tiny_judge):
+    generations = Generations(plan=plan(tiny_judge, contexts=2, seeds=[0]))
+    list(generations.generate(adapted))
+    real = generations.images["base"]["subject"]  # the base's are nearer to these than these to each other
+    measured = measure_subject(generations, real, models)
+    assert "subject fidelity, CLIP-I (" in " ".join(m.name for m in measured.measurements)
+    assert not [m for m in measured.measurements if m.name.startswith("gap closed")]
+    assert any("Gap closed, CLIP-I, is not measured" in note for note in measured.notes)
+
+
 def test_background_accuracy_is_the_share_of_the_judge_s_correct_labels(base, models, references, tiny_judge):
     generations = Generations(plan=plan(tiny_judge, contexts=4))
     list(generations.generate(base))
