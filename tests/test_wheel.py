@@ -78,6 +78,8 @@ def test_the_version_and_its_date_are_the_same_in_all_files():
     assert re.findall("^version: (.+)$", citation, re.MULTILINE) == [VERSION]
     changelog = (PROJECT / "CHANGELOG.md").read_text("utf-8")
     assert re.findall(r"^## \[(.+)\] - (.+)$", changelog, re.MULTILINE)[0] == (VERSION, date)
+    serving = (PROJECT / "docs" / "guides" / "serving.md").read_text("utf-8")
+    assert f"hra_diffusion-{VERSION}-py3-none-any.whl" in serving
 
 
 @pytest.mark.slow
