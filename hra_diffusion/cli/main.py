@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": "generate images with an adapter",
     "evaluate": "measure an adapter's fidelity and drift",
     "evaluate-control": "measure how well images obey a control",
+    "caption": "write captions of an image folder with an image-to-text model",
     "import-lora": "convert a LoRA to the nearest adapter, and report the loss",
     "extract": "make an adapter of the difference between two models",
     "push": "publish an adapter on the Hugging Face hub",

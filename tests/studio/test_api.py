@@ -601,7 +601,7 @@ def test_a_merged_model_generates_the_image_of_its_adapters(client, session, tmp
 
 def test_every_action_is_a_named_endpoint(client):
     named = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    jobs = "train job jobs stop_job resume_job rename_job delete_job use_checkpoint job_log"
+    jobs = "train job jobs stop_job resume_job rename_job delete_job use_checkpoint job_log caption"
     wanted = f"generate before_after stop restore annotate grid check estimate {jobs}"
     library = "adapters adapter rename delete import_adapter export_lora export_model push"
     assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}

@@ -126,6 +126,14 @@ def test_captions_stay_when_an_image_is_added(tab, subject):
     tab.get_by_role("tab", name="Train").click()
     tab.locator("#training-images input[type=file]").set_input_files(subject[:2])
     tab.locator("#image-report img").nth(1).wait_for()
+    names = [path.name for path in subject]
+    tab.get_by_label(f"Crop of {names[0]}").fill("0, 0, 64, 9999")
+    tab.get_by_label(f"Caption of {names[0]}").fill("at night")
+    tab.locator("#image-report .note", has_text="exceeds").wait_for()
+    tab.get_by_label(f"Crop of {names[0]}").fill("0, 0, 64, 32")
+    tab.get_by_label(f"Crop of {names[0]}").press("Tab")
+    tab.wait_for_function("document.querySelector('.image-card .crop-box').style.height === '25%'")
+    tab.locator("#caption-table .label-wrap").click()
     cell = tab.locator("#captions [data-row='1'][data-col='1']").first
     cell.dblclick()
     tab.keyboard.type("asleep")
@@ -133,6 +141,14 @@ def test_captions_stay_when_an_image_is_added(tab, subject):
     tab.locator("#training-images input[type=file]").last.set_input_files(subject[2])
     tab.locator("#image-report img").nth(2).wait_for()
     assert "asleep" in cell.inner_text()
+    captions = [tab.get_by_label(f"Caption of {name}") for name in names[:3]]
+    assert [caption.input_value() for caption in captions] == ["at night", "asleep", ""]
+    tab.get_by_label(f"Remove {names[0]}").click()
+    tab.wait_for_function("document.querySelectorAll('.image-card').length === 2")
+    assert captions[1].input_value() == "asleep"
+    tab.locator("#caption-all .label-wrap").click()
+    tab.locator("#fill-captions").click()
+    tab.wait_for_function("document.querySelector('.image-card textarea').value.startsWith('a photo of sks')")
 
 
 def test_the_keyboard_focus_stays_on_the_selected_card(tab):

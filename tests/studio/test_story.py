@@ -105,8 +105,8 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     broken.write_bytes(b"no image")
     tab.locator("#training-images input[type=file]").set_input_files([*subject[:3], broken])
     tab.locator("#image-report img").nth(2).wait_for()
-    assert "broken.png" in tab.locator("#image-report .warning").inner_text()
-    tab.locator("#captions [data-row='1'][data-col='1']").first.wait_for()
+    assert "broken.png" in tab.locator("#image-report .problem").inner_text()
+    tab.get_by_label(f"Caption of {subject[1].name}").wait_for()
     tab.locator("#job-name input, #job-name textarea").fill("hatted cat")
     tab.locator("#subject input, #subject textarea").fill("cat")
     tab.locator("#advanced .label-wrap").click()
@@ -116,6 +116,8 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
         "train-class_images": 0,
         "train-validations": 1,
         "train-inference_steps": 1,
+        "train-train_batch_size": 1,
+        "train-validation_prompts": "{instance_prompt}\na red hat",
     }.items():
         tab.locator(f"#{name} :is(input, textarea)").fill(str(value))
     tab.locator("#train").click()
@@ -125,8 +127,23 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     tab.reload()
     tab.get_by_role("tab", name="Train").click()
     tab.get_by_text("Finished: the adapter is in the library").wait_for(timeout=240_000)
-    tab.locator("#validation-images img").first.wait_for()
+    tab.locator("#validation-images img").nth(1).wait_for()
+    assert "step 3 · a red hat" in tab.locator("#validation-images").inner_text()
     assert session.jobs.get("hatted cat").step == 3
+    tab.locator(".loss .values").nth(1).hover()
+    tab.locator("#smoothing input[type=number]").fill("0")
+    tab.locator("#smoothing input[type=number]").press("Tab")
+    tab.wait_for_function("document.querySelector('.loss') && !document.querySelector('.loss .raw')")
+    tab.locator("#checkpoints .label-wrap").click()
+    tab.locator("#checkpoint input").click()
+    tab.get_by_role("option", name="1", exact=True).click()
+    tab.locator("#use-checkpoint").click()
+    tab.get_by_text("The library has the checkpoint of step 1 as “hatted cat step 1”").wait_for()
+    tab.locator("#try-job").click()
+    tab.locator("#adapters .card.selected", has_text="hatted cat").wait_for()
+    assert tab.locator("#prompt textarea").input_value() == "a photo of a sks cat"
+    select_adapter(tab, "hatted cat")
+    tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
 
     # the adapter is in the library; export it
     tab.get_by_role("tab", name="Library").click()
@@ -143,7 +160,6 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
 
     # generate with the new adapter at two strengths
     tab.get_by_role("tab", name="Generate").click()
-    select_adapter(tab, "amber")  # was selected before the reload
     tab.locator("#image-settings .label-wrap").click()
     set_number(tab, "steps", 2)
     tab.locator("#new-seed input").uncheck()

@@ -10,6 +10,7 @@ from hra_diffusion.studio.engine.job_checkpoints import add_checkpoint, checkpoi
 from hra_diffusion.studio.engine.job_output import log_tail
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training_job import check_images
+from hra_diffusion.studio.tabs.caption_section import usable_images
 from hra_diffusion.studio.tabs.common import named_parameters, strip_folders
 from hra_diffusion.studio.tabs.training_fields import FIELDS, TrainingFields, captions_and_crops, job_from_values
 
@@ -35,6 +36,11 @@ def expose_training(session: Session, fields: TrainingFields) -> None:
         """Start a training job in a process of its own, or queue it behind another one. Returns the job's name."""
         return session.train(job_from_values(values)).name
 
+    def caption(files: list[str] | None) -> list[str]:
+        """Caption images with the studio's captioner. Returns the caption of each."""
+        return session.image_captions.captions(usable_images(files))
+
+    expose("caption", caption, [fields.files], gr.JSON(label="captions"))
     expose("check", check, [fields.files, fields.captions], gr.JSON(label="images"))
     expose("estimate", named_parameters(estimate, *FIELDS), fields.components, gr.JSON(label="estimate"))
     expose("train", named_parameters(train, *FIELDS), fields.components, gr.Textbox(label="name"))

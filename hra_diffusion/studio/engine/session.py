@@ -28,6 +28,7 @@ from hra_diffusion.formats.files import tidy, write_file, writing
 from hra_diffusion.resources import DATA, find_data
 from hra_diffusion.studio.engine.bases import Bases
 from hra_diffusion.studio.engine.cache import remove_old_files
+from hra_diffusion.studio.engine.captions import ImageCaptions
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.estimates import Estimates
@@ -83,6 +84,7 @@ class Session:
         self.uploads = Uploads(self.folder / "uploads")
         self.jobs = TrainingJobs(self.folder / "runs")
         self.estimates = Estimates(self.folder / "costs.json")
+        self.image_captions = ImageCaptions(config)
         for folder in (self.images, self.cache, self.library.folder, self.uploads.folder, self.jobs.folder):
             with writing(self.folder):
                 folder.mkdir(parents=True, exist_ok=True)

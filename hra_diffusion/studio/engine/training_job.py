@@ -198,27 +198,39 @@ def read_cropped(source: TrainingImage) -> Image.Image:
     Raises:
         ImageError: the image is unreadable, or the crop exceeds it.
     """
-    image, crop = read_upload(source.file), source.crop.strip().lower() or "whole"
-    width, height = image.size
-    side = min(width, height)
+    image = read_upload(source.file)
+    x, y, width, height = crop_box(source.file.name, source.crop, image.size)
+    return image if (width, height) == image.size else image.crop((x, y, x + width, y + height))
+
+
+def crop_box(name: str, crop: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Return x, y, width and height of a crop in pixels.
+
+    Args:
+        name: the image's file name, for messages.
+        crop: a crop as in `TrainingImage`; "" is whole.
+        size: width and height of the image.
+
+    Raises:
+        ImageError: the crop is unknown, or exceeds the image.
+    """
+    crop, (width, height), side = crop.strip().lower() or "whole", size, min(size)
     corners = {
         "start": (0, 0),
         "middle": ((width - side) // 2, (height - side) // 2),
         "end": (width - side, height - side),
     }
     if crop == "whole":
-        return image
+        return 0, 0, width, height
     if crop in corners:
-        x, y, w, h = (*corners[crop], side, side)
-    elif numbers := _NUMBERS.fullmatch(crop):
-        x, y, w, h = map(int, numbers.groups())
-    else:
-        raise ImageError(
-            f"{source.file.name}: the crop {crop[:40]!r} is none of {', '.join(CROPS)}, nor x, y, width, height."
-        )
+        return (*corners[crop], side, side)
+    numbers = _NUMBERS.fullmatch(crop)
+    if numbers is None:
+        raise ImageError(f"{name}: the crop {crop[:40]!r} is none of {', '.join(CROPS)}, nor x, y, width, height.")
+    x, y, w, h = map(int, numbers.groups())
     if not (w and h and x + w <= width and y + h <= height):
-        raise ImageError(f"{source.file.name}: the crop {crop} exceeds the image of {width}×{height} pixels.")
-    return image.crop((x, y, x + w, y + h))
+        raise ImageError(f"{name}: the crop {crop} exceeds the image of {width}×{height} pixels.")
+    return x, y, w, h
 
 
 def check_images(files: Sequence[Path]) -> list[tuple[Path, tuple[int, int] | None, str]]:

@@ -54,7 +54,8 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML, tabs
 
     cards = [settings.adapters, library]
     listen_busy(form.train, "Starting…", start_training, form.fields.components, [view.job, view.timer])
-    listen_busy(view.use_settings, "Loading…", clone, view.job, form.fields.components)
+    cloned = listen_busy(view.use_settings, "Loading…", clone, view.job, form.fields.components)
+    form.show_captions(cloned.success)
     listen_busy(view.try_it, "Opening…", try_job, view.job, [tabs, settings.adapters, settings.prompt])
     listen(view.ended.change, update_cards, None, cards)
     listen(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset])

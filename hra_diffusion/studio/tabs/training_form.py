@@ -1,8 +1,8 @@
 """The form of a training job: images with captions and crops, prompts, and a preset."""
 
 import html
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -10,27 +10,21 @@ import gradio as gr
 from hra_diffusion.studio.engine.run_options import MAX_PROMPTS, option_text
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
-from hra_diffusion.studio.engine.training_job import PRESETS, VALIDATION_PROMPTS, check_images
-from hra_diffusion.studio.tabs.common import (
-    data_url,
-    empty_state,
-    format_duration,
-    heading,
-    note,
-)
+from hra_diffusion.studio.engine.training_job import PRESETS, VALIDATION_PROMPTS
+from hra_diffusion.studio.tabs.caption_section import caption_section
+from hra_diffusion.studio.tabs.common import format_duration, heading, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
+from hra_diffusion.studio.tabs.image_cards import image_cards
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import (
     ADVANCED,
     CAPTION_COLUMNS,
     NUMBERS,
     TrainingFields,
-    captions_and_crops,
     job_from_values,
 )
 from hra_diffusion.training.config.file import flat_values
 
-_NO_IMAGES = empty_state("Four to eight images", "One subject, different views, backgrounds and light.")
 _CAPTION_HELP = (
     "Caption images that contain more than the subject. A crop is whole, middle, start, end, or x, y, width, height."
 )
@@ -43,12 +37,15 @@ class TrainingForm:
 
     fields: TrainingFields
     train: gr.Button
+    show_captions: Callable[[Any], Any]
+    """Lets the cards of the images display the table of captions after an event."""
 
 
 def training_form(session: Session) -> TrainingForm:
     """Build the form."""
-    files, captions = _image_fields()
+    files, captions, show_captions = _image_fields()
     prompts = _prompt_fields(session)
+    caption_section(session, files, captions, prompts["token"], prompts["subject"], show_captions)
     heading("Preset")
     preset = gr.Radio(
         preset_choices(session), value=_DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset"
@@ -59,10 +56,10 @@ def training_form(session: Session) -> TrainingForm:
         estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
     form_fields = TrainingFields(files=files, captions=captions, **prompts, preset=preset, **numbers)
     _connect_estimate(session, estimate, form_fields)
-    return TrainingForm(form_fields, train)
+    return TrainingForm(form_fields, train, show_captions)
 
 
-def _image_fields() -> tuple[gr.File, gr.Dataframe]:
+def _image_fields() -> tuple[gr.File, gr.Dataframe, Callable[[Any], Any]]:
     heading("Images")
     files = gr.File(
         label=LABELS["images"],
@@ -72,7 +69,6 @@ def _image_fields() -> tuple[gr.File, gr.Dataframe]:
         height=140,
         elem_id="training-images",
     )
-    report = gr.HTML(_NO_IMAGES, label="report", elem_id="image-report")
     captions = gr.Dataframe(
         headers=CAPTION_COLUMNS,
         datatype="str",
@@ -83,16 +79,13 @@ def _image_fields() -> tuple[gr.File, gr.Dataframe]:
         visible=False,
         label="Captions and crops",
         elem_id="captions",
+        render=False,
     )
-
-    def check_files(files: list[str] | None, captions: Any = None) -> Any:
-        results = check_images([Path(file) for file in files or []])
-        names = [path.name for path, size, _ in results if size]
-        rows = [[name, *values] for name, values in zip(names, captions_and_crops(captions, names), strict=True)]
-        return _report(results), gr.update(value=rows, visible=bool(rows))
-
-    listen(files.change, check_files, [files, captions], [report, captions])
-    return files, captions
+    show_captions = image_cards(files, captions)
+    with gr.Accordion("Table of captions and crops", open=False, elem_id="caption-table"):
+        gr.HTML(note(_CAPTION_HELP))
+        captions.render()
+    return files, captions, show_captions
 
 
 def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
@@ -185,17 +178,3 @@ def _prompts_html(prompt_prefix: str | None, token: str | None, subject: str | N
     instance = html.escape(subject_prompt(prompt_prefix, token, subject))
     class_ = html.escape(subject_prompt(prompt_prefix, subject))
     return f'<p class="prompts">Instance prompt: <q>{instance}</q><br>Class prompt: <q>{class_}</q></p>'
-
-
-def _report(results: list[tuple[Path, tuple[int, int] | None, str]]) -> str:
-    """Return the HTML of thumbnails of usable images, and of the problems of the others."""
-    if not results:
-        return _NO_IMAGES
-    thumbnails = "".join(
-        f'<figure><img src="{data_url(path, 160)}" alt="{html.escape(path.name)}">'
-        f"<figcaption>{size[0]}×{size[1]}</figcaption></figure>"
-        for path, size, _ in results
-        if size
-    )
-    problems = "".join(note(problem, "warning") for _, size, problem in results if not size)
-    return f'<div class="image-report">{thumbnails}</div>{problems}{note(_CAPTION_HELP) if thumbnails else ""}'
