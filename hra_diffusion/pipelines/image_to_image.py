@@ -70,6 +70,11 @@ class ImageToImage:
         return Image.composite(image, self.image, self.mask) if self.mask else image
 
 
+def has_image_to_image(pipe: Pipeline) -> bool:
+    """Whether diffusers has image to image for a kind of pipeline."""
+    return _sharing_class(pipe, inpaints=False) is not None
+
+
 def _to_mask(mask: Image.Image, size: tuple[int, int], blur: int) -> Image.Image:
     """Return a mask in gray and with soft edges."""
     gray = mask.convert("L").resize(size, Image.Resampling.BILINEAR)
@@ -85,6 +90,14 @@ def _lacks_inpainting(pipe: Pipeline) -> bool:
     return denoiser_name(pipe) == "unet" and pipe.unet.config.in_channels != _UNET_CHANNELS
 
 
+def _sharing_class(pipe: Pipeline, *, inpaints: bool) -> Any:
+    """Return the class of the pipeline that starts from an image, or None."""
+    import diffusers
+
+    name = type(pipe).__name__.replace("Pipeline", "InpaintPipeline" if inpaints else "Img2ImgPipeline")
+    return getattr(diffusers, name, None)
+
+
 def _sharing_components(pipe: Pipeline, *, inpaints: bool) -> Pipeline:
     """Return the pipeline that starts from an image, with the same components and default clip skip.
 
@@ -93,12 +106,11 @@ def _sharing_components(pipe: Pipeline, *, inpaints: bool) -> Pipeline:
     """
     import diffusers
 
-    name = type(pipe).__name__.replace("Pipeline", "InpaintPipeline" if inpaints else "Img2ImgPipeline")
-    kind: Any = getattr(diffusers, name, None)
+    kind = _sharing_class(pipe, inpaints=inpaints)
     if kind is None and inpaints:
         raise ConfigError(f"diffusers has no inpainting for a {type(pipe).__name__}: remove the mask.")
     if kind is None:
-        raise ConfigError(f"A {type(pipe).__name__} cannot start from an image: remove the initial image.")
+        raise ConfigError(f"A {type(pipe).__name__} cannot start from an image: remove the start image.")
     auto = diffusers.AutoPipelineForInpainting if inpaints else diffusers.AutoPipelineForImage2Image
     made: Any
     try:

@@ -80,6 +80,20 @@ def test_a_request_is_generated_by_its_base_and_restored_with_it(studio, tiny_sd
     assert settings_from_request(studio, REQUEST)[SETTINGS.index("base")] == tiny_sd.name
 
 
+def test_the_page_offers_the_settings_of_the_chosen_base(studio, tiny_sdxl):
+    from hra_diffusion.studio.page import build_page
+
+    handlers = {function.api_name: function.fn for function in build_page(studio).fns.values()}
+    schedulers, width, _, cards = handlers["page_offer_settings"](tiny_sdxl.name)
+    base = studio.worker.bases.get(tiny_sdxl.name)
+    assert schedulers["choices"] == [(name, name) for name in base.schedulers]
+    assert (width["step"], "value" in width, "value" in schedulers) == (base.multiple, False, False)
+    marks = {card["name"]: card["fits"] for card in cards["entries"]}
+    assert marks["amber"] is False
+    start = handlers["page_default_settings"](tiny_sdxl.name)
+    assert start == [base.schedulers[0], base.size, base.size, base.guidance_scale]
+
+
 @pytest.mark.slow
 def test_an_adapter_of_another_base_is_refused_by_name_and_the_next_request_works(studio, tiny_sd, tiny_sdxl):
     request = replace(REQUEST, base=tiny_sdxl.name, adapters=(AdapterUse(name="amber"),))

@@ -108,6 +108,30 @@ def test_the_unmasked_part_stays_and_the_masked_one_is_of_the_adapter(session, p
 
 
 @pytest.mark.slow
+def test_the_api_repaints_extends_and_upscales(client, photo, right_half):
+    from gradio_client import handle_file
+
+    settings = {"prompt": "a cat", "steps": 2, "width": SIZE, "height": SIZE, "seed": 3, "new_seed": False}
+    settings |= {"image": handle_file(str(photo)), "image_strength": 0.9, "mask_blur": 0}
+
+    def run(**more) -> tuple[np.ndarray, dict]:
+        file = Path(client.predict(**settings, **more, api_name="/generate")[0][0]["image"])
+        restored, changes = client.predict(handle_file(str(file)), api_name="/restore")
+        assert changes == []
+        return pixels(file), restored
+
+    repainted, restored = run(mask_image=handle_file(str(right_half)))
+    assert np.array_equal(repainted[LEFT], pixels(photo)[LEFT])
+    assert restored["mask_image"]["path"]
+    extended, restored = run(outpaint=16, outpaint_sides=["right"])
+    assert np.array_equal(extended[:, :SIZE], pixels(photo))
+    assert (restored["width"], restored["outpaint"]) == (SIZE + 16, 0)
+    upscaled, restored = run(hires_scale=1.5)
+    assert upscaled.shape[:2] == (96, 96)
+    assert (restored["hires_scale"], restored["width"]) == (1.5, SIZE)
+
+
+@pytest.mark.slow
 def test_the_embedded_base_repaints_with_every_kind_of_scheduler(tmp_path, photo, right_half):
     from hra_diffusion.studio.engine.config import StudioConfig
 

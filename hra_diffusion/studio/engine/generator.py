@@ -26,7 +26,7 @@ from hra_diffusion.pipelines import (
 )
 from hra_diffusion.pipelines.clip_skip import check_clip_skip, default_clip_skip
 from hra_diffusion.pipelines.components import text_encoders, tokenizer_of
-from hra_diffusion.pipelines.image_to_image import ImageToImage
+from hra_diffusion.pipelines.image_to_image import ImageToImage, has_image_to_image
 from hra_diffusion.pipelines.kinds import size_multiple
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.prompts import reads_weights
@@ -38,6 +38,7 @@ from hra_diffusion.studio.engine.preview import Preview
 from hra_diffusion.studio.engine.prompt_length import PromptLength, PromptMeter
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.schedulers import make_scheduler
+from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.step_progress import StepProgress, StopGeneration
 from hra_diffusion.studio.engine.uploads import Uploads
 
@@ -120,6 +121,10 @@ class Generator:
         self, request: GenerateRequest, controls: list[tuple[Control, float]], after_step: StepProgress
     ) -> Image.Image:
         """Generate an image, and refine it in a second pass at a larger size if the request has one."""
+        if request.hires_scale > 1 and not has_image_to_image(self.pipe):
+            raise SettingError(
+                "hires_scale", f"needs image to image, which a {type(self.pipe).__name__} does not have: give 1."
+            )
         after_step.refines = False
         start = self._start_from_image(request) if request.image else None
         image = self._generate_image(request, start, controls, after_step)

@@ -13,7 +13,7 @@ _MAX_ZOOM = 3
 def generation_progress(event: Loading | Queued | Progress, request: GenerateRequest) -> str:
     """Return the HTML of a generation's progress: the preview, the step and the remaining time."""
     if isinstance(event, Loading):
-        return empty_state("Loading the model", "This happens once and takes some seconds.")
+        return empty_state("Loading the model", "It takes some seconds; the next images start at once.")
     if isinstance(event, Queued):
         text = f"Requests before yours: {event.ahead}. The model generates for one request at a time."
         return empty_state("Queued", text)

@@ -195,19 +195,19 @@ def _base_model(session: Session) -> gr.Dropdown:
 def _follow_base(session: Session, settings: Settings) -> None:
     """Offer the schedulers, sizes and adapter marks of the chosen base, and start from its size and guidance."""
 
-    def offer(name: str) -> list[Any]:
+    def offer_settings(name: str) -> list[Any]:
         base = session.worker.bases.get(name)
         sides = gr.update(step=base.multiple, minimum=8 * base.multiple)
         cards = gr.update(entries=card_entries(session, base.name))
         return [gr.update(choices=list(base.schedulers)), sides, sides, cards]
 
-    def start(name: str) -> list[Any]:
+    def default_settings(name: str) -> list[Any]:
         base = session.worker.bases.get(name)
         return [base.schedulers[0], base.size, base.size, base.guidance_scale]
 
     sizes = [settings.scheduler, settings.width, settings.height]
-    listen(settings.base.change, offer, settings.base, [*sizes, settings.adapters], queue=False)
-    listen(settings.base.input, start, settings.base, [*sizes, settings.guidance_scale], queue=False)
+    listen(settings.base.change, offer_settings, settings.base, [*sizes, settings.adapters], queue=False)
+    listen(settings.base.input, default_settings, settings.base, [*sizes, settings.guidance_scale], queue=False)
 
 
 def mark_sections(settings: Settings) -> None:
