@@ -71,8 +71,8 @@ def batched(pipe: Any, steps: int, largest: int = 16) -> Iterator[Callable[[int]
         server.join()
 
 
-def measure(request: Callable[[int], None], clients: int, requests: int) -> tuple[float, list[float]]:
-    """Return the requests per second, and the waiting times in seconds."""
+def measure(request: Callable[[int], None], clients: int, requests: int) -> tuple[float, float, list[float]]:
+    """Return the requests per second, the processor's seconds for a request, and the waiting times in seconds."""
     numbers, waits = count(), []
 
     def client(_: int) -> None:
@@ -81,10 +81,11 @@ def measure(request: Callable[[int], None], clients: int, requests: int) -> tupl
             request(number)
             waits.append(time.perf_counter() - began)
 
-    began = time.perf_counter()
+    began, processor = time.perf_counter(), time.process_time()
     with ThreadPoolExecutor(clients) as pool:
         list(pool.map(client, range(clients)))
-    return requests / (time.perf_counter() - began), sorted(waits)
+    seconds, processor = time.perf_counter() - began, time.process_time() - processor
+    return requests / seconds, processor / requests, sorted(waits)
 
 
 def main() -> None:
@@ -105,12 +106,14 @@ def main() -> None:
         with way(pipe, options.num_inference_steps) as request:
             request(0)
             for clients in options.clients:
-                rate, waits = measure(request, clients, options.requests)
+                rate, processor, waits = measure(request, clients, options.requests)
                 longest = waits[min(len(waits) - 1, round(0.95 * len(waits)))]
                 wait = f"{statistics.median(waits):.1f} s"
-                rows.append((way.__name__.replace("_", " "), clients, f"{rate:.2f}", wait, f"{longest:.1f} s"))
+                cells = (f"{rate:.2f}", f"{processor:.2f} s", wait, f"{longest:.1f} s")
+                rows.append((way.__name__.replace("_", " "), clients, *cells))
     title = f"{options.requests} requests of {options.num_inference_steps} steps"
-    print_table(title, ("requests are generated", "clients", "images/s", "median wait", "95 % wait"), rows)
+    heads = ("requests are generated", "clients", "images/s", "processor, an image", "median wait", "95 % wait")
+    print_table(title, heads, rows)
 
 
 if __name__ == "__main__":
