@@ -14,6 +14,9 @@ function select(value) {
   props.value = value;
   trigger('change');
   render();
+  if (value.length && matchMedia('(max-width: 760px)').matches) { // the viewer is below the list there
+    document.getElementById('image-viewer')?.scrollIntoView({ behavior: 'smooth' });
+  }
 }
 
 function button(className, text, label, action) {

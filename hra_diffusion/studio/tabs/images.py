@@ -84,7 +84,7 @@ def build_images_tab(session: Session, settings: Settings, restored: gr.HTML, ta
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=6, min_width=320, elem_classes="side"):
             browser = _image_list()
-        with gr.Column(scale=6, min_width=320, elem_classes="results"):
+        with gr.Column(scale=6, min_width=320, elem_classes="results", elem_id="image-viewer"):
             viewer = _viewer()
     _connect_search(session, browser, tab)
     _connect_viewer(session, browser, viewer)
@@ -126,13 +126,13 @@ def _viewer() -> _Viewer:
     )
     slider = gr.ImageSlider(
         label="Selected image and the other one",
+        show_label=False,
         type="filepath",
         format="png",
         interactive=False,
         visible=False,
         elem_id="image-comparison",
     )
-    details = gr.HTML(_NO_SELECTION, label="settings", elem_id="image-details")
     with gr.Column(visible=False) as actions:
         with gr.Row(elem_classes="tools"):
             use_settings = gr.Button("Use settings", size="sm", elem_id="use-image-settings")
@@ -144,6 +144,7 @@ def _viewer() -> _Viewer:
             with gr.Row():
                 confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-image")
                 cancel = gr.Button("Cancel")
+    details = gr.HTML(_NO_SELECTION, label="settings", elem_id="image-details")
     return _Viewer(
         image,
         slider,
@@ -317,4 +318,4 @@ def _details(image: StoredImage) -> str:
         "File": image.name,
     }
     rows = "".join(f"<dt>{label}</dt><dd>{html.escape(value)}</dd>" for label, value in facts.items() if value)
-    return f'<dl class="costs image-facts">{rows}</dl>'
+    return f'<dl class="image-facts">{rows}</dl>'
