@@ -65,9 +65,9 @@ class ImageCaptions:
 
         with self._lock:
             self._captioner = self._captioner or Captioner(self._config.captioner, self._config.caption_prompt)
-            return [self._captioner(image) for image in map(_read, files)]
+            return [self._captioner(image) for image in map(_decode_upload, files)]
 
 
-def _read(file: Path) -> Image.Image:
+def _decode_upload(file: Path) -> Image.Image:
     with DECODING:
         return read_upload(file)

@@ -12,7 +12,7 @@ from hra_diffusion.formats.run_folder import SHEET, TABLE
 from hra_diffusion.studio.engine.job_queue import queue_time
 from hra_diffusion.studio.engine.processes import PROCESS, running_process
 from hra_diffusion.studio.engine.training_job import read_settings
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.loop.steps import StepRecord
 from hra_diffusion.training.outputs.checkpoint import LOG
 from hra_diffusion.training.outputs.log import read_log
@@ -81,7 +81,8 @@ class Job:
         """
         images = [(step, path) for step, path in self.validation_images() if last_step is None or step <= last_step]
         try:
-            prompt = read_settings(self.folder).data.instance_prompt or ""
+            config = read_settings(self.folder)
+            prompt = (config.data.instance_prompt or "") if isinstance(config, DreamBoothConfig) else ""
         except HRAError:
             prompt = ""
         newest = [path for step, path in images if step == images[0][0]]
@@ -163,13 +164,13 @@ def _records(folder: Path) -> list[StepRecord]:
         return read_log(file)
 
 
-def _phase(folder: Path, config: DreamBoothConfig, status: Status, step: int, total_steps: int) -> str:
+def _phase(folder: Path, config: TrainingConfig, status: Status, step: int, total_steps: int) -> str:
     if status is not Status.RUNNING:
         return status.value
-    finished = len(list((folder / "class_images").glob("[!.]*.png")))
-    total = config.prior.num_class_images
-    if step == 0 and config.prior.with_prior_preservation and finished < total:
-        return f"generating class images: {finished} of {total}" if finished else "loading the model"
+    if step == 0 and isinstance(config, DreamBoothConfig) and config.prior.with_prior_preservation:
+        finished, total = len(list((folder / "class_images").glob("[!.]*.png"))), config.prior.num_class_images
+        if finished < total:
+            return f"generating class images: {finished} of {total}" if finished else "loading the model"
     if step == 0:
         return "preparing the training"
     if step < total_steps:

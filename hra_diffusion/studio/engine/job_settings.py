@@ -6,8 +6,15 @@ from typing import Any
 
 from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, option_text
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
-from hra_diffusion.studio.engine.training_job import IMAGES, Preset, TrainingImage, read_settings, settings_file
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.studio.engine.training_job import (
+    IMAGES,
+    Preset,
+    TrainingImage,
+    is_control,
+    read_settings,
+    settings_file,
+)
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import flat_values, read_toml, to_toml, with_values
 
 _RUN_SETTINGS = "config.toml"
@@ -23,7 +30,7 @@ def moved_settings(folder: Path, target: Path) -> dict[Path, str]:
     texts: dict[Path, str] = {}
     for file in (settings_file(folder), folder / _RUN_SETTINGS):
         if file.is_file():
-            config = read_toml(file, DreamBoothConfig())
+            config = read_toml(file, ControlNetConfig() if is_control(folder) else DreamBoothConfig())
             paths = {
                 name: target / value.relative_to(folder)
                 for name, value in flat_values(config).items()
@@ -37,32 +44,42 @@ def form_values(folder: Path) -> dict[str, Any]:
     """Return the form's values of a job.
 
     Returns:
-        "images", "subject", "token", "prompt_prefix", the preset's numbers, and the texts of `RUN_OPTIONS`.
+        "images", "kind", "subject", "token" and "prompt_prefix" or "annotator", the preset's numbers, and the texts
+        of `RUN_OPTIONS`.
 
     Raises:
         HRAError: the settings are missing or damaged.
     """
     config = read_settings(folder)
-    prompt = config.data.instance_prompt or ""
-    prefix, token, subject = split_prompts(prompt, config.prior.class_prompt or "") or ("", prompt, "")
     validation, steps = config.validation, config.run.max_train_steps or 1
+    control = isinstance(config, ControlNetConfig)
+    class_images = 0 if control or not config.prior.with_prior_preservation else config.prior.num_class_images
     preset = Preset(
         steps=steps,
         rank=config.adapter.rank,
-        class_images=config.prior.num_class_images if config.prior.with_prior_preservation else 0,
+        class_images=class_images,
         validations=round(steps / validation.validation_steps) if validation.validation_steps else 0,
         inference_steps=validation.num_inference_steps,
     )
-    images = config.data.instance_data_dir or folder / IMAGES
+    images = (config.pairs.train_data_dir if control else config.data.instance_data_dir) or folder / IMAGES
     files = [path for path in sorted(images.glob("*.png")) if not path.name.startswith(".")]
+    texts = flat_values(config)
     return {
         "images": [TrainingImage(file=file, caption=_caption(file)) for file in files],
-        "subject": subject,
-        "token": token,
-        "prompt_prefix": prefix,
+        "kind": "control" if control else "subject",
+        **_words(config),
         **asdict(preset),
-        **{name: option_text(name, value) for name, value in flat_values(config).items() if name in RUN_OPTIONS},
+        **{name: option_text(name, texts.get(name)) for name in RUN_OPTIONS},
     }
+
+
+def _words(config: DreamBoothConfig | ControlNetConfig) -> dict[str, Any]:
+    """Return the words of a subject's prompts, or the annotator of a control."""
+    if isinstance(config, ControlNetConfig):
+        return {"annotator": config.control.annotator}
+    prompt = config.data.instance_prompt or ""
+    prefix, token, subject = split_prompts(prompt, config.prior.class_prompt or "") or ("", prompt, "")
+    return {"subject": subject, "token": token, "prompt_prefix": prefix}
 
 
 def _caption(image: Path) -> str:

@@ -45,7 +45,7 @@ from hra_diffusion.studio.engine.processes import (
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training_job import TrainingJob, check_setting_name
 from hra_diffusion.text import is_utf8
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class TrainingJobs:
         """Start the queued jobs one after the other, in a thread."""
         self._queue.watch()
 
-    def start(self, job: TrainingJob, base: str, default: DreamBoothConfig) -> Job:
+    def start(self, job: TrainingJob, base: str, default: TrainingConfig) -> Job:
         """Start a job, or add it to the queue while another job is running.
 
         Raises:
@@ -187,7 +187,7 @@ class TrainingJobs:
         with self._starting:
             remove_folder(self._idle_folder(name))
 
-    def dry_run(self, job: TrainingJob, base: str, default: DreamBoothConfig, folder: Path) -> dict[str, str]:
+    def dry_run(self, job: TrainingJob, base: str, default: TrainingConfig, folder: Path) -> dict[str, str]:
         """Measure the time and memory of a job in two training steps.
 
         Args:

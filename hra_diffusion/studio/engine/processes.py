@@ -13,7 +13,7 @@ import psutil
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.studio.engine.config import AUTH_VARIABLE
-from hra_diffusion.studio.engine.training_job import settings_file
+from hra_diffusion.studio.engine.training_job import is_control, settings_file
 
 PROCESS = "process.json"
 """File of a job with the id of its process."""
@@ -21,7 +21,8 @@ PROCESS = "process.json"
 
 def train_command(folder: Path, *flags: str) -> list[str]:
     """Return the command that trains a job."""
-    return [sys.executable, "-m", "hra_diffusion.cli.main", "train", "--config", str(settings_file(folder)), *flags]
+    command = "train-control" if is_control(folder) else "train"
+    return [sys.executable, "-m", "hra_diffusion.cli.main", command, "--config", str(settings_file(folder)), *flags]
 
 
 def job_environment() -> dict[str, str]:

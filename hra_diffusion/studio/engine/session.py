@@ -31,6 +31,7 @@ from hra_diffusion.studio.engine.cache import remove_old_files
 from hra_diffusion.studio.engine.captions import ImageCaptions
 from hra_diffusion.studio.engine.conditions import find_control, make_condition
 from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.control_job import ControlJob, control_defaults
 from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.events import Generated, Loading, Progress, Queued
 from hra_diffusion.studio.engine.exporting import new_folder
@@ -46,7 +47,7 @@ from hra_diffusion.studio.engine.presets import Presets
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.engine.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.base import BaseConfig
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
 from hra_diffusion.training.config.file import with_values
@@ -99,6 +100,10 @@ class Session:
         defaults = embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
         flags = {name: getattr(config, name) for name in vars(BaseConfig())}
         self.training_defaults = with_values(defaults, {**flags, "train_text_encoder": known.text_encoders_train})
+        self._job_defaults: dict[type[TrainingJob], TrainingConfig] = {
+            TrainingJob: self.training_defaults,
+            ControlJob: with_values(control_defaults(self.embedded), flags),
+        }
         self.worker = ModelWorker(
             bases,
             self.library,
@@ -244,14 +249,15 @@ class Session:
     def train(self, job: TrainingJob) -> Job:
         """Start a training job; errors as in `TrainingJobs.start`."""
         self.library.new_entry_folder(job.name)  # refuses the name of an adapter
-        return self.jobs.start(job, self.worker.base.source, self.training_defaults)
+        return self.jobs.start(job, self.worker.base.source, self._job_defaults[type(job)])
 
     def estimate(self, job: TrainingJob) -> dict[str, str]:
         """Measure a job's time and memory, and save the estimate; errors as in `TrainingJobs.dry_run`."""
         folder = new_folder(self.cache)
         try:
-            report = self.jobs.dry_run(job, self.worker.base.source, self.training_defaults, folder)
-            self.estimates.save(self.worker.base.source, report)
+            report = self.jobs.dry_run(job, self.worker.base.source, self._job_defaults[type(job)], folder)
+            if not isinstance(job, ControlJob):
+                self.estimates.save(self.worker.base.source, report)
             return report
         finally:
             shutil.rmtree(folder, ignore_errors=True)

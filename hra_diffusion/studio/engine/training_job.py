@@ -16,7 +16,7 @@ from hra_diffusion.studio.engine.run_options import check_run_options
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
-from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
 
 SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
@@ -94,15 +94,19 @@ class TrainingJob:
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid words, or too many images."""
         check_setting_name("name", self.name)
-        for setting, words in (("token", self.token), ("subject", self.subject)):
-            if not words.strip() or len(words) > _MAX_CHARACTERS or "\n" in words:
-                found = "is empty" if not words.strip() else "is too long or has several lines"
-                raise SettingError(setting, f"{found}: give one or a few words, at most {_MAX_CHARACTERS} characters.")
+        self.check_words()
         if len(self.prompt_prefix) > _MAX_CHARACTERS:
             raise SettingError("prompt_prefix", f"is longer than {_MAX_CHARACTERS} characters: shorten it.")
         if not 1 <= len(self.images) <= MAX_FILES:
             raise SettingError("images", f"are {len(self.images)}: give 1 to {MAX_FILES} images, best four to eight.")
         check_run_options(self.options)
+
+    def check_words(self) -> None:
+        """Raise ConfigError for an invalid trigger word or class."""
+        for setting, words in (("token", self.token), ("subject", self.subject)):
+            if not words.strip() or len(words) > _MAX_CHARACTERS or "\n" in words:
+                found = "is empty" if not words.strip() else "is too long or has several lines"
+                raise SettingError(setting, f"{found}: give one or a few words, at most {_MAX_CHARACTERS} characters.")
 
     @property
     def prompt(self) -> str:
@@ -114,7 +118,11 @@ class TrainingJob:
         """The class prompt."""
         return subject_prompt(self.prompt_prefix, self.subject)
 
-    def config(self, base: str, default: DreamBoothConfig, folder: Path) -> DreamBoothConfig:
+    def caption(self, image: TrainingImage) -> str:
+        """Return the caption of an image; "" for the instance prompt."""
+        return image.caption.strip()
+
+    def config(self, base: str, default: TrainingConfig, folder: Path) -> TrainingConfig:
         """Return the settings of the run.
 
         Args:
@@ -146,7 +154,7 @@ class TrainingJob:
             },
         )
 
-    def write(self, folder: Path, config: DreamBoothConfig) -> None:
+    def write(self, folder: Path, config: TrainingConfig) -> None:
         """Write images, captions and settings into the run's folder.
 
         Raises:
@@ -158,7 +166,7 @@ class TrainingJob:
         for number, image in enumerate(self.images):
             with DECODING:
                 write_file(folder / IMAGES / f"{number:03d}.png", read_cropped(image).save)
-            if caption := image.caption.strip():
+            if caption := self.caption(image):
                 text = caption.encode("utf-8", "replace").decode()
                 write_file(folder / IMAGES / f"{number:03d}.txt", lambda path, t=text: path.write_text(t, "utf-8"))
         write_file(folder / SETTINGS_FILE, lambda path: path.write_text(settings, encoding="utf-8"))
@@ -180,7 +188,15 @@ def settings_file(folder: Path) -> Path:
     return old if old.is_file() else folder / SETTINGS_FILE
 
 
-def read_settings(folder: Path) -> DreamBoothConfig:
+def is_control(folder: Path) -> bool:
+    """Whether a job trains a control."""
+    try:
+        return "[control]" in settings_file(folder).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # the reader of the settings reports it
+        return False
+
+
+def read_settings(folder: Path) -> DreamBoothConfig | ControlNetConfig:
     """Read the settings of a job from its folder.
 
     Raises:
@@ -189,7 +205,7 @@ def read_settings(folder: Path) -> DreamBoothConfig:
     """
     file = settings_file(folder)
     check_regular(file)
-    return read_toml(file, DreamBoothConfig())
+    return read_toml(file, ControlNetConfig() if is_control(folder) else DreamBoothConfig())
 
 
 def read_cropped(source: TrainingImage) -> Image.Image:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from hra_diffusion.errors import HRAError
 from hra_diffusion.studio.engine.job import Job
-from hra_diffusion.studio.engine.training_job import read_settings
+from hra_diffusion.studio.engine.training_job import IMAGES, read_settings
+from hra_diffusion.training.config import ControlNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,9 @@ def _prompts(folder: Path) -> dict[str, str]:
         config = read_settings(folder)
     except HRAError:
         return {}
+    if isinstance(config, ControlNetConfig):
+        captions = [file.read_text(encoding="utf-8", errors="replace") for file in _caption_files(folder)]
+        return {image_name(caption, config.run.seed + number): caption for number, caption in enumerate(captions)}
     instance, class_ = config.data.instance_prompt or "", config.prior.class_prompt or ""
     prompts = [
         template.replace("{instance_prompt}", instance).replace("{class_prompt}", class_)
@@ -55,3 +59,7 @@ def _prompts(folder: Path) -> dict[str, str]:
     ]
     seeds = range(config.run.seed, config.run.seed + config.validation.num_validation_images)
     return {image_name(prompt, seed): prompt for prompt in prompts for seed in seeds}
+
+
+def _caption_files(folder: Path) -> list[Path]:
+    return [path for path in sorted((folder / IMAGES).glob("*.txt")) if not path.name.startswith(".")]

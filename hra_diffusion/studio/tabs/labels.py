@@ -37,6 +37,7 @@ LABELS = {
     "class_images": "Class images (regularization)",
     "validations": "Validations",
     "inference_steps": "Inference steps",
+    "kind": "Kind",
     "caption_template": "Caption template",
     "validation_prompts": "Validation prompts",
     "learning_rate": "Learning rate",

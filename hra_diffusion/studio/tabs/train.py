@@ -46,10 +46,10 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML, tabs
     def update_cards() -> list[Any]:
         return [gr.update(entries=card_entries(session))] * 2
 
-    def load_page() -> Any:
+    def load_page(kind: str | None) -> Any:
         running, names = session.jobs.running(), session.jobs.names()
         job = gr.update(choices=names, value=running.name if running else next(iter(names), None))
-        presets = gr.update(choices=preset_choices(session))
+        presets = gr.update(choices=preset_choices(session, kind))
         return job, gr.Timer(active=is_active(session)), *update_cards(), presets
 
     cards = [settings.adapters, library]
@@ -58,5 +58,5 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML, tabs
     form.show_captions(cloned.success)
     listen_busy(view.try_it, "Opening…", try_job, view.job, [tabs, settings.adapters, settings.prompt])
     listen(view.ended.change, update_cards, None, cards)
-    listen(None, load_page, None, [view.job, view.timer, *cards, form.fields.preset])
+    listen(None, load_page, form.fields.kind, [view.job, view.timer, *cards, form.fields.preset])
     return form.fields

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
+from hra_diffusion.studio.engine.control_job import CONTROL_PRESETS, ControlJob
 from hra_diffusion.studio.engine.job_settings import form_values
 from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, parse_run_options, parse_whole
 from hra_diffusion.studio.engine.session import Session
@@ -34,6 +35,9 @@ ADVANCED = {
 }
 """Help of the other numbers, likewise; empty ones are those of the base model's settings."""
 
+KINDS = {"subject": PRESETS, "control": CONTROL_PRESETS}
+"""Kinds of training jobs with their presets."""
+
 
 @dataclass(frozen=True)
 class TrainingFields:
@@ -58,6 +62,8 @@ class TrainingFields:
     seed: gr.Textbox
     target_modules: gr.Textbox
     checkpointing_steps: gr.Textbox
+    kind: gr.Radio
+    annotator: gr.Dropdown
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -72,6 +78,9 @@ FIELDS = tuple(field.name for field in fields(TrainingFields))
 def job_from_values(values: Sequence[Any]) -> TrainingJob:
     """Make a training job from the form's values, in the order of `FIELDS`; raises ConfigError."""
     by_name = dict(zip(FIELDS, values, strict=False))
+    kind = by_name.get("kind") or "subject"
+    if kind not in KINDS:
+        raise ConfigError(f"There is no kind {str(kind)[:80]!r} of a training job; known are: {', '.join(KINDS)}.")
     if by_name["preset"] not in PRESETS:
         raise ConfigError(f"There is no preset {str(by_name['preset'])[:80]!r}; known are: {', '.join(PRESETS)}.")
     numbers = {name: parse_whole(name, by_name[name]) for name in NUMBERS}
@@ -80,15 +89,17 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
     images = [
         TrainingImage(file=path, caption=caption, crop=crop) for path, (caption, crop) in zip(paths, rows, strict=True)
     ]
-    return TrainingJob(
-        name=str(by_name["name"] or "").strip(),
-        images=tuple(images),
-        token=str(by_name["token"] or ""),
-        subject=str(by_name["subject"] or ""),
-        prompt_prefix=str(by_name["prompt_prefix"] or ""),
-        preset=adjust_preset(PRESETS[by_name["preset"]], **numbers),
-        options=parse_run_options(by_name),
-    )
+    shared: dict[str, Any] = {
+        "name": str(by_name["name"] or "").strip(),
+        "images": tuple(images),
+        "subject": str(by_name["subject"] or ""),
+        "prompt_prefix": str(by_name["prompt_prefix"] or ""),
+        "preset": adjust_preset(KINDS[kind][by_name["preset"]], **numbers),
+        "options": parse_run_options(by_name),
+    }
+    if kind == "control":
+        return ControlJob(**shared, annotator=str(by_name.get("annotator") or "canny"))
+    return TrainingJob(**shared, token=str(by_name["token"] or ""))
 
 
 def cloned_fields(session: Session, job: str) -> list[Any]:
@@ -100,7 +111,7 @@ def cloned_fields(session: Session, job: str) -> list[Any]:
         "captions": gr.update(value=[[image.file.name, image.caption, image.crop] for image in images], visible=True),
         "name": session.free_job_name(job),
         "preset": gr.skip(),
-        **{name: values[name] for name in ("subject", "token", "prompt_prefix")},
+        **{name: values.get(name, gr.skip()) for name in ("subject", "token", "prompt_prefix", "kind", "annotator")},
     }
     return [by_name[name] for name in FIELDS]
 

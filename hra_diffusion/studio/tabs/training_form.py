@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from hra_diffusion.studio.engine.control_job import TRAINING_ANNOTATORS
 from hra_diffusion.studio.engine.run_options import MAX_PROMPTS, option_text
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.subject_prompts import subject_prompt
@@ -19,6 +20,7 @@ from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import (
     ADVANCED,
     CAPTION_COLUMNS,
+    KINDS,
     NUMBERS,
     TrainingFields,
     job_from_values,
@@ -43,6 +45,7 @@ class TrainingForm:
 
 def training_form(session: Session) -> TrainingForm:
     """Build the form."""
+    kind, annotator = _kind_fields()
     files, captions, show_captions = _image_fields()
     prompts = _prompt_fields(session)
     caption_section(session, files, captions, prompts["token"], prompts["subject"], show_captions)
@@ -50,13 +53,38 @@ def training_form(session: Session) -> TrainingForm:
     preset = gr.Radio(
         preset_choices(session), value=_DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset"
     )
-    numbers = _number_fields(session, preset)
+    numbers = _number_fields(session, kind, preset)
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train", variant="primary", elem_id="train", scale=2)
         estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
-    form_fields = TrainingFields(files=files, captions=captions, **prompts, preset=preset, **numbers)
+    form_fields = TrainingFields(
+        files=files, captions=captions, **prompts, preset=preset, kind=kind, annotator=annotator, **numbers
+    )
     _connect_estimate(session, estimate, form_fields)
     return TrainingForm(form_fields, train, show_captions)
+
+
+def _kind_fields() -> tuple[gr.Radio, gr.Dropdown]:
+    """Build the choice between a subject and a control, and the annotator of a control."""
+    with gr.Accordion("Subject or control", open=False, elem_id="training-kind"):
+        kind = gr.Radio(
+            [("Subject (DreamBooth)", "subject"), ("Control (ControlNet)", "control")],
+            value="subject",
+            label=LABELS["kind"],
+            info="A control learns a kind of condition from many captioned images; prefix and class are the captions "
+            "of the others",
+            elem_id="kind",
+        )
+        annotator = gr.Dropdown(
+            [(f"{name}: {text}", name) for name, text in TRAINING_ANNOTATORS.items()],
+            value="canny",
+            label=LABELS["annotator"],
+            info="It makes the condition of each image",
+            visible=False,
+            elem_id="train-annotator",
+        )
+    listen(kind.change, lambda kind: gr.update(visible=kind == "control"), kind, annotator, queue=False)
+    return kind, annotator
 
 
 def _image_fields() -> tuple[gr.File, gr.Dataframe, Callable[[Any], Any]]:
@@ -109,7 +137,7 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     return {"name": name, "subject": subject, "token": token, "prompt_prefix": prompt_prefix}
 
 
-def _number_fields(session: Session, preset: gr.Radio) -> dict[str, gr.Textbox]:
+def _number_fields(session: Session, kind: gr.Radio, preset: gr.Radio) -> dict[str, gr.Textbox]:
     """Build the fields that override the preset's numbers and the base's settings; return them by name."""
     defaults = flat_values(session.training_defaults)
     values = {name: getattr(PRESETS[_DEFAULT_PRESET], name) for name in NUMBERS}
@@ -137,7 +165,8 @@ def _number_fields(session: Session, preset: gr.Radio) -> dict[str, gr.Textbox]:
                 for name, info in (NUMBERS | ADVANCED).items()
             }
         gr.HTML(note("Names are the command line's. Empty fields take the preset's numbers."))
-    listen(preset.input, _placeholders, preset, [numbers[name] for name in NUMBERS], queue=False)
+    listen([preset.input, kind.change], _placeholders, [kind, preset], [numbers[name] for name in NUMBERS], queue=False)
+    listen(kind.change, lambda kind: gr.update(choices=preset_choices(session, kind)), kind, preset, queue=False)
     return {"validation_prompts": prompts, **numbers}
 
 
@@ -150,14 +179,20 @@ def _connect_estimate(session: Session, button: gr.Button, form_fields: Training
         return f'<dl class="costs">{"".join(rows)}</dl>'
 
     done = listen_busy(button, "Estimating, about 30 s…", estimate, form_fields.components, costs)
-    listen(done.success, lambda: gr.update(choices=preset_choices(session)), None, form_fields.preset)
+    listen(
+        done.success,
+        lambda kind: gr.update(choices=preset_choices(session, kind)),
+        form_fields.kind,
+        form_fields.preset,
+    )
 
 
-def preset_choices(session: Session) -> list[tuple[str, str]]:
+def preset_choices(session: Session, kind: str | None = None) -> list[tuple[str, str]]:
     """Return label and name of each preset; after an estimate, labels include time and memory."""
-    estimate = session.estimates.get(session.worker.base.source)
+    presets = KINDS.get(kind or "subject", PRESETS)
+    estimate = session.estimates.get(session.worker.base.source) if presets is PRESETS else None
     choices: list[tuple[str, str]] = []
-    for name, preset in PRESETS.items():
+    for name, preset in presets.items():
         label = f"{name} · {preset.steps} steps"
         if estimate:
             label += f" · {format_duration(estimate.seconds(preset))}, {estimate.memory:.1f} GB"
@@ -165,8 +200,9 @@ def preset_choices(session: Session) -> list[tuple[str, str]]:
     return choices
 
 
-def _placeholders(preset: str) -> list[Any]:
-    numbers = PRESETS.get(preset, PRESETS[_DEFAULT_PRESET])
+def _placeholders(kind: str | None, preset: str) -> list[Any]:
+    presets = KINDS.get(kind or "subject", PRESETS)
+    numbers = presets.get(preset, presets[_DEFAULT_PRESET])
     return [gr.update(placeholder=str(getattr(numbers, name))) for name in NUMBERS]
 
 
