@@ -1,19 +1,23 @@
 """Two subjects in one image: `python benchmarks/regions.py`, minutes on two cores.
 
     --adapters assets/adapters/tiger assets/adapters/teapot
+    --modes base "LoRA, sum" …         rows of the table; all by default
     --seeds 8
     --num_inference_steps 25
     --output_dir outputs/regions       the images
     --smoke                            one image with one step
 
-The image is twice as wide as the embedded base's, so that each half has the base's size. The judge classifies the two
-halves: the object, and whether the half is nearer to the real images of its own subject than to those of the other.
+The image is twice as wide as the embedded base's, so that each half has the base's size. The first subject belongs into
+the left half, the second one into the right half. The judge classifies the halves: the object, its color and, of a
+subject with a pattern, its pattern; and whether the half is nearer to the real images of its own subject than to those
+of the other. "LoRA, sum" is each adapter's exact LoRA, loaded by diffusers, which adds them.
 """
 
 import argparse
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,8 @@ from measure import describe_machine, print_table
 from methods import SUBJECTS
 from PIL import Image
 
-from hra_diffusion import generate_image, load_hra_weights, load_pipeline, using_hra_adapters
+from emoji_world import subjects
+from hra_diffusion import export_lora, generate_image, load_hra_weights, load_pipeline, using_hra_adapters
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.metrics import load_metric_models
 from hra_diffusion.metrics.vocabulary import classify
@@ -33,21 +38,50 @@ from hra_diffusion.training.config.defaults import EMBEDDED_BASE
 SIDE = 128
 PROMPT = "a 3d render of a {} and a {}"
 
-Mode = Callable[[], AbstractContextManager[Any]]
+Mode = tuple[str, Callable[[], Pipeline], Callable[[], AbstractContextManager[Any]]]
+"""A prompt, a pipeline and an activation."""
 
 
-def modes(pipe: Pipeline, names: list[str]) -> dict[str, tuple[str, Mode]]:
-    """Return the prompt and the activation of each row of the table."""
+def with_adapters(folders: list[Path]) -> Pipeline:
+    """Load the embedded base with adapters, by their folders' names."""
+    pipe = load_pipeline(str(EMBEDDED_BASE))
+    for folder in folders:
+        load_hra_weights(pipe, folder, folder.name)
+    return pipe
+
+
+def with_loras(folders: list[Path]) -> Pipeline:
+    """Load the embedded base with the exact LoRAs of adapters, which diffusers adds."""
+    pipe: Any = load_pipeline(str(EMBEDDED_BASE))
+    with TemporaryDirectory() as temporary:
+        for folder in folders:
+            file = Path(temporary) / f"{folder.name}.safetensors"
+            export_lora(folder, file, base=EMBEDDED_BASE, layout="diffusers", dtype="fp32")
+            pipe.load_lora_weights(temporary, weight_name=file.name, adapter_name=folder.name)
+    pipe.set_adapters([folder.name for folder in folders])
+    return pipe
+
+
+def modes(folders: list[Path]) -> dict[str, Mode]:
+    """Return the rows of the table."""
+    names = [folder.name for folder in folders]
     left = torch.zeros(SIDE, 2 * SIDE)
     left[:, :SIDE] = 1
     masks = dict(zip(names, (left, 1 - left), strict=True))
-    subjects = PROMPT.format(*(f"sks {name}" for name in names))
+    prompt = PROMPT.format(*(f"sks {name}" for name in names))
+    pipe = with_adapters(folders)
     return {
-        "base": (PROMPT.format(*names), lambda: disable_hra(pipe)),
-        "unbound, mean": (subjects, lambda: using_hra_adapters(pipe, names)),
-        "unbound, product": (subjects, lambda: using_hra_adapters(pipe, names, combine="product")),
-        "bound to tokens": (subjects, lambda: using_hra_adapters(pipe, names, bind="tokens")),
-        "bound to regions": (subjects, lambda: using_hra_adapters(pipe, names, bind="region", masks=masks)),
+        "base": (PROMPT.format(*names), lambda: pipe, lambda: disable_hra(pipe)),
+        "unbound, mean": (prompt, lambda: pipe, lambda: using_hra_adapters(pipe, names)),
+        "unbound, product": (prompt, lambda: pipe, lambda: using_hra_adapters(pipe, names, combine="product")),
+        "LoRA, sum": (prompt, lambda: with_loras(folders), nullcontext),
+        "bound to tokens": (prompt, lambda: pipe, lambda: using_hra_adapters(pipe, names, bind="tokens")),
+        "bound to regions": (
+            prompt,
+            lambda: pipe,
+            lambda: using_hra_adapters(pipe, names, bind="region", masks=masks),
+        ),
+        "bound to attention": (prompt, lambda: pipe, lambda: using_hra_adapters(pipe, names, bind="region")),
     }
 
 
@@ -55,6 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     folder = SUBJECTS.parent / "adapters"
     parser.add_argument("--adapters", nargs=2, type=Path, default=[folder / "tiger", folder / "teapot"])
+    parser.add_argument("--modes", nargs="+")
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/regions"))
@@ -64,18 +99,18 @@ def main() -> None:
         options.seeds = options.num_inference_steps = 1
     print(describe_machine())
     names = [path.name for path in options.adapters]
-    pipe = load_pipeline(str(EMBEDDED_BASE))
-    for path in options.adapters:
-        load_hra_weights(pipe, path, path.name)
     models = load_metric_models(str(EMBEDDED_BASE))
     assert models.vocabulary
+    known = models.vocabulary.attributes
     real = []
     for name in names:
         images = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / name / "held_out").glob("*.png"))]
         real.append(models.clip.encode_images(images).mean(axis=0))
     rows: list[list[Any]] = []
-    for mode, (prompt, activate) in modes(pipe, names).items():
-        crops: list[list[Image.Image]] = [[], []]
+    for mode, (prompt, load, activate) in modes(options.adapters).items():
+        if options.modes and mode not in options.modes:
+            continue
+        pipe, crops = load(), ([], [])
         for seed in range(options.seeds):
             with activate():
                 image = generate_image(
@@ -90,19 +125,24 @@ def main() -> None:
             write_file(options.output_dir / f"{mode}-{seed}.png", image.save)
             for half, half_crops in enumerate(crops):
                 half_crops.append(image.crop((half * SIDE, 0, (half + 1) * SIDE, SIDE)))
-        objects, nearer, cosines = [], [], []
+        row: list[Any] = [mode]
+        nearer: list[bool] = []
         for half, half_crops in enumerate(crops):
-            vectors = models.clip.encode_images(half_crops)
-            labels = classify(models.clip, vectors, models.vocabulary.attributes["object"])
-            objects += [label == names[half] for label in labels]
-            own, other = vectors @ real[half], vectors @ real[1 - half]
-            nearer += list(own > other)
-            cosines += list(own)
-        rows.append([mode, float(np.mean(objects)), float(np.mean(nearer)), float(np.mean(cosines))])
+            vectors, subject = models.clip.encode_images(half_crops), subjects.SUBJECTS[names[half]]
+            pattern = subject.pattern[0] if subject.pattern else None
+            for attribute, target in (("object", names[half]), ("color", subject.color), ("pattern", pattern)):
+                if target:
+                    labels = classify(models.clip, vectors, known[attribute])
+                    row.append(float(np.mean([label == target for label in labels])))
+            nearer += list(vectors @ real[half] > vectors @ real[1 - half])
+        rows.append([*row, float(np.mean(nearer))])
         print(*rows[-1], flush=True)
-    print_table(
-        f"{' and '.join(names)}, {options.seeds} images", ["", "object", "nearer to its own subject", "cosine"], rows
-    )
+    header = [
+        f"{name}: {attribute}"
+        for name in names
+        for attribute in ("object", "color", *(["pattern"] if subjects.SUBJECTS[name].pattern else []))
+    ]
+    print_table(f"{' and '.join(names)}, {options.seeds} images", ["", *header, "nearer to its own subject"], rows)
 
 
 if __name__ == "__main__":

@@ -22,15 +22,42 @@ from hra_diffusion.errors import ConfigError
 
 
 class Mask(Protocol):
-    """A mask over the rows of inputs of any size."""
+    """A mask over the rows of inputs of any size, the same for all images of a batch or one for each.
+
+    Attributes:
+        version: a number that changes with the mask.
+    """
+
+    version: int
 
     def tokens(self, count: int, device: torch.device) -> Tensor:
-        """Return whether each of `count` tokens is inside, of shape (count, 1)."""
+        """Return whether each of `count` tokens is inside, of shape (count, 1) or (images, count, 1)."""
         ...
 
     def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Return whether each pixel is inside, of shape (height, width)."""
+        """Return whether each pixel is inside, of shape (height, width) or (images, 1, height, width)."""
         ...
+
+
+def grid_of_tokens(count: int, height: int, width: int) -> tuple[int, int]:
+    """Return the rows and columns of an image's tokens.
+
+    Args:
+        count: number of tokens.
+        height: height of the image, or of a mask of its proportions.
+        width: its width.
+
+    Raises:
+        ConfigError: no image of these proportions has so many tokens.
+    """
+    rows = max(1, round((count * height / width) ** 0.5))
+    columns = max(1, round(rows * width / height))
+    if rows * columns != count:
+        raise ConfigError(
+            f"A mask is {width} × {height}, and a layer got {count} tokens, which no image of these proportions has: "
+            "give a mask of the image's size."
+        )
+    return rows, columns
 
 
 class TokenMask:
@@ -38,10 +65,14 @@ class TokenMask:
 
     Args:
         inside: whether each token is inside, of shape (tokens,).
+
+    Attributes:
+        inside: the same.
     """
 
     def __init__(self, inside: Tensor) -> None:
-        self._inside = inside
+        self.inside = inside
+        self.version = 0
         self._moved: dict[torch.device, Tensor] = {}
 
     def tokens(self, count: int, device: torch.device) -> Tensor:
@@ -50,13 +81,13 @@ class TokenMask:
         Raises:
             ConfigError: the text has another number of tokens.
         """
-        if count != len(self._inside):
+        if count != len(self.inside):
             raise ConfigError(
-                f"The prompt has {len(self._inside)} tokens, and a layer got {count}: adapters bound to tokens need "
+                f"The prompt has {len(self.inside)} tokens, and a layer got {count}: adapters bound to tokens need "
                 "prompts without weights, of one text encoder's length."
             )
         if device not in self._moved:
-            self._moved[device] = self._inside.to(device)[:, None]
+            self._moved[device] = self.inside.to(device)[:, None]
         return self._moved[device]
 
     def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -73,6 +104,7 @@ class ImageMask:
 
     def __init__(self, mask: Tensor) -> None:
         self._mask = mask.detach().float().cpu()
+        self.version = 0
         self._resized: dict[tuple[int, int, torch.device], Tensor] = {}
 
     def tokens(self, count: int, device: torch.device) -> Tensor:
@@ -82,14 +114,7 @@ class ImageMask:
             ConfigError: no image of the mask's proportions has so many tokens.
         """
         height, width = self._mask.shape
-        rows = max(1, round((count * height / width) ** 0.5))
-        columns = max(1, round(rows * width / height))
-        if rows * columns != count:
-            raise ConfigError(
-                f"A mask is {width} × {height}, and a layer got {count} tokens, which no image of these proportions "
-                "has: give a mask of the image's size."
-            )
-        return self.pixels(rows, columns, device).flatten()[:, None]
+        return self.pixels(*grid_of_tokens(count, height, width), device).flatten()[:, None]
 
     def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
         """Return whether each pixel is inside, of shape (height, width)."""
@@ -113,13 +138,15 @@ class MaskedRows:
         self.mixtures = tuple(mixtures)
         self._masks = tuple(masks)
         self._regions: dict[tuple[int, int, torch.device], list[tuple[Mixture, Tensor]]] = {}
+        self._versions = [mask.version for mask in self._masks]
 
     def replace(self, x: Tensor, call: Call, _: FactorsOf | None = None) -> Tensor:
         """Return x (batch, tokens, d) with the function's results for each mixture inside of its mask."""
         if x.dim() < 3:
             return x
         for mixture, mask in zip(reversed(self.mixtures), reversed(self._masks), strict=True):
-            x = torch.where(mask.tokens(x.shape[-2], x.device), call(x, mixture), x)
+            inside = _for_batch(mask.tokens(x.shape[-2], x.device), x, 3)
+            x = torch.where(inside, call(x, mixture), x)
         return x
 
     def add_change(self, output: Tensor, x: Tensor, call: Callable[[Tensor, Mixture], Tensor | None]) -> Tensor:
@@ -128,17 +155,20 @@ class MaskedRows:
         for mixture, inside in self._disjoint_regions(height, width, output.device):
             change = call(x, mixture)
             if change is not None:
+                inside = _for_batch(inside, output, 4)
                 output = torch.where(inside, output + change.to(output.dtype), output)
         return output
 
     def _disjoint_regions(self, height: int, width: int, device: torch.device) -> list[tuple[Mixture, Tensor]]:
         """Return the mixtures of an image's pixels with their regions: the product of all masks that hold a pixel."""
-        key = height, width, device
+        key, versions = (height, width, device), [mask.version for mask in self._masks]
+        if versions != self._versions:
+            self._regions, self._versions = {}, versions
         if key not in self._regions:
             cpu = torch.device("cpu")
             code = torch.zeros(height, width, dtype=torch.int64)
             for number, mask in enumerate(self._masks):
-                code += mask.pixels(height, width, cpu).long() << number
+                code = code + (mask.pixels(height, width, cpu).long() << number)
             self._regions[key] = [
                 (tuple(blend for i, mixture in enumerate(self.mixtures) if value >> i & 1 for blend in mixture), inside)
                 for value in code.unique().tolist()
@@ -146,3 +176,10 @@ class MaskedRows:
                 for inside in [(code == value).to(device)]
             ]
         return self._regions[key]
+
+
+def _for_batch(inside: Tensor, x: Tensor, dims: int) -> Tensor:
+    """Repeat the masks of the images of a batch for rows of x, whose halves of guidance have the same images."""
+    if inside.dim() < dims or len(inside) == 1 or len(x) % len(inside):
+        return inside
+    return inside.repeat(len(x) // len(inside), *(1,) * (dims - 1))

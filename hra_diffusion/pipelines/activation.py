@@ -69,7 +69,8 @@ def set_hra_adapters(
         combine: "mean" for exp(Σ sᵢ log Hᵢ), which has no order; "product" for H_first ⋯ H_last, with their strengths.
         bind: "prompt" for adapters that are active only for prompts that hold their trigger word; "tokens" for those
             tokens alone, in text encoders and cross-attention; "region" for these and the image inside of a mask.
-        masks: the region of each adapter, for "region": an image, white inside, or values (height, width) from 0 to 1.
+        masks: the region of each adapter, for "region": an image, white inside, or values (height, width) from 0 to 1;
+            by default the cross-attention to its words makes it, see `attention_masks`.
         triggers: the trigger words of bound adapters, one or several each; by default those of their files.
 
     Raises:

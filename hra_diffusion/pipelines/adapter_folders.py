@@ -97,7 +97,10 @@ def load_named_adapters(
         strength: their strength.
         masks: their regions, by folder.
     """
-    names = {f"{name_from_folder(path)} {number}": path for number, path in enumerate(named, 1)}
+    names: dict[str, Path] = {}
+    for path in named:
+        name = name_from_folder(path)
+        names[f"{name} {len(names)}" if name in names else name] = path
     for name, path in names.items():
         load_hra_weights_inactive(pipe, path, name)
     # of adapters with the same word, the prompt may name one alone; tokens and regions have the noun anyway

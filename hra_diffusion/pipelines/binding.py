@@ -64,7 +64,8 @@ class Binding:
         combine: their combination in a prompt that names several, see `set_hra_adapters`.
         phrases: the trigger words of each; one of them in a prompt suffices.
         given: the adapters whose trigger words are not those of their files.
-        masks: the regions of the adapters, of shape (height, width), from 0 to 1.
+        masks: the regions of the adapters, of shape (height, width), from 0 to 1; none with bind="region" for those
+            of cross-attention.
     """
 
     bind: Bind
@@ -153,16 +154,16 @@ def make_binding(
         strengths: the adapters with their strengths.
         combine: see `Binding`.
         triggers: the trigger words of some adapters, one or several each; by default those of their files.
-        masks: the regions of the adapters, for "region" alone.
+        masks: the regions of the adapters, for "region" alone; by default their attention makes them.
 
     Raises:
         ConfigError: an adapter has no trigger word or that of another one, or no mask or one of no use.
     """
     masks = masks or {}
-    if wrong := set(masks) ^ (set(strengths) if bind == "region" else set()):
+    if wrong := set(masks) ^ (set(strengths) if bind == "region" and masks else set()):
         raise ConfigError(
-            f"masks are for bind='region', one for each adapter: {'add' if bind == 'region' else 'leave out'} that of "
-            f"{shorten(sorted(wrong))}."
+            "masks are for bind='region', one for each adapter or none at all: "
+            f"{'add' if bind == 'region' else 'leave out'} that of {shorten(sorted(wrong))}."
         )
     texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
     given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
@@ -223,7 +224,7 @@ def bound_to(
             yield
             return
         if binding.bind != "prompt":
-            _mask(undo, pipe, binding, prompts, size)
+            _mask(undo, pipe, binding, prompts, images, size)
             yield
             return
         named = [named_in(prompt, binding.phrases) for prompt in prompts]
@@ -248,7 +249,12 @@ def bound_to(
 
 
 def _mask(
-    undo: ExitStack, pipe: Pipeline, binding: Binding, prompts: Sequence[str], size: tuple[int, int] | None
+    undo: ExitStack,
+    pipe: Pipeline,
+    binding: Binding,
+    prompts: Sequence[str],
+    images: int,
+    size: tuple[int, int] | None,
 ) -> None:
     """Activate adapters inside of their masks; nothing without a prompt."""
     if len(set(prompts)) > 1:
@@ -262,7 +268,8 @@ def _mask(
         check_size(binding.masks, *size)
     state = _state(pipe)
     if prompts:
-        undo.push(activate_masks(pipe, prompts[0], binding.strengths, binding.phrases, binding.masks))
+        attending = len(prompts) * images if binding.bind == "region" and not binding.masks else 0
+        undo.push(activate_masks(pipe, prompts[0], binding.strengths, binding.phrases, binding.masks, attending))
         state.in_call = True
         undo.callback(setattr, state, "in_call", False)
 

@@ -22,7 +22,14 @@ from hra_diffusion.adapter.masks import ImageMask, Mask, MaskedRows, TokenMask
 from hra_diffusion.adapter.strengths import Strength, strength_in
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.trigger_words import Phrase
-from hra_diffusion.pipelines.components import adapted_components, denoiser_name, text_encoders, tokenizer_of
+from hra_diffusion.pipelines.attention_masks import AttentionMasks
+from hra_diffusion.pipelines.components import (
+    adapted_components,
+    bare_model,
+    denoiser_name,
+    text_encoders,
+    tokenizer_of,
+)
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.strengths import ComponentStrengths
 
@@ -69,6 +76,7 @@ def activate_masks(
     strengths: Mapping[str, ComponentStrengths],
     phrases: Mapping[str, tuple[Phrase, ...]],
     masks: Mapping[str, Tensor],
+    attending: int = 0,
 ) -> ExitStack:
     """Activate adapters inside of their masks; closing the result ends it.
 
@@ -78,6 +86,7 @@ def activate_masks(
         strengths: the strengths of the adapters by component.
         phrases: the trigger words of each.
         masks: the regions of the image, of shape (height, width), from 0 to 1; none for adapters bound to tokens.
+        attending: number of images whose attention to the trigger words makes the regions; 0 for the masks.
 
     Raises:
         ConfigError: the pipeline has no UNet, or the prompt does not hold a trigger word.
@@ -91,8 +100,15 @@ def activate_masks(
         encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in strengths}
         for encoder in encoders
     }
-    images = {name: ImageMask(mask) for name, mask in masks.items()}
+    images: Mapping[str, Mask]
     with ExitStack() as undo:
+        if attending:
+            inside = {name: mask.inside for name, mask in tokens[encoders[0]].items()}
+            attention = AttentionMasks(inside, attending)
+            undo.push(attention.record(bare_model(pipe.unet)))
+            images = attention.masks
+        else:
+            images = {name: ImageMask(mask) for name, mask in masks.items()}
         for component, model in adapted_components(pipe).items():
             present = {name: own[component] for name, own in strengths.items() if name in model.peft_config}
             choose = partial(_rows_of, present, tokens.get(component, tokens[encoders[0]]))
@@ -104,7 +120,7 @@ def activate_masks(
 def _rows_of(
     strengths: Mapping[str, Strength],
     tokens: Mapping[str, TokenMask],
-    images: Mapping[str, ImageMask] | None,
+    images: Mapping[str, Mask] | None,
     layer: str,
 ) -> MaskedRows:
     """Return the masks of a layer; `images` is None in a text encoder."""

@@ -1,5 +1,7 @@
 """Adapters bound to tokens of the prompt and to regions of the image."""
 
+import shutil
+
 import pytest
 import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
@@ -7,8 +9,10 @@ from PIL import Image
 
 from hra_diffusion import list_hra_adapters, load_hra_control, load_hra_weights, set_hra_adapters, using_hra_adapters
 from hra_diffusion.adapter.masks import ImageMask, MaskedRows
+from hra_diffusion.cli.main import main
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import disable_hra, prompt_options
+from hra_diffusion.pipelines.attention_masks import AttentionMask, AttentionMasks
 from tests.pipelines.conftest import UNET_EVERYTHING, load_kind, write_adapter
 
 PROMPT = "a sks dog and a hta cat"
@@ -32,9 +36,8 @@ def generate(pipe, prompt=PROMPT, count=2, **options) -> torch.Tensor:
     """Images (count, channels, height, width) of 64 × 64 px."""
     generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
     options = {"height": 32, "width": 32} | options if "image" not in options else options
-    return pipe(
-        prompt, generator=generators, num_images_per_prompt=count, num_inference_steps=2, output_type="pt", **options
-    ).images
+    options = {"num_inference_steps": 2, "output_type": "pt"} | options
+    return pipe(prompt, generator=generators, num_images_per_prompt=count, **options).images
 
 
 def outputs(pipe) -> dict[str, torch.Tensor]:
@@ -120,7 +123,7 @@ def test_image_to_image_has_the_masks(pipe):
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({"bind": "region"}, "one for each adapter: add that of left"),
+        ({"bind": "region", "masks": {"right": LEFT}}, "one for each adapter or none at all: add that of left, right"),
         ({"bind": "tokens", "masks": {"left": LEFT}}, "leave out that of left"),
         ({"bind": "region", "masks": {"left": LEFT[0]}}, "has the shape"),
         ({"bind": "region", "masks": {"left": torch.zeros(8, 8)}}, "nothing inside"),
@@ -154,3 +157,92 @@ def test_prompts_and_sizes_that_do_not_fit_are_refused(pipe, control_folder):
         pytest.raises(ConfigError, match="nor beside masks"),
     ):
         generate(pipe, "a sks dog")
+
+
+def masked_images(pipe, masks, **options) -> torch.Tensor:
+    with using_hra_adapters(pipe, list(TRIGGERS), bind="region", masks=masks, triggers=TRIGGERS):
+        return generate(pipe, **options)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 7.5])
+def test_attention_to_its_words_makes_the_region_of_an_adapter(pipe, guidance_scale):
+    options = {"guidance_scale": guidance_scale, "num_inference_steps": 3}
+    found = []
+    update = AttentionMask.update
+
+    def record(mask, inside):
+        update(mask, inside)
+        found.append(inside)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AttentionMask, "update", record)
+        images = masked_images(pipe, None, **options)
+    assert len(found) == 2 * 2  # two adapters after each pass but the last
+    left, right = found[-2:]
+    assert left.shape == (2, 8, 8)
+    assert left.any()
+    assert right.any()
+    assert not (left & right).any()
+    assert not torch.equal(left[0], left[1])  # each image has its own
+    with using_hra_adapters(pipe, list(TRIGGERS), bind="tokens", triggers=TRIGGERS):
+        assert not torch.allclose(images, generate(pipe, **options), atol=1e-4)
+    alone = masked_images(pipe, None, count=1, **options)
+    assert torch.allclose(images[:1], alone, atol=1e-4)
+
+
+def test_recording_attention_changes_nothing(pipe):
+    with disable_hra(pipe):
+        base = generate(pipe)
+    with using_hra_adapters(pipe, list(TRIGGERS), 0.0, bind="region", triggers=TRIGGERS):
+        assert torch.equal(generate(pipe), base)
+    hooks = [module for module in pipe.unet.modules() if module._forward_hooks and module is not pipe.unet.model]
+    assert hooks == []
+
+
+def test_recorded_maps_are_the_attention_weights_of_the_words(pipe):
+    inside = torch.zeros(40, dtype=torch.bool)
+    inside[3:5] = True
+    masks = AttentionMasks({"left": inside}, 1)
+    attention = pipe.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2")
+    sample, text = torch.randn(2, 4, 8, 8), torch.randn(2, 40, 32)
+    maps = []
+    with disable_hra(pipe):
+        layer = attention.register_forward_pre_hook(lambda _, args: maps.append(args[0]))
+        with masks.record(pipe.unet.model):
+            pipe.unet(sample, 1, text)
+        layer.remove()
+        query, key = (
+            x[1].unflatten(-1, (attention.heads, -1)).transpose(0, 1)
+            for x in (attention.to_q(maps[0]), attention.to_k(text))
+        )
+    weights = (query @ key.mT * attention.scale).softmax(dim=-1).mean(dim=0)[:, 3:5].mean(dim=1)
+    assert torch.allclose(masks._maps[0][0, 0].flatten(), weights, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_command_binds_to_tokens_and_regions(adapters, tiny_sd, tmp_path, capsys):
+    for name, noun in (("low", "dog"), ("a", "cat")):
+        folder = shutil.copytree(adapters / name, tmp_path / "library" / name)
+        (folder / "config.toml").write_text(f'instance_prompt = "a sks {noun}"\nclass_prompt = "a {noun}"\n')
+    for name, size in {"left": (32, 32), "right": (32, 32), "wide": (64, 32)}.items():
+        mask = Image.new("L", size)
+        mask.paste(255, (0 if name == "left" else size[0] // 2, 0, size[0] if name != "left" else size[0] // 2, 32))
+        mask.save(tmp_path / f"{name}.png")
+
+    def command(*flags, prompt="a sks dog and a sks cat"):
+        arguments = ["--adapter", tmp_path / "library", "--pretrained_model_name_or_path", tiny_sd]
+        arguments += ["--prompt", prompt, "--num_inference_steps", 1, "--height", 32, "--width", 32]
+        status = main(["generate", *map(str, [*arguments, "--output_dir", tmp_path, *flags])])
+        output = capsys.readouterr()
+        return output.err.splitlines()[-1] if status else Image.open(output.out.strip()).convert("RGB").tobytes()
+
+    region = ("--bind", "region", "--masks", f"low={tmp_path / 'left.png'}", f"a={tmp_path / 'right.png'}")
+    images = [command("--bind", bind) for bind in ("prompt", "tokens")] + [command(*region)]
+    assert len(set(images)) == 3
+    wide = [flag.replace("right", "wide") for flag in region]
+    assert "The mask of 'a' is 64 × 32, and the image 32 × 32" in command(*wide)
+    assert "--masks lacks the region of a: add a=IMAGE" in command(*region[:-1])
+    assert "write ADAPTER=IMAGE with the name of an adapter; those of the prompt are low" in command(
+        *region, prompt="a sks dog"
+    )
+    assert "--masks are the regions of --bind region" in command("--masks", "low=x.png")
