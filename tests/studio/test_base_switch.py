@@ -86,7 +86,7 @@ def test_the_page_offers_the_settings_of_the_chosen_base(studio, tiny_sdxl):
     handlers = {function.api_name: function.fn for function in build_page(studio).fns.values()}
     schedulers, width, _, cards = handlers["page_offer_settings"](tiny_sdxl.name)
     base = studio.worker.bases.get(tiny_sdxl.name)
-    assert schedulers["choices"] == [(name, name) for name in base.schedulers]
+    assert schedulers["choices"] == list(base.schedulers)
     assert (width["step"], "value" in width, "value" in schedulers) == (base.multiple, False, False)
     marks = {card["name"]: card["fits"] for card in cards["entries"]}
     assert marks["amber"] is False

@@ -122,7 +122,7 @@ def test_the_api_repaints_extends_and_upscales(client, photo, right_half):
 
     repainted, restored = run(mask_image=handle_file(str(right_half)))
     assert np.array_equal(repainted[LEFT], pixels(photo)[LEFT])
-    assert restored["mask_image"]["path"]
+    assert restored["mask_image"]
     extended, restored = run(outpaint=16, outpaint_sides=["right"])
     assert np.array_equal(extended[:, :SIZE], pixels(photo))
     assert (restored["width"], restored["outpaint"]) == (SIZE + 16, 0)
