@@ -27,6 +27,8 @@ def test_endpoints_of_images_lists_and_presets_return_data(client, session):
     assert read_request(client.predict(row["name"], api_name="/image")).prompt == "a walrus"
     assert client.predict(row["name"], api_name="/delete_image") == row["name"]
     assert client.predict("walrus", False, 1, api_name="/images")["total"] == 0
+    with pytest.raises(AppError, match="query must be a text"):
+        client.predict(["walrus"], False, 1, api_name="/images")
     for name in (row["name"], "../presets.json", "day/../../favorites.png"):
         for endpoint in ("/image", "/delete_image"):
             with pytest.raises(AppError, match="There is no image"):

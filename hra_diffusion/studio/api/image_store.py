@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.api.endpoints import expose, expose_typed
 from hra_diffusion.studio.engine.image_store import StoredImage
 from hra_diffusion.studio.engine.session import Session
@@ -15,13 +16,15 @@ def expose_image_store(session: Session) -> None:
 
     def images(query: str = "", favorites: bool = False, page: int = 1) -> dict[str, Any]:
         """Return a page of the studio's images, newest first: those with all words in prompt, adapters or seed."""
+        if not isinstance(query, str) or not isinstance(page, int):
+            raise ConfigError("query must be a text, and page a whole number.")
         result = session.image_store.search(query, starred=favorites, page=page)
         rows = [_image_row(image) for image in result.images]
         return {"total": result.total, "page": result.page, "pages": result.pages, "images": rows}
 
     def star_image(name: str, favorite: bool = True) -> dict[str, Any]:
         """Add an image to the favorites, or remove it. Returns its row."""
-        return _image_row(session.image_store.star(name, favorite))
+        return _image_row(session.image_store.star(name, bool(favorite)))
 
     def delete_image(name: str) -> str:
         """Delete an image permanently. Returns its name."""
