@@ -4,18 +4,22 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageFile
 
 from hra_diffusion.cli.evaluate import evaluate_run
 from hra_diffusion.cli.main import main
-from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter
+from hra_diffusion.evaluation import EvaluateConfig, evaluate_adapter, evaluate_checkpoints
 from hra_diffusion.evaluation.checkpoints import choose
 from hra_diffusion.evaluation.subject import _read_references, prepare_evaluation
+from hra_diffusion.formats.files import write_together
 from hra_diffusion.formats.images import read_image
 from hra_diffusion.formats.run_folder import result_file
+from hra_diffusion.formats.tokens import token_files
 from hra_diffusion.metrics.bootstrap import Estimate
 from hra_diffusion.pipelines import load_hra_weights, load_pipeline
 from hra_diffusion.training.config import DreamBoothConfig
@@ -254,3 +258,22 @@ def test_real_images_are_those_that_the_run_has_held_out(emoji_run, tmp_path):
         if share:
             assert colors == [example.photo.decode().getpixel((0, 0)) for example in held_out]
         assert any("are the training images" in note for note in evaluation.models.notes) is not bool(share)
+
+
+@pytest.mark.slow
+def test_learned_tokens_are_in_the_base_s_prompts_of_checkpoints_as_of_one_adapter(emoji_run, tmp_path):
+    run = shutil.copytree(emoji_run, tmp_path / "run")
+    config = read_toml(run / "config.toml", DreamBoothConfig())
+    settings = {"instance_prompt": "a photo of a <sks> dog"}
+    (run / "config.toml").write_text(to_toml(with_values(config, settings)))
+    last = checkpoints(run)[-1]
+    files = token_files({"text_encoder": {"<sks>": torch.randn(1, 32, generator=torch.Generator().manual_seed(0))}})
+    write_together({last / name: content for name, content in files.items()})
+    for path in checkpoints(run)[:-1]:
+        shutil.rmtree(path)
+    evaluated = EvaluateConfig(adapter=run, num_contexts=2, num_images=1)
+    report = evaluate_checkpoints(evaluated).reports[last]
+    alone = evaluate_adapter(replace(evaluated, adapter=last, output_dir=tmp_path / "alone"))
+    for name in ("subject fidelity", "gap closed", "drift, class"):
+        assert report.value(name) == alone.value(name)
+    assert report.value("subject fidelity", "base") == alone.value("subject fidelity", "base")
