@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from measure import describe_machine, print_table
 
@@ -52,8 +53,10 @@ def batched(pipe: Any, steps: int, largest: int = 16) -> Iterator[Callable[[int]
             batch = [first]
             while len(batch) < largest and not waiting.empty() and (other := waiting.get()) is not None:
                 batch.append(other)
+            prompts = [prompt_of(number) for number, _ in batch]
+            generators = [torch.Generator().manual_seed(number) for number, _ in batch]
             with using_hra_adapters(pipe, NAMES, bind="prompt"):
-                pipe([prompt_of(number) for number, _ in batch], num_inference_steps=steps)
+                pipe(prompts, generator=generators, num_inference_steps=steps)
             for _, future in batch:
                 future.set_result(None)
 
