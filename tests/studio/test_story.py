@@ -196,7 +196,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     layers = [layer for component in components for layer in component.layers]
     tab.locator("#adapter-details h2").get_by_text("hatted cat").wait_for()
     assert tab.locator(".angles li").count() == min(60, len(layers))
-    assert tab.locator(".angles b").first.inner_text() == f"{max(layer.angle for layer in layers):.1f}°"
+    assert tab.locator(".angles b").first.text_content() == f"{max(layer.angle for layer in layers):.1f}°"
 
     # the full page, with a grid
     tab.get_by_role("tab", name="Compare").click()
