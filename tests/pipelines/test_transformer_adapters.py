@@ -13,6 +13,7 @@ from hra_diffusion import (
     unload_hra_weights,
     using_hra_adapters,
 )
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.training.families import FAMILIES
 from tests import models
@@ -68,3 +69,24 @@ def test_adapters_are_swapped_weighted_fused_and_unloaded(case):
     assert (pixels(pipe) - half).abs().max() < 1e-4
     unfuse_hra(pipe)
     assert torch.equal(pixels(pipe), half)
+
+
+def test_blocks_have_their_strengths(case):
+    pipe, folder, _ = case
+    load_hra_weights(pipe, folder, "c")
+    count = len(pipe.transformer.transformer_blocks)
+    for table, expected in [
+        ({"transformer_blocks": {"block_0": 0.5}}, [0.5] + [1.0] * (count - 1)),
+        ({"transformer_blocks.0": 0.25}, [0.25] + [1.0] * (count - 1)),
+        ({"transformer_blocks": [number / 8 for number in range(count)]}, [number / 8 for number in range(count)]),
+    ]:
+        set_hra_adapters(pipe, "c", {"transformer": table})
+        for name, layer in pipe.transformer.adapted_layers().items():
+            place = name.split(".")
+            strength = expected[int(place[1])] if place[0] == "transformer_blocks" else 1.0
+            assert layer.mixture == ((("c", strength),),)
+    with pytest.raises(ConfigError, match=r"transformer name 'down': give numbers for .*transformer_blocks"):
+        set_hra_adapters(pipe, "c", {"transformer": {"down": 1}})
+    with pytest.raises(ConfigError, match=f"needs {count} strengths"):
+        set_hra_adapters(pipe, "c", {"transformer": {"transformer_blocks": [1.0] * (count + 1)}})
+    unload_hra_weights(pipe, "c")
