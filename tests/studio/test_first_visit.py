@@ -46,7 +46,8 @@ def test_unknown_words_are_named_and_those_of_chosen_adapters_are_known(embedded
     assert "“sks”" in unknown_words_hint(embedded, "a 3d render of a sks tiger", [])
     assert unknown_words_hint(embedded, "a 3d render of a sks tiger", [{"name": "tiger", "strength": 1}]) == ""
     assert "&lt;" not in unknown_words_hint(embedded, "<b>spaceship</b> house", None)
-    assert "“spaceship”" in unknown_words_hint(embedded, "<b>spaceship</b> house", None)
+    assert "“spaceship”" in unknown_words_hint(embedded, "<b>spaceship</b> house", None, "emoji-sd")
+    assert unknown_words_hint(embedded, "a spaceship", None, "another base") == ""
 
 
 def test_other_bases_have_neither_list_nor_hint_nor_example(session):

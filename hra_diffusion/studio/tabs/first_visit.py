@@ -60,15 +60,16 @@ def base_knowledge(session: Session) -> str:
     )
 
 
-def unknown_words_hint(session: Session, prompt: str, adapters: Any) -> str:
+def unknown_words_hint(session: Session, prompt: str, adapters: Any, base: str | None = None) -> str:
     """Return the HTML of a hint with the words of a prompt that the embedded base does not know; "" without one.
 
     Args:
         session: the studio's session.
         prompt: the prompt.
         adapters: the value of the adapter cards; the prompts of chosen adapters are known.
+        base: name of the chosen base, by default the studio's first one.
     """
-    if not session.embedded:
+    if not session.embedded or base not in (None, session.worker.base.name):
         return ""
     names = {use.get("name") for use in adapters or [] if isinstance(use, dict)}
     entries = session.library.entries() if names else []

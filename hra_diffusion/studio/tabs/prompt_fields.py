@@ -41,13 +41,15 @@ def prompt_fields(default: GenerateRequest) -> PromptFields:
     return PromptFields(prompt, negative_prompt, counter)
 
 
-def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio, adapters: gr.HTML) -> None:
+def count_tokens(
+    session: Session, fields: PromptFields, syntax: gr.Radio, adapters: gr.HTML, base: gr.Dropdown
+) -> None:
     """Count the tokens at every change of the prompt, once the model is loaded, and name unknown words."""
 
-    def count(prompt: str, prompt_syntax: str, uses: Any) -> str:
+    def count(prompt: str, prompt_syntax: str, uses: Any, base: str) -> str:
         if not isinstance(prompt, str):
             return ""
-        return tokens(prompt, prompt_syntax) + unknown_words_hint(session, prompt, uses)
+        return tokens(prompt, prompt_syntax) + unknown_words_hint(session, prompt, uses, base)
 
     def tokens(prompt: str, prompt_syntax: str) -> str:
         if not session.worker.is_loaded:
@@ -62,9 +64,9 @@ def count_tokens(session: Session, fields: PromptFields, syntax: gr.Radio, adapt
         return f'<p class="tokens">{text}</p>'
 
     listen(
-        [fields.prompt.change, syntax.change, adapters.change],
+        [fields.prompt.change, syntax.change, adapters.change, base.change],
         count,
-        [fields.prompt, syntax, adapters],
+        [fields.prompt, syntax, adapters, base],
         fields.counter,
         trigger_mode="always_last",
         queue=False,

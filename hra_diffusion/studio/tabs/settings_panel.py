@@ -63,7 +63,7 @@ def settings_panel(session: Session) -> SettingsPanel:
         base=base,
     )
     skip_preprocessing(*settings.components)
-    count_tokens(session, prompts, settings.prompt_syntax, adapters)
+    count_tokens(session, prompts, settings.prompt_syntax, adapters, base)
     mark_sections(settings)
     _follow_base(session, settings)
     return SettingsPanel(settings, generate, stop)
