@@ -1,27 +1,23 @@
 """The Images tab: all generated images, with search, favorites, comparison, deletion, and use under Generate."""
 
-import html
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.image_store import SearchResult, StoredImage
+from hra_diffusion.studio.engine.image_store import StoredImage
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, served_copy, thumbnail_url
+from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, served_copy
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.generation_status import restored_settings
+from hra_diffusion.studio.tabs.image_details import NO_IMAGES, image_details, image_item, image_total, stored_thumbnail
 from hra_diffusion.studio.tabs.settings import Settings, settings_from_request
 
 _SCRIPT = (Path(__file__).parents[1] / "image_list.js").read_text(encoding="utf-8")
-_THUMBNAIL = 224
 _NO_SELECTION = empty_state("No image selected", "Select an image to see its settings. ⇄ compares another one with it.")
-_NO_IMAGES = "No images yet: generate one."
-_NOT_FOUND = "No image has these words in its prompt, adapters or seed."
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def _image_list() -> _Browser:
     )
     with gr.Row(elem_classes="tools"):
         newer = gr.Button("Newer", size="sm", interactive=False, elem_id="newer-images")
-        total = gr.HTML(note(_NO_IMAGES), label="number of images", elem_id="image-total")
+        total = gr.HTML(note(NO_IMAGES), label="number of images", elem_id="image-total")
         older = gr.Button("Older", size="sm", interactive=False, elem_id="older-images")
     return _Browser(query, starred, images, gr.State(1), total, newer, older)
 
@@ -250,34 +246,12 @@ def search_updates(session: Session, query: str, starred: bool, page: int) -> li
     """Return the updates of the list for a page of results: items, page, total, and both buttons."""
     result = session.image_store.search(str(query or ""), starred=bool(starred), page=page)
     return [
-        gr.update(items=[_item(image) for image in result.images]),
+        gr.update(items=[image_item(image) for image in result.images]),
         result.page,
-        note(_summary(result, searched=bool(query or starred))),
+        note(image_total(result, searched=bool(query or starred))),
         gr.update(interactive=result.page > 1),
         gr.update(interactive=result.page < result.pages),
     ]
-
-
-def _summary(result: SearchResult, *, searched: bool) -> str:
-    if not result.total:
-        return _NOT_FOUND if searched else _NO_IMAGES
-    images = "1 image" if result.total == 1 else f"{result.total:,} images"
-    return images + (f", page {result.page} of {result.pages}" if result.pages > 1 else "")
-
-
-def _item(image: StoredImage) -> dict[str, Any]:
-    prompt = image.request.prompt if image.request else image.path.name
-    return {
-        "name": image.name,
-        "title": f"{' '.join(prompt[:120].split())} ({image.path.name[:13]})",
-        "starred": image.starred,
-        "thumbnail": _thumbnail(image.path, image.changed),
-    }
-
-
-@lru_cache(maxsize=2000)  # some 10 kB each; a changed file has a new one
-def _thumbnail(path: Path, changed: int) -> str:
-    return thumbnail_url(path, _THUMBNAIL)
 
 
 def _displayed(session: Session, names: Any) -> list[Any]:
@@ -287,35 +261,15 @@ def _displayed(session: Session, names: Any) -> list[Any]:
         return [gr.update(value=None, visible=False), hidden, _NO_SELECTION, hidden, gr.skip(), hidden]
     image = _selected(session, names)
     other = session.image_store.find(names[1]) if len(names) > 1 else None
-    readable = bool(_thumbnail(image.path, image.changed))
+    readable = bool(stored_thumbnail(image.path, image.changed))
     copy = served_copy(session, image.path) if readable else None
-    if other and readable and _thumbnail(other.path, other.changed):
+    if other and readable and stored_thumbnail(other.path, other.changed):
         views = [hidden, gr.update(value=(copy, served_copy(session, other.path)), visible=True)]
     else:
         views = [gr.update(value=copy, visible=readable), hidden]
-    text = _details(image) + (_details(other) if other else "")
+    text = image_details(image) + (image_details(other) if other else "")
     return [*views, text, gr.update(visible=True), _star_label(image), hidden]
 
 
 def _star_label(image: StoredImage) -> Any:
     return gr.update(value="Remove from favorites" if image.starred else "Add to favorites")
-
-
-def _details(image: StoredImage) -> str:
-    """Return the HTML of an image's settings."""
-    request = image.request
-    if request is None:
-        return note(f"{image.name}: this file is damaged, or holds no settings of the studio.", "warning")
-    adapters = ", ".join(f"{use.name} at {use.strength:g}" for use in request.adapters)
-    facts = {
-        "Prompt": request.prompt[:2000],
-        "Negative prompt": request.negative_prompt[:2000],
-        "Adapters": adapters or "none",
-        "Seed": str(request.seed),
-        "Steps, guidance": f"{request.steps}, {request.guidance_scale:g}",
-        "Size": f"{request.width} × {request.height}",
-        "Scheduler": request.scheduler,
-        "File": image.name,
-    }
-    rows = "".join(f"<dt>{label}</dt><dd>{html.escape(value)}</dd>" for label, value in facts.items() if value)
-    return f'<dl class="image-facts">{rows}</dl>'
