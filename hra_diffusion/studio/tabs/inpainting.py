@@ -113,4 +113,6 @@ def _connect_mask(session: Session, image: gr.Image, editor: gr.ImageEditor, mas
 
     listen(image.change, lambda path: path, image, editor, queue=False)
     listen([image.upload, image.clear], lambda: None, None, mask_image, queue=False)
-    listen(editor.change, use_strokes, editor, mask_image, trigger_mode="always_last")
+    # gradio reports no change for the first stroke, but an input; that of a later one may be without its last stroke
+    strokes = [editor.input, editor.change]
+    listen(strokes, use_strokes, editor, mask_image, trigger_mode="always_last")
