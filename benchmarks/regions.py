@@ -10,7 +10,7 @@
 The image is twice as wide as the embedded base's, so that each half has the base's size. The first subject belongs into
 the left half, the second one into the right half. The judge classifies the halves: the object, its color and, of a
 subject with a pattern, its pattern; and whether the half is nearer to the real images of its own subject than to those
-of the other. "LoRA, sum" is each adapter's exact LoRA, loaded by diffusers, which adds them.
+of the other. "LoRA, sum" is the sum of the adapters' exact LoRAs, loaded by diffusers.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import torch
 from measure import describe_machine, print_table
 from methods import SUBJECTS
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from emoji_world import subjects
 from hra_diffusion import export_lora, generate_image, load_hra_weights, load_pipeline, using_hra_adapters
@@ -51,14 +52,24 @@ def with_adapters(folders: list[Path]) -> Pipeline:
 
 
 def with_loras(folders: list[Path]) -> Pipeline:
-    """Load the embedded base with the exact LoRAs of adapters, which diffusers adds."""
+    """Load the embedded base with the sum of the exact LoRAs of adapters, as one LoRA of all their ranks.
+
+    Of several LoRAs, transformers 5 reports the earlier ones of a text encoder as missing and initialized anew.
+    """
     pipe: Any = load_pipeline(str(EMBEDDED_BASE))
     with TemporaryDirectory() as temporary:
+        loras = []
         for folder in folders:
             file = Path(temporary) / f"{folder.name}.safetensors"
             export_lora(folder, file, base=EMBEDDED_BASE, layout="diffusers", dtype="fp32")
-            pipe.load_lora_weights(temporary, weight_name=file.name, adapter_name=folder.name)
-    pipe.set_adapters([folder.name for folder in folders])
+            loras.append(load_file(file))
+        names = dict.fromkeys(name for lora in loras for name in lora)
+        tensors = {
+            name: torch.cat([lora[name] for lora in loras if name in lora], dim=0 if ".lora_A." in name else 1)
+            for name in names
+        }
+        save_file(tensors, Path(temporary) / "sum.safetensors", {"format": "pt"})
+        pipe.load_lora_weights(temporary, weight_name="sum.safetensors")
     return pipe
 
 
