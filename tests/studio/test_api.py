@@ -58,8 +58,8 @@ def numbered_request(number: int) -> GenerateRequest:
 
 def settings_values(request: GenerateRequest) -> list:
     """Return the settings of a request in the order of the page."""
-    values = request.to_json() | {"new_seed": False, "image": None, "control_image": None, "annotator": "own"}
-    values["clip_skip"], values["bind"] = request.clip_skip, request.bind
+    values = vars(request) | {"adapters": request.to_json()["adapters"], "new_seed": False, "annotator": "own"}
+    values |= {"image": None, "mask_image": None, "control_image": None, "outpaint": 0, "outpaint_sides": []}
     return [values[name] for name in SETTINGS]
 
 
