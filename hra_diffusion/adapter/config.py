@@ -86,7 +86,8 @@ class HRAConfig:
                 setattr(self, name, tuple(ordered))
         _check_rank("The rank r", self.r)
         self.__dict__["rank_pattern"] = RankPattern(_checked_ranks(self.rank_pattern))
-        if self.init_weights == "gradient":
+        initialization: Any = self.init_weights
+        if initialization == "gradient":
             raise ConfigError(
                 "init_weights is 'gradient', which needs batches of data: leave init_weights True, and call "
                 "initialize_from_gradient(model, backward) before training."

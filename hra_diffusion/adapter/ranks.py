@@ -6,7 +6,7 @@ that matches decides.
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Never, TypeVar
 
 from hra_diffusion.adapter.patterns import MAX_NAMES, check_pattern, matches
 from hra_diffusion.errors import ConfigError, TargetError
@@ -21,10 +21,10 @@ _MAX_EXPRESSIONS: Final = 50
 class RankPattern(dict[str, int]):
     """A table of ranks that cannot be changed in place: a model may use it."""
 
-    def _refuse_change(self, *_: Any, **__: Any) -> Any:
+    def _refuse_change(self, *_: Any, **__: Any) -> Never:
         raise ConfigError("rank_pattern cannot be changed in place: assign another table before a model uses it.")
 
-    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse_change
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse_change  # pyright: ignore[reportAssignmentType]
 
     def __reduce__(self) -> Any:
         return type(self), (dict(self),)
