@@ -124,6 +124,7 @@ def test_the_image_processor_prepares_images_as_in_training(renderer):
     torch.testing.assert_close(prepared, trained, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_training_is_reproducible_and_lowers_the_loss(tokenizer, composer, tmp_path):
     def train(steps, checkpoint):
         torch.manual_seed(0)

@@ -165,6 +165,7 @@ print(list(list_hra_adapters(pipe)))
 """
 
 
+@pytest.mark.slow
 def test_a_run_is_published_with_its_model_card_and_loaded_again(hub, online, trained, tiny_sd, pipe, image, tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "beach.png")
     options = ["--license", "apache-2.0", "--images", str(tmp_path / "beach.png"), "a sks dog on a beach"]
@@ -211,6 +212,7 @@ print(load_hra_control(pipe, "tester/canny").annotator.name)
 """
 
 
+@pytest.mark.slow
 def test_a_control_is_published_with_its_encoder_and_loaded_again(hub, online, control_folder, tiny_sd):
     done = online(PUSH.format(arguments=["push", str(control_folder), "canny"]))
     assert done.returncode == 0, done.stderr

@@ -200,6 +200,7 @@ def test_devices_dtypes_memory_formats_and_slicing_keep_the_image(pipe, adapters
     assert close(half, expected[0], 0.15)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_generate_the_same_images(pipe, adapters, expected, image):
     torch._dynamo.reset()
     load_hra_weights(pipe, adapters / "a", max_rank=4)

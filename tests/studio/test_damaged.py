@@ -251,6 +251,7 @@ def test_settings_of_a1111_are_read_from_every_place_of_the_last_line():
         "width": "64",
         "height": "32",
         "clip_skip": 1,
+        "scheduler": "Euler a",
     }
     assert parse_parameters(text) == expected
 

@@ -76,7 +76,7 @@ def test_an_initial_image_is_changed_or_refused_by_name(base, generator):
     digest = generator._uploads.save(Image.new("RGB", (30, 20), "red"))
     if base.name.startswith("flux-2"):
         with pytest.raises(
-            ConfigError, match=r"A Flux2(Klein)?Pipeline cannot start from an image: remove the initial im"
+            ConfigError, match=r"A Flux2(Klein)?Pipeline cannot start from an image: remove the start image"
         ):
             events_of(generator, image=digest)
         return

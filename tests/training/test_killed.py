@@ -39,7 +39,9 @@ def results(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("moments", [3, pytest.param(15, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("moments", [12])
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one_bit_for_bit(config, tmp_path, order, moments):
     values = {
         "with_prior_preservation": False,

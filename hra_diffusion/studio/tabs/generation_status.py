@@ -1,6 +1,5 @@
 """The status of a generation as HTML: progress with a preview, and warnings."""
 
-
 from hra_diffusion.studio.engine.events import Loading, Progress, Queued
 from hra_diffusion.studio.engine.requests import GenerateRequest
 from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note, quote_start
