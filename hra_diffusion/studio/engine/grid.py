@@ -7,15 +7,16 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contact_sheet import contact_sheet
+from hra_diffusion.studio.engine.interpolations import MARK, Interpolation
 from hra_diffusion.studio.engine.library import CHECKPOINT
 from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
 
 _SETTINGS = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale", "scheduler": "scheduler"}
 """Axes of a single setting, with its name."""
-AXES = ("strength", "adapter", "checkpoint", "prompt", *_SETTINGS)
+AXES = ("strength", "adapter", "checkpoint", "interpolation", "prompt", *_SETTINGS)
 NO_ADAPTER = "none"
 FINAL = "final"
-_ORDER = ("adapter", "checkpoint")
+_ORDER = ("adapter", "checkpoint", "interpolation")
 """Axes that are applied before all others: their strength may follow."""
 MAX_VALUES, MAX_CELLS = 12, 64
 _MAX_LABEL = 200
@@ -27,8 +28,8 @@ class Axis:
     """A setting and its values, as texts.
 
     strength: of all adapters; adapter: a single one, or "none", at the first strength; checkpoint: steps of the first
-    adapter's training job, or "final"; prompt: {prompt} stands for the prompt of the request; seed, steps, guidance and
-    scheduler: settings of the request.
+    adapter's training job, or "final"; interpolation: positions from the first adapter, 0, to the second, 1; prompt:
+    {prompt} stands for the prompt of the request; seed, steps, guidance and scheduler: settings of the request.
     """
 
     kind: str
@@ -71,6 +72,12 @@ class Axis:
             job = first.name.partition(CHECKPOINT)[0]
             name = job if value == FINAL else f"{job}{CHECKPOINT}{value}"
             return replace(request, adapters=(replace(first, name=name), *others))
+        if self.kind == "interpolation":
+            if len(request.adapters) < 2:
+                raise ConfigError("An interpolation axis needs two adapters: choose a second one under Generate.")
+            first, second, *others = request.adapters
+            between = Interpolation.parse(f"{first.name}{MARK}{value}/{second.name}")
+            return replace(request, adapters=(replace(first, name=between.name), *others))
         uses = [{"name": use.name, "strength": value} for use in request.adapters]
         return GenerateRequest.from_json(request.to_json() | {"adapters": uses})
 

@@ -31,6 +31,8 @@ from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import BASE_FILE, METRICS, SHEET, TABLE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
+from hra_diffusion.studio.engine import interpolations
+from hra_diffusion.studio.engine.interpolations import Interpolation
 from hra_diffusion.studio.engine.subject_prompts import split_prompts
 from hra_diffusion.text import is_utf8, printable
 from hra_diffusion.training.outputs.checkpoint import checkpoints
@@ -79,11 +81,14 @@ class Library:
         folder: the studio's adapters.
         built_in: the project's adapters.
         runs: training jobs, whose checkpoints are adapters by the name of ``tiger/checkpoint-100``.
+        cache: folder for adapters between two others, by the name of ``tiger/interpolated-0.5/teapot``.
     """
 
-    def __init__(self, folder: Path, built_in: Path | None = None, runs: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, built_in: Path | None = None, runs: Path | None = None, cache: Path | None = None
+    ) -> None:
         self.folder = folder
-        self.built_in, self.runs = built_in, runs
+        self.built_in, self.runs, self.cache = built_in, runs, cache
         self._warned: set[Path] = set()
 
     def entries(self) -> list[Entry]:
@@ -93,12 +98,14 @@ class Library:
         return [entries[name] for name in sorted(entries, key=str.casefold)]
 
     def entry(self, name: str) -> Entry:
-        """Return an adapter by name, or the adapter in a training job's checkpoint.
+        """Return an adapter by name, or the adapter in a training job's checkpoint, or one between two others.
 
         Raises:
             AdapterFileError: the checkpoint's adapter is damaged.
-            ConfigError: the name is unknown.
+            ConfigError: the name is unknown, or two adapters cannot be interpolated.
         """
+        if isinstance(name, str) and interpolations.MARK in name:
+            return self._interpolated(Interpolation.parse(name))
         if isinstance(name, str) and CHECKPOINT in name:
             return self._checkpoint(name)
         entries = {entry.name: entry for entry in self.entries()}
@@ -217,10 +224,22 @@ class Library:
         folder = self.runs / check_name(job) / f"checkpoint-{step}" / "adapter"
         return replace(read_entry(folder, built_in=True), name=name)
 
+    def _interpolated(self, interpolation: Interpolation) -> Entry:
+        """Return the adapter between two others; compute it, if it is not in the cache."""
+        first, second = self.entry(interpolation.first), self.entry(interpolation.second)
+        if first.base != second.base or not self.cache:
+            raise ConfigError(f"{first.name!r} and {second.name!r} are for different base models: choose two of one.")
+        stamp = first.stamp + second.stamp
+        folder = interpolation.compute(first.folder, second.folder, stamp, self.cache)
+        facts = read_entry(folder, built_in=True)
+        return replace(facts, name=interpolation.name, base=first.base, trigger=first.trigger, token=first.token)
+
     def _editable(self, name: str) -> Entry:
         entry = self.entry(name)
-        if CHECKPOINT in name:
-            raise ConfigError(f"{name!r} is a checkpoint of a training job: it can be used, but not changed.")
+        if entry.name != entry.folder.name:
+            raise ConfigError(
+                f"{name!r} is a checkpoint of a training job, or between two adapters: it can be used, but not changed."
+            )
         if entry.built_in:
             raise ConfigError(f"{name!r} comes with the project: it can be used and exported, but not changed.")
         return entry

@@ -81,7 +81,12 @@ class Session:
         self.config = config
         self.folder = config.folder.absolute()
         self.images, self.cache = self.folder / "images", self.folder / "cache"
-        self.library = Library(self.folder / "adapters", DATA / "assets" / "adapters", runs=self.folder / "runs")
+        self.library = Library(
+            self.folder / "adapters",
+            DATA / "assets" / "adapters",
+            runs=self.folder / "runs",
+            cache=self.folder / "cache" / "interpolated",
+        )
         self.uploads = Uploads(self.folder / "uploads")
         self.jobs = TrainingJobs(self.folder / "runs")
         self.estimates = Estimates(self.folder / "costs.json")

@@ -33,6 +33,7 @@ _EXAMPLE_VALUES = {
     "prompt": "{prompt}\n{prompt} in the snow",
     "steps": "10, 25, 50",
     "guidance": "4, 7.5, 10",
+    "interpolation": "0, 0.25, 0.5, 0.75, 1",
 }
 _MAX_EXAMPLES = 4
 
