@@ -80,7 +80,7 @@ def test_a_client_sees_its_own_prompts_and_cancels_its_own_items_alone():
                 queue.cancel(first.id, "two")
             queue.cancel(rows[1].id, "two")
             queue.cancel(rows[2].id, "two")
-            assert (first_stop.is_set(), second_stop.is_set(), third.cancelled) == (False, True, True)
+            assert (first_stop.is_set(), second_stop.is_set(), third.canceled) == (False, True, True)
             assert [row.own for row in queue.client_rows("two")] == [False, True]
             queue.cancel_all("one")
             assert first_stop.is_set()
@@ -122,7 +122,7 @@ def test_a_damaged_or_full_file_of_presets_is_not_overwritten(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_cancelled_line_of_a_list_is_left_out_and_a_stop_ends_the_list(session):
+def test_a_canceled_line_of_a_list_is_left_out_and_a_stop_ends_the_list(session):
     request = GenerateRequest(prompt="a", steps=1, width=32, height=32, guidance_scale=1)
     lines = list_requests(request, "first\nsecond\nthird", next_seeds=True)
     events = session.generate_list(lines, "one")
@@ -144,7 +144,7 @@ def test_a_cancelled_line_of_a_list_is_left_out_and_a_stop_ends_the_list(session
 
 
 @pytest.mark.slow
-def test_two_clients_wait_in_order_and_an_item_that_waits_can_be_cancelled(session):
+def test_two_clients_wait_in_order_and_an_item_that_waits_can_be_canceled(session):
     blocked, free = threading.Event(), threading.Event()
     session.worker._submit(lambda: (blocked.set(), free.wait(30)))
     blocked.wait(30)

@@ -30,7 +30,7 @@ def expose_queue(session: Session, settings: Settings) -> None:
         return id
 
     expose("queue", queue, [], gr.JSON(label="queue"), queue=False)
-    expose("cancel", cancel, [gr.Textbox(label="id")], gr.Textbox(label="cancelled"), queue=False)
+    expose("cancel", cancel, [gr.Textbox(label="id")], gr.Textbox(label="canceled"), queue=False)
 
 
 def _generate_list(

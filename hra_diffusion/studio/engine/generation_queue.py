@@ -26,7 +26,7 @@ class QueueItem:
     images: int
     """Number of images."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
-    cancelled: bool = False
+    canceled: bool = False
     stop: threading.Event = field(default_factory=threading.Event)
     """Ends the request that the model's thread has of this item; see `GenerationQueue.submitting`."""
     order: int | None = None
@@ -80,7 +80,7 @@ class GenerationQueue:
         """Mark an item as submitted within a ``with`` block; yield the stop flag of this submission."""
         with self._lock:
             item.stop, item.order = threading.Event(), next(self._orders)
-            if item.cancelled:
+            if item.canceled:
                 item.stop.set()
         try:
             yield item.stop
@@ -97,7 +97,7 @@ class GenerationQueue:
         """Return all items in order as a client sees them: submitted ones first, then waiting lines of lists."""
         with self._lock:
             submitted = sorted((item.order, item) for item in self._items if item.order is not None)
-            waiting = [item for item in self._items if item.order is None and not item.cancelled]
+            waiting = [item for item in self._items if item.order is None and not item.canceled]
         items = [*(item for _, item in submitted), *waiting]
         return [_row(position, item, own=item.client == client) for position, item in enumerate(items)]
 
@@ -122,7 +122,7 @@ class GenerationQueue:
 
 
 def _cancel(item: QueueItem) -> None:
-    item.cancelled = True
+    item.canceled = True
     item.stop.set()
 
 

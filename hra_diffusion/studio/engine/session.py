@@ -170,8 +170,8 @@ class Session:
     def _generate_item(
         self, request: GenerateRequest, item: QueueItem
     ) -> Iterator[Loading | Queued | Progress | SavedImage]:
-        """Generate and save the images of a request for an item of the queue, unless it is cancelled."""
-        if item.cancelled:
+        """Generate and save the images of a request for an item of the queue, unless it is canceled."""
+        if item.canceled:
             return
         with self.queue.submitting(item) as stop:
             for event in self.worker.stream(request, stop):
