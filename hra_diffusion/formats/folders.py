@@ -21,7 +21,7 @@ from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
 from hra_diffusion.formats.reading import parse_toml, read_bytes, read_json
 from hra_diffusion.formats.run_folder import BASE_FILE, BASE_PATHS, base_settings, run_file
 from hra_diffusion.formats.tokens import PATTERN, Tokens, read_tokens
-from hra_diffusion.resources import relative_to
+from hra_diffusion.resources import find_data, relative_to
 
 _BASE = "base_model_name_or_path"
 ENCODER, ENCODER_FILES = "condition_encoder", ("config.json", "diffusion_pytorch_model.safetensors")
@@ -145,8 +145,9 @@ def _is_of_run(folder: Path) -> bool:
 
 
 def public_name(model: str) -> str:
-    """Return the name of a model for publication: a local folder without its path."""
-    return Path(model).name if Path(model).is_absolute() or Path(model).is_dir() else model
+    """Return the name of a model for publication: a local folder, or one of the project's, without its path."""
+    path = Path(find_data(model))
+    return path.name if path.is_absolute() or path.is_dir() else model
 
 
 def run_settings(folder: str | Path) -> dict[str, Any]:

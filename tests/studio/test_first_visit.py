@@ -42,6 +42,12 @@ def test_a_first_visit_chooses_an_example_adapter_with_its_prompt(embedded):
     assert "48 things" in base_knowledge(embedded)
 
 
+def test_the_examples_fit_the_embedded_base_in_every_folder(embedded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # as after an installation
+    assert {entry.base for entry in embedded.library.entries()} == {embedded.worker.base.name} == {"emoji-sd"}
+    assert first_settings(embedded)["adapters"]
+
+
 def test_unknown_words_are_named_and_those_of_chosen_adapters_are_known(embedded):
     assert "“sks”" in unknown_words_hint(embedded, "a 3d render of a sks tiger", [])
     assert unknown_words_hint(embedded, "a 3d render of a sks tiger", [{"name": "tiger", "strength": 1}]) == ""
