@@ -35,8 +35,10 @@ def models(tiny_judge):
 
 @pytest.fixture(scope="module")
 def references():
+    """Return images that are nearer to each other than to those of any model: there is a gap to close."""
     rng = np.random.default_rng(0)
-    return [Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)) for _ in range(3)]
+    pixels = rng.integers(0, 250, (32, 32, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels + rng.integers(0, 5, pixels.shape, dtype=np.uint8)) for _ in range(3)]
 
 
 def plan(judge, **changes):

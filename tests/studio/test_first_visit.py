@@ -96,6 +96,8 @@ def test_the_first_press_of_generate_uses_the_example_adapter(embedded, page):
         page.get_by_role("tab", name="Generate").click()
         page.locator("#image-settings > .label-wrap").click()
         set_number(page, "steps", 1)
+        heights = [page.locator(name).bounding_box()["y"] for name in ("#prompt", "#generate", "#generation-status")]
+        assert heights == sorted(heights)  # also on a phone
         page.locator("#generate").click()
         page.locator("#images img").first.wait_for()
         (path,) = embedded.images.rglob("[!.]*.png")
