@@ -74,19 +74,20 @@ def test_adapters_are_swapped_weighted_fused_and_unloaded(case):
 def test_blocks_have_their_strengths(case):
     pipe, folder, _ = case
     load_hra_weights(pipe, folder, "c")
-    count = len(pipe.transformer.transformer_blocks)
+    blocks = "layers" if hasattr(pipe.transformer, "layers") else "transformer_blocks"
+    count = len(getattr(pipe.transformer, blocks))
     for table, expected in [
-        ({"transformer_blocks": {"block_0": 0.5}}, [0.5] + [1.0] * (count - 1)),
-        ({"transformer_blocks.0": 0.25}, [0.25] + [1.0] * (count - 1)),
-        ({"transformer_blocks": [number / 8 for number in range(count)]}, [number / 8 for number in range(count)]),
+        ({blocks: {"block_0": 0.5}}, [0.5] + [1.0] * (count - 1)),
+        ({f"{blocks}.0": 0.25}, [0.25] + [1.0] * (count - 1)),
+        ({blocks: [number / 8 for number in range(count)]}, [number / 8 for number in range(count)]),
     ]:
         set_hra_adapters(pipe, "c", {"transformer": table})
         for name, layer in pipe.transformer.adapted_layers().items():
             place = name.split(".")
-            strength = expected[int(place[1])] if place[0] == "transformer_blocks" else 1.0
+            strength = expected[int(place[1])] if place[0] == blocks else 1.0
             assert layer.mixture == ((("c", strength),),)
-    with pytest.raises(ConfigError, match=r"transformer name 'down': give numbers for .*transformer_blocks"):
+    with pytest.raises(ConfigError, match=f"transformer name 'down': give numbers for .*{blocks}"):
         set_hra_adapters(pipe, "c", {"transformer": {"down": 1}})
     with pytest.raises(ConfigError, match=f"needs {count} strengths"):
-        set_hra_adapters(pipe, "c", {"transformer": {"transformer_blocks": [1.0] * (count + 1)}})
+        set_hra_adapters(pipe, "c", {"transformer": {blocks: [1.0] * (count + 1)}})
     unload_hra_weights(pipe, "c")

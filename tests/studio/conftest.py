@@ -1,5 +1,6 @@
 """A studio on a tiny base, served on this machine, with adapters and, where available, a browser."""
 
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -72,6 +73,12 @@ def session(tmp_path_factory, adapter_folders, control_folder, tiny_sd):
     studio.library.add(control_folder, "edges")
     yield studio
     studio.worker.close()
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_gradio(monkeypatch):
+    """Keep the process's cache folder of gradio, which every page sets, when a test builds a page of its own."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))
 
 
 @pytest.fixture(scope="session")

@@ -604,7 +604,9 @@ def test_every_action_is_a_named_endpoint(client):
     jobs = "train job jobs stop_job resume_job rename_job delete_job use_checkpoint job_log caption"
     wanted = f"generate before_after stop restore annotate grid check estimate {jobs}"
     library = "adapters adapter rename delete import_adapter export_lora export_model push"
-    assert named.keys() == {f"/{name}" for name in f"{wanted} {library}".split()}
+    images = "images image star_image delete_image presets load_preset save_preset delete_preset"
+    queue = "generate_list queue cancel"
+    assert named.keys() == {f"/{name}" for name in f"{wanted} {library} {images} {queue}".split()}
     assert [parameter["parameter_name"] for parameter in named["/generate"]["parameters"]][:2] == [
         "prompt",
         "negative_prompt",

@@ -110,7 +110,6 @@ def test_odd_process_files_results_and_names_keep_no_job_from_the_list(studio, j
 def test_nothing_on_the_disk_keeps_the_page_shut(studio, job, adapter_folders, monkeypatch):
     from hra_diffusion.studio.page import build_page
 
-    monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # the page sets it
     for number, damage in enumerate(DAMAGES):
         folder = finished_job(studio, job)
         DAMAGES[damage](folder)

@@ -4,7 +4,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-_MAX_SHIFT = 0.05
+_MAX_SHIFT = 0.1
+"""The limit of a good cumulative layout shift; a third of it is gradio's own, while it loads."""
 _OBSERVE_SHIFTS = """window.shifts = 0;
 new PerformanceObserver((list) => { for (const entry of list.getEntries()) window.shifts += entry.value; })
   .observe({ type: 'layout-shift', buffered: true });"""
