@@ -119,7 +119,7 @@ def test_escape_closes_a_list_and_an_enlarged_image_and_a_stop_keeps_the_earlier
     assert page.locator("#generate").is_disabled() and page.locator("#generate").inner_text() == "Generating…"
     page.locator("#generation-status .preview").wait_for()
     page.locator("#scheduler input").click()
-    page.get_by_role("option").first.wait_for()
+    page.locator("[role=option]:visible").first.wait_for()
     page.keyboard.press("Escape")
     page.wait_for_timeout(500)
     assert session.worker.pending == 1 and page.locator("#generate").is_disabled()
