@@ -127,12 +127,12 @@ def set_base_model_state_dict(model: nn.Module, state_dict: Mapping[str, Tensor]
 
 def _find_adapted(model: nn.Module) -> HRAModel | None:
     """Return the HRAModel of a model: itself, inside a compiled or sharded one, or of an injected adapter."""
-    found = (vars(module).get(_ADAPTED, module) for module in model.modules())
-    return next((module for module in found if isinstance(module, HRAModel)), None)
+    adapted = (vars(module).get(_ADAPTED, module) for module in model.modules())
+    return next((module for module in adapted if isinstance(module, HRAModel)), None)
 
 
 def _adapted(model: nn.Module) -> HRAModel:
-    found = _find_adapted(model)
-    if found is None:
+    adapted = _find_adapted(model)
+    if adapted is None:
         raise ConfigError("The model has no HRA adapters.")
-    return found
+    return adapted

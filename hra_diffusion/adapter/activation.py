@@ -112,8 +112,8 @@ class Activation:
         wrappers = {**self._injection.layers, **self._injection.copies}
         known: dict[tuple[Mixture, ...], Rows] = {}  # layers of equal strengths share the indices of their rows
         for name, wrapper in wrappers.items():
-            own = tuple(mixture_in(mixture, name) for mixture in mixtures)
-            wrapper.rows = known.setdefault(own, Rows(own, repeated=repeated))
+            layer_mixtures = tuple(mixture_in(mixture, name) for mixture in mixtures)
+            wrapper.rows = known.setdefault(layer_mixtures, Rows(layer_mixtures, repeated=repeated))
         try:
             yield
         finally:

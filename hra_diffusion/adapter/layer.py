@@ -184,7 +184,7 @@ class HRALayer(PeftLayerNames, Wrapper):
         """Return H x for each row of x (*, d) with the active adapters; x itself when none is active."""
         if self.rows is not None:
             factors_of = self._factors_of_rows
-            return self.rows.replace(x, lambda x, mixture: _reflect_each(x, factors_of(mixture, x)), factors_of)
+            return self.rows.replace(x, lambda x, mixture: _reflect_mixture(x, factors_of(mixture, x)), factors_of)
         if not self.is_active:
             return x
         dtype = compute_dtype(x)
@@ -197,7 +197,7 @@ class HRALayer(PeftLayerNames, Wrapper):
 
     def columns_of_rows(self, mixture: Mixture) -> Tensor | None:
         """Return the columns of one mixture of a mixed batch; None when its adapters are absent here."""
-        present = tuple(blend for each in self.rows.mixtures for blend in each) if self.rows else ()
+        present = tuple(blend for row_mixture in self.rows.mixtures for blend in row_mixture) if self.rows else ()
         return self.blends.mix(mixture, present)
 
     def named_modules(self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True) -> Any:
@@ -214,7 +214,7 @@ class HRALayer(PeftLayerNames, Wrapper):
         return ", ".join(f"{name}: r={columns.shape[1]}" for name, columns in self.hra_u.items())
 
 
-def _reflect_each(x: Tensor, factors: Factors | None) -> Tensor:
+def _reflect_mixture(x: Tensor, factors: Factors | None) -> Tensor:
     return x if factors is None else reflect_factored(x.to(factors.U.dtype), factors).to(x.dtype)
 
 

@@ -27,8 +27,8 @@ def merge_layers(
         from tqdm import tqdm
 
         steps = tqdm(steps, desc="Merging")
-    own = {name: mixture_in(mixture, name) for name in layers}
-    weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(own[name])) is not None}
+    mixtures = {name: mixture_in(mixture, name) for name in layers}
+    weights = {name: weight for name, layer in steps if (weight := layer.merged_weight(mixtures[name])) is not None}
     if safe_merge and (broken := [name for name, weight in weights.items() if not weight.isfinite().all()]):
         names = ", ".join(dict.fromkeys(name for blend in mixture for name, _ in blend))
         raise MergeError(
@@ -37,6 +37,6 @@ def merge_layers(
         )
     for name, layer in layers.items():
         if name in weights:
-            layer.merge(weights[name], own[name])
+            layer.merge(weights[name], mixtures[name])
         else:
             layer.unmerge()

@@ -102,19 +102,19 @@ class ModelProxy(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute: one of the proxy, or else a present one of the model, or else a new one of the proxy."""
-        if self._is_own(name) or not hasattr(self.model, name):
+        if self._belongs_to_wrapper(name) or not hasattr(self.model, name):
             super().__setattr__(name, value)
         else:
             setattr(self.model, name, value)
 
     def __delattr__(self, name: str) -> None:
         """Delete an attribute, of the model unless it is this object's own."""
-        if self._is_own(name):
+        if self._belongs_to_wrapper(name):
             super().__delattr__(name)
         else:
             delattr(self.model, name)
 
-    def _is_own(self, name: str) -> bool:
+    def _belongs_to_wrapper(self, name: str) -> bool:
         modules = self.__dict__.get("_modules", {})
         return "model" not in modules or name in modules or name in self.__dict__ or hasattr(type(self), name)
 

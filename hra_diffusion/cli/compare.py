@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
             f"compare has {len(config.adapters)} adapters: name two, or one with --search_dir for a folder of others."
         )
     adapters = [find_data(adapter) for adapter in config.adapters]
-    lines = _found(adapters[0], config.search_dir) if config.search_dir else _pair(adapters[0], adapters[1], config)
+    lines = _search(adapters[0], config.search_dir) if config.search_dir else _pair(adapters[0], adapters[1], config)
     print("\n".join(lines))
 
 
@@ -94,16 +94,16 @@ def _bases(first: str, second: str) -> Iterator[str]:
         yield f"base models      {' and '.join(public_name(str(name)) for name in names)} differ: compare with care"
 
 
-def _found(adapter: str, folder: Path) -> Iterator[str]:
+def _search(adapter: str, folder: Path) -> Iterator[str]:
     """Yield the adapters of a folder, the most similar first, incomparable ones last."""
     from hra_diffusion.formats.comparison import search_similar
 
-    found = list(search_similar(adapter, folder))
-    comparable = [(path, result) for path, result in found if not isinstance(result, HRAError)]
+    results = list(search_similar(adapter, folder))
+    comparable = [(path, result) for path, result in results if not isinstance(result, HRAError)]
     yield from _magnitudes(adapter, *(str(path) for path, _ in comparable))
     yield "cosine, commutator norm, smallest principal angle:"
     for path, result in sorted(comparable, key=lambda item: -item[1].cosine):
         yield f"  {result.cosine:6.3f}  {result.commutator:8.4f}  {result.smallest_angle:5.1f}°  {path.name}"
-    for path, result in found:
+    for path, result in results:
         if isinstance(result, HRAError):
             yield f"  not comparable: {path.name}: {result}"

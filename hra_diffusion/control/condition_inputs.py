@@ -154,8 +154,8 @@ def condition_input(denoiser: nn.Module) -> ConditionInput:
         ModelError: the denoiser has none.
     """
     bare = bare_model(denoiser)
-    if found := _TRANSFORMERS.get(type(bare).__name__):
-        return found
+    if by_name := _TRANSFORMERS.get(type(bare).__name__):
+        return by_name
     if hasattr(bare, UNetInput.layer_name):
         return UNetInput()
     families = ", ".join(known.families for known in (UNetInput, *_TRANSFORMERS.values()))

@@ -142,8 +142,8 @@ def _gap_closed(report: Report) -> Estimate:
 
 def _estimate(report: Report, name: str) -> Estimate | None:
     """Return the estimate of the first metric with this prefix for the adapter, or None."""
-    found = (m.estimate for m in report.measurements if m.mode == "adapter" and m.name.startswith(name))
-    return next(found, None)
+    estimates = (m.estimate for m in report.measurements if m.mode == "adapter" and m.name.startswith(name))
+    return next(estimates, None)
 
 
 def _report(progress: Progress | None, count: int, total: int) -> None:

@@ -126,7 +126,7 @@ def prepare_evaluation(
     """
     run = read_run(config.adapter, DreamBoothConfig())
     base = find_base([config.adapter], config.pretrained_model_name_or_path, config.base_options)
-    is_own = config.reference_dir is None
+    by_default = config.reference_dir is None
     config = _complete(config, run)
     assert config.reference_dir and config.instance_prompt
     device = PartialState().device or "cpu"
@@ -146,7 +146,7 @@ def prepare_evaluation(
         guidance_scale=next(scale for scale in scales if scale is not None),
         batch_size=config.batch_size,
     )
-    held_out = _split_off(run, config.reference_dir) if is_own else None
+    held_out = _split_off(run, config.reference_dir) if by_default else None
     trains_on = run.data.instance_data_dir and config.reference_dir.resolve() == run.data.instance_data_dir.resolve()
     if trains_on and held_out is None:
         models.notes.append(

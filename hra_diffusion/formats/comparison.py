@@ -94,10 +94,10 @@ def search_similar(adapter: str | Path, folder: Path) -> Iterator[tuple[Path, Ad
     Raises:
         AdapterFileError: there is no adapter, or the folder does not exist or holds no others.
     """
-    yield from compare_each(adapter, _adapters_beside(adapter, folder))
+    yield from compare_with(adapter, _adapters_beside(adapter, folder))
 
 
-def compare_each(adapter: str | Path, others: Iterable[Path]) -> Iterator[tuple[Path, AdapterComparison | HRAError]]:
+def compare_with(adapter: str | Path, others: Iterable[Path]) -> Iterator[tuple[Path, AdapterComparison | HRAError]]:
     """Compare an adapter, read once, with each of others; yields as `search_similar` does.
 
     Raises:
@@ -115,8 +115,8 @@ def _adapters_beside(adapter: str | Path, folder: Path) -> Iterator[Path]:
     """Yield the sub-folders with other adapters; raise AdapterFileError where there are none."""
     if not folder.is_dir():
         raise AdapterFileError(f"There is no folder {folder} to search for adapters.")
-    own = Path(adapter).resolve()
-    others = [path for path in adapters_within(folder) if path.resolve() != own]
+    resolved = Path(adapter).resolve()
+    others = [path for path in adapters_within(folder) if path.resolve() != resolved]
     if not others:
         raise AdapterFileError(f"{folder} has no sub-folder with another adapter.")
     yield from others

@@ -81,12 +81,17 @@ def compress_adapter(
     kept = dict.fromkeys(planes, (rank or 0) // 2) if error is None else _fewest(planes, error)
     components: dict[str, Component] = {}
     for name, (config, tensors) in parts.items():
-        own = {key: (planes[component, key], count) for (component, key), count in kept.items() if component == name}
+        component_planes = {
+            key: (planes[component, key], count) for (component, key), count in kept.items() if component == name
+        }
         # A pattern without the prefix, which depends on the version of transformers, fits the end of both names.
-        ranks = {key.removesuffix(COLUMNS).removeprefix(TEXT_PREFIX): 2 * count for key, (_, count) in own.items()}
+        ranks = {
+            key.removesuffix(COLUMNS).removeprefix(TEXT_PREFIX): 2 * count
+            for key, (_, count) in component_planes.items()
+        }
         components[name] = (
             plain_config(config, ranks),
-            dict(tensors) | {key: _first(*pair) for key, pair in own.items()},
+            dict(tensors) | {key: _first(*pair) for key, pair in component_planes.items()},
         )
     write_derived(adapter, output, components)
     dropped = [square for layer, plane in planes.items() for square in plane.squares[kept[layer] :]]

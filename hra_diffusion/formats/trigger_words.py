@@ -45,11 +45,11 @@ def find_trigger(instance_prompt: str, class_prompt: str | None = None) -> Trigg
     """
     words, class_words = (prompt_words((text or "")[:_MAX_CHARACTERS]) for text in (instance_prompt, class_prompt))
     known = [word for word in words if word in TRIGGER_WORDS or word.startswith("<")]
-    own = known or ([word for word in words if word not in (*class_words, *_ARTICLES)] if class_prompt else [])
-    if not own:
+    distinct = known or ([word for word in words if word not in (*class_words, *_ARTICLES)] if class_prompt else [])
+    if not distinct:
         return None
-    start = end = words.index(own[0])
-    while end < len(words) and words[end] in own:
+    start = end = words.index(distinct[0])
+    while end < len(words) and words[end] in distinct:
         end += 1
     return Trigger(word=tuple(words[start:end]), phrase=tuple(words[start : end + 1]))
 
@@ -78,7 +78,7 @@ def trigger_beside(parts: Mapping[str, Path]) -> Trigger | None:
 def named_in(prompt: str, phrases: Mapping[str, tuple[Phrase, ...]]) -> tuple[str, ...]:
     """Return the adapters that a prompt names: one of their trigger words, which are given by adapter, suffices."""
     words = prompt_words(prompt)
-    return tuple(name for name, own in phrases.items() if any(holds_phrase(words, phrase) for phrase in own))
+    return tuple(name for name, choices in phrases.items() if any(holds_phrase(words, phrase) for phrase in choices))
 
 
 def holds_phrase(words: Sequence[str], phrase: Phrase) -> bool:

@@ -56,7 +56,7 @@ def adapters_of_prompt(folders: list[Path], prompt: str) -> Named:
     names = named_in(prompt, phrases)
     named = {path: phrases[path.name] for path in folders if path.name in names}
     if not named:
-        all_words = shorten(" ".join(own[0]) for own in phrases.values())
+        all_words = shorten(" ".join(choices[0]) for choices in phrases.values())
         logger.warning("The prompt holds no trigger word (%s): the base model generates the image.", all_words)
     return named
 

@@ -283,7 +283,9 @@ def _activate(component: str, model: HRAModel, binding: Binding, names: Sequence
 
 def _strengths_in(component: str, binding: Binding) -> dict[str, Strength]:
     """Return the strengths of the bound adapters that a component has."""
-    return {name: own[component] for name, own in binding.strengths.items() if component in own}
+    return {
+        name: by_component[component] for name, by_component in binding.strengths.items() if component in by_component
+    }
 
 
 def _mixture(component: str, model: HRAModel, binding: Binding, names: Sequence[str]) -> ModelMixture:

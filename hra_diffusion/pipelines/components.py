@@ -22,8 +22,8 @@ _OPTIONS = "_hra_base_options"
 
 def adapted_components(pipe: Pipeline) -> dict[str, HRAModel]:
     """Return the components of a pipeline that hold HRA adapters, by name."""
-    found = {name: adapted_model(model) for name, model in models(pipe).items()}
-    return {name: model for name, model in found.items() if model is not None}
+    adapted = {name: adapted_model(model) for name, model in models(pipe).items()}
+    return {name: model for name, model in adapted.items() if model is not None}
 
 
 def adapted_model(model: nn.Module) -> HRAModel | None:

@@ -91,17 +91,17 @@ def extract_hra(
     check_output(output)
     check_even_rank(rank)
     before, after = loaded(base, options), loaded(model, {})
-    found: dict[str, dict[str, _Layer]] = {}
+    by_component: dict[str, dict[str, _Layer]] = {}
     left_out: list[str] = []
     for name, old in models(before).items():
         new = models(after).get(name)
         changed = [] if new is None else _changed_parameters(name, old, new)
         if name == denoiser_name(before) or name in text_encoders(before):
-            found[name] = dict(_layers(old, new, changed, rank)) if new is not None else {}
-        covered = {f"{module}.weight" for module in found.get(name, ())}
+            by_component[name] = dict(_layers(old, new, changed, rank)) if new is not None else {}
+        covered = {f"{module}.weight" for module in by_component.get(name, ())}
         left_out += [f"{name}.{parameter}" for parameter in changed if parameter not in covered]
-    found = {name: layers for name, layers in found.items() if layers}
-    if not found:
+    by_component = {name: layers for name, layers in by_component.items() if layers}
+    if not by_component:
         raise ModelError(
             "The two models do not differ in any linear layer or convolution: there is nothing to extract."
         )
@@ -111,13 +111,15 @@ def extract_hra(
             len(left_out),
             shorten(left_out, 4),
         )
-    chains = {name: {module: layer.columns for module, layer in layers.items()} for name, layers in found.items()}
+    chains = {
+        name: {module: layer.columns for module, layer in layers.items()} for name, layers in by_component.items()
+    }
     write_chains(output, chains, pipe=before, rank=rank, revision=options.get("revision"))
-    return _result(found, tuple(left_out))
+    return _result(by_component, tuple(left_out))
 
 
-def _result(found: Mapping[str, Mapping[str, _Layer]], left_out: tuple[str, ...]) -> Extraction:
-    every = {f"{name}.{module}": layer for name, layers in found.items() for module, layer in layers.items()}
+def _result(by_component: Mapping[str, Mapping[str, _Layer]], left_out: tuple[str, ...]) -> Extraction:
+    every = {f"{name}.{module}": layer for name, layers in by_component.items() for module, layer in layers.items()}
     norm = math.hypot(*(layer.norm for layer in every.values()))
     lost = {name: layer.residual / layer.norm for name, layer in every.items()}
     return Extraction(

@@ -121,9 +121,9 @@ def _refuse_hra(verb: str, adapted: dict[str, HRAModel], args: tuple[Any, ...], 
     first = args[:1] if verb in ("set_adapters", "delete_adapters", "set_lora_device") else ()
     given = kwargs.get("adapter_names", next(iter(first), None)) or ()
     names: Iterable[str] = (given,) if isinstance(given, str) else given
-    own = {name for component in adapted.values() for name in component.peft_config}
+    hra_names = {name for component in adapted.values() for name in component.peft_config}
     loras = {name for component in adapted.values() for name in vars(component.model).get("peft_config", {})}
-    if named := [name for name in names if name in own - loras]:
+    if named := [name for name in names if name in hra_names - loras]:
         raise ConfigError(f"{verb} is for LoRAs, and {named[0]!r} is an HRA adapter: use {_INSTEAD[verb]}.")
     if not any(map(_has_lora, adapted.values())):
         raise ConfigError(f"{verb} is for LoRAs, and the pipeline has HRA adapters only: use {_INSTEAD[verb]}.")

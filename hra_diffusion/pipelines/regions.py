@@ -110,7 +110,9 @@ def activate_masks(
         else:
             images = {name: ImageMask(mask) for name, mask in masks.items()}
         for component, model in adapted_components(pipe).items():
-            present = {name: own[component] for name, own in strengths.items() if name in model.peft_config}
+            present = {
+                name: by_component[component] for name, by_component in strengths.items() if name in model.peft_config
+            }
             choose = partial(_rows_of, present, tokens.get(component, tokens[encoders[0]]))
             layers: Callable[[str], MaskedRows] = partial(choose, images if component == "unet" else None)
             undo.enter_context(model._activation.masked(layers, list(present)))
@@ -143,10 +145,10 @@ def _token_mask(pipe: Pipeline, encoder: str, prompt: str, name: str, phrases: t
     ids = tokenizer(texts[0], padding="max_length", max_length=length, truncation=True).input_ids
     inside = torch.zeros(len(ids), dtype=torch.bool)
     for text in texts[1:]:
-        own = tokenizer(text, add_special_tokens=False).input_ids
-        for start in range(len(ids) - len(own) + 1):
-            if ids[start : start + len(own)] == own:
-                inside[start : start + len(own)] = True
+        phrase_ids = tokenizer(text, add_special_tokens=False).input_ids
+        for start in range(len(ids) - len(phrase_ids) + 1):
+            if ids[start : start + len(phrase_ids)] == phrase_ids:
+                inside[start : start + len(phrase_ids)] = True
     if not inside.any():
         words = " or ".join(repr(" ".join(phrase)) for phrase in phrases)
         raise ConfigError(

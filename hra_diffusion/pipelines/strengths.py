@@ -126,12 +126,12 @@ def _listed(label: str, name: str, module: nn.Module, numbers: list[float]) -> I
         raise ConfigError(f"The strengths of the {label} are a list: give a number.")
     else:
         parts, count = ["attentions.", "resnets."], len(attentions)
-    own = numbers * count if len(numbers) == 1 else numbers
-    if len(own) != count:
+    expanded = numbers * count if len(numbers) == 1 else numbers
+    if len(expanded) != count:
         raise ConfigError(f"The {label} needs {count} strengths, or a single number; found {len(numbers)}.")
-    yield name, own[-1]
+    yield name, expanded[-1]
     for part in parts:
-        yield from ((f"{name}.{part}{number}", value) for number, value in enumerate(own))
+        yield from ((f"{name}.{part}{number}", value) for number, value in enumerate(expanded))
 
 
 def _number(label: str, value: Any) -> float:

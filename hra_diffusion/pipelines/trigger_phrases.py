@@ -32,7 +32,7 @@ def distinct_phrases(
             raise ConfigError(
                 f"The adapter {name!r} has no trigger word in its files: name it with triggers={{{name!r}: 'sks'}}."
             )
-    users = Counter(phrase for own in phrases.values() for phrase in set(own))
+    users = Counter(phrase for choices in phrases.values() for phrase in set(choices))
     phrases |= {
         name: (trigger.phrase,)
         for name in names
@@ -76,20 +76,20 @@ def phrases_after_swap(
     Raises:
         ConfigError: the word is that of another adapter.
     """
-    others = {other: own for other, own in phrases.items() if other != name}
+    others = {other: choices for other, choices in phrases.items() if other != name}
     trigger = known[name]
     assert trigger
-    for own in (trigger.phrase,) if with_noun else (trigger.word, trigger.phrase):
+    for phrase in (trigger.phrase,) if with_noun else (trigger.word, trigger.phrase):
         with suppress(ConfigError):
-            return distinct_phrases(list(phrases), known, others | {name: (own,)})
-    given = {other: own for other, own in others.items() if other in kept}
+            return distinct_phrases(list(phrases), known, others | {name: (phrase,)})
+    given = {other: choices for other, choices in others.items() if other in kept}
     return bound_phrases(list(phrases), known, given, with_noun=with_noun)
 
 
 def _check_distinct(phrases: Mapping[str, tuple[Phrase, ...]]) -> None:
     """Raise ConfigError if the trigger word of one adapter is within another's."""
-    for (name, own), (other, others) in permutations(phrases.items(), 2):
-        for part, whole in product(own, others):
+    for (name, choices), (other, others) in permutations(phrases.items(), 2):
+        for part, whole in product(choices, others):
             if holds_phrase(whole, part):
                 raise ConfigError(
                     f"The trigger word of the adapter {name!r}, {' '.join(part)!r}, is also in that of {other!r}, "

@@ -57,7 +57,7 @@ def sketch_condition(sketch: Image.Image, entries: list[Entry]) -> Image.Image:
     return ImageOps.invert(sketch) if edges else sketch
 
 
-def is_drawn(sketch: Image.Image) -> bool:
+def has_strokes(sketch: Image.Image) -> bool:
     """Whether a sketch has a stroke: more than one color."""
     return any(low != high for low, high in sketch.convert("RGB").getextrema())  # pyright: ignore[reportGeneralTypeIssues]
 

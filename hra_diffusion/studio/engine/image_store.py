@@ -97,15 +97,16 @@ class ImageStore:
         """
         words = query[:_MAX_QUERY].lower().split()
         favorites = self._read_favorites()
-        found = [(name, changed) for name, changed in self._files() if not starred or name in favorites]
+        matching = [(name, changed) for name, changed in self._files() if not starred or name in favorites]
         if words:
-            found = [file for file in found if _matches(self._request(*file), words)]
-        pages = max(1, -(-len(found) // PAGE_SIZE))
+            matching = [file for file in matching if _matches(self._request(*file), words)]
+        pages = max(1, -(-len(matching) // PAGE_SIZE))
         page = min(max(1, page), pages)
         images = tuple(
-            self._image(name, changed, favorites) for name, changed in found[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
+            self._image(name, changed, favorites)
+            for name, changed in matching[(page - 1) * PAGE_SIZE : page * PAGE_SIZE]
         )
-        return SearchResult(images=images, total=len(found), page=page, pages=pages)
+        return SearchResult(images=images, total=len(matching), page=page, pages=pages)
 
     def find(self, name: object) -> StoredImage:
         """Return the image of a name.

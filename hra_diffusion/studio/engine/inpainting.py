@@ -55,8 +55,8 @@ def with_outpainting(request: GenerateRequest, pixels: object, sides: object, up
     if not pixels:
         return request
     if not (isinstance(pixels, int | float) and pixels == int(pixels) and 0 < pixels <= MAX_OUTPAINT):
-        found = str(pixels)[:80]
-        raise SettingError("outpaint", f"is {found}: give a whole number of pixels from 0 to {MAX_OUTPAINT}.")
+        given = str(pixels)[:80]
+        raise SettingError("outpaint", f"is {given}: give a whole number of pixels from 0 to {MAX_OUTPAINT}.")
     chosen = sides if isinstance(sides, Sequence) else [sides]
     if not chosen or any(side not in SIDES for side in chosen):
         raise SettingError("outpaint_sides", f"is {str(sides)[:80]}: choose some of {', '.join(SIDES)}.")

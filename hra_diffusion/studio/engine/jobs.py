@@ -160,7 +160,7 @@ class TrainingJobs:
             OutputError: the settings cannot be written; the job keeps its name.
         """
         with self._starting:
-            folder = self._idle_folder(name).absolute()
+            folder = self._stopped_folder(name).absolute()
             target = folder.with_name(check_setting_name("new_name", new_name))
             if target.exists():
                 raise SettingError("new_name", f"{target.name!r} is taken by a training job: choose another name.")
@@ -185,7 +185,7 @@ class TrainingJobs:
             OutputError: the folder cannot be removed.
         """
         with self._starting:
-            remove_folder(self._idle_folder(name))
+            remove_folder(self._stopped_folder(name))
 
     def dry_run(self, job: TrainingJob, base: str, default: TrainingConfig, folder: Path) -> dict[str, str]:
         """Measure the time and memory of a job in two training steps.
@@ -215,7 +215,7 @@ class TrainingJobs:
             raise ConfigError(error_of_output(done.stderr) or "The dry run failed without an error message.")
         return {line[:10].strip(): line[10:].strip() for line in done.stdout.splitlines()}
 
-    def _idle_folder(self, name: str) -> Path:
+    def _stopped_folder(self, name: str) -> Path:
         """Return the folder of a job; raise BusyError while it runs, and ConfigError for an unknown name."""
         folder = self.get(name).folder
         if running_process(folder):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.formats.comparison import compare_each
+from hra_diffusion.formats.comparison import compare_with
 from hra_diffusion.studio.engine.library import Library
 
 
@@ -30,15 +30,15 @@ def similar_adapters(library: Library, name: str) -> tuple[list[Similarity], lis
         ConfigError: the name is unknown.
         AdapterFileError: the adapter is damaged.
     """
-    own = library.entry(name)
-    found: list[Similarity] = []
+    reference = library.entry(name)
+    similarities: list[Similarity] = []
     others: list[str] = []
-    folders = [entry.folder for entry in library.entries() if entry.name != own.name]
-    for folder, comparison in compare_each(own.folder, folders):
+    folders = [entry.folder for entry in library.entries() if entry.name != reference.name]
+    for folder, comparison in compare_with(reference.folder, folders):
         if isinstance(comparison, HRAError) or not comparison.layers:
             others.append(folder.name)
             continue
-        found.append(
+        similarities.append(
             Similarity(
                 name=folder.name,
                 cosine=comparison.cosine,
@@ -46,4 +46,4 @@ def similar_adapters(library: Library, name: str) -> tuple[list[Similarity], lis
                 angle=comparison.smallest_angle,
             )
         )
-    return sorted(found, key=lambda similarity: -similarity.cosine), others
+    return sorted(similarities, key=lambda similarity: -similarity.cosine), others

@@ -105,8 +105,10 @@ class TrainingJob:
         """Raise ConfigError for an invalid trigger word or class."""
         for setting, words in (("token", self.token), ("subject", self.subject)):
             if not words.strip() or len(words) > _MAX_CHARACTERS or "\n" in words:
-                found = "is empty" if not words.strip() else "is too long or has several lines"
-                raise SettingError(setting, f"{found}: give one or a few words, at most {_MAX_CHARACTERS} characters.")
+                problem = "is empty" if not words.strip() else "is too long or has several lines"
+                raise SettingError(
+                    setting, f"{problem}: give one or a few words, at most {_MAX_CHARACTERS} characters."
+                )
 
     @property
     def prompt(self) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.studio.engine.conditions import ANNOTATORS, AS_TRAINED, NO_ANNOTATOR, is_drawn, sketch_condition
+from hra_diffusion.studio.engine.conditions import ANNOTATORS, AS_TRAINED, NO_ANNOTATOR, has_strokes, sketch_condition
 from hra_diffusion.studio.engine.exporting import new_folder
 from hra_diffusion.studio.engine.requests import parse_adapter_uses
 from hra_diffusion.studio.engine.session import Session
@@ -101,10 +101,10 @@ def _connect_sketch(
         entries = [session.library.entry(use.name) for use in parse_adapter_uses(adapters or [])]
         path = new_folder(session.cache) / "sketch.png"
         with DECODING:
-            drawn = read_upload(Path(sketch["composite"]))
-            if not is_drawn(drawn):
+            strokes = read_upload(Path(sketch["composite"]))
+            if not has_strokes(strokes):
                 return gr.skip(), gr.skip()
-            write_file(path, sketch_condition(drawn, entries).save)
+            write_file(path, sketch_condition(strokes, entries).save)
         return str(path), NO_ANNOTATOR
 
     listen(pad.change, use_sketch, [pad, adapters], [image, annotator], trigger_mode="always_last")

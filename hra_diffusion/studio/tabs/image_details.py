@@ -11,13 +11,13 @@ from hra_diffusion.studio.tabs.common import note, thumbnail_url
 _SIDE = 224
 """Longest side of a thumbnail in pixels."""
 NO_IMAGES = "No images yet: generate one."
-_NOT_FOUND = "No image has these words in its prompt, adapters or seed."
+_NO_MATCH = "No image has these words in its prompt, adapters or seed."
 
 
 def image_total(result: SearchResult, *, searched: bool) -> str:
     """Return the number of images and pages that a search found, as a sentence."""
     if not result.total:
-        return _NOT_FOUND if searched else NO_IMAGES
+        return _NO_MATCH if searched else NO_IMAGES
     images = "1 image" if result.total == 1 else f"{result.total:,} images"
     return images + (f", page {result.page} of {result.pages}" if result.pages > 1 else "")
 

@@ -34,7 +34,7 @@ def job_entries(session: Session) -> list[dict[str, Any]]:
     ]
 
 
-def _progress(job: Job, place: int | None) -> str:
-    if place is not None:
-        return f"number {place + 1} in the queue"
+def _progress(job: Job, position: int | None) -> str:
+    if position is not None:
+        return f"number {position + 1} in the queue"
     return f"{job.step} of {job.total_steps} steps" if job.total_steps else ""

@@ -122,8 +122,8 @@ def _status(job: Job, queue: list[str]) -> str:
     running = job.status is Status.RUNNING
     text = html.escape(f"{job.phase}{left}" if running else f"{job.step} of {job.total_steps} steps")
     if job.name in queue:
-        place = queue.index(job.name)
-        text = f"It starts after the running job{f' and {place} others of the queue' if place else ''}."
+        position = queue.index(job.name)
+        text = f"It starts after the running job{f' and {position} others of the queue' if position else ''}."
     return (
         f'<div class="status {job.status.value}" role="status"><b>{_TITLES[job.status]}</b><p>{text}</p>'
         f'<progress max="{max(1, job.total_steps)}" value="{job.step}" aria-label="{text}"></progress></div>'
@@ -134,5 +134,7 @@ def _gallery(session: Session, job: Job, step: str | None) -> Any:
     """Return the validation images of a step, or the newest ones, with their prompts as an update of the gallery."""
     number = int(step) if step and step.isdecimal() else None
     images = validation_images(job, number)
-    shown = images if number is not None else images[:_MAX_VALIDATION_IMAGES]
-    return gr.update(value=[(served_copy(session, image.path), image.caption) for image in shown], visible=bool(shown))
+    displayed = images if number is not None else images[:_MAX_VALIDATION_IMAGES]
+    return gr.update(
+        value=[(served_copy(session, image.path), image.caption) for image in displayed], visible=bool(displayed)
+    )

@@ -45,10 +45,10 @@ def remember(session: Session, generate: GenerateTab, training: TrainingFields) 
         stored = memory if isinstance(memory, dict) else {}
         *images, training_files = (stored.get(name) for name in _FILES)
         paths = [cached_file(session, file) for file in training_files] if isinstance(training_files, list) else []
-        found = [path for path in paths if path]
+        existing = [path for path in paths if path]
         return [
             *(cached_file(session, image) or gr.skip() for image in images),
-            found or gr.skip(),
+            existing or gr.skip(),
             *_results(session, stored.get(_GALLERY)),
         ]
 
@@ -77,12 +77,12 @@ def _restore(names: list[str], first: dict[str, Any]) -> str:
 
 def _results(session: Session, items: Any) -> list[Any]:
     """Return the gallery with the stored images that exist, and the status."""
-    found: list[tuple[str, str]] = []
+    existing: list[tuple[str, str]] = []
     for item in items[:_MAX_IMAGES] if isinstance(items, list) else []:
         path = _path(item.get("image")) if isinstance(item, dict) else None
         if image := session.find_image(Path(str(path)).name):
-            found.append((served_copy(session, image), str(item.get("caption") or "")[:100]))
-    return [found, ""] if found else [gr.skip(), gr.skip()]
+            existing.append((served_copy(session, image), str(item.get("caption") or "")[:100]))
+    return [existing, ""] if existing else [gr.skip(), gr.skip()]
 
 
 def cached_file(session: Session, file: Any) -> str | None:

@@ -23,19 +23,19 @@ def build_queue(session: Session) -> None:
         queue = gr.HTML(_EMPTY, label="queue", elem_id="queue", js_on_load=_SCRIPT)
     timer = gr.Timer(_SECONDS, active=False)
 
-    def own_rows(client: gr.Request) -> str:
+    def rows_of_client(client: gr.Request) -> str:
         return queue_html(session.queue.client_rows(client_id(client)))
 
     def open_section(client: gr.Request) -> Any:
-        return own_rows(client), gr.Timer(active=True)
+        return rows_of_client(client), gr.Timer(active=True)
 
     def cancel_item(event: gr.EventData, client: gr.Request) -> str:
         session.queue.cancel(event._data.get("item"), client_id(client))
-        return own_rows(client)
+        return rows_of_client(client)
 
     listen(section.expand, open_section, None, [queue, timer], queue=False)
     listen(section.collapse, lambda: gr.Timer(active=False), None, timer, queue=False)
-    listen(timer.tick, own_rows, None, queue, queue=False)
+    listen(timer.tick, rows_of_client, None, queue, queue=False)
     listen(queue.remove, cancel_item, None, queue, queue=False)
 
 

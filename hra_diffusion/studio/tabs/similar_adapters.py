@@ -32,13 +32,13 @@ def build_similar_panel(session: Session, picker: gr.HTML) -> None:
 
 def similarity_table(session: Session, name: str) -> str:
     """Return the HTML of the other adapters, the most similar first."""
-    found, others = similar_adapters(session.library, name)
+    results, others = similar_adapters(session.library, name)
     rows = "".join(
         f"<tr><td>{html.escape(similar.name)}</td><td>{similar.cosine:.3f}</td><td>{similar.commutator:.3f}</td>"
         f"<td>{similar.angle:.1f}°</td></tr>"
-        for similar in found
+        for similar in results
     )
     head = "<tr><th>Adapter</th><th>Cosine</th><th>Commutator norm</th><th>Smallest angle</th></tr>"
-    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if found else "<p>No other adapter fits.</p>"
+    table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>" if results else "<p>No other adapter fits.</p>"
     listed = f"<p>For other models: {html.escape(', '.join(others))}.</p>" if others else ""
     return f"{table}{listed}<p>{_EXPLANATION}</p>"

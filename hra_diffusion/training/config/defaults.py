@@ -61,7 +61,7 @@ def complete_settings(kind: type[Config], flags: Mapping[str, Any]) -> Config:
     default = kind() if named else embedded_defaults(kind, _EMBEDDED[kind])
     config = read_toml(path, default) if path else default
     if path and "resume_from_checkpoint" in given and "output_dir" not in given:
-        config = _in_its_own_folder(config, path)
+        config = _in_run_folder(config, path)
     config = _resolve_data_paths(with_values(config, {**overridden_by(given), **flags}))
     if config.adapter.init_adapter is None:
         return config
@@ -113,7 +113,7 @@ def number_of_steps(run: RunConfig, images_per_epoch: int, processes: int) -> in
     return math.ceil(run.num_train_epochs * images_per_epoch / images_per_step)
 
 
-def _in_its_own_folder(config: Config, path: Path) -> Config:
+def _in_run_folder(config: Config, path: Path) -> Config:
     """Return a run's settings with the folder of its config.toml as the output folder: a run may have been moved."""
     folder, recorded = path.parent, config.run.output_dir
     if path.name != "config.toml" or not is_run(folder) or (recorded and recorded.resolve() == folder.resolve()):

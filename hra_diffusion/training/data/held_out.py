@@ -52,8 +52,8 @@ def held_out_examples(subjects: Sequence[Subject], root: Path, data: DataConfig)
     folders = {subject: subject.folder / HELD_OUT for subject in subjects}
     if len(subjects) == 1 and (root / HELD_OUT).is_dir():
         folders = {subjects[0]: root / HELD_OUT}
-    found = {subject: folder for subject, folder in folders.items() if folder.is_dir()}
-    if not found:
+    existing = {subject: folder for subject, folder in folders.items() if folder.is_dir()}
+    if not existing:
         raise ConfigError(
             f"--validate_every_n_steps needs held-out images, and {root} has no sub-folder {HELD_OUT}: add one with "
             "images of the subject, or hold out a share of the training images with --validation_split 0.2."
@@ -61,6 +61,6 @@ def held_out_examples(subjects: Sequence[Subject], root: Path, data: DataConfig)
     without_masks = replace(data, mask_data_dir=None, alpha_mask=False)
     return [
         example
-        for subject, folder in found.items()
+        for subject, folder in existing.items()
         for example in read_examples(replace(subject, folder=folder, repeats=1), without_masks)
     ]

@@ -55,14 +55,18 @@ def report_trigger_words(subjects: Sequence[Subject], examples: Sequence[Example
 
 def _report_captions(subject: Subject, examples: Sequence[Example], triggers: Sequence[str]) -> None:
     """Warn of a subject's captions without any of its trigger words."""
-    own = [example for example in examples if example.photo.path.parent == subject.folder]
-    lacking = [example.photo.path.name for example in own if not set(triggers) & set(prompt_words(example.caption))]
+    subject_examples = [example for example in examples if example.photo.path.parent == subject.folder]
+    lacking = [
+        example.photo.path.name
+        for example in subject_examples
+        if not set(triggers) & set(prompt_words(example.caption))
+    ]
     if triggers and lacking:
         logger.warning(
             '%d of %d captions of %s lack the trigger word "%s", which does not learn from their images: %s. '
             "Write it into their captions, or remove these.",
             len(lacking),
-            len(own),
+            len(subject_examples),
             subject.folder,
             " ".join(triggers),
             shorten(lacking),
