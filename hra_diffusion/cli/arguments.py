@@ -124,7 +124,7 @@ def _advice(name: str, known: Iterable[str]) -> str:
 
 
 def _refuse_other_encodings(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an argument that is not valid UTF-8, which no file or image could record."""
+    """Raise ConfigError for an argument that is not valid UTF-8: no file or image could record its value."""
     flag = "An argument"
     for argument in arguments:
         value = argument

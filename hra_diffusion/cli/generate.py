@@ -192,7 +192,7 @@ def _start_images(config: GenerateConfig) -> "tuple[Image, Image | None] | None"
 def _image_to_image(
     config: GenerateConfig, pipe: "Pipeline", images: "tuple[Image, Image | None]", options: dict[str, Any]
 ) -> "ImageToImage":
-    """Return the pipeline that starts from an image, in the size of the options, which lose it."""
+    """Return the image-to-image pipeline of the start image; remove its height and width from the options."""
     from hra_diffusion.pipelines.image_to_image import ImageToImage
     from hra_diffusion.pipelines.kinds import size_multiple
 

@@ -112,7 +112,7 @@ def compare_with(adapter: str | Path, others: Iterable[Path]) -> Iterator[tuple[
 
 
 def _adapters_beside(adapter: str | Path, folder: Path) -> Iterator[Path]:
-    """Yield the sub-folders with other adapters; raise AdapterFileError where there are none."""
+    """Yield the sub-folders with other adapters; raise AdapterFileError for a folder without any."""
     if not folder.is_dir():
         raise AdapterFileError(f"There is no folder {folder} to search for adapters.")
     resolved = Path(adapter).resolve()

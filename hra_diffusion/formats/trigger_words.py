@@ -76,7 +76,7 @@ def trigger_beside(parts: Mapping[str, Path]) -> Trigger | None:
 
 
 def named_in(prompt: str, phrases: Mapping[str, tuple[Phrase, ...]]) -> tuple[str, ...]:
-    """Return the adapters that a prompt names: one of their trigger words, which are given by adapter, suffices."""
+    """Return the adapters with at least one of their trigger phrases in a prompt."""
     words = prompt_words(prompt)
     return tuple(name for name, choices in phrases.items() if any(holds_phrase(words, phrase) for phrase in choices))
 

@@ -171,6 +171,16 @@ def test_a_reload_keeps_prompt_settings_images_and_the_training_form(page, subje
     page.locator("#image-report img").nth(1).wait_for()
 
 
+def draw_stroke(page, canvas) -> None:
+    """Draw a short stroke at the center of a canvas with the mouse."""
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 40, y)
+    page.mouse.down()
+    page.mouse.move(x + 40, y + 30, steps=8)
+    page.mouse.up()
+
+
 def test_a_sketch_is_the_control_image_at_once_and_its_section_carries_a_mark(page):
     page.get_by_role("tab", name="Generate").click()
     open_section(page, "control")
@@ -179,12 +189,7 @@ def test_a_sketch_is_the_control_image_at_once_and_its_section_carries_a_mark(pa
     canvas = page.locator("#sketchpad canvas").first
     canvas.scroll_into_view_if_needed()
     page.wait_for_timeout(500)
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y)
-    page.mouse.down()
-    page.mouse.move(x + 40, y + 30, steps=8)
-    page.mouse.up()
+    draw_stroke(page, canvas)
     page.locator("#control-image img").wait_for()
     page.wait_for_function("document.querySelector('#annotator input').value.startsWith('none')")
     page.locator("#control.in-use").wait_for()
@@ -199,12 +204,7 @@ def test_a_mask_is_painted_over_the_start_image_and_used_at_once(page, session, 
     canvas.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)
     assert page.locator("#mask-image img").count() == 0  # no stroke yet
-    box = canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x - 40, y)
-    page.mouse.down()
-    page.mouse.move(x + 40, y + 30, steps=8)
-    page.mouse.up()
+    draw_stroke(page, canvas)
     page.locator("#mask-image img").wait_for()
     page.locator("#inpainting.in-use").wait_for()
     (newest,) = sorted(session.cache.glob("*/mask.png"), key=lambda path: path.stat().st_mtime)[-1:]

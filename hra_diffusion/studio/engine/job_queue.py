@@ -32,7 +32,7 @@ def add_to_queue(folder: Path) -> None:
 
 
 def remove_from_queue(folder: Path) -> bool:
-    """Remove a job from the queue; return whether it was there."""
+    """Remove a job from the queue; return False for a job outside of the queue."""
     was_queued = (folder / QUEUED).exists()
     (folder / QUEUED).unlink(missing_ok=True)
     return was_queued

@@ -264,5 +264,5 @@ class TrainingJobs:
 
 
 def _resume_flags(folder: Path) -> tuple[str, ...]:
-    """Return the flags that resume a job; none for one that has never started."""
+    """Return the flags that resume a job; a job without a process so far has none."""
     return ("--resume_from_checkpoint", "latest") if (folder / PROCESS).exists() else ()

@@ -225,7 +225,7 @@ class Library:
         return replace(read_entry(folder, built_in=True), name=name)
 
     def _interpolated(self, interpolation: Interpolation) -> Entry:
-        """Return the adapter between two others; compute it, if it is not in the cache."""
+        """Return the adapter between two others, from the cache or newly computed."""
         first, second = self.entry(interpolation.first), self.entry(interpolation.second)
         if first.base != second.base or not self.cache:
             raise ConfigError(f"{first.name!r} and {second.name!r} are for different base models: choose two of one.")

@@ -115,9 +115,10 @@ class ModelWorker:
 
     @property
     def recorded_base(self) -> RecordedBase:
-        """The default base with the precision of images on a GPU: that of the runs of the library's adapters of it.
+        """The default base with the precision of images on a GPU.
 
-        If these differ, or there are none, it is the precision of training jobs.
+        This is the precision of the runs of the base's adapters in the library. If these differ, or there are none, it
+        is the precision of training jobs.
         """
         return self._recorded(self.base)
 

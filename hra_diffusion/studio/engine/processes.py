@@ -38,7 +38,7 @@ def process_group() -> dict[str, Any]:
 
 
 def request_checkpoint(process: psutil.Process) -> None:
-    """Send the signal that stops a run with a checkpoint; on Windows it is an event of the common console.
+    """Send the signal for stopping a run with a checkpoint: on Windows an event of the common console.
 
     A process of another console, as after a restart of the studio, is ended: it resumes from its last checkpoint.
     """

@@ -129,7 +129,7 @@ def gallery_items(session: Session, saved: list[SavedImage]) -> list[tuple[str, 
 
 
 def model_options(session: Session) -> dict[str, Any]:
-    """Return the options of all events that generate; the limit exceeds that of the model's queue, which refuses."""
+    """Return the options of all generating events; their limit is above the queue's, so that the queue refuses."""
     return {"concurrency_limit": session.config.max_waiting + 4, "concurrency_id": "model"}
 
 

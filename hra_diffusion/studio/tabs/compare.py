@@ -107,7 +107,7 @@ def _connect_cells(session: Session, settings: Settings, panel: _GridPanel) -> N
 
 
 def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] | None) -> str:
-    """Return values to start from, with the adapters, checkpoints and schedulers that there are."""
+    """Return example values of an axis, with the names of existing adapters, checkpoints and schedulers."""
     if kind == "adapter":
         return ", ".join([NO_ADAPTER, *(entry.name for entry in session.library.entries()[:_MAX_EXAMPLES])])
     if kind == "scheduler":

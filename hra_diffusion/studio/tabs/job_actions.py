@@ -21,7 +21,7 @@ def checked_name(name: str | None) -> str:
 
 
 def connect_actions(session: Session, view: JobView) -> None:
-    """Connect the buttons that stop and resume the job, and remove it from the queue."""
+    """Connect the buttons for stopping and resuming the job, and for removing it from the queue."""
 
     def stop_job(job: str | None) -> Any:
         session.jobs.stop(checked_name(job))
