@@ -36,7 +36,7 @@ import psutil
 from measure import describe_machine
 from PIL import Image
 
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.tabs.settings import SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -171,8 +171,8 @@ def time_until_free(session: Any, address: str, functions: dict[str, int], *, st
 
 def fill(folder: Path) -> None:
     """Fill a studio's folder with adapters, generated images and training jobs."""
-    from hra_diffusion.studio.engine.metadata import png_info
-    from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
+    from hra_diffusion.studio.engine.images.metadata import png_info
+    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
     from hra_diffusion.training.config import DreamBoothConfig
 
     for number in range(ADAPTERS):

@@ -13,7 +13,7 @@ from hra_diffusion.formats.files import remove_folder, write_file
 from hra_diffusion.formats.folders import run_settings
 from hra_diffusion.formats.model_card import ModelCard
 from hra_diffusion.pipelines import generate_image
-from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.defaults import embedded_defaults
 from hra_diffusion.training.config.file import with_values

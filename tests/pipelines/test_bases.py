@@ -21,8 +21,8 @@ from hra_diffusion.pipelines import load_hra_weights, prompt_options, save_hra_w
 from hra_diffusion.pipelines.bases import find_base, keep_vae_precision, load_base, move_or_offload
 from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.resources import recorded_path
-from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.library import Library
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.models.base import read_base
 from tests.conftest import save_images
 from tests.pipelines.test_single_files import original_tensors
 from tests.versions import offloads_groups

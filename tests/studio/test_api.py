@@ -25,10 +25,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from hra_diffusion.errors import BusyError, HRAError
-from hra_diffusion.studio.engine.events import Generated
 from hra_diffusion.studio.engine.exporting import import_adapter
-from hra_diffusion.studio.engine.metadata import read_request
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Generated
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.metadata import read_request
 from hra_diffusion.studio.tabs.generation_status import truncation_warnings
 from hra_diffusion.studio.tabs.settings import SETTINGS
 
@@ -453,7 +453,7 @@ def test_captions_and_crops_stay_with_their_images(client, session, tmp_path):
 
 
 def test_too_many_training_images_are_refused(subject):
-    from hra_diffusion.studio.engine.training_job import check_images
+    from hra_diffusion.studio.engine.training.training_job import check_images
 
     with pytest.raises(HRAError, match=r"at most 200 images.* found 201"):
         check_images(subject[:1] * 201)
@@ -633,7 +633,7 @@ def test_presets_include_time_and_memory_after_an_estimate(session):
 
 
 def test_a_client_can_stop_a_job_that_was_started_elsewhere(client, session, subject):
-    from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
+    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
 
     effort = Preset(steps=2000, rank=2, class_images=0, validations=0)
     session.train(
@@ -653,7 +653,7 @@ def test_a_client_can_stop_a_job_that_was_started_elsewhere(client, session, sub
 
 
 def test_an_empty_number_takes_the_preset_s_and_other_texts_are_refused(subject):
-    from hra_diffusion.studio.engine.training_job import PRESETS
+    from hra_diffusion.studio.engine.training.training_job import PRESETS
     from hra_diffusion.studio.tabs.training_fields import job_from_values
 
     words = [[str(subject[0])], [], "a name", "cat", "sks", "a photo of", "Quick look"]

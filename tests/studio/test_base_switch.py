@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from hra_diffusion.errors import ConfigError, HRAError
-from hra_diffusion.studio.engine.bases import Bases
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.events import Loading
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Loading
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
 

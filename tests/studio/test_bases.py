@@ -6,12 +6,12 @@ import time
 import pytest
 
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.events import Generated, Progress
 from hra_diffusion.studio.engine.exporting import write_lora
-from hra_diffusion.studio.engine.job import Status
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Generated, Progress
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.job import Status
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
 
 pytestmark = pytest.mark.slow
 

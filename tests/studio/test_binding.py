@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from hra_diffusion.studio.engine.bound_adapters import with_named_adapters
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.bound_adapters import with_named_adapters
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from tests.pipelines.conftest import load_kind, write_adapter
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.grid import Axis, Grid
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.grid import Axis, Grid
 from hra_diffusion.studio.engine.session import SavedImage
 from hra_diffusion.training.outputs.checkpoint import REST
 

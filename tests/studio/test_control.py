@@ -12,10 +12,10 @@ from gradio_client.exceptions import AppError
 from PIL import Image, ImageDraw
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.studio.engine.conditions import make_condition, sketch_condition
+from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.exporting import import_adapter
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.generation.conditions import make_condition, sketch_condition
+from hra_diffusion.studio.engine.images.metadata import read_request
 
 pytestmark = pytest.mark.slow
 

@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.control_job import CONTROL_PRESETS, ControlJob
-from hra_diffusion.studio.engine.job import Status, read_job
-from hra_diffusion.studio.engine.job_settings import form_values, moved_settings
-from hra_diffusion.studio.engine.processes import train_command
 from hra_diffusion.studio.engine.setting_error import SettingError
-from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, read_settings
+from hra_diffusion.studio.engine.training.control_job import CONTROL_PRESETS, ControlJob
+from hra_diffusion.studio.engine.training.job import Status, read_job
+from hra_diffusion.studio.engine.training.job_settings import form_values, moved_settings
+from hra_diffusion.studio.engine.training.processes import train_command
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, read_settings
 from hra_diffusion.studio.tabs.training_fields import FIELDS, job_from_values
 from hra_diffusion.training.config import ControlNetConfig
 
@@ -70,7 +70,7 @@ def test_the_form_makes_jobs_of_both_kinds(tmp_path):
 
 @pytest.mark.slow
 def test_a_trained_control_is_in_the_library_and_its_images_have_captions(session, tmp_path):
-    from hra_diffusion.studio.engine.validation_images import validation_images
+    from hra_diffusion.studio.engine.training.validation_images import validation_images
 
     job = make_job(
         tmp_path, name="lines", preset=Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=1)

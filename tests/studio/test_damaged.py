@@ -17,13 +17,13 @@ from safetensors.torch import save
 from hra_diffusion.errors import AdapterFileError, BusyError, ConfigError, ImageError, OutputError
 from hra_diffusion.formats.tokens import read_tokens, token_files
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.estimates import Estimates
 from hra_diffusion.studio.engine.exporting import import_adapter
-from hra_diffusion.studio.engine.job import Status
-from hra_diffusion.studio.engine.jobs import TrainingJobs
-from hra_diffusion.studio.engine.metadata import parse_parameters, read_request
+from hra_diffusion.studio.engine.images.metadata import parse_parameters, read_request
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.estimates import Estimates
+from hra_diffusion.studio.engine.training.job import Status
+from hra_diffusion.studio.engine.training.jobs import TrainingJobs
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads
 from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.training.config import DreamBoothConfig
@@ -257,14 +257,14 @@ def test_settings_of_a1111_are_read_from_every_place_of_the_last_line():
 
 @pytest.mark.parametrize("value", ["9" * 100_000, 10**4000, "1" * 41])
 def test_a_number_of_thousands_of_digits_is_refused(value):
-    from hra_diffusion.studio.engine.requests import GenerateRequest
+    from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 
     with pytest.raises(ConfigError, match="seed must be a whole number"):
         GenerateRequest.from_json({"seed": value})
 
 
 def test_a_crop_of_thousands_of_digits_is_refused(job):
-    from hra_diffusion.studio.engine.training_job import read_cropped
+    from hra_diffusion.studio.engine.training.training_job import read_cropped
 
     with pytest.raises(ImageError, match=r"a\.png: the crop"):
         read_cropped(TrainingImage(file=job.images[0].file, crop=f"0, 0, {'9' * 5000}, 1"))
@@ -391,8 +391,8 @@ def test_an_export_to_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 def test_the_label_of_a_long_prompt_in_a_grid_is_shortened():
-    from hra_diffusion.studio.engine.grid import Axis, Grid
-    from hra_diffusion.studio.engine.requests import GenerateRequest
+    from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+    from hra_diffusion.studio.engine.images.grid import Axis, Grid
 
     x, y = Axis.parse("prompt", "a" * 90_000 + "\nb"), Axis.parse("seed", "1, 2")
     grid, start = Grid.from_request(GenerateRequest(width=64, height=64), x, y), time.monotonic()

@@ -15,7 +15,7 @@ from gradio_client import Client
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.doors import Doors
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.images.metadata import read_request
 
 
 @pytest.mark.parametrize("auth", ["", "user", "user:", ":word"])
@@ -42,7 +42,7 @@ def test_the_password_comes_from_a_file_or_the_environment(tmp_path, monkeypatch
     monkeypatch.setenv("HRA_STUDIO_AUTH", "user")
     with pytest.raises(ConfigError, match="HRA_STUDIO_AUTH must be USER:PASSWORD"):
         StudioConfig()
-    from hra_diffusion.studio.engine.processes import job_environment
+    from hra_diffusion.studio.engine.training.processes import job_environment
 
     assert "HRA_STUDIO_AUTH" not in job_environment()
 

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from hra_diffusion.studio.engine.base_vocabulary import embedded_vocabulary
 from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.models.base_vocabulary import embedded_vocabulary
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.first_visit import base_knowledge, first_settings, first_visit, unknown_words_hint
 from hra_diffusion.studio.tabs.memory import _restore
@@ -77,7 +77,7 @@ def test_stored_values_win_over_those_of_a_first_visit(page):
 
 @pytest.mark.slow
 def test_the_first_press_of_generate_uses_the_example_adapter(embedded, page):
-    from hra_diffusion.studio.engine.metadata import read_request
+    from hra_diffusion.studio.engine.images.metadata import read_request
     from hra_diffusion.studio.page import build_page, launch_options
     from tests.studio.conftest import set_number
 

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.events import Progress
-from hra_diffusion.studio.engine.metadata import parameters, parse_parameters
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Progress
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.metadata import parameters, parse_parameters
 from hra_diffusion.studio.engine.session import SavedImage
 
 PLAIN = GenerateRequest(

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ImageError
-from hra_diffusion.studio.engine.image_store import MAX_SIDE, PAGE_SIZE, ImageStore, new_image_path
-from hra_diffusion.studio.engine.metadata import png_info
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.image_store import MAX_SIDE, PAGE_SIZE, ImageStore, new_image_path
+from hra_diffusion.studio.engine.images.metadata import png_info
 
 HOSTILE = ("../secret/a.png", "day/../../secret/a.png", "/etc/passwd.png", "link/a.png", "day/link.png", "day/.a.png")
 

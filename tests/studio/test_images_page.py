@@ -6,7 +6,7 @@ import pytest
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.images.metadata import read_request
 from tests.studio.conftest import set_number
 
 pytestmark = pytest.mark.slow

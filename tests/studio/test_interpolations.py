@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.grid import Axis, Grid
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.grid import Axis, Grid
 from hra_diffusion.studio.engine.session import SavedImage
 
 AMBER, BIRCH = AdapterUse(name="amber", strength=1.0), AdapterUse(name="birch", strength=1.0)

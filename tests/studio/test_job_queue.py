@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine import job_queue
-from hra_diffusion.studio.engine.job import Status, read_job
-from hra_diffusion.studio.engine.job_queue import QUEUED
+from hra_diffusion.studio.engine.training import job_queue
+from hra_diffusion.studio.engine.training.job import Status, read_job
+from hra_diffusion.studio.engine.training.job_queue import QUEUED
 from hra_diffusion.training.config import DreamBoothConfig
 from tests.studio.test_jobs import SleepingJobs, make_job, photo, write_log  # noqa: F401 - a fixture
 

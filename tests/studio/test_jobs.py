@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from hra_diffusion.errors import ConfigError, ImageError
-from hra_diffusion.studio.engine import processes
-from hra_diffusion.studio.engine.estimates import Estimates
-from hra_diffusion.studio.engine.job import Status
-from hra_diffusion.studio.engine.jobs import TrainingJobs
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.training_job import CROPS, Preset, TrainingImage, TrainingJob, read_cropped
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.training import processes
+from hra_diffusion.studio.engine.training.estimates import Estimates
+from hra_diffusion.studio.engine.training.job import Status
+from hra_diffusion.studio.engine.training.jobs import TrainingJobs
+from hra_diffusion.studio.engine.training.training_job import CROPS, Preset, TrainingImage, TrainingJob, read_cropped
 from hra_diffusion.training.config import DreamBoothConfig
 
 RECORD = {

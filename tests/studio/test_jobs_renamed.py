@@ -12,11 +12,11 @@ from PIL import Image
 from hra_diffusion.errors import BusyError, ConfigError, OutputError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines.models import image_name
-from hra_diffusion.studio.engine.job import Status
-from hra_diffusion.studio.engine.job_settings import form_values
-from hra_diffusion.studio.engine.jobs import TrainingJobs
-from hra_diffusion.studio.engine.subject_prompts import split_prompts, subject_prompt
-from hra_diffusion.studio.engine.training_job import PRESETS, Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.adapters.subject_prompts import split_prompts, subject_prompt
+from hra_diffusion.studio.engine.training.job import Status
+from hra_diffusion.studio.engine.training.job_settings import form_values
+from hra_diffusion.studio.engine.training.jobs import TrainingJobs
+from hra_diffusion.studio.engine.training.training_job import PRESETS, Preset, TrainingImage, TrainingJob
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml
 
@@ -66,7 +66,7 @@ def test_a_running_job_and_taken_or_invalid_names_are_refused(jobs, job):
 
 
 def test_a_job_whose_settings_cannot_be_written_keeps_its_name(jobs, monkeypatch):
-    from hra_diffusion.studio.engine import jobs as module
+    from hra_diffusion.studio.engine.training import jobs as module
 
     def full_disk(path: Path, write: object) -> None:
         raise OutputError(f"Cannot write {path}.")

@@ -8,12 +8,12 @@ import threading
 import pytest
 
 from hra_diffusion.errors import ModelError
-from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.events import Loading
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Loading
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.models.base import read_base
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import Uploads
 

@@ -5,7 +5,7 @@ import re
 import pytest
 from PIL import Image
 
-from hra_diffusion.studio.engine.metadata import read_request
+from hra_diffusion.studio.engine.images.metadata import read_request
 from tests.studio.conftest import CHROMIUM, set_number
 
 pytestmark = pytest.mark.slow

@@ -11,10 +11,10 @@ from PIL import Image
 
 from hra_diffusion.formats.run_folder import BASE_FILE
 from hra_diffusion.pipelines import load_base
-from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.preview import Preview
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.preview import Preview
+from hra_diffusion.studio.engine.models.base import read_base
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.data.latents import encode
 from hra_diffusion.training.families.latent_space import LatentSpace

@@ -6,10 +6,10 @@ import time
 import pytest
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
-from hra_diffusion.studio.engine.generation_queue import GenerationQueue
-from hra_diffusion.studio.engine.presets import MAX_PRESETS, Presets
-from hra_diffusion.studio.engine.prompt_list import MAX_LINES, list_requests, read_prompt_file
-from hra_diffusion.studio.engine.requests import MAX_PROMPT, AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.generation.generation_queue import GenerationQueue
+from hra_diffusion.studio.engine.generation.presets import MAX_PRESETS, Presets
+from hra_diffusion.studio.engine.generation.prompt_list import MAX_LINES, list_requests, read_prompt_file
+from hra_diffusion.studio.engine.generation.requests import MAX_PROMPT, AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.session import SavedImage
 from hra_diffusion.studio.tabs.queue_view import queue_html
 

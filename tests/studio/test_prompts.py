@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from hra_diffusion.studio.engine.base import Base
-from hra_diffusion.studio.engine.events import Generated
-from hra_diffusion.studio.engine.grid import Axis, Grid
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import restore_request
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.events import Generated
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.grid import Axis, Grid
+from hra_diffusion.studio.engine.images.restoring import restore_request
+from hra_diffusion.studio.engine.models.base import Base
 from hra_diffusion.studio.engine.uploads import read_upload
 
 LONG = "a photo of a sks dog on a beach, in the morning, with a red ball and two small cats beside it"

@@ -12,11 +12,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
-from hra_diffusion.studio.engine.base import Base
-from hra_diffusion.studio.engine.grid import Axis, Grid
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import parameters, parse_parameters, png_info, read_request, restore_request
-from hra_diffusion.studio.engine.requests import MAX_SEED, AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.requests import MAX_SEED, AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.images.grid import Axis, Grid
+from hra_diffusion.studio.engine.images.metadata import parameters, parse_parameters, png_info, read_request
+from hra_diffusion.studio.engine.images.restoring import restore_request
+from hra_diffusion.studio.engine.models.base import Base
 
 NAMED = {"adapters": "adapter|strength", "guidance_scale": "guidance_scale"}
 TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=200)

@@ -7,10 +7,10 @@ import diffusers
 import numpy as np
 import pytest
 
-from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.events import Generated
-from hra_diffusion.studio.engine.requests import MODEL_SCHEDULER, GenerateRequest
-from hra_diffusion.studio.engine.schedulers import make_scheduler, scheduler_names, scheduler_of_a1111
+from hra_diffusion.studio.engine.generation.events import Generated
+from hra_diffusion.studio.engine.generation.requests import MODEL_SCHEDULER, GenerateRequest
+from hra_diffusion.studio.engine.generation.schedulers import make_scheduler, scheduler_names, scheduler_of_a1111
+from hra_diffusion.studio.engine.models.base import read_base
 from tests.versions import transformer_families
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}

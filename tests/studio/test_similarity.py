@@ -10,8 +10,8 @@ from torch import nn
 from hra_diffusion import HRAConfig, HRAModel
 from hra_diffusion.errors import AdapterFileError, ConfigError
 from hra_diffusion.formats.compression import compress_adapter
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.similarity import similar_adapters
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.adapters.similarity import similar_adapters
 from hra_diffusion.studio.tabs.similar_adapters import similarity_table
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "assets" / "adapters"

@@ -9,12 +9,12 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines.models import image_name
-from hra_diffusion.studio.engine.job import read_job
-from hra_diffusion.studio.engine.job_settings import form_values
-from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, parse_run_options
 from hra_diffusion.studio.engine.setting_error import SettingError
-from hra_diffusion.studio.engine.training_job import VALIDATION_PROMPTS, Preset, TrainingImage, TrainingJob
-from hra_diffusion.studio.engine.validation_images import validation_images, validation_steps
+from hra_diffusion.studio.engine.training.job import read_job
+from hra_diffusion.studio.engine.training.job_settings import form_values
+from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, parse_run_options
+from hra_diffusion.studio.engine.training.training_job import VALIDATION_PROMPTS, Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.validation_images import validation_images, validation_steps
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import flat_values

@@ -10,12 +10,12 @@ from PIL import Image, ImageDraw
 from hra_diffusion import load_hra_control, load_hra_weights, save_hra_control, set_hra_adapters
 from hra_diffusion.control import Control, make_annotator, make_encoder
 from hra_diffusion.pipelines import generate_image, load_pipeline
-from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.conditions import AS_TRAINED, make_condition
-from hra_diffusion.studio.engine.events import Generated
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.conditions import AS_TRAINED, make_condition
+from hra_diffusion.studio.engine.generation.events import Generated
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.models.base import read_base
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.uploads import Uploads
 from tests.pipelines.conftest import rotated
 from tests.versions import transformer_families

@@ -11,13 +11,13 @@ from PIL import Image
 from hra_diffusion import load_hra_weights
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.pipelines import generate_image, load_pipeline
-from hra_diffusion.studio.engine.base import read_base
-from hra_diffusion.studio.engine.events import Generated, Progress
-from hra_diffusion.studio.engine.generator import Generator
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.preview import Preview
-from hra_diffusion.studio.engine.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.generation.events import Generated, Progress
+from hra_diffusion.studio.engine.generation.generator import Generator
+from hra_diffusion.studio.engine.generation.preview import Preview
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
+from hra_diffusion.studio.engine.models.base import read_base
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.uploads import Uploads
 from hra_diffusion.training.families.latent_space import LatentSpace
 from tests import models

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler
 from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import load_pipeline
 from hra_diffusion.pipelines.kinds import default_size
-from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.models.base import read_base
 from hra_diffusion.training.config import ModelConfig
 from hra_diffusion.training.data.buckets import checked_resolution
 from hra_diffusion.training.data.latents import encode

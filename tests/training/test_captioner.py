@@ -53,8 +53,8 @@ def test_no_model_and_no_images_are_refused(blip, tmp_path):
 
 
 def test_the_studio_captions_images_with_its_captioner_alone(blip, folder):
-    from hra_diffusion.studio.engine.captions import ImageCaptions
     from hra_diffusion.studio.engine.config import StudioConfig
+    from hra_diffusion.studio.engine.training.captions import ImageCaptions
 
     paths = sorted(folder.glob("*.png"))
     captions = ImageCaptions(StudioConfig(captioner=str(blip), caption_prompt="the red cat")).captions(paths)

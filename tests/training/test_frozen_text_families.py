@@ -26,7 +26,7 @@ from hra_diffusion.errors import ConfigError, ModelError
 from hra_diffusion.pipelines import generate_image, load_pipeline
 from hra_diffusion.pipelines.kinds import KINDS, call_options, default_size, kind_of, size_multiple
 from hra_diffusion.pipelines.models import image_name
-from hra_diffusion.studio.engine.base import read_base
+from hra_diffusion.studio.engine.models.base import read_base
 from hra_diffusion.training.config import DataConfig, DreamBoothConfig, ModelConfig
 from hra_diffusion.training.config.file import with_values
 from hra_diffusion.training.data.cache import Cache

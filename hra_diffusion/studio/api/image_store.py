@@ -6,7 +6,7 @@ import gradio as gr
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.api.endpoints import expose, expose_typed
-from hra_diffusion.studio.engine.image_store import StoredImage
+from hra_diffusion.studio.engine.images.image_store import StoredImage
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import served_copy
 

@@ -1,5 +1,6 @@
 """The cache of the studio: uploads and downloads of browsers, removed after a day."""
 
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -7,6 +8,12 @@ from pathlib import Path
 
 DAY = 86_400
 _HOUR = 3600
+
+
+def new_folder(folder: Path) -> Path:
+    """Make a new, uniquely named folder inside a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def remove_old_files(cache: Path) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -20,9 +19,10 @@ from hra_diffusion.formats.peft import CONFIG_FILE, FILES
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.studio.engine.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.requests import AdapterUse, parse_adapter_uses
+from hra_diffusion.studio.engine.adapters.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
+from hra_diffusion.studio.engine.cache import new_folder
+from hra_diffusion.studio.engine.generation.requests import AdapterUse, parse_adapter_uses
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 MAX_BYTES = 500_000_000
@@ -250,12 +250,6 @@ def _target(path: PurePosixPath) -> Path | None:
     if name in FILES:
         return Path(folder if _COMPONENT.fullmatch(folder) else "", name)
     return Path(name) if name in EXTRA_FILES else None
-
-
-def new_folder(folder: Path) -> Path:
-    """Make a new, uniquely named folder inside a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    return Path(tempfile.mkdtemp(dir=folder))
 
 
 def zip_folder(folder: Path) -> Path:

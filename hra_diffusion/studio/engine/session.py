@@ -26,26 +26,26 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError, OutputError
 from hra_diffusion.formats.files import tidy, write_file, writing
 from hra_diffusion.resources import DATA, find_data
-from hra_diffusion.studio.engine.bases import Bases
-from hra_diffusion.studio.engine.cache import remove_old_files
-from hra_diffusion.studio.engine.captions import ImageCaptions
-from hra_diffusion.studio.engine.conditions import find_control, make_condition
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.cache import new_folder, remove_old_files
 from hra_diffusion.studio.engine.config import StudioConfig
-from hra_diffusion.studio.engine.control_job import ControlJob, control_defaults
-from hra_diffusion.studio.engine.estimates import Estimates
-from hra_diffusion.studio.engine.events import Generated, Loading, Progress, Queued
-from hra_diffusion.studio.engine.exporting import new_folder
-from hra_diffusion.studio.engine.generation_queue import GenerationQueue, QueueItem
-from hra_diffusion.studio.engine.grid import Grid
-from hra_diffusion.studio.engine.image_store import ImageStore, new_image_path
-from hra_diffusion.studio.engine.job import IMPORTED, Job, Status
-from hra_diffusion.studio.engine.jobs import TrainingJobs
-from hra_diffusion.studio.engine.library import Library
-from hra_diffusion.studio.engine.metadata import png_info
-from hra_diffusion.studio.engine.model_worker import ModelWorker
-from hra_diffusion.studio.engine.presets import Presets
-from hra_diffusion.studio.engine.requests import GenerateRequest
-from hra_diffusion.studio.engine.training_job import TrainingJob
+from hra_diffusion.studio.engine.generation.conditions import find_control, make_condition
+from hra_diffusion.studio.engine.generation.events import Generated, Loading, Progress, Queued
+from hra_diffusion.studio.engine.generation.generation_queue import GenerationQueue, QueueItem
+from hra_diffusion.studio.engine.generation.presets import Presets
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.images.grid import Grid
+from hra_diffusion.studio.engine.images.image_store import ImageStore, new_image_path
+from hra_diffusion.studio.engine.images.metadata import png_info
+from hra_diffusion.studio.engine.images.restoring import restore_png
+from hra_diffusion.studio.engine.models.bases import Bases
+from hra_diffusion.studio.engine.models.model_worker import ModelWorker
+from hra_diffusion.studio.engine.training.captions import ImageCaptions
+from hra_diffusion.studio.engine.training.control_job import ControlJob, control_defaults
+from hra_diffusion.studio.engine.training.estimates import Estimates
+from hra_diffusion.studio.engine.training.job import IMPORTED, Job, Status
+from hra_diffusion.studio.engine.training.jobs import TrainingJobs
+from hra_diffusion.studio.engine.training.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
 from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.base import BaseConfig
@@ -190,10 +190,10 @@ class Session:
         return path
 
     def restore(self, png: str | Path | None) -> tuple[GenerateRequest, list[str]]:
-        """Read the request of a PNG for this model and library: see `metadata.restore_request`; None is an error."""
+        """Read the request of a PNG for this model and library: see `restoring.restore_request`; None is an error."""
         if not isinstance(png, str | Path):
             raise ConfigError("There is no image to read settings from: choose a PNG file.")
-        return self.worker.bases.restore_png(Path(png), self.library, self.default_request)
+        return restore_png(Path(png), self.worker.bases, self.library, self.default_request)
 
     def with_condition(self, request: GenerateRequest, image: Path, annotator: str) -> GenerateRequest:
         """Return a request with the condition of its control.

@@ -9,9 +9,9 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.events import Progress
-from hra_diffusion.studio.engine.grid import AXES, FINAL, NO_ADAPTER, Axis, Grid
-from hra_diffusion.studio.engine.requests import GenerateRequest, parse_adapter_uses
+from hra_diffusion.studio.engine.generation.events import Progress
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest, parse_adapter_uses
+from hra_diffusion.studio.engine.images.grid import AXES, FINAL, NO_ADAPTER, Axis, Grid
 from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.tabs.common import data_url, empty_state, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_busy

@@ -6,9 +6,15 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.formats.files import write_file
-from hra_diffusion.studio.engine.conditions import ANNOTATORS, AS_TRAINED, NO_ANNOTATOR, has_strokes, sketch_condition
-from hra_diffusion.studio.engine.exporting import new_folder
-from hra_diffusion.studio.engine.requests import parse_adapter_uses
+from hra_diffusion.studio.engine.cache import new_folder
+from hra_diffusion.studio.engine.generation.conditions import (
+    ANNOTATORS,
+    AS_TRAINED,
+    NO_ANNOTATOR,
+    has_strokes,
+    sketch_condition,
+)
+from hra_diffusion.studio.engine.generation.requests import parse_adapter_uses
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 from hra_diffusion.studio.tabs.common import note, served_copy

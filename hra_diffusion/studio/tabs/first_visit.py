@@ -4,7 +4,7 @@ import html
 from typing import Any
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.studio.engine.base_vocabulary import embedded_vocabulary
+from hra_diffusion.studio.engine.models.base_vocabulary import embedded_vocabulary
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import empty_state
 

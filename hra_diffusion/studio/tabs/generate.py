@@ -8,9 +8,9 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.events import Loading, Queued
-from hra_diffusion.studio.engine.metadata import read_request
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Loading, Queued
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.images.metadata import read_request
 from hra_diffusion.studio.engine.session import SavedImage, Session
 from hra_diffusion.studio.tabs.common import gallery_items, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy

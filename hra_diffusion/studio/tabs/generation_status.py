@@ -1,7 +1,7 @@
 """The status of a generation as HTML: progress with a preview, and warnings."""
 
-from hra_diffusion.studio.engine.events import Loading, Progress, Queued
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.events import Loading, Progress, Queued
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.tabs.common import data_url, empty_state, format_duration, note, quote_start
 from hra_diffusion.studio.tabs.labels import LABELS
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hra_diffusion.studio.engine.image_store import SearchResult, StoredImage
+from hra_diffusion.studio.engine.images.image_store import SearchResult, StoredImage
 from hra_diffusion.studio.tabs.common import note, thumbnail_url
 
 _SIDE = 224

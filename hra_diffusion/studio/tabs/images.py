@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.image_store import StoredImage
+from hra_diffusion.studio.engine.images.image_store import StoredImage
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, served_copy
 from hra_diffusion.studio.tabs.events import listen, listen_busy

@@ -8,8 +8,8 @@ from PIL import Image
 
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.masks import mask_of
-from hra_diffusion.studio.engine.exporting import new_folder
-from hra_diffusion.studio.engine.inpainting import MAX_OUTPAINT, SIDES
+from hra_diffusion.studio.engine.cache import new_folder
+from hra_diffusion.studio.engine.images.inpainting import MAX_OUTPAINT, SIDES
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 from hra_diffusion.studio.tabs.common import note

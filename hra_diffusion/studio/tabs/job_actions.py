@@ -5,8 +5,8 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.job_checkpoints import add_checkpoint
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.training.job_checkpoints import add_checkpoint
 from hra_diffusion.studio.tabs.common import note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.job_components import JobView

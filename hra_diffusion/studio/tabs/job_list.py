@@ -5,8 +5,8 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.job import Job, Status
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.training.job import Job, Status
 
 _SCRIPT = (Path(__file__).parents[1] / "job_list.js").read_text(encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
 import html
 
-from hra_diffusion.studio.engine.job import Job
-from hra_diffusion.studio.engine.job_output import job_memory, log_tail
+from hra_diffusion.studio.engine.training.job import Job
+from hra_diffusion.studio.engine.training.job_output import job_memory, log_tail
 from hra_diffusion.studio.tabs.common import note, strip_folders
 
 

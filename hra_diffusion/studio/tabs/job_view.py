@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.job import Job, Status
-from hra_diffusion.studio.engine.job_checkpoints import checkpoint_steps
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.validation_images import validation_images, validation_steps
+from hra_diffusion.studio.engine.training.job import Job, Status
+from hra_diffusion.studio.engine.training.job_checkpoints import checkpoint_steps
+from hra_diffusion.studio.engine.training.validation_images import validation_images, validation_steps
 from hra_diffusion.studio.tabs.common import format_duration, served_copy, strip_folders
 from hra_diffusion.studio.tabs.events import listen
 from hra_diffusion.studio.tabs.job_actions import connect_actions, connect_changes, connect_checkpoints

@@ -8,6 +8,7 @@ import gradio as gr
 
 from hra_diffusion.formats.contents import Component, read_components
 from hra_diffusion.formats.lora import LAYOUTS
+from hra_diffusion.studio.engine.adapters.library import Entry
 from hra_diffusion.studio.engine.exporting import (
     import_adapter,
     publish,
@@ -15,8 +16,7 @@ from hra_diffusion.studio.engine.exporting import (
     write_lora,
     write_merged_model,
 )
-from hra_diffusion.studio.engine.library import Entry
-from hra_diffusion.studio.engine.requests import Combine
+from hra_diffusion.studio.engine.generation.requests import Combine
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, thumbnail_url
 from hra_diffusion.studio.tabs.events import listen, listen_busy

@@ -5,7 +5,7 @@ import html
 from hra_diffusion.errors import AdapterFileError
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.run_folder import METRICS
-from hra_diffusion.studio.engine.job import Job
+from hra_diffusion.studio.engine.training.job import Job
 
 _GOOD, _FAIR = 0.6, 0.25
 """Shares of the closed gap from which the subject is well or partly learned."""

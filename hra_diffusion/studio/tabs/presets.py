@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.metadata import restore_settings
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.images.restoring import restore_settings
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import ask_for_confirmation, named_parameters, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import quote_start
 from hra_diffusion.studio.tabs.events import listen

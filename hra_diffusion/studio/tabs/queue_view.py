@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.generation_queue import QueueRow
+from hra_diffusion.studio.engine.generation.generation_queue import QueueRow
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import client_id, note
 from hra_diffusion.studio.tabs.events import listen

@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ImageError
-from hra_diffusion.studio.engine.conditions import AS_TRAINED, NO_ANNOTATOR
-from hra_diffusion.studio.engine.inpainting import SIDES, with_mask, with_outpainting
-from hra_diffusion.studio.engine.requests import GenerateRequest
+from hra_diffusion.studio.engine.generation.conditions import AS_TRAINED, NO_ANNOTATOR
+from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.images.inpainting import SIDES, with_mask, with_outpainting
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import client_id, named_parameters, served_copy
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.requests import MAX_SCALE, GenerateRequest
+from hra_diffusion.studio.engine.generation.requests import MAX_SCALE, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
 from hra_diffusion.studio.tabs.control import control_panel

@@ -4,8 +4,8 @@ import html
 
 import gradio as gr
 
+from hra_diffusion.studio.engine.adapters.similarity import similar_adapters
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.similarity import similar_adapters
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 
 _EXPLANATION = (

@@ -9,11 +9,17 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.control_job import CONTROL_PRESETS, ControlJob
-from hra_diffusion.studio.engine.job_settings import form_values
-from hra_diffusion.studio.engine.run_options import RUN_OPTIONS, parse_run_options, parse_whole
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training_job import PRESETS, TrainingImage, TrainingJob, adjust_preset, check_images
+from hra_diffusion.studio.engine.training.control_job import CONTROL_PRESETS, ControlJob
+from hra_diffusion.studio.engine.training.job_settings import form_values
+from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, parse_run_options, parse_whole
+from hra_diffusion.studio.engine.training.training_job import (
+    PRESETS,
+    TrainingImage,
+    TrainingJob,
+    adjust_preset,
+    check_images,
+)
 from hra_diffusion.studio.tabs.common import served_copy
 
 CAPTION_COLUMNS = ["image", "caption", "crop"]

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.studio.engine.control_job import TRAINING_ANNOTATORS
-from hra_diffusion.studio.engine.run_options import MAX_PROMPTS, option_text
+from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.subject_prompts import subject_prompt
-from hra_diffusion.studio.engine.training_job import PRESETS, VALIDATION_PROMPTS
+from hra_diffusion.studio.engine.training.control_job import TRAINING_ANNOTATORS
+from hra_diffusion.studio.engine.training.run_options import MAX_PROMPTS, option_text
+from hra_diffusion.studio.engine.training.training_job import PRESETS, VALIDATION_PROMPTS
 from hra_diffusion.studio.tabs.caption_section import caption_section
 from hra_diffusion.studio.tabs.common import format_duration, heading, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy

@@ -1,0 +1,1 @@
+"""Adapters: the library, adapters between two others, and their similarity."""

@@ -1,0 +1,1 @@
+"""Image generation: requests, their queue, and the generator."""

@@ -1,0 +1,1 @@
+"""Images: the store, their metadata, masks and grids."""

@@ -1,0 +1,1 @@
+"""Base models: their facts, and the worker that holds the loaded one."""

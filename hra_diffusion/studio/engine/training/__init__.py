@@ -1,0 +1,1 @@
+"""Training: jobs, their settings and results, and captions."""
