@@ -4,7 +4,6 @@ A request yields an iterator of events. Closing the iterator or setting the stop
 The weights are loaded on first use; requests wait in the queue meanwhile.
 """
 
-import gc
 import logging
 import queue
 import threading
@@ -96,14 +95,12 @@ class ModelWorker:
 
     def _load_generator(self, base: Base) -> "Generator":
         """Unload the weights of another base, and load those of this one; the lock is held."""
-        import torch  # as diffusers below, takes seconds, which the page does not wait for
+        from accelerate.utils.memory import clear_device_cache  # as diffusers below, takes seconds: not for the page
 
         from hra_diffusion.studio.engine.generation.generator import Generator
 
         self._generator = self._loaded = None
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        clear_device_cache(garbage_collection=True)
         self._generator = Generator(self._recorded(base), self.library, self.uploads, self._placement)
         self._loaded = base
         return self._generator
