@@ -10,7 +10,7 @@ from hra_diffusion.studio.engine.generation.generation_queue import GenerationQu
 from hra_diffusion.studio.engine.generation.presets import MAX_PRESETS, Presets
 from hra_diffusion.studio.engine.generation.prompt_list import MAX_LINES, list_requests, read_prompt_file
 from hra_diffusion.studio.engine.generation.requests import MAX_PROMPT, AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.session import SavedImage
+from hra_diffusion.studio.engine.images.image_store import SavedImage
 from hra_diffusion.studio.tabs.queue_view import queue_html
 
 REQUEST = GenerateRequest(prompt="a cat", seed=5, count=2, steps=3)
@@ -69,7 +69,7 @@ def test_a_client_sees_its_own_prompts_and_cancels_its_own_items_alone():
     with queue.adding([REQUEST], "one") as (first,), queue.adding([long, REQUEST], "two") as (second, third):
         with queue.submitting(first) as first_stop, queue.submitting(second) as second_stop:
             rows = queue.client_rows("two")
-            assert [(row.own, row.images, bool(row.id)) for row in rows] == [
+            assert [(row.is_mine, row.images, bool(row.id)) for row in rows] == [
                 (False, 2, False),
                 (True, 1, True),
                 (True, 2, True),
@@ -81,7 +81,7 @@ def test_a_client_sees_its_own_prompts_and_cancels_its_own_items_alone():
             queue.cancel(rows[1].id, "two")
             queue.cancel(rows[2].id, "two")
             assert (first_stop.is_set(), second_stop.is_set(), third.canceled) == (False, True, True)
-            assert [row.own for row in queue.client_rows("two")] == [False, True]
+            assert [row.is_mine for row in queue.client_rows("two")] == [False, True]
             queue.cancel_all("one")
             assert first_stop.is_set()
         with queue.submitting(third) as stop:
@@ -161,7 +161,7 @@ def test_two_clients_wait_in_order_and_an_item_that_waits_can_be_canceled(sessio
             while len(session.queue.client_rows("two")) < number:
                 time.sleep(0.01)
         rows = session.queue.client_rows("two")
-        assert [(row.own, row.position) for row in rows] == [(False, 0), (True, 1)]
+        assert [(row.is_mine, row.position) for row in rows] == [(False, 0), (True, 1)]
         session.queue.cancel(rows[1].id, "two")
         threads[1].join(30)
         assert not any(isinstance(event, SavedImage) for event in results["two"])

@@ -1,4 +1,4 @@
-"""The queue as a section of Generate: own generations with a Cancel button, those of other visitors without prompts."""
+"""The queue as a section of Generate: a client's generations with a Cancel button, those of others without prompts."""
 
 import html
 from pathlib import Path
@@ -50,7 +50,7 @@ def queue_html(rows: list[QueueRow]) -> str:
 def _row_html(row: QueueRow) -> str:
     position = "In progress" if row.position == 0 else f"{row.position} before it"
     images = "1 image" if row.images == 1 else f"{row.images} images"
-    if not row.own:
+    if not row.is_mine:
         return f"<li><b>{position}</b><span>another visitor</span><small>{images}</small></li>"
     prompt = html.escape(row.prompt)
     label = html.escape(f"Cancel: {row.prompt}", quote=True)

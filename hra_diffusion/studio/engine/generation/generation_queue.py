@@ -39,7 +39,8 @@ class QueueRow:
 
     position: int
     """Number of items before this one."""
-    own: bool
+    is_mine: bool
+    """Whether it is an item of this client."""
     images: int
     id: str = ""
     """For `cancel`; "" for items of others."""
@@ -99,7 +100,7 @@ class GenerationQueue:
             submitted = sorted((item.order, item) for item in self._items if item.order is not None)
             waiting = [item for item in self._items if item.order is None and not item.canceled]
         items = [*(item for _, item in submitted), *waiting]
-        return [_row(position, item, own=item.client == client) for position, item in enumerate(items)]
+        return [_row(position, item, is_mine=item.client == client) for position, item in enumerate(items)]
 
     def cancel(self, item_id: object, client: str) -> None:
         """Cancel one item of a client, within a step.
@@ -126,9 +127,9 @@ def _cancel(item: QueueItem) -> None:
     item.stop.set()
 
 
-def _row(position: int, item: QueueItem, *, own: bool) -> QueueRow:
-    if not own:
-        return QueueRow(position=position, own=False, images=item.images)
+def _row(position: int, item: QueueItem, *, is_mine: bool) -> QueueRow:
+    if not is_mine:
+        return QueueRow(position=position, is_mine=False, images=item.images)
     text = " ".join(item.request.prompt[: 2 * _MAX_PROMPT].split())
     prompt = text if len(text) <= _MAX_PROMPT else text[: _MAX_PROMPT - 1] + "…"
-    return QueueRow(position=position, own=True, images=item.images, id=item.id, prompt=prompt)
+    return QueueRow(position=position, is_mine=True, images=item.images, id=item.id, prompt=prompt)
