@@ -102,12 +102,12 @@ def build_page(session: Session) -> gr.Blocks:
         gr.HTML(_header(session), elem_id="header")
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Generate", id="generate"):
-                generate = build_generate_tab(session)
+                generate = build_generate_tab(session, tabs)
                 settings = generate.settings
             with gr.Tab("Compare", id="compare") as tab:
-                build_compare_tab(session, settings, tab)
+                build_compare_tab(session, generate, tab)
             with gr.Tab("Images", id="images") as tab:
-                build_images_tab(session, settings, generate.restored, tabs, tab)
+                build_images_tab(session, generate, tab)
             with gr.Tab("Train", id="train", render_children=True):
                 train_column = gr.Column()
             with gr.Tab("Library", id="library", render_children=True):

@@ -12,7 +12,8 @@ from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.generation.events import Loading
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.models.bases import Bases
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
 
 REQUEST = GenerateRequest(prompt="a cat", steps=2, width=32, height=32, seed=3)

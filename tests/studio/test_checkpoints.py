@@ -9,7 +9,7 @@ import pytest
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.session import SavedImage
+from hra_diffusion.studio.engine.images.image_store import SavedImage
 from hra_diffusion.training.outputs.checkpoint import REST
 
 REQUEST = GenerateRequest(

@@ -20,7 +20,8 @@ from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, write_merged_model, zip_folder
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.job import Status
 from hra_diffusion.studio.engine.training.training_job import SETTINGS_FILE, Preset, TrainingImage, TrainingJob
 from tests import models

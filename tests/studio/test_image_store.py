@@ -8,8 +8,7 @@ from PIL import Image
 
 from hra_diffusion.errors import ImageError
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.images.image_store import MAX_SIDE, PAGE_SIZE, ImageStore, new_image_path
-from hra_diffusion.studio.engine.images.metadata import png_info
+from hra_diffusion.studio.engine.images.image_store import MAX_SIDE, PAGE_SIZE, ImageStore
 
 HOSTILE = ("../secret/a.png", "day/../../secret/a.png", "/etc/passwd.png", "link/a.png", "day/link.png", "day/.a.png")
 
@@ -21,11 +20,7 @@ def store(tmp_path) -> ImageStore:
 
 def add_image(store: ImageStore, size: tuple[int, int] = (8, 8), **settings) -> str:
     """Save an image of a request; return its name."""
-    request = GenerateRequest(**settings)
-    path = new_image_path(store.folder, request)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, pnginfo=png_info(request, "base"))
-    return path.relative_to(store.folder).as_posix()
+    return store.add_image(Image.new("RGB", size), GenerateRequest(**settings), "base").name
 
 
 def found(store: ImageStore, query: str = "", **options) -> list[str]:
@@ -67,6 +62,12 @@ def test_favorites_are_kept_in_a_file_and_left_out_after_a_deletion(store):
     assert again.star(first, True).starred
 
 
+def test_a_copy_is_found_by_its_file_name(store):
+    name = add_image(store, prompt="a cat")
+    assert store.find_file(name.partition("/")[2]).name == name
+    assert store.find_file("other.png") is store.find_file("*.png") is None
+
+
 def test_damaged_and_foreign_files_are_listed_and_can_be_deleted(store):
     good = add_image(store, prompt="a cat")
     folder = (store.folder / good).parent
@@ -96,6 +97,7 @@ def test_nothing_outside_the_folder_is_read_or_deleted(store, tmp_path, name):
     for action in (store.find, store.delete_image, lambda wrong: store.star(wrong, True)):
         with pytest.raises(ImageError, match="There is no image"):
             action(name)
+    assert name is None or name == 7 or store.find_file(name.rpartition("/")[2]) is None
     assert found(store) == []
     assert secret.exists()
 

@@ -42,7 +42,7 @@ def test_endpoints_of_images_lists_and_presets_return_data(client, session):
     assert client.predict("draft", api_name="/delete_preset") not in client.predict(api_name="/presets")
     with session.queue.adding([read_request(files[1]["image"])], "another client"):
         (row,) = client.predict(api_name="/queue")
-        assert row == {"position": 0, "own": False, "images": 1, "id": "", "prompt": ""}
+        assert row == {"position": 0, "is_mine": False, "images": 1, "id": "", "prompt": ""}
     with pytest.raises(AppError, match="not in the queue"):
         client.predict("", api_name="/cancel")
 
@@ -65,13 +65,13 @@ def test_images_return_to_generate_and_settings_are_saved_by_name(tab, session):
 
     tab.get_by_role("tab", name="Images").click()
     tab.locator("#image-query input, #image-query textarea").fill("kite lake")
-    tab.get_by_text("1 image", exact=True).wait_for()
+    tab.locator("#image-total").get_by_text("1 image", exact=False).wait_for()
     tab.get_by_role("button", name=re.compile("^Image a red kite above a lake")).click()
     tab.locator("#image-details").get_by_text("a red kite above a lake").wait_for()
     tab.locator("#star-image").click()
     tab.locator("#image-list .star").wait_for()
     tab.locator("#image-query input, #image-query textarea").fill("kite")
-    tab.get_by_text("3 images", exact=True).wait_for()
+    tab.locator("#image-total").get_by_text("3 image", exact=False).wait_for()
     tab.get_by_role("button", name=re.compile("^Compare with the selected image: a red kite in a tree")).click()
     tab.locator("#image-comparison img").nth(1).wait_for()
     tab.locator("#use-image-settings").click()
@@ -86,7 +86,7 @@ def test_images_return_to_generate_and_settings_are_saved_by_name(tab, session):
     tab.get_by_role("tab", name="Images").click()
     tab.locator("#delete-image").click()
     tab.locator("#confirm-delete-image").click()
-    tab.get_by_text("2 images", exact=True).wait_for()
+    tab.locator("#image-total").get_by_text("2 image", exact=False).wait_for()
     tab.get_by_text("No image selected").wait_for()
 
     tab.get_by_role("tab", name="Generate").click()

@@ -8,7 +8,7 @@ import pytest
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.session import SavedImage
+from hra_diffusion.studio.engine.images.image_store import SavedImage
 
 AMBER, BIRCH = AdapterUse(name="amber", strength=1.0), AdapterUse(name="birch", strength=1.0)
 REQUEST = GenerateRequest(prompt="a cat", steps=2, width=32, height=32, seed=3, adapters=(AMBER, BIRCH))

@@ -179,6 +179,7 @@ def test_a_grid_displays_its_seed_and_its_file_contains_the_settings(tab, sessio
     tab.locator("#prompt textarea").wait_for()
     assert tab.locator("#prompt textarea").input_value() == "a cat"
     assert tab.locator("#adapters output").inner_text() == "0.00"
+    assert tab.locator("#restored").inner_text().startswith("Loaded: prompt, adapters amber at 0,")
 
 
 @pytest.mark.parametrize("width", [1280, 400])

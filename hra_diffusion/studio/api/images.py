@@ -9,7 +9,8 @@ from hra_diffusion.errors import BusyError, ConfigError
 from hra_diffusion.studio.api.endpoints import expose
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import gallery_items, model_options, served_copy, stop_handler
 from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, handle_request, settings_from_request
 

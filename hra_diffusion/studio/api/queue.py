@@ -8,7 +8,8 @@ import gradio as gr
 from hra_diffusion.studio.api.endpoints import expose
 from hra_diffusion.studio.engine.generation.prompt_list import list_requests
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import client_id, gallery_items, model_options
 from hra_diffusion.studio.tabs.settings import Settings, handle_request
 

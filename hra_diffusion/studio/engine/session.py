@@ -11,13 +11,11 @@ outputs/studio/
 """
 
 import logging
-import re
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +33,8 @@ from hra_diffusion.studio.engine.generation.generation_queue import GenerationQu
 from hra_diffusion.studio.engine.generation.presets import Presets
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Grid
-from hra_diffusion.studio.engine.images.image_store import ImageStore, new_image_path
-from hra_diffusion.studio.engine.images.metadata import png_info
+from hra_diffusion.studio.engine.images.image_store import ImageStore, SavedImage
+from hra_diffusion.studio.engine.images.metadata import write_png
 from hra_diffusion.studio.engine.images.restoring import restore_png
 from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.models.model_worker import ModelWorker
@@ -53,17 +51,6 @@ from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defau
 from hra_diffusion.training.config.file import with_values
 
 logger = logging.getLogger(__name__)
-
-_IMAGE_NAME = re.compile(r"\d{6}-\d{9}-seed\d{1,16}\.png")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SavedImage:
-    """An image is finished and saved."""
-
-    request: GenerateRequest
-    image: Image.Image
-    path: Path
 
 
 class Session:
@@ -176,18 +163,18 @@ class Session:
         with self.queue.submitting(item) as stop:
             for event in self.worker.stream(request, stop):
                 if isinstance(event, Generated):
-                    path = new_image_path(self.images, event.request)
-                    info = png_info(event.request, event.request.base or self.worker.base.name)
-                    write_file(path, partial(_save, event.image, info))
-                    yield SavedImage(request=event.request, image=event.image, path=path)
+                    yield self.image_store.add_image(event.image, event.request, self._base_name(event.request))
                 else:
                     yield event
 
     def save_grid(self, image: Image.Image, request: GenerateRequest) -> Path:
         """Save the image of a grid as a download, with the grid's request as metadata."""
         path = new_folder(self.cache) / "grid.png"
-        write_file(path, partial(_save, image, png_info(request, request.base or self.worker.base.name)))
+        write_png(path, image, request, self._base_name(request))
         return path
+
+    def _base_name(self, request: GenerateRequest) -> str:
+        return request.base or self.worker.base.name
 
     def restore(self, png: str | Path | None) -> tuple[GenerateRequest, list[str]]:
         """Read the request of a PNG for this model and library: see `restoring.restore_request`; None is an error."""
@@ -240,12 +227,6 @@ class Session:
             name: self.worker.generator.truncated_text(text, request.prompt_syntax) for name, text in prompts.items()
         }
         return {name: end for name, end in ends.items() if end}
-
-    def find_image(self, name: str) -> Path | None:
-        """Return the file of a generated image by its name, or None."""
-        if not _IMAGE_NAME.fullmatch(name):
-            return None
-        return next(self.images.glob(f"*/{name}"), None)
 
     def stop(self, client: str) -> None:
         """Stop the requests of a client, within a step."""
@@ -305,7 +286,3 @@ class Session:
                 write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
             except OutputError as error:
                 logger.warning("%s", error)
-
-
-def _save(image: Image.Image, info: Any, path: Path) -> None:
-    image.save(path, pnginfo=info)

@@ -19,7 +19,8 @@ from gradio.processing_utils import save_file_to_cache
 from PIL import Image
 
 from hra_diffusion.errors import HRAError
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import DECODING, read_upload
 
 logger = logging.getLogger(__name__)
@@ -180,12 +181,6 @@ def note(text: str, kind: str = "plain") -> str:
 def quote_start(text: str) -> str:
     """Return a text's first characters, escaped, as a quotation in HTML."""
     return f"<q>{html.escape(text[:_MAX_QUOTED])}{'…' * (len(text) > _MAX_QUOTED)}</q>"
-
-
-def ask_for_confirmation(name: str | None) -> Any:
-    """Return the visibility of the confirmation of a deletion, and its question as HTML."""
-    escaped = html.escape(str(name)[:80])
-    return gr.update(visible=bool(name)), f"<p class='note'>Delete <b>{escaped}</b>? This cannot be undone.</p>"
 
 
 def empty_state(title: str, text: str, extra_html: str = "") -> str:

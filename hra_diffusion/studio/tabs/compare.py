@@ -8,14 +8,15 @@ from typing import Any
 
 import gradio as gr
 
-from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.events import Progress
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest, parse_adapter_uses
 from hra_diffusion.studio.engine.images.grid import AXES, FINAL, NO_ADAPTER, Axis, Grid
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import data_url, empty_state, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_busy
-from hra_diffusion.studio.tabs.settings import Settings, handle_request, settings_from_request
+from hra_diffusion.studio.tabs.loading_settings import GenerateTab, load_settings
+from hra_diffusion.studio.tabs.settings import handle_request
 
 _SCRIPT = Path(__file__).parents[1] / "grid_cells.js"
 _NO_GRID = empty_state(
@@ -61,9 +62,9 @@ class _GridPanel:
     """Name of the selected cell's image."""
 
 
-def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None:
+def build_compare_tab(session: Session, generate: GenerateTab, tab: gr.Tab) -> None:
     """Build the tab; selecting it updates the displayed prompt and adapters."""
-    panel = _grid_panel(session)
+    panel, settings = _grid_panel(session), generate.settings
     axes = [panel.x_axis, panel.x_values, panel.y_axis, panel.y_values]
     listen_busy(
         panel.generate,
@@ -81,29 +82,21 @@ def build_compare_tab(session: Session, settings: Settings, tab: gr.Tab) -> None
 
     for axis, values in ((panel.x_axis, panel.x_values), (panel.y_axis, panel.y_values)):
         listen(axis.input, example_values, [axis, settings.adapters], values, queue=False)
-    _connect_cells(session, settings, panel)
+    _connect_cells(session, generate, panel)
 
 
-def _connect_cells(session: Session, settings: Settings, panel: _GridPanel) -> None:
+def _connect_cells(session: Session, generate: GenerateTab, panel: _GridPanel) -> None:
     """Enlarge a cell on a click, and load its settings into the Generate tab."""
 
     def enlarge(event: gr.EventData) -> tuple[Any, str, Any]:
-        name = str(event._data.get("image"))
-        path = session.find_image(name)
-        if path is None:
-            raise ConfigError("This image is not in the studio any more.")
-        return served_copy(session, path), name, gr.update(visible=True)
+        image = session.image_store.find(event._data.get("image"))
+        return served_copy(session, image.path), image.name, gr.update(visible=True)
 
-    def use_settings(name: str | None) -> list[Any]:
-        path = session.find_image(name or "")
-        request, changes = session.restore(path and str(path))
-        for change in changes:
-            gr.Warning(html.escape(change, quote=False))
-        return settings_from_request(session, request)
+    def selected_png(name: str | None) -> Path:
+        return session.image_store.find(name).path
 
     listen(panel.table.cell, enlarge, None, [panel.image, panel.selected, panel.cell], queue=False)
-    used = listen(panel.use_settings.click, use_settings, panel.selected, settings.components)
-    listen(used.success, None, js="() => { document.querySelector('#tabs button[role=tab]').click(); return []; }")
+    load_settings(session, generate, panel.use_settings.click, selected_png, panel.selected)
 
 
 def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] | None) -> str:
@@ -200,7 +193,7 @@ def _table(grid: Grid, saved: Sequence[SavedImage], thumbnails: list[str], previ
             current = ' class="current"' if index == len(thumbnails) else ""
             content = f'<img src="{source}" alt="{label}">' if source else "<i></i>"
             if index < len(saved):
-                name = saved[index].path.name
+                name = html.escape(saved[index].name, quote=True)
                 content = f'<button type="button" data-image="{name}" aria-label="Enlarge {label}">{content}</button>'
             cells.append(f"<td{current}>{content}</td>")
         rows.append(f'<tr><th scope="row">{html.escape(row_label[:120])}</th>{"".join(cells)}</tr>')

@@ -10,20 +10,18 @@ import gradio as gr
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.events import Loading, Queued
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
+from hra_diffusion.studio.engine.images.image_store import SavedImage
 from hra_diffusion.studio.engine.images.metadata import read_request
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import gallery_items, model_options, note, served_copy, stop_handler
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
 from hra_diffusion.studio.tabs.first_visit import first_visit
-from hra_diffusion.studio.tabs.generation_status import (
-    generation_progress,
-    restored_settings,
-    truncation_warnings,
-)
+from hra_diffusion.studio.tabs.generation_status import generation_progress, truncation_warnings
+from hra_diffusion.studio.tabs.loading_settings import GenerateTab, load_settings
 from hra_diffusion.studio.tabs.presets import build_history, build_presets
 from hra_diffusion.studio.tabs.prompt_list import build_prompt_list
 from hra_diffusion.studio.tabs.queue_view import build_queue
-from hra_diffusion.studio.tabs.settings import Settings, handle_request, settings_from_request
+from hra_diffusion.studio.tabs.settings import Settings, handle_request
 from hra_diffusion.studio.tabs.settings_panel import SettingsPanel, settings_panel
 
 _EXAMPLES_SCRIPT = Path(__file__).parents[1] / "example_prompts.js"
@@ -47,19 +45,8 @@ class _Results:
     """The settings that were loaded last."""
 
 
-@dataclass(frozen=True)
-class GenerateTab:
-    """The parts of the tab that other tabs use, or that the browser remembers."""
-
-    settings: Settings
-    gallery: gr.Gallery
-    status: gr.HTML
-    restored: gr.HTML
-    """Displays the settings that were loaded last."""
-
-
-def build_generate_tab(session: Session) -> GenerateTab:
-    """Build the tab; return its parts for other tabs."""
+def build_generate_tab(session: Session, tabs: gr.Tabs) -> GenerateTab:
+    """Build the tab, one of the page's tabs; return its parts for others."""
     with gr.Row(elem_classes="split generate-tab"):
         with gr.Column(scale=5, min_width=320, elem_classes="side"):
             panel = settings_panel(session)
@@ -73,9 +60,10 @@ def build_generate_tab(session: Session) -> GenerateTab:
         of_list = build_prompt_list(session, panel.settings, results.gallery, results.status)
     _connect_generation(session, panel, results, of_list)
     _connect_selection(results)
-    _connect_load_settings(session, panel.settings, results)
     _connect_examples(panel.settings, results)
-    return GenerateTab(panel.settings, results.gallery, results.status, results.restored)
+    tab = GenerateTab(panel.settings, results.gallery, results.status, results.restored, tabs)
+    _connect_load_settings(session, tab, results)
+    return tab
 
 
 def _results(session: Session) -> _Results:
@@ -197,22 +185,17 @@ def _connect_selection(results: _Results) -> None:
     listen(results.gallery.change, _update_selected, inputs, results.selected, queue=False)
 
 
-def _connect_load_settings(session: Session, settings: Settings, results: _Results) -> None:
-    """Load settings from the selected image or from a file, and say which."""
+def _connect_load_settings(session: Session, tab: GenerateTab, results: _Results) -> None:
+    """Load settings from the selected image or from a file."""
 
-    def load(png: str | None) -> list[Any]:
-        request, changes = session.restore(png)
-        return [*settings_from_request(session, request), restored_settings(request, changes)]
-
-    def load_selected(images: list[tuple[str, str]] | None, selected: str | None) -> list[Any]:
+    def selected_png(images: list[tuple[str, str]] | None, selected: str | None) -> str:
         selected = _update_selected(images, selected)  # the event that updates it may still be on its way
         if not selected:
             raise ConfigError("No image is selected: generate one first.")
-        return load(selected)
+        return selected
 
-    outputs = [*settings.components, results.restored]
-    listen(results.load_settings.click, load_selected, [results.gallery, results.selected], outputs)
-    upload = listen(results.png.upload, load, results.png, outputs)
+    load_settings(session, tab, results.load_settings.click, selected_png, [results.gallery, results.selected])
+    upload = load_settings(session, tab, results.png.upload, lambda png: png, results.png)
     listen_after(upload, lambda: None, None, results.png, queue=False)  # free for the next file
 
 

@@ -10,11 +10,11 @@ import gradio as gr
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.images.image_store import StoredImage
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, served_copy
+from hra_diffusion.studio.tabs.common import empty_state, note, served_copy
+from hra_diffusion.studio.tabs.deletion import deletion
 from hra_diffusion.studio.tabs.events import listen, listen_busy
-from hra_diffusion.studio.tabs.generation_status import restored_settings
 from hra_diffusion.studio.tabs.image_details import NO_IMAGES, image_details, image_item, image_total, stored_thumbnail
-from hra_diffusion.studio.tabs.settings import Settings, settings_from_request
+from hra_diffusion.studio.tabs.loading_settings import GenerateTab, load_settings
 
 _SCRIPT = (Path(__file__).parents[1] / "image_list.js").read_text(encoding="utf-8")
 _NO_SELECTION = empty_state("No image selected", "Select an image to see its settings. ⇄ compares another one with it.")
@@ -55,11 +55,8 @@ class _Viewer:
     star: gr.Button
     use_settings: gr.Button
     use_as_start: gr.Button
-    delete: gr.Button
     confirmation: gr.Group
-    question: gr.HTML
     confirm: gr.Button
-    cancel: gr.Button
 
     @property
     def outputs(self) -> list[Any]:
@@ -67,24 +64,22 @@ class _Viewer:
         return [self.image, self.slider, self.details, self.actions, self.star, self.confirmation]
 
 
-def build_images_tab(session: Session, settings: Settings, restored: gr.HTML, tabs: gr.Tabs, tab: gr.Tab) -> None:
+def build_images_tab(session: Session, generate: GenerateTab, tab: gr.Tab) -> None:
     """Build the tab.
 
     Args:
         session: the studio's session.
-        settings: the settings of Generate, which an image's request restores.
-        restored: displays the restored settings.
-        tabs: the tabs of the page; a restored request selects Generate.
+        generate: the tab that takes settings and start images.
         tab: this tab, which reads the folder when it is selected.
     """
     with gr.Row(elem_classes="split"):
         with gr.Column(scale=6, min_width=320, elem_classes="side"):
             browser = _image_list()
         with gr.Column(scale=6, min_width=320, elem_classes="results", elem_id="image-viewer"):
-            viewer = _viewer()
+            viewer = _viewer(session, browser)
     _connect_search(session, browser, tab)
     _connect_viewer(session, browser, viewer)
-    _connect_use(session, browser, viewer, settings, restored, tabs)
+    _connect_use(session, browser, viewer, generate)
 
 
 def _image_list() -> _Browser:
@@ -109,7 +104,7 @@ def _image_list() -> _Browser:
     return _Browser(query, starred, images, gr.State(1), total, newer, older)
 
 
-def _viewer() -> _Viewer:
+def _viewer(session: Session, browser: _Browser) -> _Viewer:
     image = gr.Image(
         label="Image",
         show_label=False,
@@ -135,26 +130,9 @@ def _viewer() -> _Viewer:
             use_as_start = gr.Button("Use as start image", size="sm", elem_id="use-as-start")
             star = gr.Button("Add to favorites", size="sm", elem_id="star-image")
             delete = gr.Button("Delete…", size="sm", variant="stop", elem_id="delete-image")
-        with gr.Group(visible=False, elem_classes="panel") as confirmation:
-            question = gr.HTML("")
-            with gr.Row():
-                confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-image")
-                cancel = gr.Button("Cancel")
+        confirmation, confirm = deletion(delete, browser.images, lambda names: _selected(session, names).path.name)
     details = gr.HTML(_NO_SELECTION, label="settings", elem_id="image-details")
-    return _Viewer(
-        image,
-        slider,
-        details,
-        actions,
-        star,
-        use_settings,
-        use_as_start,
-        delete,
-        confirmation,
-        question,
-        confirm,
-        cancel,
-    )
+    return _Viewer(image, slider, details, actions, star, use_settings, use_as_start, confirmation, confirm)
 
 
 def _connect_search(session: Session, browser: _Browser, tab: gr.Tab) -> None:
@@ -200,9 +178,6 @@ def _connect_viewer(session: Session, browser: _Browser, viewer: _Viewer) -> Non
         image = session.image_store.star(image.name, not image.starred)
         return [_star_label(image), *search_updates(session, query, starred, page)]
 
-    def ask(names: list[str] | None) -> Any:
-        return ask_for_confirmation(_selected(session, names).path.name)
-
     def delete(names: list[str] | None, query: str, starred: bool, page: int) -> list[Any]:
         session.image_store.delete_image(_selected(session, names).name)
         images, *others = search_updates(session, query, starred, page)
@@ -211,28 +186,23 @@ def _connect_viewer(session: Session, browser: _Browser, viewer: _Viewer) -> Non
     listen(browser.images.change, display_image, browser.images, viewer.outputs, queue=False)
     inputs = [browser.images, *browser.inputs]
     listen(viewer.star.click, toggle_star, inputs, [viewer.star, *browser.outputs], queue=False)
-    listen(viewer.delete.click, ask, browser.images, [viewer.confirmation, viewer.question], queue=False)
-    listen(viewer.cancel.click, lambda: gr.update(visible=False), None, viewer.confirmation, queue=False)
     listen_busy(viewer.confirm, "Deleting…", delete, inputs, [*browser.outputs, *viewer.outputs])
 
 
-def _connect_use(
-    session: Session, browser: _Browser, viewer: _Viewer, settings: Settings, restored: gr.HTML, tabs: gr.Tabs
-) -> None:
+def _connect_use(session: Session, browser: _Browser, viewer: _Viewer, generate: GenerateTab) -> None:
     """Take the settings, or the image, to Generate."""
 
-    def use_settings(names: list[str] | None) -> list[Any]:
-        request, changes = session.restore(_selected(session, names).path)
-        values = settings_from_request(session, request)
-        return [*values, restored_settings(request, changes), gr.update(selected="generate")]
+    def selected_png(names: list[str] | None) -> Path:
+        return _selected(session, names).path
 
     def use_as_start_image(names: list[str] | None) -> list[Any]:
         image = _selected(session, names)
         width, height = image.nearest_size(session.worker.base.multiple)
         return [served_copy(session, image.path), width, height, None, 0, gr.update(selected="generate")]
 
-    listen(viewer.use_settings.click, use_settings, browser.images, [*settings.components, restored, tabs])
-    outputs = [*(settings.image, settings.width, settings.height, settings.mask_image, settings.outpaint), tabs]
+    load_settings(session, generate, viewer.use_settings.click, selected_png, browser.images)
+    settings = generate.settings
+    outputs = [settings.image, settings.width, settings.height, settings.mask_image, settings.outpaint, generate.tabs]
     listen(viewer.use_as_start.click, use_as_start_image, browser.images, outputs)
 
 

@@ -18,7 +18,8 @@ from hra_diffusion.studio.engine.exporting import (
 )
 from hra_diffusion.studio.engine.generation.requests import Combine
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, empty_state, note, thumbnail_url
+from hra_diffusion.studio.tabs.common import empty_state, note, thumbnail_url
+from hra_diffusion.studio.tabs.deletion import deletion
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.picker import adapter_picker, card_entries
@@ -143,18 +144,12 @@ def _rename_panel(session: Session, settings: Settings, picker: gr.HTML) -> None
 def _delete_panel(session: Session, settings: Settings, picker: gr.HTML) -> tuple[gr.Group, Any]:
     """Build the delete panel; return its confirmation and the event of a deletion."""
     delete = gr.Button("Delete…", variant="stop", elem_id="delete")
-    with gr.Group(visible=False, elem_classes="panel") as confirmation:
-        question = gr.HTML("")
-        with gr.Row():
-            confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete")
-            cancel = gr.Button("Cancel", elem_id="cancel-delete")
+    confirmation, confirm = deletion(delete, picker)
 
     def delete_adapter(name: str) -> Any:
         session.library.delete(name)
         return _update_cards(session, None)
 
-    listen(delete.click, ask_for_confirmation, picker, [confirmation, question])
-    listen(cancel.click, lambda: gr.update(visible=False), None, confirmation)
     return confirmation, listen_busy(confirm, "Deleting…", delete_adapter, picker, [picker, settings.adapters])
 
 

@@ -14,7 +14,7 @@ from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import served_copy
 from hra_diffusion.studio.tabs.events import listen
 from hra_diffusion.studio.tabs.first_visit import first_settings
-from hra_diffusion.studio.tabs.generate import GenerateTab
+from hra_diffusion.studio.tabs.loading_settings import GenerateTab
 from hra_diffusion.studio.tabs.settings import SETTINGS
 from hra_diffusion.studio.tabs.training_fields import FIELDS, TrainingFields
 
@@ -80,8 +80,8 @@ def _results(session: Session, items: Any) -> list[Any]:
     existing: list[tuple[str, str]] = []
     for item in items[:_MAX_IMAGES] if isinstance(items, list) else []:
         path = _path(item.get("image")) if isinstance(item, dict) else None
-        if image := session.find_image(Path(str(path)).name):
-            existing.append((served_copy(session, image), str(item.get("caption") or "")[:100]))
+        if image := session.image_store.find_file(Path(str(path)).name):
+            existing.append((served_copy(session, image.path), str(item.get("caption") or "")[:100]))
     return [existing, ""] if existing else [gr.skip(), gr.skip()]
 
 

@@ -9,7 +9,8 @@ import gradio as gr
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.engine.images.restoring import restore_settings
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.tabs.common import ask_for_confirmation, named_parameters, note
+from hra_diffusion.studio.tabs.common import named_parameters, note
+from hra_diffusion.studio.tabs.deletion import deletion
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.generation_status import restored_settings
 from hra_diffusion.studio.tabs.settings import SETTINGS, Settings, request_from_settings, settings_from_request
@@ -56,11 +57,7 @@ def build_presets(session: Session, settings: Settings, restored: gr.HTML) -> No
             load = gr.Button("Load", size="sm", elem_id="load-preset")
             save = gr.Button("Save", size="sm", elem_id="save-preset")
             delete = gr.Button("Delete…", size="sm", variant="stop", elem_id="delete-preset")
-        with gr.Group(visible=False, elem_classes="panel") as confirmation:
-            question = gr.HTML("")
-            with gr.Row():
-                confirm = gr.Button("Delete permanently", variant="stop", elem_id="confirm-delete-preset")
-                cancel = gr.Button("Cancel")
+        confirmation, confirm = deletion(delete, name)
 
     def choices() -> Any:
         return gr.update(choices=list(session.presets.all()))
@@ -81,8 +78,6 @@ def build_presets(session: Session, settings: Settings, restored: gr.HTML) -> No
     listen(section.expand, choices, None, name, queue=False)
     listen(load.click, load_preset, name, [*settings.components, restored])
     listen_busy(save, "Saving…", save_and_choose, [*settings.components, name, prompts], [name, restored])
-    listen(delete.click, ask_for_confirmation, name, [confirmation, question], queue=False)
-    listen(cancel.click, lambda: gr.update(visible=False), None, confirmation, queue=False)
     listen_busy(confirm, "Deleting…", delete_preset, name, [name, confirmation])
 
 

@@ -11,7 +11,8 @@ import gradio as gr
 from hra_diffusion.studio.engine.generation.events import Progress
 from hra_diffusion.studio.engine.generation.prompt_list import MAX_LINES, list_requests, read_prompt_file
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
-from hra_diffusion.studio.engine.session import SavedImage, Session
+from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import gallery_items, model_options, note
 from hra_diffusion.studio.tabs.events import listen, listen_after, listen_busy
 from hra_diffusion.studio.tabs.generation_status import generation_progress

@@ -20,7 +20,7 @@ from hra_diffusion.errors import AdapterFileError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file, writing
 from hra_diffusion.formats.reading import read_json, reading
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
-from hra_diffusion.studio.engine.images.metadata import read_request
+from hra_diffusion.studio.engine.images.metadata import read_request, write_png
 
 PAGE_SIZE = 24
 """Number of images of a page of results."""
@@ -33,6 +33,16 @@ _MAX_CACHED = 20_000
 """Limit of the requests in memory."""
 _STARRED = "images"
 """Key of the file of favorites."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedImage:
+    """An image is finished and saved."""
+
+    request: GenerateRequest
+    image: Image.Image
+    name: str
+    path: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +97,14 @@ class ImageStore:
         self._requests: OrderedDict[tuple[str, int], GenerateRequest | None] = OrderedDict()
         self._lock = threading.Lock()
 
+    def add_image(self, image: Image.Image, request: GenerateRequest, model: str) -> SavedImage:
+        """Save a new image by day, time and seed, with its request and the name of its base model."""
+        now = time.time_ns()
+        day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
+        name = f"{day}/{clock}-{now % 10**9:09d}-seed{request.seed}.png"
+        write_png(self.folder / name, image, request, model)
+        return SavedImage(request=request, image=image, name=name, path=self.folder / name)
+
     def search(self, query: str = "", *, starred: bool = False, page: int = 1) -> SearchResult:
         """Find images whose prompt, adapters or seed contain all words of a query.
 
@@ -121,6 +139,12 @@ class ImageStore:
                 if path.is_file() and not (path.is_symlink() or path.parent.is_symlink()):
                     return self._image(name, path.stat().st_mtime_ns, self._read_favorites())
         raise ImageError(f"There is no image {str(name)[:200]!r}: it was deleted, or the name is wrong.")
+
+    def find_file(self, file: str) -> StoredImage | None:
+        """Return the image whose copy has this file name, or None."""
+        paths = self.folder.glob(f"*/{file}") if _FILE_NAME.fullmatch(file) else ()
+        with suppress(ImageError):
+            return next((self.find(f"{path.parent.name}/{file}") for path in paths), None)
 
     def star(self, name: object, starred: bool) -> StoredImage:
         """Add an image to the favorites, or remove it; errors as in `find`, or the file cannot be written."""
@@ -189,13 +213,6 @@ class ImageStore:
             kept = favorites | {name} if starred else favorites - {name}
             text = json.dumps({_STARRED: sorted(kept)}, indent=1)
             write_file(self._favorites, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def new_image_path(folder: Path, request: GenerateRequest) -> Path:
-    """Return a new image's path by day, time and seed."""
-    now = time.time_ns()
-    day, clock = time.strftime("%Y-%m-%d %H%M%S", time.localtime(now / 1e9)).split()
-    return folder / day / f"{clock}-{now % 10**9:09d}-seed{request.seed}.png"
 
 
 def _matches(request: GenerateRequest | None, words: list[str]) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hra_diffusion.errors import ImageError
+from hra_diffusion.formats.files import write_file
 from hra_diffusion.studio.engine.generation.requests import MAX_PROMPT, MODEL_SCHEDULER, GenerateRequest
 from hra_diffusion.studio.engine.generation.schedulers import scheduler_of_a1111
 
@@ -44,6 +45,11 @@ def png_info(request: GenerateRequest, model: str) -> PngInfo:
     info.add_text(A1111_KEY, parameters(request, model))
     info.add_text(REQUEST_KEY, json.dumps({"request": request.to_json(), "model": model}))
     return info
+
+
+def write_png(path: Path, image: Image.Image, request: GenerateRequest, model: str) -> None:
+    """Write an image with its request and the name of its base model, as a whole file."""
+    write_file(path, lambda file: image.save(file, pnginfo=png_info(request, model)))
 
 
 def parameters(request: GenerateRequest, model: str) -> str:
