@@ -8,15 +8,16 @@
     --output_dir outputs/composition
     --smoke                     everything at a tiny size, to check that the benchmark runs
 
-Each prompt names one subject. Its own adapter is active with those of other subjects: HRA as a product, LoRA as a sum,
-and HRA bound to prompts, where all of them are loaded and the prompt chooses. Every trained adapter and every
-measurement writes a file, so a second call resumes the benchmark.
+Each prompt names one subject. Its own adapter is active with those of other subjects: HRA as a product, HRA trained in
+slots, LoRA as a sum, and HRA bound to prompts, where all of them are loaded and the prompt chooses. Every trained
+adapter and every measurement writes a file, so a second call resumes the benchmark.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from PIL import Image
 
 from hra_diffusion import load_hra_weights, using_hra_adapters
 from hra_diffusion.metrics import Generations
+from hra_diffusion.pipelines import adapted_components
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.training.run import Run
 
@@ -35,6 +37,8 @@ OUTPUT_DIR = "outputs/composition"
 WORDS = ("sks", "ohwx", "phol", "hta", "olis", "zwx")
 METHODS = {"HRA": ("HRA, λ = 0", 7e-3), "LoRA": ("LoRA, same rank", 1.5e-3)}
 """The methods of methods.py with their best rates there."""
+SLOTS = "HRA in slots"
+"""HRA by the project's own training, at the same rate, with a slot for each subject."""
 
 
 class Composition:
@@ -66,24 +70,23 @@ class Composition:
         pipe = self.pipeline(method)
         plan = plan_for(self.run(subject), self.options)
         generations = Generations(plan=plan, images={"base": self.base_images(subject)})
-        with self._activated(pipe, method, names, bound):
+        with self.activated(method, names, **({"bind": "prompt"} if bound else {})):
             for _ in generations.generate_mode("adapter", pipe):
                 pass
         return scores_of(generations, subject)
 
-    def _activated(
-        self, pipe: Pipeline, method: str, names: Sequence[str], bound: bool
-    ) -> AbstractContextManager[None]:
-        if method == "HRA":
-            triggers = {name: self._phrase(name) for name in names} if bound else None
-            bind: Any = "prompt" if bound else None
-            return using_hra_adapters(pipe, names, combine="product", bind=bind, triggers=triggers)
+    def activated(self, method: str, names: Sequence[str], **binding: Any) -> AbstractContextManager[None]:
+        """Use the adapters of some subjects within a `with` block: their product, sum or binding."""
+        pipe = self.pipeline(method)
+        if method != "LoRA":
+            triggers = {name: self.phrase(name) for name in names} if binding else None
+            return using_hra_adapters(pipe, names, combine="product", triggers=triggers, **binding)
         for component in pipe.components.values():
             if isinstance(component, PeftModel):
                 component.base_model.set_adapter(list(names))
         return nullcontext()
 
-    def _phrase(self, subject: str) -> str:
+    def phrase(self, subject: str) -> str:
         """Return a subject's trigger word with its noun: the folder's name."""
         number = self.options.subjects.index(subject) if self.words == "own" else 0
         return f"{WORDS[number]} {subject}"
@@ -92,7 +95,7 @@ class Composition:
         return prepare_subject(subject, self.options, instance_prompt=self._prompt(subject))
 
     def _prompt(self, subject: str) -> str:
-        return f"a 3d render of a {self._phrase(subject)}"
+        return f"a 3d render of a {self.phrase(subject)}"
 
     def _generate_base(self, subject: str) -> dict[str, list[Image.Image]]:
         generations = Generations(plan=plan_for(self.run(subject), self.options))
@@ -104,27 +107,44 @@ class Composition:
         """Train a method on a subject, unless its folder exists; return the folder."""
         folder = self.folder / method / subject
         if not folder.exists():
-            name, rate = METHODS[method]
-            run = prepared_run(subject, self.options, instance_prompt=self._prompt(subject))
-            components, _, _ = train_method(run, methods(self.options.rank)[name], rate, self.options)
+            components = self._train_in_slot(subject) if method == SLOTS else self._train_method(method, subject)
             partial = folder.with_name(f"{subject}.partial")
             for component, model in components.items():
-                saved: Any = model
-                saved.save_pretrained(partial / component)
+                model.save_pretrained(partial / component)
             partial.rename(folder)
         return folder
+
+    def _train_method(self, method: str, subject: str) -> Mapping[str, Any]:
+        name, rate = METHODS[method]
+        run = prepared_run(subject, self.options, instance_prompt=self._prompt(subject))
+        components, _, _ = train_method(run, methods(self.options.rank)[name], rate, self.options)
+        return components
+
+    def _train_in_slot(self, subject: str) -> Mapping[str, Any]:
+        subjects: list[str] = self.options.subjects
+        _, rate = METHODS["HRA"]
+        run = prepared_run(
+            subject,
+            self.options,
+            instance_prompt=self._prompt(subject),
+            slot=f"{subjects.index(subject) + 1}/{len(subjects)}",
+            learning_rate=rate * 4 * sqrt(self.options.rank),
+        )
+        for _ in run.start().trainer.steps(self.options.steps):
+            pass
+        return adapted_components(run.pipe)
 
     def _load(self, method: str) -> Pipeline:
         """Return a pipeline with the adapters of all subjects; the base model for "none"."""
         subjects: list[str] = self.options.subjects
-        folders = {subject: self.train(method, subject) for subject in subjects} if method in METHODS else {}
+        folders = {subject: self.train(method, subject) for subject in subjects} if method != "none" else {}
         run = self._prepare(subjects[0])
         pipe = run.pipe
         for name, component in list(pipe.components.items()):
             if hasattr(component, "unload") and hasattr(component, "peft_config"):
                 setattr(pipe, name, component.unload())
         for subject, folder in folders.items():
-            if method == "HRA":
+            if method != "LoRA":
                 load_hra_weights(pipe, folder, subject)
                 continue
             for part in sorted(folder.iterdir()):
@@ -140,7 +160,8 @@ def rows(composition: Composition, options: argparse.Namespace) -> list[list[Any
     """Measure all combinations, the most important ones first, and return the rows of the table."""
     counts = [count for count in options.active if count <= len(options.subjects)]
     cases: list[tuple[str, int, bool]] = [("HRA", counts[0], False), ("HRA", counts[-1], True)]
-    cases += [("HRA", count, False) for count in counts[1:]] + [("LoRA", count, False) for count in counts]
+    cases += [("HRA", count, False) for count in counts[1:]]
+    cases += [(method, count, False) for method in ("LoRA", SLOTS) for count in counts]
     table: list[list[Any]] = []
     for method, count, bound in cases:
         results = [composition.measure(method, subject, count, bound=bound) for subject in options.subjects]

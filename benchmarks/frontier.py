@@ -3,11 +3,12 @@
     --subjects tiger robot …      folders in assets/subjects; all by default
     --methods "HRA, λ = 0" …      the methods of methods.py; all by default
     --factors 1 0.25 4            learning rates, as multiples of each method's best rate in methods.py
-    --at 50 100 200               steps after which a run is measured
-    --strengths 0.6 0.8 1         strengths of the adapter in each measurement
+    --at 75 150                   steps after which a run is measured
+    --strengths 0.7 1             strengths of the adapter in each measurement
     --training_seeds 0 1 2        a run for each
     --rank 8
     --contexts 4 --seeds 2        images for each measurement: contexts · seeds of the subject
+    --num_inference_steps 15
     --output_dir outputs/frontier
     --smoke                       everything at a tiny size, to check that the benchmark runs
 
@@ -232,11 +233,11 @@ def print_results(results: Sequence[Measured], options: argparse.Namespace) -> N
 
 def parse() -> argparse.Namespace:
     parser = subject_parser(__doc__, "outputs/frontier")
-    parser.set_defaults(contexts=4)
+    parser.set_defaults(contexts=4, num_inference_steps=15)
     parser.add_argument("--methods", nargs="*", choices=list(RATES), default=list(RATES))
     parser.add_argument("--factors", nargs="*", type=float, default=[1.0, 0.25, 4.0])
-    parser.add_argument("--at", nargs="*", type=int, default=[50, 100, 200])
-    parser.add_argument("--strengths", nargs="*", type=float, default=[0.6, 0.8, 1.0])
+    parser.add_argument("--at", nargs="*", type=int, default=[75, 150])
+    parser.add_argument("--strengths", nargs="*", type=float, default=[0.7, 1.0])
     parser.add_argument("--training_seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.smoke:

@@ -146,6 +146,8 @@ def prepare_subject(subject: str, options: argparse.Namespace, **settings: Any) 
         "class_data_dir": folder / "class_images",
         "max_train_steps": options.steps,
         "rank": options.rank,
+        "pretrained_model_name_or_path": options.model,
+        "num_inference_steps": options.num_inference_steps,
         **({"num_class_images": 2, "num_inference_steps": 2} if options.smoke else {}),
         **settings,
     }
@@ -274,10 +276,12 @@ def subject_parser(description: str | None, output_dir: str) -> argparse.Argumen
     """Return a parser with the options of a benchmark that trains and measures subjects."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subjects", nargs="*", default=sorted(folder.name for folder in SUBJECTS.iterdir()))
+    parser.add_argument("--model", default=str(EMBEDDED_BASE))
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--contexts", type=int, default=8)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--num_inference_steps", type=int, default=25)
     parser.add_argument("--output_dir", type=Path, default=Path(output_dir))
     parser.add_argument("--smoke", action="store_true")
     return parser

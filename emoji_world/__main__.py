@@ -1,12 +1,13 @@
 """Make the embedded base and its judge, one resumable command for each part.
 
-In order: data, autoencoder, diffusion, export, subjects, judge, score.
+In order: data, autoencoder, diffusion, export, subjects, judge, score. Then pairs, a copy of the base for two things.
 """
 
 import argparse
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -22,6 +23,7 @@ from emoji_world import (
     icons,
     judge,
     judge_card,
+    pairs,
     scenes,
     score,
     subjects,
@@ -47,9 +49,11 @@ def main() -> None:
             command.add_argument("--count", type=int, default=24_000)
         if name == "score":
             command.add_argument("--count", type=int, default=200, help="prompts")
-        if name in ("autoencoder", "diffusion", "judge"):
+        if name in ("autoencoder", "diffusion", "judge", "pairs"):
             command.add_argument("--steps", type=int, default=2_000)
-            command.add_argument("--learning_rate", type=float, default=2e-3)
+            command.add_argument("--learning_rate", type=float, default=1e-3 if name == "pairs" else 2e-3)
+        if name == "pairs":
+            command.add_argument("--count", type=int, default=8_000, help="images of each kind")
     options = parser.parse_args()
     torch.manual_seed(0)
     COMMANDS[options.command](options)
@@ -113,6 +117,36 @@ def _train_diffusion(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     """Write the trained parts in half precision as a Stable Diffusion folder."""
     export.export(options.work_dir, options.assets / "emoji-sd")
+
+
+def _train_pairs(options: argparse.Namespace) -> None:
+    """Teach a copy of the base two things in one image."""
+    folder: Path = options.work_dir
+    icons.prepare(folder)
+    renderer = scenes.SceneRenderer(icons.load(folder))
+    pipe: Any = load_pipeline(str(options.assets / "emoji-sd"))
+    unet, text_encoder = (part.requires_grad_(True).train() for part in (pipe.unet, pipe.text_encoder))
+    unet.to(memory_format=torch.channels_last)
+    singles, two = (
+        pairs.encode(pipe.vae, pipe.tokenizer, tqdm(sample(renderer, options.count), name, options.count))
+        for name, sample in (("single things", pairs.sample_singles), ("pairs", pairs.sample_pairs))
+    )
+    empty = diffusion.tokenize(pipe.tokenizer, [""])[0]
+    _log_progress(
+        fit(
+            {"unet": unet, "text_encoder": text_encoder},
+            pairs.loss_function(unet, text_encoder, singles, two, empty),
+            steps=options.steps,
+            learning_rate=options.learning_rate,
+            checkpoint=folder / "pairs.safetensors",
+            average=0.995,
+            save_every=100,
+        ),
+        options.steps,
+        folder / "pairs.jsonl",
+    )
+    pipe.to(torch.float16).save_pretrained(folder / "emoji-sd-pairs", safe_serialization=True)
+    export.complete(folder / "emoji-sd-pairs")
 
 
 def _make_subjects(options: argparse.Namespace) -> None:
@@ -186,6 +220,7 @@ COMMANDS = {
     "autoencoder": _train_autoencoder,
     "diffusion": _train_diffusion,
     "export": _export,
+    "pairs": _train_pairs,
     "subjects": _make_subjects,
     "control": _make_control_pairs,
     "judge": _train_judge,

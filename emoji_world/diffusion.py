@@ -69,23 +69,28 @@ def build_scheduler() -> DDIMScheduler:
 
 
 def loss_function(
-    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, latents: Tensor, token_ids: Tensor, empty: Tensor
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    latents: Tensor,
+    token_ids: Tensor,
+    empty: Tensor,
+    batch: int = BATCH,
 ) -> Callable[[torch.Generator], Tensor]:
-    """Return the v-loss on a random batch of `latents` (N, 8, 16, 16).
+    """Return the v-loss on a random batch of `latents` (N, 8, H, W).
 
     `token_ids` (N, 24) are the captions, `empty` (24,) is the empty caption.
     """
     scheduler = build_scheduler()
 
     def compute_loss(generator: torch.Generator) -> Tensor:
-        index = torch.randint(len(latents), (BATCH,), generator=generator)
+        index = torch.randint(len(latents), (batch,), generator=generator)
         ids = token_ids[index].clone()
-        ids[torch.rand(BATCH, generator=generator) < 0.1] = empty
+        ids[torch.rand(batch, generator=generator) < 0.1] = empty
         clean = latents[index].float()
         noise = torch.randn(clean.shape, generator=generator)
         steps = scheduler.config["num_train_timesteps"]
-        # One time in each of BATCH equal intervals: less variance than independent samples.
-        times = ((torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH * steps).long()
+        # One time in each of `batch` equal intervals: less variance than independent samples.
+        times = ((torch.arange(batch) + torch.rand(batch, generator=generator)) / batch * steps).long()
         noisy = scheduler.add_noise(clean, noise, times).to(memory_format=torch.channels_last)
         target = scheduler.get_velocity(clean, noise, times)
         words = text_encoder(ids).last_hidden_state

@@ -13,6 +13,7 @@ PARTS = (
     "autoencoder --steps 2",
     "diffusion --steps 2",
     "export",
+    "pairs --count 2 --steps 1",
     "subjects",
     "control",
     "judge --steps 2",
@@ -58,6 +59,15 @@ def test_the_commands_make_a_working_pipeline_and_subjects_to_train_on(made):
     for folder in subjects:
         assert len(list(folder.glob("*.png"))) == 5
         assert len(list((folder / "held_out").glob("*.png"))) == 4
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_base_learns_two_things(made):
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(made[0] / "emoji-sd-pairs", dtype=torch.float32)
+    options = {"width": 256, "height": 128, "num_inference_steps": 1}
+    assert pipe("a cat and a bus", **options).images[0].size == (256, 128)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emoji_world import backgrounds, control_pairs, paint, scenes, world
+from emoji_world import backgrounds, control_pairs, paint, pairs, scenes, world
 
 BLUE_DISC = Image.fromarray(
     np.dstack([np.full((128, 128, 3), (40, 80, 220), np.uint8), backgrounds.figures("spotted", 128, 1) > 0]).astype(
@@ -78,3 +78,19 @@ def test_control_pairs_have_captions_and_held_out_pairs_have_masks(renderer, tmp
             assert image.size == (128, 128)
     with Image.open(tmp_path / "held_out" / "masks" / "000.png") as mask:
         assert 0.02 < np.asarray(mask).mean() < 0.9
+
+
+def test_pairs_have_a_thing_of_another_kind_in_each_half(renderer):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        (left, right), image = pairs.sample_pair(renderer, rng)
+        assert left.kind != right.kind
+        assert (left.style, left.background) == (right.style, right.background)
+        assert f"{left.thing} and {right.thing}" in pairs.pair_caption((left, right), rng)
+        halves = [np.asarray(image.crop((x, 0, x + 128, 128))).astype(int) for x in (0, 128)]
+        assert all((np.abs(half - half[0, 0]).sum(-1) > 60).mean() > 0.1 for half in halves)
+
+
+def test_a_pair_is_a_function_of_its_number(renderer):
+    first, second = (list(pairs.sample_pairs(renderer, 3)) for _ in range(2))
+    assert [(words, image.tobytes()) for words, image in first] == [(words, image.tobytes()) for words, image in second]

@@ -1,0 +1,107 @@
+"""Two things side by side in one image, and the training that teaches them to a copy of the base.
+
+The base knows single things. Its copy learns from images twice as wide, with a thing in each half, "a 3d render of a
+red cat and a striped bus in the snow": the first thing of the caption is the left one. Every third step repeats single
+things, so that the copy does not forget them and subjects can be trained on it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from emoji_world import autoencoder, diffusion, world
+from emoji_world.scenes import SIZE, SceneRenderer, Spec, caption, clashes, sample_scene, sample_spec
+
+BATCH = 16
+_SINGLES = 3
+"""One step in this many has single things."""
+
+
+class Captioned(NamedTuple):
+    """Latents (N, 8, H, W) of images, in half precision, and the token ids (N, 24) of their captions."""
+
+    latents: Tensor
+    token_ids: Tensor
+
+
+def sample_pair(renderer: SceneRenderer, rng: np.random.Generator) -> tuple[tuple[Spec, Spec], Image.Image]:
+    """Sample two things of different kinds and render them, RGB of 2 · SIZE × SIZE pixels; none is hidden."""
+    while True:
+        left, right = sample_spec(rng), sample_spec(rng)
+        background = left.background
+        if left.kind == right.kind or background.kind in world.BACKDROPS:
+            continue
+        right = replace(right, style=left.style, background=background)
+        backdrop = renderer.backdrop(background, rng)
+        if not any(clashes(renderer.thing(spec), backdrop) for spec in (left, right)):
+            return (left, right), render_pair(renderer, (left, right), backdrop, rng)
+
+
+def render_pair(
+    renderer: SceneRenderer, pair: tuple[Spec, Spec], backdrop: Image.Image, rng: np.random.Generator
+) -> Image.Image:
+    """Render a pair on a background and its mirror image, so that the halves meet without a seam."""
+    image = Image.new("RGB", (2 * SIZE, SIZE))
+    backdrops = backdrop, backdrop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for half, (spec, behind) in enumerate(zip(pair, backdrops, strict=True)):
+        image.paste(renderer.compose(renderer.thing(spec), behind, rng), (half * SIZE, 0))
+    return image
+
+
+def pair_caption(pair: tuple[Spec, Spec], rng: np.random.Generator) -> str:
+    """Write the caption of the left thing as if it were alone, and add the right one behind it."""
+    left, right = pair
+    return caption(left, rng).replace(left.thing, f"{left.thing} and {right.thing}", 1)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, tokenizer: CLIPTokenizer, scenes: Iterable[tuple[str, Image.Image]]) -> Captioned:
+    """Encode captioned scenes of one size."""
+    captions, latents = list[str](), list[Tensor]()
+    for words, image in scenes:
+        captions.append(words)
+        pixels = autoencoder.to_tensor(np.asarray(image)[None])
+        latents.append(vae.encode(pixels).latent_dist.mean.half())
+    return Captioned(torch.cat(latents), diffusion.tokenize(tokenizer, captions))
+
+
+def sample_singles(renderer: SceneRenderer, count: int) -> Iterator[tuple[str, Image.Image]]:
+    """Sample scenes of single things with captions. Scene i depends on i alone."""
+    for index in range(count):
+        rng = np.random.default_rng((2, index))
+        spec, image = sample_scene(renderer, rng)
+        yield caption(spec, rng), image
+
+
+def sample_pairs(renderer: SceneRenderer, count: int) -> Iterator[tuple[str, Image.Image]]:
+    """Sample scenes of two things with captions. Scene i depends on i alone."""
+    for index in range(count):
+        rng = np.random.default_rng((3, index))
+        pair, image = sample_pair(renderer, rng)
+        yield pair_caption(pair, rng), image
+
+
+def loss_function(
+    unet: UNet2DConditionModel, text_encoder: CLIPTextModel, singles: Captioned, pairs: Captioned, empty: Tensor
+) -> Callable[[torch.Generator], Tensor]:
+    """Return the v-loss on a random batch of pairs, or of twice as many single things.
+
+    `empty` (24,) is the empty caption.
+    """
+    losses = [
+        diffusion.loss_function(unet, text_encoder, *scenes, empty, batch)
+        for scenes, batch in ((singles, 2 * BATCH), (pairs, BATCH))
+    ]
+
+    def compute_loss(generator: torch.Generator) -> Tensor:
+        several = int(torch.randint(_SINGLES, (), generator=generator)) > 0
+        return losses[several](generator)
+
+    return compute_loss
