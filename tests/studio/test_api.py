@@ -621,7 +621,7 @@ def test_publishing_needs_a_token_and_reports_the_hub_s_error(client):
 
 
 def test_presets_include_time_and_memory_after_an_estimate(session):
-    from hra_diffusion.studio.tabs.training_form import preset_choices
+    from hra_diffusion.studio.tabs.training_numbers import preset_choices
 
     report = {"time": "0.50 s a step, 0:01:40 in all, and 20 s before", "memory": "1.25 GB at most in two"}
     assert not any("GB" in label for label, _ in preset_choices(session))

@@ -6,15 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.generation.events import Loading
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.training.control_job import ControlJob
+from hra_diffusion.studio.engine.training.job_settings import form_values
+from hra_diffusion.studio.engine.training.training_job import TrainingImage, TrainingJob, read_settings
 from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
+from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 
 REQUEST = GenerateRequest(prompt="a cat", steps=2, width=32, height=32, seed=3)
 
@@ -93,6 +98,38 @@ def test_the_page_offers_the_settings_of_the_chosen_base(studio, tiny_sdxl):
     assert marks["amber"] is False
     start = handlers["page_default_settings"](tiny_sdxl.name)
     assert start == [base.schedulers[0], base.size, base.size, base.guidance_scale]
+    numbers = handlers["page_update_placeholders"]("subject", tiny_sdxl.name, "Usual")
+    assert numbers[0]["placeholder"] == "200"
+
+
+def test_a_training_job_starts_with_the_settings_of_its_base(tiny_sd_v, tmp_path, monkeypatch):
+    config = StudioConfig(base=("assets/emoji-sd", str(tiny_sd_v)), folder=tmp_path / "it", clip_skip=1)
+    session = Session(config)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(session.jobs, "_launch", lambda *_: None)  # no process
+
+    def settings_of(kind: type[TrainingJob], base: str | None) -> TrainingConfig:
+        image = TrainingImage(file=tmp_path / "a.png", caption="a cat")
+        job = kind(name=f"{kind.__name__} {base}", images=(image,), subject="cat", base=base)
+        config = read_settings(session.train(job).folder)
+        assert config.model.clip_skip == 1
+        return config
+
+    embedded, other = settings_of(TrainingJob, None), settings_of(TrainingJob, tiny_sd_v.name)
+    assert embedded.model.pretrained_model_name_or_path.endswith("emoji-sd")
+    assert other.model.pretrained_model_name_or_path == str(tiny_sd_v)
+    assert (embedded.optimizer.learning_rate, embedded.run.train_batch_size) == (0.1, 4)
+    general = DreamBoothConfig()
+    assert (other.optimizer, other.run.train_batch_size) == (general.optimizer, general.run.train_batch_size)
+    assert other.adapter.target_modules == general.adapter.target_modules != embedded.adapter.target_modules
+    assert form_values(session.jobs.get(f"TrainingJob {tiny_sd_v.name}").folder)["base"] == tiny_sd_v.name
+    control, other_control = settings_of(ControlJob, "emoji-sd"), settings_of(ControlJob, tiny_sd_v.name)
+    assert (control.objective.timestep_sampling, other_control.objective) == (
+        "logit_normal",
+        ControlNetConfig().objective,
+    )
+    with pytest.raises(ConfigError, match="no base model 'sd3'"):
+        settings_of(TrainingJob, "sd3")
 
 
 @pytest.mark.slow

@@ -21,9 +21,10 @@ from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, wr
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
 from hra_diffusion.studio.engine.images.image_store import SavedImage
-from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.session import Session, job_defaults
 from hra_diffusion.studio.engine.training.job import Status
 from hra_diffusion.studio.engine.training.training_job import SETTINGS_FILE, Preset, TrainingImage, TrainingJob
+from hra_diffusion.training.config.file import with_values
 from tests import models
 from tests.versions import transformer_families
 
@@ -49,7 +50,7 @@ def studio(request, tiny_transformer, tmp_path_factory):
     preset = Preset(steps=2, class_images=1, validations=1, rank=2, inference_steps=2)
     job = TrainingJob(name="dog", subject="dog", images=(TrainingImage(file=folder / "photo.png"),), preset=preset)
     run = session.jobs.folder / "dog"
-    defaults = replace(session.training_defaults, data=replace(session.training_defaults.data, resolution=32))
+    defaults = with_values(job_defaults(session.worker.base), {"resolution": 32})
     job.write(run, job.config(session.worker.base.source, defaults, run))
     assert main(["train", "--config", str(run / SETTINGS_FILE), "--learning_rate", "1.5"]) == 0
     yield Studio(session, run)

@@ -9,8 +9,8 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.events import Progress
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.images.metadata import parameters, parse_parameters
 from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.images.metadata import parameters, parse_parameters
 
 PLAIN = GenerateRequest(
     prompt="a cat", steps=2, width=32, height=24, seed=3, adapters=(AdapterUse(name="amber", strength=1.5),)

@@ -12,8 +12,8 @@ from hra_diffusion.formats.masks import mask_of
 from hra_diffusion.pipelines import load_pipeline
 from hra_diffusion.pipelines.image_to_image import ImageToImage
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
-from hra_diffusion.studio.engine.images.inpainting import with_mask, with_outpainting
 from hra_diffusion.studio.engine.images.image_store import SavedImage
+from hra_diffusion.studio.engine.images.inpainting import with_mask, with_outpainting
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.uploads import Uploads
 from tests import models

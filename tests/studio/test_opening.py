@@ -70,7 +70,7 @@ def test_damaged_weights_are_reported_to_every_request_and_logged(copy, tmp_path
 
 def test_the_default_is_the_embedded_base_with_its_adapters(tmp_path):
     session = Session(StudioConfig(folder=tmp_path))
-    assert session.embedded
+    assert session.worker.base.is_embedded
     assert session.worker.base.name == "emoji-sd"
     assert session.default_request.width == 128
     names = {entry.name for entry in session.library.entries() if entry.base == "emoji-sd"}

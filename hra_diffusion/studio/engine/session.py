@@ -36,18 +36,17 @@ from hra_diffusion.studio.engine.images.grid import Grid
 from hra_diffusion.studio.engine.images.image_store import ImageStore, SavedImage
 from hra_diffusion.studio.engine.images.metadata import write_png
 from hra_diffusion.studio.engine.images.restoring import restore_png
+from hra_diffusion.studio.engine.models.base import Base
 from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.training.captions import ImageCaptions
-from hra_diffusion.studio.engine.training.control_job import ControlJob, control_defaults
+from hra_diffusion.studio.engine.training.control_job import ControlJob
 from hra_diffusion.studio.engine.training.estimates import Estimates
 from hra_diffusion.studio.engine.training.job import IMPORTED, Job, Status
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
 from hra_diffusion.studio.engine.training.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
-from hra_diffusion.training.config import DreamBoothConfig, TrainingConfig
-from hra_diffusion.training.config.base import BaseConfig
-from hra_diffusion.training.config.defaults import EMBEDDED_BASE, embedded_defaults
+from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config.file import with_values
 
 logger = logging.getLogger(__name__)
@@ -87,21 +86,12 @@ class Session:
             tidy(folder)
         remove_old_files(self.cache)
         bases = Bases([find_data(base) for base in config.base], config.base_options, self.folder / "bases.json")
-        known = bases.default
-        self.embedded = Path(known.source).exists() and Path(known.source).resolve() == EMBEDDED_BASE
-        defaults = embedded_defaults(DreamBoothConfig, "embedded.toml") if self.embedded else DreamBoothConfig()
-        flags = {name: getattr(config, name) for name in vars(BaseConfig())}
-        self.training_defaults = with_values(defaults, {**flags, "train_text_encoder": known.text_encoders_train})
-        self._job_defaults: dict[type[TrainingJob], TrainingConfig] = {
-            TrainingJob: self.training_defaults,
-            ControlJob: with_values(control_defaults(self.embedded), flags),
-        }
         self.worker = ModelWorker(
             bases,
             self.library,
             self.uploads,
             max_waiting=config.max_waiting,
-            mixed_precision=self.training_defaults.run.mixed_precision,
+            mixed_precision=job_defaults(bases.default).run.mixed_precision,
             placement=config.placement,
         )
         self.queue = GenerationQueue()
@@ -115,7 +105,7 @@ class Session:
     def default_request(self) -> GenerateRequest:
         """The page's first request."""
         size = self.worker.base.size
-        if not self.embedded:
+        if not self.worker.base.is_embedded:
             return GenerateRequest(
                 prompt="a photo of a dog on the beach",
                 width=size,
@@ -235,15 +225,16 @@ class Session:
     def train(self, job: TrainingJob) -> Job:
         """Start a training job; errors as in `TrainingJobs.start`."""
         self.library.new_entry_folder(job.name)  # refuses the name of an adapter
-        return self.jobs.start(job, self.worker.base.source, self._job_defaults[type(job)])
+        base = self.worker.bases.get(job.base)
+        return self.jobs.start(job, base.source, job_defaults(base, type(job)))
 
     def estimate(self, job: TrainingJob) -> dict[str, str]:
         """Measure a job's time and memory, and save the estimate; errors as in `TrainingJobs.dry_run`."""
-        folder = new_folder(self.cache)
+        base, folder = self.worker.bases.get(job.base), new_folder(self.cache)
         try:
-            report = self.jobs.dry_run(job, self.worker.base.source, self._job_defaults[type(job)], folder)
+            report = self.jobs.dry_run(job, base.source, job_defaults(base, type(job)), folder)
             if not isinstance(job, ControlJob):
-                self.estimates.save(self.worker.base.source, report)
+                self.estimates.save(base.source, report)
             return report
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -286,3 +277,9 @@ class Session:
                 write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
             except OutputError as error:
                 logger.warning("%s", error)
+
+
+def job_defaults(base: Base, kind: type[TrainingJob] = TrainingJob) -> TrainingConfig:
+    """Return the settings with which training jobs of a kind start on a base."""
+    defaults = kind.defaults(embedded=base.is_embedded, text_encoders_train=base.text_encoders_train)
+    return with_values(defaults, base.flags)

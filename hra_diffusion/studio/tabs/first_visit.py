@@ -23,12 +23,16 @@ def example_requests(session: Session) -> list[tuple[str, str]]:
 def first_settings(session: Session) -> dict[str, Any]:
     """Return the settings of a first visit by name: on the embedded base, an example adapter and its prompt."""
     prompt, adapter = example_requests(session)[0]
-    return {"prompt": prompt, "adapters": [{"name": adapter, "strength": 1}]} if session.embedded and adapter else {}
+    return (
+        {"prompt": prompt, "adapters": [{"name": adapter, "strength": 1}]}
+        if session.worker.base.is_embedded and adapter
+        else {}
+    )
 
 
 def first_visit(session: Session) -> str:
     """Return the HTML before the first image: the next step, example prompts, and the way to the Train tab."""
-    adapter = example_requests(session)[0][1] if session.embedded else ""
+    adapter = example_requests(session)[0][1] if session.worker.base.is_embedded else ""
     if adapter:
         title = f"The adapter “{adapter}” is chosen: press Generate"
         text = "Before / after then generates the same seed without it. Or start with an example:"
@@ -46,7 +50,7 @@ def first_visit(session: Session) -> str:
 
 def base_knowledge(session: Session) -> str:
     """Return the HTML of what the embedded base knows, folded; "" for other bases."""
-    if not session.embedded:
+    if not session.worker.base.is_embedded:
         return ""
     try:
         known = embedded_vocabulary()
@@ -69,7 +73,7 @@ def unknown_words_hint(session: Session, prompt: str, adapters: Any, base: str |
         adapters: the value of the adapter cards; the prompts of chosen adapters are known.
         base: name of the chosen base, by default the studio's first one.
     """
-    if not session.embedded or base not in (None, session.worker.base.name):
+    if not session.worker.base.is_embedded or base not in (None, session.worker.base.name):
         return ""
     names = {use.get("name") for use in adapters or [] if isinstance(use, dict)}
     entries = session.library.entries() if names else []

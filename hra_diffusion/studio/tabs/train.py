@@ -13,7 +13,8 @@ from hra_diffusion.studio.tabs.job_view import job_view
 from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.studio.tabs.settings import Settings
 from hra_diffusion.studio.tabs.training_fields import TrainingFields, cloned_fields, job_from_values
-from hra_diffusion.studio.tabs.training_form import preset_choices, training_form
+from hra_diffusion.studio.tabs.training_form import training_form
+from hra_diffusion.studio.tabs.training_numbers import preset_choices
 
 
 def build_train_tab(session: Session, settings: Settings, library: gr.HTML, tabs: gr.Tabs) -> TrainingFields:
@@ -41,22 +42,25 @@ def build_train_tab(session: Session, settings: Settings, library: gr.HTML, tabs
     def try_job(job: str | None) -> list[Any]:
         entry = job_adapter(session.library, session.job(checked_name(job)))
         adapters = gr.update(entries=card_entries(session), value=[{"name": entry.name, "strength": 1.0}])
-        return [gr.Tabs(selected="generate"), adapters, entry.trigger or gr.skip()]
+        base = entry.base if entry.base in session.worker.bases.names else gr.skip()
+        return [gr.Tabs(selected="generate"), adapters, entry.trigger or gr.skip(), base]
 
     def update_cards() -> list[Any]:
         return [gr.update(entries=card_entries(session))] * 2
 
-    def load_page(kind: str | None) -> Any:
+    def load_page(kind: str | None, base: str | None) -> Any:
         running, names = session.jobs.running(), session.jobs.names()
         job = gr.update(choices=names, value=running.name if running else next(iter(names), None))
-        presets = gr.update(choices=preset_choices(session, kind))
+        known = base if base in session.worker.bases.names else None  # the browser may remember another
+        presets = gr.update(choices=preset_choices(session, kind, known))
         return job, gr.Timer(active=is_active(session)), *update_cards(), presets
 
     cards = [settings.adapters, library]
     listen_busy(form.train, "Starting…", start_training, form.fields.components, [view.job, view.timer])
     cloned = listen_busy(view.use_settings, "Loading…", clone, view.job, form.fields.components)
     form.show_captions(cloned.success)
-    listen_busy(view.try_it, "Opening…", try_job, view.job, [tabs, settings.adapters, settings.prompt])
+    listen_busy(view.try_it, "Opening…", try_job, view.job, [tabs, settings.adapters, settings.prompt, settings.base])
     listen(view.ended.change, update_cards, None, cards)
-    listen(None, load_page, form.fields.kind, [view.job, view.timer, *cards, form.fields.preset])
+    listen(settings.base.input, lambda base: base, settings.base, form.fields.base, queue=False)
+    listen(None, load_page, [form.fields.kind, form.fields.base], [view.job, view.timer, *cards, form.fields.preset])
     return form.fields

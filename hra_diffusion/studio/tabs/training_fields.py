@@ -43,6 +43,8 @@ ADVANCED = {
 
 KINDS = {"subject": PRESETS, "control": CONTROL_PRESETS}
 """Kinds of training jobs with their presets."""
+JOBS = {"subject": TrainingJob, "control": ControlJob}
+"""The class of each kind."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class TrainingFields:
     checkpointing_steps: gr.Textbox
     kind: gr.Radio
     annotator: gr.Dropdown
+    base: gr.Dropdown
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -100,6 +103,7 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
         "images": tuple(images),
         "subject": str(by_name["subject"] or ""),
         "prompt_prefix": str(by_name["prompt_prefix"] or ""),
+        "base": by_name.get("base") or None,
         "preset": adjust_preset(KINDS[kind][by_name["preset"]], **numbers),
         "options": parse_run_options(by_name),
     }
@@ -116,6 +120,7 @@ def cloned_fields(session: Session, job: str) -> list[Any]:
         "files": [served_copy(session, image.file) for image in images],
         "captions": gr.update(value=[[image.file.name, image.caption, image.crop] for image in images], visible=True),
         "name": session.free_job_name(job),
+        "base": values["base"] if values["base"] in session.worker.bases.names else gr.skip(),
         "preset": gr.skip(),
         **{name: values.get(name, gr.skip()) for name in ("subject", "token", "prompt_prefix", "kind", "annotator")},
     }

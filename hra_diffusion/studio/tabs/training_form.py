@@ -10,27 +10,23 @@ import gradio as gr
 from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.control_job import TRAINING_ANNOTATORS
-from hra_diffusion.studio.engine.training.run_options import MAX_PROMPTS, option_text
-from hra_diffusion.studio.engine.training.training_job import PRESETS, VALIDATION_PROMPTS
 from hra_diffusion.studio.tabs.caption_section import caption_section
-from hra_diffusion.studio.tabs.common import format_duration, heading, note
+from hra_diffusion.studio.tabs.common import heading, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.image_cards import image_cards
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import (
-    ADVANCED,
     CAPTION_COLUMNS,
-    KINDS,
-    NUMBERS,
     TrainingFields,
     job_from_values,
 )
-from hra_diffusion.training.config.file import flat_values
+from hra_diffusion.studio.tabs.training_numbers import DEFAULT_PRESET, number_fields, preset_choices
 
 _CAPTION_HELP = (
     "Caption images that contain more than the subject. A crop is whole, middle, start, end, or x, y, width, height."
 )
-_DEFAULT_PRESET = "Usual"
+_PREFIXES = ("a photo of", "a 3d render of")
+"""The first prompt prefix, in general and for the embedded base."""
 
 
 @dataclass(frozen=True)
@@ -46,19 +42,19 @@ class TrainingForm:
 def training_form(session: Session) -> TrainingForm:
     """Build the form."""
     kind, annotator = _kind_fields()
+    base = _base_field(session)
     files, captions, show_captions = _image_fields()
     prompts = _prompt_fields(session)
+    listen(base.change, _base_prefix(session), [base, prompts["prompt_prefix"]], prompts["prompt_prefix"], queue=False)
     caption_section(session, files, captions, prompts["token"], prompts["subject"], show_captions)
     heading("Preset")
-    preset = gr.Radio(
-        preset_choices(session), value=_DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset"
-    )
-    numbers = _number_fields(session, kind, preset)
+    preset = gr.Radio(preset_choices(session), value=DEFAULT_PRESET, label="Preset", show_label=False, elem_id="preset")
+    numbers = number_fields(session, kind, base, preset)
     with gr.Row(elem_classes="actions"):
         train = gr.Button("Train", variant="primary", elem_id="train", scale=2)
         estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
     form_fields = TrainingFields(
-        files=files, captions=captions, **prompts, preset=preset, kind=kind, annotator=annotator, **numbers
+        files=files, captions=captions, **prompts, preset=preset, kind=kind, annotator=annotator, base=base, **numbers
     )
     _connect_estimate(session, estimate, form_fields)
     return TrainingForm(form_fields, train, show_captions)
@@ -85,6 +81,19 @@ def _kind_fields() -> tuple[gr.Radio, gr.Dropdown]:
         )
     listen(kind.change, lambda kind: gr.update(visible=kind == "control"), kind, annotator, queue=False)
     return kind, annotator
+
+
+def _base_field(session: Session) -> gr.Dropdown:
+    names = session.worker.bases.names
+    return gr.Dropdown(
+        names,
+        value=names[0],
+        label=LABELS["base"],
+        info="Empty fields take its settings",
+        visible=len(names) > 1,
+        allow_custom_value=True,  # a browser may remember one that is not here
+        elem_id="train-base",
+    )
 
 
 def _image_fields() -> tuple[gr.File, gr.Dataframe, Callable[[Any], Any]]:
@@ -118,7 +127,6 @@ def _image_fields() -> tuple[gr.File, gr.Dataframe, Callable[[Any], Any]]:
 
 def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     """Build the fields that make up the prompts; return them by name."""
-    prefix = "a 3d render of" if session.embedded else "a photo of"
     heading("Name and prompts")
     with gr.Group(elem_classes="panel"):
         with gr.Row():
@@ -129,7 +137,10 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
         with gr.Row():
             token = gr.Textbox("sks", label=LABELS["token"], info="A rare word for the subject", elem_id="token")
             prompt_prefix = gr.Textbox(
-                prefix, label=LABELS["prompt_prefix"], info="The kind of image", elem_id="prompt-prefix"
+                _PREFIXES[session.worker.base.is_embedded],
+                label=LABELS["prompt_prefix"],
+                info="The kind of image",
+                elem_id="prompt-prefix",
             )
         prompts = gr.HTML("", label="prompts", elem_id="prompts")
     parts = [prompt_prefix, token, subject]
@@ -137,37 +148,13 @@ def _prompt_fields(session: Session) -> dict[str, gr.Textbox]:
     return {"name": name, "subject": subject, "token": token, "prompt_prefix": prompt_prefix}
 
 
-def _number_fields(session: Session, kind: gr.Radio, preset: gr.Radio) -> dict[str, gr.Textbox]:
-    """Build the fields that override the preset's numbers and the base's settings; return them by name."""
-    defaults = flat_values(session.training_defaults)
-    values = {name: getattr(PRESETS[_DEFAULT_PRESET], name) for name in NUMBERS}
-    values |= {name: option_text(name, defaults[name]) or "the model's" for name in ADVANCED}
-    values["checkpointing_steps"] = "a quarter of the steps"
-    with gr.Accordion("Advanced", open=False, elem_id="advanced"):
-        prompts = gr.Textbox(
-            label=LABELS["validation_prompts"],
-            info="validation_prompts, one per line; {instance_prompt} and {class_prompt} stand for the prompts above",
-            placeholder="\n".join(VALIDATION_PROMPTS),
-            lines=3,
-            max_lines=MAX_PROMPTS,
-            elem_id="train-validation_prompts",
-        )
-        with gr.Row():
-            numbers = {
-                name: gr.Textbox(
-                    label=LABELS[name],
-                    info=info,
-                    placeholder=str(values[name]),
-                    max_lines=1,
-                    min_width=220,
-                    elem_id=f"train-{name}",
-                )
-                for name, info in (NUMBERS | ADVANCED).items()
-            }
-        gr.HTML(note("Names are the command line's. Empty fields take the preset's numbers."))
-    listen([preset.input, kind.change], _placeholders, [kind, preset], [numbers[name] for name in NUMBERS], queue=False)
-    listen(kind.change, lambda kind: gr.update(choices=preset_choices(session, kind)), kind, preset, queue=False)
-    return {"validation_prompts": prompts, **numbers}
+def _base_prefix(session: Session) -> Callable[[str | None, str], Any]:
+    """Return a handler that gives the chosen base's prompt prefix, unless another one was typed."""
+
+    def prefix_of_base(base: str | None, prefix: str) -> Any:
+        return _PREFIXES[session.worker.bases.get(base or None).is_embedded] if prefix in _PREFIXES else gr.skip()
+
+    return prefix_of_base
 
 
 def _connect_estimate(session: Session, button: gr.Button, form_fields: TrainingFields) -> None:
@@ -181,29 +168,10 @@ def _connect_estimate(session: Session, button: gr.Button, form_fields: Training
     done = listen_busy(button, "Estimating, about 30 s…", estimate, form_fields.components, costs)
     listen(
         done.success,
-        lambda kind: gr.update(choices=preset_choices(session, kind)),
-        form_fields.kind,
+        lambda kind, base: gr.update(choices=preset_choices(session, kind, base)),
+        [form_fields.kind, form_fields.base],
         form_fields.preset,
     )
-
-
-def preset_choices(session: Session, kind: str | None = None) -> list[tuple[str, str]]:
-    """Return label and name of each preset; after an estimate, labels include time and memory."""
-    presets = KINDS.get(kind or "subject", PRESETS)
-    estimate = session.estimates.get(session.worker.base.source) if presets is PRESETS else None
-    choices: list[tuple[str, str]] = []
-    for name, preset in presets.items():
-        label = f"{name} · {preset.steps} steps"
-        if estimate:
-            label += f" · {format_duration(estimate.seconds(preset))}, {estimate.memory:.1f} GB"
-        choices.append((label, name))
-    return choices
-
-
-def _placeholders(kind: str | None, preset: str) -> list[Any]:
-    presets = KINDS.get(kind or "subject", PRESETS)
-    numbers = presets.get(preset, presets[_DEFAULT_PRESET])
-    return [gr.update(placeholder=str(getattr(numbers, name))) for name in NUMBERS]
 
 
 def _prompts_html(prompt_prefix: str | None, token: str | None, subject: str | None) -> str:

@@ -10,9 +10,11 @@ from hra_diffusion.errors import AdapterFileError, ModelError
 from hra_diffusion.formats.folders import public_name
 from hra_diffusion.formats.hub import local_folder
 from hra_diffusion.formats.reading import read_json
+from hra_diffusion.formats.run_folder import BASE_OPTIONS
 from hra_diffusion.formats.weight_files import explain_weights
 from hra_diffusion.pipelines.kinds import KINDS, PipelineKind
 from hra_diffusion.studio.engine.generation.schedulers import scheduler_names
+from hra_diffusion.training.config.defaults import EMBEDDED_BASE
 
 _INDEX = "model_index.json"
 _PACKED_SIDE = 128
@@ -42,6 +44,13 @@ class Base:
     """Number of its text encoders."""
     text_encoders_train: bool = False
     """Whether its text encoders can be trained."""
+    is_embedded: bool = False
+    """Whether it is the project's embedded base."""
+
+    @property
+    def flags(self) -> dict[str, Any]:
+        """The options by their names in the settings of a run."""
+        return {flag: self.options[option] for flag, option in BASE_OPTIONS.items() if option in self.options}
 
 
 def read_base(source: str, options: Mapping[str, Any] | None = None) -> Base:
@@ -94,6 +103,7 @@ def _read(source: str, config: str, options: Mapping[str, Any]) -> Base:
         guidance_scale=kind.guidance_scale,
         text_encoders_train=kind.text_encoders_train,
         text_encoders=sum(name.startswith("text_encoder") for name in parts),
+        is_embedded=Path(source).exists() and Path(source).resolve() == EMBEDDED_BASE,
     )
 
 

@@ -24,11 +24,6 @@ CONTROL_PRESETS = {
 }
 
 
-def control_defaults(embedded: bool) -> ControlNetConfig:
-    """Return the settings of a control's run, those of the embedded base or the general ones."""
-    return embedded_defaults(ControlNetConfig, "embedded_control.toml") if embedded else ControlNetConfig()
-
-
 @dataclass(frozen=True, kw_only=True)
 class ControlJob(TrainingJob):
     """The images and settings of a control's training job; prefix and class make captions of images without one."""
@@ -37,6 +32,11 @@ class ControlJob(TrainingJob):
     annotator: str = "canny"
     """A key of `TRAINING_ANNOTATORS`."""
     preset: Preset = CONTROL_PRESETS["Usual"]
+
+    @classmethod
+    def defaults(cls, *, embedded: bool, text_encoders_train: bool) -> ControlNetConfig:
+        """Return the settings with which a job starts; its text encoders are never trained."""
+        return embedded_defaults(ControlNetConfig, "embedded_control.toml") if embedded else ControlNetConfig()
 
     def check_words(self) -> None:
         """Raise ConfigError for invalid words, or an image without a caption and without a class."""

@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hra_diffusion.formats.folders import public_name
 from hra_diffusion.studio.engine.adapters.subject_prompts import split_prompts
 from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, option_text
 from hra_diffusion.studio.engine.training.training_job import (
@@ -44,8 +45,8 @@ def form_values(folder: Path) -> dict[str, Any]:
     """Return the form's values of a job.
 
     Returns:
-        "images", "kind", "subject", "token" and "prompt_prefix" or "annotator", the preset's numbers, and the texts
-        of `RUN_OPTIONS`.
+        "images", "kind", "base", "subject", "token" and "prompt_prefix" or "annotator", the preset's numbers, and the
+        texts of `RUN_OPTIONS`.
 
     Raises:
         HRAError: the settings are missing or damaged.
@@ -67,6 +68,7 @@ def form_values(folder: Path) -> dict[str, Any]:
     return {
         "images": [TrainingImage(file=file, caption=_caption(file)) for file in files],
         "kind": "control" if control else "subject",
+        "base": public_name(config.model.pretrained_model_name_or_path or ""),
         **_words(config),
         **asdict(preset),
         **{name: option_text(name, texts.get(name)) for name in RUN_OPTIONS},

@@ -17,6 +17,7 @@ from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.run_options import check_run_options
 from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
+from hra_diffusion.training.config.defaults import embedded_defaults
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
 
 SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
@@ -87,9 +88,22 @@ class TrainingJob:
     """The class: dog, teapot, …"""
     prompt_prefix: str = "a photo of"
     """The kind of image: "a photo of", "a 3d render of", …"""
+    base: str | None = None
+    """Name of the base model; None is the studio's first."""
     preset: Preset = PRESETS["Usual"]
     options: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run under their names on the command line, see `run_options.RUN_OPTIONS`."""
+
+    @classmethod
+    def defaults(cls, *, embedded: bool, text_encoders_train: bool) -> TrainingConfig:
+        """Return the settings with which a job starts: those for the embedded base, or the general ones.
+
+        Args:
+            embedded: whether the base is the embedded one.
+            text_encoders_train: whether the base's text encoders can be trained.
+        """
+        config = embedded_defaults(DreamBoothConfig, "embedded.toml") if embedded else DreamBoothConfig()
+        return with_values(config, {"train_text_encoder": text_encoders_train})
 
     def __post_init__(self) -> None:
         """Raise ConfigError for invalid words, or too many images."""
