@@ -45,7 +45,7 @@ from hra_diffusion.formats.lora import read_lora
 from hra_diffusion.pipelines import load_pipeline
 from hra_diffusion.pipelines.components import models
 from hra_diffusion.pipelines.fitting import adaptable_modules
-from hra_diffusion.studio.engine.adapters.library import read_entry
+from hra_diffusion.studio.engine.adapters.entry import read_entry
 from hra_diffusion.studio.engine.config import StudioConfig
 from hra_diffusion.studio.engine.exporting import _unpack
 from hra_diffusion.studio.engine.images.metadata import read_request

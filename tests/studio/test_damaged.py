@@ -182,7 +182,7 @@ def test_a_running_job_is_not_deleted_even_if_it_is_unreadable(tmp_path, job):
 
 
 def test_an_adapter_is_added_once_even_if_that_cannot_be_recorded(studio, job, adapter_folders, monkeypatch, caplog):
-    from hra_diffusion.studio.engine import session as module
+    from hra_diffusion.studio.engine.training import finished_jobs as module
 
     finished_job(studio, job, adapter_folders["amber"])
 
@@ -192,7 +192,7 @@ def test_an_adapter_is_added_once_even_if_that_cannot_be_recorded(studio, job, a
     monkeypatch.setattr(module, "write_file", full_disk)
     for _ in range(3):
         studio.import_finished_jobs()
-        studio._imported.clear()  # as after a restart
+        studio._finished._added.clear()  # as after a restart
     assert [entry.name for entry in studio.library.entries()] == ["dog"]
     assert "Cannot write" in caplog.text
     monkeypatch.undo()

@@ -12,8 +12,9 @@ from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.pipelines.models import image_name
 from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.training.finished_jobs import job_adapter
 from hra_diffusion.studio.engine.training.job import IMPORTED, Status
-from hra_diffusion.studio.engine.training.job_checkpoints import add_checkpoint, checkpoint_steps, job_adapter
+from hra_diffusion.studio.engine.training.job_checkpoints import add_checkpoint, checkpoint_steps
 from hra_diffusion.studio.engine.training.job_output import job_memory, log_tail
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
 from hra_diffusion.studio.tabs.job_list import job_entries

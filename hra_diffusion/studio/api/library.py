@@ -7,7 +7,7 @@ import gradio as gr
 
 from hra_diffusion.formats.contents import read_components
 from hra_diffusion.studio.api.endpoints import expose, expose_typed
-from hra_diffusion.studio.engine.adapters.library import Entry
+from hra_diffusion.studio.engine.adapters.entry import Entry
 from hra_diffusion.studio.engine.exporting import import_adapter, publish, uses_to_merge, write_lora, write_merged_model
 from hra_diffusion.studio.engine.generation.requests import Combine
 from hra_diffusion.studio.engine.session import Session

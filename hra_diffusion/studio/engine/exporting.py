@@ -19,7 +19,8 @@ from hra_diffusion.formats.peft import CONFIG_FILE, FILES
 from hra_diffusion.formats.reading import read_json
 from hra_diffusion.formats.tokens import FOLDER as TOKENS
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.studio.engine.adapters.library import EXTRA_FILES, THUMBNAILS, Entry, Library, read_entry
+from hra_diffusion.studio.engine.adapters.entry import EXTRA_FILES, THUMBNAILS, Entry, read_entry
+from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.cache import new_folder
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, parse_adapter_uses
 from hra_diffusion.studio.engine.models.model_worker import ModelWorker

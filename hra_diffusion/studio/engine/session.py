@@ -10,10 +10,8 @@ outputs/studio/
 └── cache/       uploads and downloads of browsers, removed after a day
 """
 
-import logging
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +19,8 @@ from typing import Any
 
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError, HRAError, OutputError
-from hra_diffusion.formats.files import tidy, write_file, writing
+from hra_diffusion.errors import ConfigError
+from hra_diffusion.formats.files import tidy, writing
 from hra_diffusion.resources import DATA, find_data
 from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.cache import new_folder, remove_old_files
@@ -42,14 +40,13 @@ from hra_diffusion.studio.engine.models.model_worker import ModelWorker
 from hra_diffusion.studio.engine.training.captions import ImageCaptions
 from hra_diffusion.studio.engine.training.control_job import ControlJob
 from hra_diffusion.studio.engine.training.estimates import Estimates
-from hra_diffusion.studio.engine.training.job import IMPORTED, Job, Status
+from hra_diffusion.studio.engine.training.finished_jobs import FinishedJobs
+from hra_diffusion.studio.engine.training.job import Job
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
 from hra_diffusion.studio.engine.training.training_job import TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads, read_upload
 from hra_diffusion.training.config import TrainingConfig
 from hra_diffusion.training.config.file import with_values
-
-logger = logging.getLogger(__name__)
 
 
 class Session:
@@ -97,9 +94,8 @@ class Session:
         self.queue = GenerationQueue()
         self.presets = Presets(self.folder / "presets.json")
         self.image_store = ImageStore(self.images, self.folder / "favorites.json")
-        self._imported: set[Path] = set()
+        self._finished = FinishedJobs(self.library)
         self.jobs.watch_queue()
-        self._lock = threading.Lock()
 
     @property
     def default_request(self) -> GenerateRequest:
@@ -250,33 +246,13 @@ class Session:
             ConfigError: the name is unknown.
         """
         job = self.jobs.get(name)
-        if job.status is Status.FINISHED:
-            self._import_adapter(job)
+        self._finished.add_adapter(job)
         return job
 
     def import_finished_jobs(self) -> None:
         """Add the adapters of all finished jobs to the library."""
         for job in self.jobs.all():
-            if job.status is Status.FINISHED:
-                self._import_adapter(job)
-
-    def _import_adapter(self, job: Job) -> None:
-        """Add the adapter of a finished job to the library, once."""
-        with self._lock:
-            mark = job.folder / IMPORTED
-            if job.folder in self._imported or mark.exists():
-                return
-            try:
-                entry = self.library.find_copy(job.folder) or self.library.add(
-                    job.folder, self.library.free_name(job.name), job.thumbnail()
-                )
-            except HRAError:
-                return  # the job reports its error
-            self._imported.add(job.folder)
-            try:
-                write_file(mark, lambda path: path.write_text(entry.name, encoding="utf-8"))
-            except OutputError as error:
-                logger.warning("%s", error)
+            self._finished.add_adapter(job)
 
 
 def job_defaults(base: Base, kind: type[TrainingJob] = TrainingJob) -> TrainingConfig:

@@ -107,7 +107,7 @@ def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] 
         return ", ".join(session.worker.base.schedulers[: _MAX_EXAMPLES + 1])
     if kind == "checkpoint":
         uses = parse_adapter_uses(adapters or [])
-        steps = session.library.checkpoint_steps(uses[0].name) if uses else []
+        steps = session.library.checkpoints.steps(uses[0].name) if uses else []
         return ", ".join([*steps[-_MAX_EXAMPLES:], FINAL])
     return _EXAMPLE_VALUES.get(kind, _EXAMPLE_VALUES["seed"])
 

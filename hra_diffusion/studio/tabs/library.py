@@ -8,7 +8,7 @@ import gradio as gr
 
 from hra_diffusion.formats.contents import Component, read_components
 from hra_diffusion.formats.lora import LAYOUTS
-from hra_diffusion.studio.engine.adapters.library import Entry
+from hra_diffusion.studio.engine.adapters.entry import Entry
 from hra_diffusion.studio.engine.exporting import (
     import_adapter,
     publish,

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training.job_checkpoints import job_adapter
+from hra_diffusion.studio.engine.training.finished_jobs import job_adapter
 from hra_diffusion.studio.tabs.events import listen, listen_busy
 from hra_diffusion.studio.tabs.job_actions import checked_name
 from hra_diffusion.studio.tabs.job_components import is_active

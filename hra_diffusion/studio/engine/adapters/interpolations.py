@@ -3,17 +3,18 @@
 import hashlib
 import re
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.folders import holds_adapter
 from hra_diffusion.formats.interpolation import interpolate_adapters
+from hra_diffusion.studio.engine.adapters.entry import Entry, read_entry
 
-MARK = "/interpolated-"
+INTERPOLATED = "/interpolated-"
 """Between the name of the first adapter and the position."""
 _ADAPTER = r"[^/]{1,64}(?:/checkpoint-\d{1,9})?"
-_NAME = re.compile(rf"({_ADAPTER}){MARK}(-?\d{{0,2}}\.?\d{{0,6}})/({_ADAPTER})")
+_NAME = re.compile(rf"({_ADAPTER}){INTERPOLATED}(-?\d{{0,2}}\.?\d{{0,6}})/({_ADAPTER})")
 LOWEST, HIGHEST = -1.0, 2.0
 _COMPUTING = threading.Lock()
 
@@ -40,35 +41,37 @@ class Interpolation:
             position = float("nan")
         if not match or not LOWEST <= position <= HIGHEST:
             raise ConfigError(
-                f"{name[:80]!r} is no adapter between two others: write FIRST{MARK}POSITION/SECOND with a position "
-                f"from {LOWEST:g} to {HIGHEST:g}."
+                f"{name[:80]!r} is no adapter between two others: write FIRST{INTERPOLATED}POSITION/SECOND with a "
+                f"position from {LOWEST:g} to {HIGHEST:g}."
             )
         return cls(match[1], match[3], position)
 
     @property
     def name(self) -> str:
         """The name: see the module."""
-        return f"{self.first}{MARK}{self.position:g}/{self.second}"
+        return f"{self.first}{INTERPOLATED}{self.position:g}/{self.second}"
 
-    def compute(self, first: Path, second: Path, stamp: int, cache: Path) -> Path:
-        """Write the adapter, unless it exists, and return its folder.
+    def entry(self, first: Entry, second: Entry, cache: Path | None) -> Entry:
+        """Return the adapter, from the cache or newly computed.
 
         Args:
-            first: folder of the first adapter.
-            second: folder of the second one.
-            stamp: changes with the files of both.
-            cache: folder for all of these adapters.
+            first: the first adapter.
+            second: the second one.
+            cache: folder for all of these adapters; None refuses them.
 
         Raises:
             ConfigError: an adapter cannot be interpolated, or the two do not fit.
         """
-        key = hashlib.sha256(f"{first}\n{second}\n{stamp}\n{self.position:g}".encode()).hexdigest()[:16]
-        folder = cache / key
+        if first.base != second.base or not cache:
+            raise ConfigError(f"{first.name!r} and {second.name!r} are for different base models: choose two of one.")
+        stamp = first.stamp + second.stamp
+        key = hashlib.sha256(f"{first.folder}\n{second.folder}\n{stamp}\n{self.position:g}".encode()).hexdigest()[:16]
         with _COMPUTING:
-            if not holds_adapter(folder):
+            if not holds_adapter(cache / key):
                 try:
-                    interpolate_adapters(first, second, self.position, folder)
+                    interpolate_adapters(first.folder, second.folder, self.position, cache / key)
                 except HRAError as error:  # a message names no folders
-                    message = str(error).replace(str(first), self.first).replace(str(second), self.second)
+                    message = str(error).replace(str(first.folder), self.first).replace(str(second.folder), self.second)
                     raise ConfigError(message) from error
-        return folder
+        facts = read_entry(cache / key, built_in=True)
+        return replace(facts, name=self.name, base=first.base, trigger=first.trigger, token=first.token)

@@ -5,73 +5,30 @@ Adapters of the project are read-only; those of the studio can be added, renamed
 
 import filecmp
 import logging
-import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
+from hra_diffusion.errors import ConfigError, HRAError
 from hra_diffusion.formats.contents import read_components
-from hra_diffusion.formats.files import UNPORTABLE, is_portable, remove_folder, replacing, sync, write_file
+from hra_diffusion.formats.files import remove_folder, replacing, sync, write_file
 from hra_diffusion.formats.folders import (
     ENCODER,
     ENCODER_FILES,
-    base_model,
     component_folders,
     find_encoder,
-    public_name,
-    run_settings,
     tokens_beside,
 )
-from hra_diffusion.formats.peft import CONFIG_FILE, FILES, WEIGHTS_FILE
-from hra_diffusion.formats.reading import read_json
-from hra_diffusion.formats.run_folder import BASE_FILE, METRICS, SHEET, TABLE
+from hra_diffusion.formats.peft import FILES, WEIGHTS_FILE
 from hra_diffusion.formats.tensors import read_tensors
 from hra_diffusion.formats.tokens import PATTERN as TOKENS
-from hra_diffusion.studio.engine.adapters import interpolations
-from hra_diffusion.studio.engine.adapters.interpolations import Interpolation
-from hra_diffusion.studio.engine.adapters.subject_prompts import split_prompts
-from hra_diffusion.text import is_utf8, printable
-from hra_diffusion.training.outputs.checkpoint import checkpoints
+from hra_diffusion.studio.engine.adapters.checkpoints import CHECKPOINT, Checkpoints
+from hra_diffusion.studio.engine.adapters.entry import EXTRA_FILES, THUMBNAILS, Entry, check_name, read_entry
+from hra_diffusion.studio.engine.adapters.interpolations import INTERPOLATED, Interpolation
+from hra_diffusion.text import printable
 
 logger = logging.getLogger(__name__)
-
-_NAME = re.compile(r"\w[\w .+-]{0,62}\w|\w")
-THUMBNAILS = ("thumbnail.png", SHEET)
-CHECKPOINT = "/checkpoint-"
-"""Between a training job and a number of steps, the name of the adapter in a checkpoint."""
-EXTRA_FILES = ("config.toml", BASE_FILE, TABLE, METRICS, *THUMBNAILS)
-"""Files beside the adapter, from a run or an archive."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """An adapter in the library."""
-
-    name: str
-    folder: Path
-    components: tuple[str, ...]
-    rank: int
-    base: str | None
-    """Public name of the base model, without folders."""
-    trigger: str | None
-    """The instance prompt of its training run, with the trigger word."""
-    token: str | None
-    """The trigger word alone; None where the run's prompts do not tell it."""
-    annotator: str | None
-    """Name of a control's annotator; None where the adapter is no control."""
-    annotator_settings: Mapping[str, Any]
-    thumbnail: Path | None
-    built_in: bool
-    """Whether it comes with the project."""
-
-    @property
-    def stamp(self) -> int:
-        """Return the time of the last change to the adapter's files, in nanoseconds."""
-        return max((path.stat().st_mtime_ns for path in self.folder.rglob("*.safetensors")), default=0)
 
 
 class Library:
@@ -88,7 +45,8 @@ class Library:
         self, folder: Path, built_in: Path | None = None, runs: Path | None = None, cache: Path | None = None
     ) -> None:
         self.folder = folder
-        self.built_in, self.runs, self.cache = built_in, runs, cache
+        self.built_in, self._cache = built_in, cache
+        self.checkpoints = Checkpoints(runs)
         self._warned: set[Path] = set()
 
     def entries(self) -> list[Entry]:
@@ -104,10 +62,11 @@ class Library:
             AdapterFileError: the checkpoint's adapter is damaged.
             ConfigError: the name is unknown, or two adapters cannot be interpolated.
         """
-        if isinstance(name, str) and interpolations.MARK in name:
-            return self._interpolated(Interpolation.parse(name))
+        if isinstance(name, str) and INTERPOLATED in name:
+            between = Interpolation.parse(name)
+            return between.entry(self.entry(between.first), self.entry(between.second), self._cache)
         if isinstance(name, str) and CHECKPOINT in name:
-            return self._checkpoint(name)
+            return self.checkpoints.entry(name)
         entries = {entry.name: entry for entry in self.entries()}
         if not isinstance(name, str) or name not in entries:
             known = ", ".join(entries) or "none"
@@ -209,31 +168,6 @@ class Library:
         """
         write_file(self._editable(name).folder / THUMBNAILS[0], lambda path: shutil.copyfile(image, path))
 
-    def checkpoint_steps(self, job: str) -> list[str]:
-        """Return the steps of a training job's checkpoints; empty without such a job."""
-        run = self.runs / check_name(job) if self.runs else None
-        return [path.name.rpartition("-")[2] for path in checkpoints(run)] if run else []
-
-    def _checkpoint(self, name: str) -> Entry:
-        """Return the adapter in a checkpoint."""
-        job, _, step = name.rpartition(CHECKPOINT)
-        steps = self.checkpoint_steps(job)
-        if not self.runs or step not in steps:
-            known = ", ".join(steps) or "none"
-            raise ConfigError(f"The training job {job!r} has no checkpoint {step[:80]!r}; known are: {known}.")
-        folder = self.runs / check_name(job) / f"checkpoint-{step}" / "adapter"
-        return replace(read_entry(folder, built_in=True), name=name)
-
-    def _interpolated(self, interpolation: Interpolation) -> Entry:
-        """Return the adapter between two others, from the cache or newly computed."""
-        first, second = self.entry(interpolation.first), self.entry(interpolation.second)
-        if first.base != second.base or not self.cache:
-            raise ConfigError(f"{first.name!r} and {second.name!r} are for different base models: choose two of one.")
-        stamp = first.stamp + second.stamp
-        folder = interpolation.compute(first.folder, second.folder, stamp, self.cache)
-        facts = read_entry(folder, built_in=True)
-        return replace(facts, name=interpolation.name, base=first.base, trigger=first.trigger, token=first.token)
-
     def _editable(self, name: str) -> Entry:
         entry = self.entry(name)
         if entry.name != entry.folder.name:
@@ -253,64 +187,3 @@ class Library:
                     if path not in self._warned:
                         logger.warning("%s", printable(f"{path.name} is skipped: {error}"))
                     self._warned.add(path)
-
-
-def check_name(name: str) -> str:
-    """Return a name without surrounding spaces.
-
-    Raises:
-        ConfigError: the name is invalid for a folder on some operating system.
-    """
-    name = name.strip() if isinstance(name, str) else ""  # an API may send anything
-    if _NAME.fullmatch(name) and not is_portable(name):
-        raise ConfigError(f"{name!r} is {UNPORTABLE}: choose another.")
-    if not _NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name[:80]!r} is no name: use at most 64 letters, digits, spaces, dots, + and -, with a letter or "
-            "digit at both ends."
-        )
-    return name
-
-
-def read_entry(folder: Path, built_in: bool) -> Entry:
-    """Read the facts of an adapter.
-
-    Raises:
-        AdapterFileError: the folder holds no adapter, or one with invalid settings.
-    """
-    try:
-        return _entry(folder, built_in)
-    except HRAError:
-        raise
-    except Exception as error:  # for example a list in place of a name, or deeply nested TOML
-        raise AdapterFileError(f"The adapter's settings are invalid: {str(error)[:200]}.") from error
-
-
-def _entry(folder: Path, built_in: bool) -> Entry:
-    parts, base = component_folders(folder), base_model(folder)
-    ranks = [rank for part in parts.values() if isinstance(rank := read_json(part / CONFIG_FILE).get("r"), int)]
-    if len(ranks) < len(parts):
-        raise AdapterFileError("The adapter's settings have no rank.")
-    encoder = find_encoder(folder)
-    config = read_json(encoder / ENCODER_FILES[0]) if encoder else {}
-    run, settings = run_settings(folder), config.get("annotator_settings") or {}
-    trigger, class_prompt = run.get("instance_prompt"), run.get("class_prompt")
-    annotator = str(config.get("annotator", "given")) if encoder else None
-    if not isinstance(settings, dict) or not isinstance(trigger, str | None):
-        raise AdapterFileError("The adapter's annotator settings or its prompt are invalid.")
-    if not is_utf8(f"{folder.name}{base}{trigger}{annotator}"):  # a page could not display it
-        raise AdapterFileError("The adapter's name, base, prompt or annotator is not UTF-8.")
-    parts_of_prompt = split_prompts(trigger or "", class_prompt) if isinstance(class_prompt, str) else None
-    return Entry(
-        name=folder.name,
-        folder=folder,
-        components=tuple(parts),
-        rank=max(ranks),
-        base=public_name(base) if base else None,
-        trigger=trigger,
-        token=parts_of_prompt[1] if parts_of_prompt else None,
-        annotator=annotator,
-        annotator_settings=settings,
-        thumbnail=next((folder / name for name in THUMBNAILS if (folder / name).is_file()), None),
-        built_in=built_in,
-    )

@@ -6,7 +6,7 @@ Annotators with a model of their own are excluded: the model's path would come f
 from PIL import Image, ImageOps
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.studio.engine.adapters.library import Entry
+from hra_diffusion.studio.engine.adapters.entry import Entry
 
 AS_TRAINED, NO_ANNOTATOR = "own", "given"
 ANNOTATORS = {

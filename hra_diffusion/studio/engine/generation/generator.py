@@ -31,7 +31,8 @@ from hra_diffusion.pipelines.kinds import size_multiple
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.prompts import reads_weights
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.studio.engine.adapters.library import Entry, Library
+from hra_diffusion.studio.engine.adapters.entry import Entry
+from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.generation.bound_adapters import with_named_adapters
 from hra_diffusion.studio.engine.generation.events import Event, Generated
 from hra_diffusion.studio.engine.generation.preview import Preview

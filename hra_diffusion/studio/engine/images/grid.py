@@ -7,8 +7,8 @@ from PIL import Image
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.contact_sheet import contact_sheet
-from hra_diffusion.studio.engine.adapters.interpolations import MARK, Interpolation
-from hra_diffusion.studio.engine.adapters.library import CHECKPOINT
+from hra_diffusion.studio.engine.adapters.checkpoints import CHECKPOINT
+from hra_diffusion.studio.engine.adapters.interpolations import INTERPOLATED, Interpolation
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 
 _SETTINGS = {"seed": "seed", "steps": "steps", "guidance": "guidance_scale", "scheduler": "scheduler"}
@@ -76,7 +76,7 @@ class Axis:
             if len(request.adapters) < 2:
                 raise ConfigError("An interpolation axis needs two adapters: choose a second one under Generate.")
             first, second, *others = request.adapters
-            between = Interpolation.parse(f"{first.name}{MARK}{value}/{second.name}")
+            between = Interpolation.parse(f"{first.name}{INTERPOLATED}{value}/{second.name}")
             return replace(request, adapters=(replace(first, name=between.name), *others))
         uses = [{"name": use.name, "strength": value} for use in request.adapters]
         return GenerateRequest.from_json(request.to_json() | {"adapters": uses})

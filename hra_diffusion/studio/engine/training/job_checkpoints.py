@@ -1,4 +1,4 @@
-"""The adapter of a training job in the library, and its checkpoints as further ones."""
+"""The checkpoints of a training job as adapters of the library."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,9 @@ from typing import Any
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import temporary_folder
 from hra_diffusion.formats.run_folder import run_file
-from hra_diffusion.studio.engine.adapters.library import Entry, Library
-from hra_diffusion.studio.engine.training.job import IMPORTED, Job, Status
+from hra_diffusion.studio.engine.adapters.entry import Entry
+from hra_diffusion.studio.engine.adapters.library import Library
+from hra_diffusion.studio.engine.training.job import Job
 from hra_diffusion.training.outputs.checkpoint import checkpoints
 
 
@@ -49,20 +50,3 @@ def add_checkpoint(library: Library, job: Job, step: Any) -> Entry:
 
 def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
-
-
-def job_adapter(library: Library, job: Job) -> Entry:
-    """Return the adapter of a finished job in the library.
-
-    Raises:
-        ConfigError: it was deleted there, or the job is not finished.
-    """
-    mark = job.folder / IMPORTED
-    name = mark.read_text(encoding="utf-8") if mark.is_file() else ""
-    entries = {entry.name: entry for entry in library.entries()}
-    entry = entries.get(name) or (library.find_copy(job.folder) if job.status is Status.FINISHED else None)
-    if entry is None:
-        raise ConfigError(
-            f"The adapter of the training job {job.name!r} is not in the library: choose one of its checkpoints."
-        )
-    return entry

@@ -21,7 +21,7 @@ import psutil
 
 from hra_diffusion.errors import BusyError, ConfigError, OutputError
 from hra_diffusion.formats.files import remove_folder, replacing, sync, write_file, writing
-from hra_diffusion.studio.engine.adapters.library import check_name
+from hra_diffusion.studio.engine.adapters.entry import check_name
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.job import (
     OUTPUT,

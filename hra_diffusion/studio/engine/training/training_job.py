@@ -11,7 +11,7 @@ from PIL import Image
 from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.reading import check_regular
-from hra_diffusion.studio.engine.adapters.library import check_name
+from hra_diffusion.studio.engine.adapters.entry import check_name
 from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.run_options import check_run_options
