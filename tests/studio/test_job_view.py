@@ -18,7 +18,11 @@ from hra_diffusion.studio.engine.training.job_checkpoints import add_checkpoint,
 from hra_diffusion.studio.engine.training.job_output import job_memory, log_tail
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
 from hra_diffusion.studio.tabs.job_list import job_entries
+from hra_diffusion.studio.tabs.rotation_summary import rotation_summary
 from hra_diffusion.training.config import DreamBoothConfig
+from hra_diffusion.training.config.defaults import embedded_defaults
+from hra_diffusion.training.config.file import to_toml, with_values
+from hra_diffusion.training.loop.steps import StepRecord
 from tests.studio.test_jobs import make_job, photo, write_log  # noqa: F401 - a fixture
 
 
@@ -79,6 +83,30 @@ def test_the_log_ends_with_the_last_state_of_a_progress_bar_and_memory_is_measur
     (folder / "process.json").write_text(json.dumps({"pid": os.getpid(), "created": psutil.Process().create_time()}))
     memory = job_memory(folder)
     assert memory is not None and memory.process > 10_000_000
+
+
+def test_a_rotation_has_a_verdict_for_the_jobs_that_were_measured_alone(jobs):
+    job = jobs.get("dog")
+    measured = embedded_defaults(DreamBoothConfig, "embedded.toml")
+
+    def summary(angle: float, **changes: object) -> str:
+        config = with_values(measured, {"with_prior_preservation": False} | changes)
+        (job.folder / "job.toml").write_text(to_toml(config))
+        angles = {"unet": angle, "unet.mid_block": 1.0, "text_encoder": 2.0}
+        record = StepRecord(step=1, loss=1.0, losses={}, gradient_norm=1.0, learning_rates={}, angles=angles)
+        return rotation_summary(job, [record])
+
+    assert summary(12.4).startswith("Mean rotation 12°: small. Subjects of jobs like this one were learned best at 20°")
+    assert summary(22).startswith("Mean rotation 22°: as in jobs")
+    assert summary(38).startswith("Mean rotation 38°: large.")
+    for changes in (
+        {"with_prior_preservation": True},
+        {"rank": 4},
+        {"learning_rate": 0.01},
+        {"pretrained_model_name_or_path": "other"},
+    ):
+        assert "not measured" in summary(12.4, **changes)
+    assert rotation_summary(job, []) == ""
 
 
 def test_the_list_has_the_running_job_first_then_the_queue(session, jobs, photo, monkeypatch):  # noqa: F811

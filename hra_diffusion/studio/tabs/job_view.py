@@ -24,6 +24,7 @@ from hra_diffusion.studio.tabs.job_list import job_entries
 from hra_diffusion.studio.tabs.job_log import job_log
 from hra_diffusion.studio.tabs.loss_plot import loss_plot
 from hra_diffusion.studio.tabs.metrics_summary import metrics_summary
+from hra_diffusion.studio.tabs.rotation_summary import rotation_summary
 
 _MAX_VALIDATION_IMAGES = 12
 _TITLES = {
@@ -84,7 +85,7 @@ def _connect_updates(session: Session, view: JobView) -> None:
 
 def _results(session: Session, view: JobView, job: Job, smoothing: float, step: str | None) -> dict[Any, Any]:
     """Return the updates of a job's plots, validation images and checkpoints."""
-    plot, steps, saved = loss_plot(job.records(), smoothing), validation_steps(job), checkpoint_steps(job)
+    plot, steps, saved = _plots(job, smoothing), validation_steps(job), checkpoint_steps(job)
     choices = [ALL_STEPS, *map(str, steps)]
     return {
         view.loss: plot,
@@ -96,11 +97,17 @@ def _results(session: Session, view: JobView, job: Job, smoothing: float, step: 
     }
 
 
+def _plots(job: Job, smoothing: float) -> str:
+    """Return the HTML of a job's losses and rotation angles."""
+    records = job.records()
+    return loss_plot(records, smoothing, rotation_summary(job, records))
+
+
 def _connect_choices(session: Session, view: JobView) -> None:
     """Connect the list of jobs, the smoothing, and the step of the validation images."""
 
     def smooth_again(name: str | None, smoothing: float) -> str:
-        return loss_plot(session.jobs.get(name).records(), smoothing) if name else ""
+        return _plots(session.jobs.get(name), smoothing) if name else ""
 
     def show_step(name: str | None, step: str | None) -> Any:
         return _gallery(session, session.jobs.get(name), step) if name else gr.skip()

@@ -186,13 +186,14 @@ def _rotation_angles(components: list[Component]) -> str:
     """Return the HTML of the layers with the largest rotation angles, as bars."""
     layers = [(component.name, layer) for component in components for layer in component.layers]
     mean = sum(layer.angle for _, layer in layers) / max(1, len(layers))
-    largest = max((layer.angle for _, layer in layers), default=0.0) or 1.0
+    largest = max((layer.angle for _, layer in layers), default=0.0)
     bars = "".join(
         f"<li><span>{html.escape(f'{component}.{layer.name}')}</span>"
-        f'<i style="width:{layer.angle / largest:.1%}"></i><b>{layer.angle:.1f}°</b></li>'
+        f'<i style="width:{layer.angle / (largest or 1):.1%}"></i><b>{layer.angle:.1f}°</b></li>'
         for component, layer in sorted(layers, key=lambda item: -item[1].angle)[:_MAX_LAYERS]
     )
     return (
-        f'<details class="angles"><summary>Rotation angle of each layer: mean {mean:.1f}°, at most {largest:.1f}°'
-        f'</summary><ol tabindex="0" aria-label="Layers with the largest angles">{bars}</ol></details>'
+        f'<details class="angles"><summary>Layers are rotated by up to {largest:.0f}°, {mean:.0f}° on average. 0° is '
+        "the base model; no angle tells how good an adapter is.</summary>"
+        f'<ol tabindex="0" aria-label="Layers with the largest angles">{bars}</ol></details>'
     )

@@ -40,12 +40,13 @@ def smooth(values: Sequence[float], weight: float) -> list[float]:
     return averages
 
 
-def loss_plot(records: Sequence[StepRecord], smoothing: float = SMOOTHING) -> str:
+def loss_plot(records: Sequence[StepRecord], smoothing: float = SMOOTHING, rotation: str = "") -> str:
     """Return the HTML of the losses and their moving averages, the validation loss and the rotation angles.
 
     Args:
         records: log records; fewer than two give "".
         smoothing: weight of the moving average, from 0 to less than 1.
+        rotation: a sentence about the angles, above their folded plot.
     """
     if len(records) < 2:
         return ""
@@ -60,7 +61,9 @@ def loss_plot(records: Sequence[StepRecord], smoothing: float = SMOOTHING) -> st
         losses["validation"] = validated
     figures = [_figure("Loss", losses, _HEIGHT, "", raw if smoothing else {})]
     if angles := component_angles(records):
-        figures.append(_figure("Mean rotation angle", angles, _HALF_HEIGHT, "°", {}))
+        plot = _figure("Mean rotation angle", angles, _HALF_HEIGHT, "°", {})
+        summary = html.escape(rotation or "Mean rotation angle")
+        figures.append(f'<details class="rotation"><summary>{summary}</summary>{plot}</details>')
     return "".join(figures)
 
 
