@@ -172,7 +172,8 @@ def time_until_free(session: Any, address: str, functions: dict[str, int], *, st
 def fill(folder: Path) -> None:
     """Fill a studio's folder with adapters, generated images and training jobs."""
     from hra_diffusion.studio.engine.images.metadata import png_info
-    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
+    from hra_diffusion.studio.engine.training.training_images import TrainingImage
+    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
     from hra_diffusion.training.config import DreamBoothConfig
 
     for number in range(ADAPTERS):

@@ -453,7 +453,7 @@ def test_captions_and_crops_stay_with_their_images(client, session, tmp_path):
 
 
 def test_too_many_training_images_are_refused(subject):
-    from hra_diffusion.studio.engine.training.training_job import check_images
+    from hra_diffusion.studio.engine.training.training_images import check_images
 
     with pytest.raises(HRAError, match=r"at most 200 images.* found 201"):
         check_images(subject[:1] * 201)
@@ -633,7 +633,8 @@ def test_presets_include_time_and_memory_after_an_estimate(session):
 
 
 def test_a_client_can_stop_a_job_that_was_started_elsewhere(client, session, subject):
-    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
+    from hra_diffusion.studio.engine.training.training_images import TrainingImage
+    from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
 
     effort = Preset(steps=2000, rank=2, class_images=0, validations=0)
     session.train(

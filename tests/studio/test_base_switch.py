@@ -17,7 +17,8 @@ from hra_diffusion.studio.engine.models.bases import Bases
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.control_job import ControlJob
 from hra_diffusion.studio.engine.training.job_settings import form_values
-from hra_diffusion.studio.engine.training.training_job import TrainingImage, TrainingJob, read_settings
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import TrainingJob, read_settings
 from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 

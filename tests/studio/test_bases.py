@@ -11,7 +11,8 @@ from hra_diffusion.studio.engine.generation.events import Generated, Progress
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.job import Status
-from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
 
 pytestmark = pytest.mark.slow
 

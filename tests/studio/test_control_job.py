@@ -6,15 +6,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError
+from hra_diffusion.errors import ConfigError, ImageError
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.control_job import CONTROL_PRESETS, ControlJob
 from hra_diffusion.studio.engine.training.job import Status, read_job
 from hra_diffusion.studio.engine.training.job_settings import form_values, moved_settings
 from hra_diffusion.studio.engine.training.processes import train_command
-from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, read_settings
+from hra_diffusion.studio.engine.training.training_images import TrainingImage, with_conditions
+from hra_diffusion.studio.engine.training.training_job import Preset, read_settings
 from hra_diffusion.studio.tabs.training_fields import FIELDS, job_from_values
 from hra_diffusion.training.config import ControlNetConfig
+from hra_diffusion.training.data.pairs import read_pairs
 
 
 def make_job(folder: Path, **changes) -> ControlJob:
@@ -45,6 +47,40 @@ def test_a_control_s_job_has_captions_an_annotator_and_its_own_command(tmp_path)
     assert read_job("edges", folder).status is Status.FAILED  # it has never started
 
 
+def test_uploaded_conditions_belong_to_the_images_of_their_names(tmp_path):
+    uploads = tmp_path / "conditions"
+    uploads.mkdir()
+    for name, mode, size in (("0.jpg", "RGB", (64, 64)), ("1.png", "RGBA", (32, 32))):
+        Image.new(mode, size, "white").save(uploads / name)
+    crop = TrainingImage(file=make_job(tmp_path).images[0].file, crop="0, 8, 16, 24")
+    images = with_conditions([crop, make_job(tmp_path).images[1]], sorted(uploads.iterdir()))
+    job, folder = make_job(tmp_path, annotator="given", images=tuple(images)), tmp_path / "runs" / "edges"
+    job.write(folder, job.config("base", ControlNetConfig(), folder))
+    pairs = read_pairs(folder / "images", read_settings(folder).pairs)
+    assert [pair.condition.name for pair in pairs] == ["000.png", "001.png"]
+    with Image.open(pairs[0].condition) as first, Image.open(pairs[1].condition) as second:
+        assert (first.size, second.size, second.mode) == ((32, 48), (32, 32), "RGBA")
+    assert [image.condition for image in form_values(folder)["images"]] == [pair.condition for pair in pairs]
+    Image.new("RGB", (64, 32)).save(uploads / "1.png")
+    with pytest.raises(ImageError, match=r"condition 1.png has 64×32 pixels"):
+        job.write(tmp_path / "other", job.config("base", ControlNetConfig(), folder))
+
+
+def test_conditions_without_image_and_images_without_condition_are_refused(tmp_path):
+    images = make_job(tmp_path).images
+    for names, message in (
+        (["0.png"], r"no condition: 1\.png"),
+        (["0.png", "1.png", "x.png"], r"no image: x\.png"),
+        (["0.png", "0.jpg"], "Two conditions are named '0'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            with_conditions(images, [tmp_path / name for name in names])
+    with pytest.raises(ConfigError, match="Two images are named '0'"):
+        with_conditions([*images, images[0]], [tmp_path / "0.png"])
+    with pytest.raises(SettingError, match="conditions are missing"):
+        make_job(tmp_path, annotator="given")
+
+
 def test_a_control_needs_a_class_or_captions_and_a_known_annotator(tmp_path):
     images = make_job(tmp_path).images
     with pytest.raises(SettingError, match="subject is empty"):
@@ -64,6 +100,11 @@ def test_the_form_makes_jobs_of_both_kinds(tmp_path):
     values |= {"kind": "control", "annotator": "color"}
     job = job_from_values([values[name] for name in FIELDS])
     assert isinstance(job, ControlJob) and (job.annotator, job.preset) == ("color", CONTROL_PRESETS["Usual"])
+    values |= {"conditions": files, "annotator": "given"}
+    job = job_from_values([values[name] for name in FIELDS])
+    assert [str(image.condition) for image in job.images] == files
+    with pytest.raises(SettingError, match="conditions are for controls"):
+        job_from_values([(values | {"kind": "subject"})[name] for name in FIELDS])
     with pytest.raises(ConfigError, match="no kind 'style'"):
         job_from_values([(values | {"kind": "style"})[name] for name in FIELDS])
 
@@ -72,8 +113,13 @@ def test_the_form_makes_jobs_of_both_kinds(tmp_path):
 def test_a_trained_control_is_in_the_library_and_its_images_have_captions(session, tmp_path):
     from hra_diffusion.studio.engine.training.validation_images import validation_images
 
+    images = make_job(tmp_path).images
     job = make_job(
-        tmp_path, name="lines", preset=Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=1)
+        tmp_path,
+        name="lines",
+        preset=Preset(steps=2, rank=2, class_images=0, validations=1, inference_steps=1),
+        images=tuple(with_conditions(images, [image.file for image in images])),
+        annotator="given",
     )
     session.train(job)
     end = time.monotonic() + 240
@@ -82,7 +128,7 @@ def test_a_trained_control_is_in_the_library_and_its_images_have_captions(sessio
     finished = session.job("lines")
     assert (finished.status, finished.error) == (Status.FINISHED, None)
     entry = session.library.entry("lines")
-    assert (entry.annotator, entry.rank) == ("canny", 2)
+    assert (entry.annotator, entry.rank) == ("given", 2)
     assert [image.prompt for image in validation_images(finished)] == ["a red square", "a photo of a square"]
     session.jobs.delete("lines")
     session.library.delete("lines")

@@ -23,7 +23,8 @@ from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.estimates import Estimates
 from hra_diffusion.studio.engine.training.job import Status
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
-from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
 from hra_diffusion.studio.engine.uploads import DECODING, Uploads
 from hra_diffusion.studio.tabs.picker import card_entries
 from hra_diffusion.training.config import DreamBoothConfig
@@ -264,7 +265,7 @@ def test_a_number_of_thousands_of_digits_is_refused(value):
 
 
 def test_a_crop_of_thousands_of_digits_is_refused(job):
-    from hra_diffusion.studio.engine.training.training_job import read_cropped
+    from hra_diffusion.studio.engine.training.training_images import read_cropped
 
     with pytest.raises(ImageError, match=r"a\.png: the crop"):
         read_cropped(TrainingImage(file=job.images[0].file, crop=f"0, 0, {'9' * 5000}, 1"))

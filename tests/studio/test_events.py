@@ -9,7 +9,8 @@ import pytest
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
 from hra_diffusion.studio.engine.setting_error import SettingError
-from hra_diffusion.studio.engine.training.training_job import Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
 from hra_diffusion.studio.tabs.labels import LABELS
 
 

@@ -23,7 +23,8 @@ from hra_diffusion.studio.engine.images.grid import Axis, Grid
 from hra_diffusion.studio.engine.images.image_store import SavedImage
 from hra_diffusion.studio.engine.session import Session, job_defaults
 from hra_diffusion.studio.engine.training.job import Status
-from hra_diffusion.studio.engine.training.training_job import SETTINGS_FILE, Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import SETTINGS_FILE, Preset, TrainingJob
 from hra_diffusion.training.config.file import with_values
 from tests import models
 from tests.versions import transformer_families

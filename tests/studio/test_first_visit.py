@@ -1,6 +1,7 @@
 """The first visit: what the embedded base knows, and the example that is chosen already."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -9,11 +10,13 @@ from hra_diffusion.studio.engine.models.base_vocabulary import embedded_vocabula
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.first_visit import base_knowledge, first_settings, first_visit, unknown_words_hint
 from hra_diffusion.studio.tabs.memory import _restore
+from tests.captioners import WORDS, make_blip
 
 
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory):
-    session = Session(StudioConfig(folder=tmp_path_factory.mktemp("first")))
+    folder = tmp_path_factory.mktemp("first")
+    session = Session(StudioConfig(folder=folder, captioner=str(folder / "captioner")))  # a test writes the model
     yield session
     session.worker.close()
 
@@ -75,8 +78,29 @@ def test_stored_values_win_over_those_of_a_first_visit(page):
     assert restored({"prompt": "kept"}) == ["kept", [], 25]
 
 
+def caption_images_of_a_control(page, subject: list[Path]) -> None:
+    """Caption images with the model, and train a control with a condition for one of them, which is refused."""
+    page.locator("#training-images input[type=file]").set_input_files(subject[:2])
+    page.locator("#image-report img").nth(1).wait_for()
+    page.locator("#caption-all > .label-wrap").click()
+    page.locator("#caption-images").click()
+    page.wait_for_function("[...document.querySelectorAll('.image-card textarea')].every((field) => field.value)")
+    captions = [page.get_by_label(f"Caption of {path.name}").input_value() for path in subject[:2]]
+    assert set(" ".join(captions).split()) <= set(WORDS)
+    page.locator("#training-kind > .label-wrap").click()
+    page.get_by_label("Control (ControlNet)").check()
+    page.get_by_text("Usual · 2000 steps").wait_for()
+    page.locator("#train-annotator input").click()
+    page.get_by_role("option", name="given: uploaded conditions of another kind").click()
+    page.locator("#train-conditions input[type=file]").set_input_files(subject[0])
+    page.locator("#train-conditions").get_by_text(subject[0].stem).first.wait_for()
+    page.locator("#job-name :is(input, textarea)").fill("a control")
+    page.locator("#train").click()
+    page.get_by_text(f"Images have no condition: {subject[1].name}").wait_for()
+
+
 @pytest.mark.slow
-def test_the_first_press_of_generate_uses_the_example_adapter(embedded, page):
+def test_the_first_press_of_generate_uses_the_example_adapter(embedded, page, subject):
     from hra_diffusion.studio.engine.images.metadata import read_request
     from hra_diffusion.studio.page import build_page, launch_options
     from tests.studio.conftest import set_number
@@ -93,6 +117,8 @@ def test_the_first_press_of_generate_uses_the_example_adapter(embedded, page):
         page.locator(".knowledge summary").click()
         page.locator(".tab-link").click()
         page.locator("#train").wait_for()
+        make_blip(Path(embedded.config.captioner))
+        caption_images_of_a_control(page, subject)
         page.get_by_role("tab", name="Generate").click()
         page.locator("#image-settings > .label-wrap").click()
         set_number(page, "steps", 1)

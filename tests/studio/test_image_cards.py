@@ -6,7 +6,7 @@ from PIL import Image
 from hra_diffusion.errors import ImageError
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.captions import template_captions
-from hra_diffusion.studio.engine.training.training_job import check_images, crop_box
+from hra_diffusion.studio.engine.training.training_images import check_images, crop_box
 from hra_diffusion.studio.tabs.image_cards import _edits, card_properties
 
 

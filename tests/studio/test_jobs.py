@@ -18,7 +18,8 @@ from hra_diffusion.studio.engine.training import processes
 from hra_diffusion.studio.engine.training.estimates import Estimates
 from hra_diffusion.studio.engine.training.job import Status
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
-from hra_diffusion.studio.engine.training.training_job import CROPS, Preset, TrainingImage, TrainingJob, read_cropped
+from hra_diffusion.studio.engine.training.training_images import CROPS, TrainingImage, read_cropped
+from hra_diffusion.studio.engine.training.training_job import Preset, TrainingJob
 from hra_diffusion.training.config import DreamBoothConfig
 
 RECORD = {

@@ -16,7 +16,8 @@ from hra_diffusion.studio.engine.adapters.subject_prompts import split_prompts, 
 from hra_diffusion.studio.engine.training.job import Status
 from hra_diffusion.studio.engine.training.job_settings import form_values
 from hra_diffusion.studio.engine.training.jobs import TrainingJobs
-from hra_diffusion.studio.engine.training.training_job import PRESETS, Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import PRESETS, Preset, TrainingJob
 from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_toml
 

@@ -13,7 +13,8 @@ from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.job import read_job
 from hra_diffusion.studio.engine.training.job_settings import form_values
 from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, parse_run_options
-from hra_diffusion.studio.engine.training.training_job import VALIDATION_PROMPTS, Preset, TrainingImage, TrainingJob
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import VALIDATION_PROMPTS, Preset, TrainingJob
 from hra_diffusion.studio.engine.training.validation_images import validation_images, validation_steps
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.training.config import DreamBoothConfig

@@ -9,7 +9,7 @@ from hra_diffusion.studio.api.endpoints import expose, expose_typed
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.job_checkpoints import add_checkpoint, checkpoint_steps
 from hra_diffusion.studio.engine.training.job_output import log_tail
-from hra_diffusion.studio.engine.training.training_job import check_images
+from hra_diffusion.studio.engine.training.training_images import check_images
 from hra_diffusion.studio.tabs.caption_section import usable_images
 from hra_diffusion.studio.tabs.common import named_parameters, strip_folders
 from hra_diffusion.studio.tabs.training_fields import FIELDS, TrainingFields, captions_and_crops, job_from_values

@@ -8,7 +8,7 @@ import gradio as gr
 
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.captions import TEMPLATE, template_captions
-from hra_diffusion.studio.engine.training.training_job import check_images
+from hra_diffusion.studio.engine.training.training_images import check_images
 from hra_diffusion.studio.tabs.events import listen_busy
 from hra_diffusion.studio.tabs.labels import LABELS
 from hra_diffusion.studio.tabs.training_fields import captions_and_crops

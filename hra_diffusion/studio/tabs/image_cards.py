@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.errors import ImageError
-from hra_diffusion.studio.engine.training.training_job import check_images, crop_box
+from hra_diffusion.studio.engine.training.training_images import check_images, crop_box
 from hra_diffusion.studio.tabs.common import data_url, strip_folders
 from hra_diffusion.studio.tabs.events import listen
 from hra_diffusion.studio.tabs.training_fields import CAPTION_COLUMNS, captions_and_crops

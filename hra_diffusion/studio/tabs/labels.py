@@ -35,6 +35,7 @@ LABELS = {
     "prompt_prefix": "Prompt prefix",
     "rank": "Rank",
     "class_images": "Class images (regularization)",
+    "conditions": "Conditions",
     "validations": "Validations",
     "inference_steps": "Inference steps",
     "kind": "Kind",

@@ -23,7 +23,7 @@ _KEY = "hra-studio"
 _GALLERY = "gallery"
 _TRAINING = "training."
 """Prefix of the training form's names, since both forms have steps."""
-_FILES = ("image", "mask_image", "control_image", f"{_TRAINING}files")
+_FILES = ("image", "mask_image", "control_image", f"{_TRAINING}files", f"{_TRAINING}conditions")
 _MAX_IMAGES = 64
 
 
@@ -43,14 +43,8 @@ def remember(session: Session, generate: GenerateTab, training: TrainingFields) 
 
     def restore_files(memory: Any) -> list[Any]:
         stored = memory if isinstance(memory, dict) else {}
-        *images, training_files = (stored.get(name) for name in _FILES)
-        paths = [cached_file(session, file) for file in training_files] if isinstance(training_files, list) else []
-        existing = [path for path in paths if path]
-        return [
-            *(cached_file(session, image) or gr.skip() for image in images),
-            existing or gr.skip(),
-            *_results(session, stored.get(_GALLERY)),
-        ]
+        files = (_cached_files(session, stored.get(name)) or gr.skip() for name in _FILES)
+        return [*files, *_results(session, stored.get(_GALLERY))]
 
     outputs = [*files.values(), generate.gallery, generate.status]
     listen(restored.then, restore_files, memory, outputs, queue=False)
@@ -83,6 +77,13 @@ def _results(session: Session, items: Any) -> list[Any]:
         if image := session.image_store.find_file(Path(str(path)).name):
             existing.append((served_copy(session, image.path), str(item.get("caption") or "")[:100]))
     return [existing, ""] if existing else [gr.skip(), gr.skip()]
+
+
+def _cached_files(session: Session, files: Any) -> str | list[str] | None:
+    """Return the path of a file, or those of a list, without files that are not in the cache."""
+    if isinstance(files, list):
+        return [path for file in files if (path := cached_file(session, file))]
+    return cached_file(session, files)
 
 
 def cached_file(session: Session, file: Any) -> str | None:

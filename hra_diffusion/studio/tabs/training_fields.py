@@ -10,16 +10,12 @@ import gradio as gr
 
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.control_job import CONTROL_PRESETS, ControlJob
 from hra_diffusion.studio.engine.training.job_settings import form_values
 from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, parse_run_options, parse_whole
-from hra_diffusion.studio.engine.training.training_job import (
-    PRESETS,
-    TrainingImage,
-    TrainingJob,
-    adjust_preset,
-    check_images,
-)
+from hra_diffusion.studio.engine.training.training_images import TrainingImage, check_images, with_conditions
+from hra_diffusion.studio.engine.training.training_job import PRESETS, TrainingJob, adjust_preset
 from hra_diffusion.studio.tabs.common import served_copy
 
 CAPTION_COLUMNS = ["image", "caption", "crop"]
@@ -73,6 +69,7 @@ class TrainingFields:
     kind: gr.Radio
     annotator: gr.Dropdown
     base: gr.Dropdown
+    conditions: gr.File
 
     @property
     def components(self) -> list[gr.components.Component]:
@@ -98,6 +95,10 @@ def job_from_values(values: Sequence[Any]) -> TrainingJob:
     images = [
         TrainingImage(file=path, caption=caption, crop=crop) for path, (caption, crop) in zip(paths, rows, strict=True)
     ]
+    if conditions := [Path(file) for file in by_name.get("conditions") or []]:
+        if kind != "control":
+            raise SettingError("conditions", "are for controls: remove them, or choose the kind control.")
+        images = with_conditions(images, conditions)
     shared: dict[str, Any] = {
         "name": str(by_name["name"] or "").strip(),
         "images": tuple(images),
@@ -119,6 +120,7 @@ def cloned_fields(session: Session, job: str) -> list[Any]:
     by_name = {name: str(values[name]) for name in (*NUMBERS, *RUN_OPTIONS)} | {
         "files": [served_copy(session, image.file) for image in images],
         "captions": gr.update(value=[[image.file.name, image.caption, image.crop] for image in images], visible=True),
+        "conditions": [served_copy(session, image.condition) for image in images if image.condition] or None,
         "name": session.free_job_name(job),
         "base": values["base"] if values["base"] in session.worker.bases.names else gr.skip(),
         "preset": gr.skip(),

@@ -9,7 +9,7 @@ import gradio as gr
 
 from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.session import Session
-from hra_diffusion.studio.engine.training.control_job import TRAINING_ANNOTATORS
+from hra_diffusion.studio.engine.training.control_job import GIVEN, TRAINING_ANNOTATORS
 from hra_diffusion.studio.tabs.caption_section import caption_section
 from hra_diffusion.studio.tabs.common import heading, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
@@ -25,6 +25,7 @@ from hra_diffusion.studio.tabs.training_numbers import DEFAULT_PRESET, number_fi
 _CAPTION_HELP = (
     "Caption images that contain more than the subject. A crop is whole, middle, start, end, or x, y, width, height."
 )
+_GIVEN_HELP = "uploaded conditions of another kind"
 _PREFIXES = ("a photo of", "a 3d render of")
 """The first prompt prefix, in general and for the embedded base."""
 
@@ -41,7 +42,7 @@ class TrainingForm:
 
 def training_form(session: Session) -> TrainingForm:
     """Build the form."""
-    kind, annotator = _kind_fields()
+    kind, annotator, conditions = _kind_fields()
     base = _base_field(session)
     files, captions, show_captions = _image_fields()
     prompts = _prompt_fields(session)
@@ -54,14 +55,22 @@ def training_form(session: Session) -> TrainingForm:
         train = gr.Button("Train", variant="primary", elem_id="train", scale=2)
         estimate = gr.Button("Estimate", elem_id="estimate", scale=2)
     form_fields = TrainingFields(
-        files=files, captions=captions, **prompts, preset=preset, kind=kind, annotator=annotator, base=base, **numbers
+        files=files,
+        captions=captions,
+        **prompts,
+        preset=preset,
+        **numbers,
+        kind=kind,
+        annotator=annotator,
+        base=base,
+        conditions=conditions,
     )
     _connect_estimate(session, estimate, form_fields)
     return TrainingForm(form_fields, train, show_captions)
 
 
-def _kind_fields() -> tuple[gr.Radio, gr.Dropdown]:
-    """Build the choice between a subject and a control, and the annotator of a control."""
+def _kind_fields() -> tuple[gr.Radio, gr.Dropdown, gr.File]:
+    """Build the choice between a subject and a control, and the annotator and conditions of a control."""
     with gr.Accordion("Subject or control", open=False, elem_id="training-kind"):
         kind = gr.Radio(
             [("Subject (DreamBooth)", "subject"), ("Control (ControlNet)", "control")],
@@ -72,15 +81,29 @@ def _kind_fields() -> tuple[gr.Radio, gr.Dropdown]:
             elem_id="kind",
         )
         annotator = gr.Dropdown(
-            [(f"{name}: {text}", name) for name, text in TRAINING_ANNOTATORS.items()],
+            [(f"{name}: {text}", name) for name, text in (TRAINING_ANNOTATORS | {GIVEN: _GIVEN_HELP}).items()],
             value="canny",
             label=LABELS["annotator"],
-            info="It makes the condition of each image",
+            info="It makes the condition of each image, or made the uploaded ones",
             visible=False,
             elem_id="train-annotator",
         )
-    listen(kind.change, lambda kind: gr.update(visible=kind == "control"), kind, annotator, queue=False)
-    return kind, annotator
+        conditions = gr.File(
+            label=f"{LABELS['conditions']} (optional): one for each image, with the image's name",
+            file_count="multiple",
+            file_types=["image"],
+            height=140,
+            visible=False,
+            elem_id="train-conditions",
+        )
+
+    def show_fields(kind: str | None) -> list[Any]:
+        if kind == "control":
+            return [gr.update(visible=True)] * 2
+        return [gr.update(visible=False), gr.update(visible=False, value=None)]
+
+    listen(kind.change, show_fields, kind, [annotator, conditions], queue=False)
+    return kind, annotator, conditions
 
 
 def _base_field(session: Session) -> gr.Dropdown:

@@ -6,15 +6,10 @@ from typing import Any
 
 from hra_diffusion.formats.folders import public_name
 from hra_diffusion.studio.engine.adapters.subject_prompts import split_prompts
+from hra_diffusion.studio.engine.training.control_job import condition_of
 from hra_diffusion.studio.engine.training.run_options import RUN_OPTIONS, option_text
-from hra_diffusion.studio.engine.training.training_job import (
-    IMAGES,
-    Preset,
-    TrainingImage,
-    is_control,
-    read_settings,
-    settings_file,
-)
+from hra_diffusion.studio.engine.training.training_images import TrainingImage
+from hra_diffusion.studio.engine.training.training_job import IMAGES, Preset, is_control, read_settings, settings_file
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import flat_values, read_toml, to_toml, with_values
 
@@ -66,7 +61,7 @@ def form_values(folder: Path) -> dict[str, Any]:
     files = [path for path in sorted(images.glob("*.png")) if not path.name.startswith(".")]
     texts = flat_values(config)
     return {
-        "images": [TrainingImage(file=file, caption=_caption(file)) for file in files],
+        "images": [TrainingImage(file=file, caption=_caption(file), condition=condition_of(file)) for file in files],
         "kind": "control" if control else "subject",
         "base": public_name(config.model.pretrained_model_name_or_path or ""),
         **_words(config),

@@ -1,21 +1,19 @@
 """A training job: images, a trigger word, a class and a preset, written as the folder and the settings of a run."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from hra_diffusion.errors import ConfigError, HRAError, ImageError
+from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.files import write_file
 from hra_diffusion.formats.reading import check_regular
 from hra_diffusion.studio.engine.adapters.entry import check_name
 from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.setting_error import SettingError
 from hra_diffusion.studio.engine.training.run_options import check_run_options
-from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES, read_upload
+from hra_diffusion.studio.engine.training.training_images import TrainingImage, read_cropped
+from hra_diffusion.studio.engine.uploads import DECODING, MAX_FILES
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 from hra_diffusion.training.config.defaults import embedded_defaults
 from hra_diffusion.training.config.file import read_toml, to_toml, with_values
@@ -24,8 +22,6 @@ SETTINGS_FILE, SETTINGS_FILE_0_1 = "job.toml", "lesson.toml"
 """The settings of a run in its folder, and their name in version 0.1."""
 IMAGES = "images"
 VALIDATION_PROMPTS = ("{instance_prompt}", "{instance_prompt} on a beach", "{class_prompt}")
-CROPS = ("whole", "middle", "start", "end")
-_NUMBERS = re.compile(r"\s*(\d{1,6})" + r"\s*,\s*(\d{1,6})" * 3 + r"\s*")
 _MAX_CHARACTERS = 200
 
 
@@ -63,17 +59,6 @@ PRESETS = {
     "Usual": Preset(steps=200),
     "Thorough": Preset(steps=400, class_images=48),
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingImage:
-    """An image of the subject."""
-
-    file: Path
-    caption: str = ""
-    """Description of the image; by default the instance prompt."""
-    crop: str = "whole"
-    """whole; middle, start or end for a square there; or "x, y, width, height" in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,67 +207,6 @@ def read_settings(folder: Path) -> DreamBoothConfig | ControlNetConfig:
     file = settings_file(folder)
     check_regular(file)
     return read_toml(file, ControlNetConfig() if is_control(folder) else DreamBoothConfig())
-
-
-def read_cropped(source: TrainingImage) -> Image.Image:
-    """Read and crop an image.
-
-    Raises:
-        ImageError: the image is unreadable, or the crop exceeds it.
-    """
-    image = read_upload(source.file)
-    x, y, width, height = crop_box(source.file.name, source.crop, image.size)
-    return image if (width, height) == image.size else image.crop((x, y, x + width, y + height))
-
-
-def crop_box(name: str, crop: str, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Return x, y, width and height of a crop in pixels.
-
-    Args:
-        name: the image's file name, for messages.
-        crop: a crop as in `TrainingImage`; "" is whole.
-        size: width and height of the image.
-
-    Raises:
-        ImageError: the crop is unknown, or exceeds the image.
-    """
-    crop, (width, height), side = crop.strip().lower() or "whole", size, min(size)
-    corners = {
-        "start": (0, 0),
-        "middle": ((width - side) // 2, (height - side) // 2),
-        "end": (width - side, height - side),
-    }
-    if crop == "whole":
-        return 0, 0, width, height
-    if crop in corners:
-        return (*corners[crop], side, side)
-    numbers = _NUMBERS.fullmatch(crop)
-    if numbers is None:
-        raise ImageError(f"{name}: the crop {crop[:40]!r} is none of {', '.join(CROPS)}, nor x, y, width, height.")
-    x, y, w, h = map(int, numbers.groups())
-    if not (w and h and x + w <= width and y + h <= height):
-        raise ImageError(f"{name}: the crop {crop} exceeds the image of {width}×{height} pixels.")
-    return x, y, w, h
-
-
-def check_images(files: Sequence[Path]) -> list[tuple[Path, tuple[int, int] | None, str]]:
-    """Check images for training.
-
-    Returns:
-        For every file its path, and its width and height in pixels, or None and the error.
-
-    Raises:
-        ConfigError: there are too many files.
-    """
-    if len(files) > MAX_FILES:
-        raise ConfigError(f"Give at most {MAX_FILES} images, best four to eight; found {len(files)}.")
-    checked: list[tuple[Path, tuple[int, int] | None, str]] = []
-    for file in files:
-        try:
-            checked.append((file, read_upload(file).size, ""))
-        except HRAError as error:
-            checked.append((file, None, str(error)))
-    return checked
 
 
 def adjust_preset(preset: Preset, **changes: int | None) -> Preset:
