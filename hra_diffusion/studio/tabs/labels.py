@@ -35,7 +35,7 @@ LABELS = {
     "prompt_prefix": "Prompt prefix",
     "rank": "Rank",
     "class_images": "Class images (regularization)",
-    "conditions": "Conditions",
+    "conditions": "Conditions (one for each image, by name)",
     "validations": "Validations",
     "inference_steps": "Inference steps",
     "kind": "Kind",

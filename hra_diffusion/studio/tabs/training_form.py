@@ -89,7 +89,7 @@ def _kind_fields() -> tuple[gr.Radio, gr.Dropdown, gr.File]:
             elem_id="train-annotator",
         )
         conditions = gr.File(
-            label=f"{LABELS['conditions']} (optional): one for each image, with the image's name",
+            label=LABELS["conditions"],
             file_count="multiple",
             file_types=["image"],
             height=140,
