@@ -181,6 +181,12 @@ function update() {
   return select(single ? null : kept);
 }
 
+// The page restores the choice soon after the first rendering: cards appear together with it, so that nothing moves.
+const appear = () => container().classList.remove('restoring');
+if (!single) {
+  container().classList.add('restoring');
+  setTimeout(appear, 1500);
+}
 render();
 document.addEventListener('favorites', () => render());
-watch(['value', 'entries'], () => setTimeout(update)); // after both have changed
+watch(['value', 'entries'], () => setTimeout(() => { update(); appear(); })); // after both have changed
