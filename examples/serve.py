@@ -12,6 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 
 from hra_diffusion import generate_image, load_hra_weights, load_pipeline, using_hra_adapters
@@ -27,7 +28,8 @@ def main() -> None:
     parser.add_argument("--num_inference_steps", type=int, default=25)
     arguments = parser.parse_args()
 
-    state = PartialState()
+    # Without cpu=True, accelerate starts no process group on CPUs: every process would generate all images.
+    state = PartialState(cpu=not torch.accelerator.is_available())
     pipe = load_pipeline(arguments.model).to(state.device)
     for folder in arguments.adapters:
         load_hra_weights(pipe, folder, folder.name)
@@ -42,6 +44,9 @@ def main() -> None:
                     pipe, request["prompt"], request["seed"], num_inference_steps=arguments.num_inference_steps
                 )
             write_file(arguments.output / f"{number}.png", image.save)
+        print(
+            f"Process {state.process_index} of {state.num_processes}, {state.device}: {len(share)} images", flush=True
+        )
     state.destroy_process_group()
 
 
