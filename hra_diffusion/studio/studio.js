@@ -62,9 +62,11 @@ function markInUse(id, used) {
   document.getElementById(id)?.classList.toggle('in-use', Boolean(used));
 }
 
-// Small images are enlarged at most this many times, so that they stay sharp.
+// Small images are enlarged at most this many times, so that they stay sharp. Gradio repeats captions as alternative
+// texts: screen readers would read them twice.
 const MAX_ZOOM = 3;
 document.addEventListener('load', ({ target }) => {
+  if (target.closest?.('.thumbnail-item')?.querySelector('.caption-label')) target.alt = '';
   const thumbnail = target.closest?.('#images .thumbnail-item, #validation-images .thumbnail-item');
   const box = thumbnail ? target : target.closest?.('#slider');
   if (box && target.naturalWidth) box.style.maxWidth = `${MAX_ZOOM * target.naturalWidth}px`;

@@ -1,6 +1,9 @@
 """The look of the page in a browser: accessibility, contrast, distances, and stability while it loads."""
 
+import shutil
+
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +38,29 @@ def open_sections(page) -> None:
     page.wait_for_timeout(300)
 
 
-def test_no_tab_violates_axe_in_light_or_dark_and_no_text_touches_an_edge(tab, session):
+@pytest.fixture
+def stopped_job(session, tmp_path):
+    """A stopped job with a validation image and its prompt, which the page chooses as the newest one."""
+    from hra_diffusion.pipelines.models import image_name
+    from hra_diffusion.studio.engine.training.training_images import TrainingImage
+    from hra_diffusion.studio.engine.training.training_job import TrainingJob
+    from hra_diffusion.training.config import DreamBoothConfig
+
+    image = Image.new("RGB", (32, 32), "red")
+    image.save(tmp_path / "photo.png")
+    job = TrainingJob(name="looked at", images=(TrainingImage(file=tmp_path / "photo.png"),), subject="dog")
+    folder = session.jobs.folder / job.name
+    config = job.config(session.worker.base.source, DreamBoothConfig(), folder)
+    job.write(folder, config)
+    prompt = config.validation.validation_prompts[0].replace("{instance_prompt}", config.data.instance_prompt)
+    (folder / "validation" / "step-00010").mkdir(parents=True)
+    image.save(folder / "validation" / "step-00010" / image_name(prompt, config.run.seed))
+    (folder / "output.txt").write_text("Stopped after step 10, which checkpoint-10 holds")
+    yield
+    shutil.rmtree(folder)
+
+
+def test_no_tab_violates_axe_in_light_or_dark_and_no_text_touches_an_edge(stopped_job, tab):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     violations = []
     tab.set_viewport_size({"width": 1280, "height": 900})
@@ -48,6 +73,8 @@ def test_no_tab_violates_axe_in_light_or_dark_and_no_text_touches_an_edge(tab, s
             if title == "Library" and theme == "light":
                 tab.locator("#library .card .select").first.click()
                 tab.locator("#adapter-details h2").wait_for()
+            if title == "Train" and theme == "light":
+                tab.locator("#validation-images .caption-label").first.wait_for()
             if theme == "light":
                 open_sections(tab)
             found = axe.run(tab, options={"resultTypes": ["violations"]}).response["violations"]
