@@ -4,6 +4,7 @@ A request is a line of JSON: a folder, the arguments of ``python``, and two file
 Every request runs in a separate process with a separate namespace; the response is a line with the exit code.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -32,6 +33,7 @@ def run_program(folder: str, arguments: list[str], *outputs: str) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # Else each child searches all imported modules when it ends.
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
