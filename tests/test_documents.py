@@ -11,13 +11,18 @@ PROJECT = Path(__file__).resolve().parent.parent
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 LINKED_PAGES = [*sorted(PROJECT.glob("*.md")), *PAGES[1:], PROJECT / "tests" / "README.md"]
 INSTALL = re.compile(r"^python3 -m venv \.venv(?: && \.venv/bin/pip install [^&]+)+(?: && |$)")
-# Enough to check that a command works; benchmarks/default_run.py makes the full run.
-SHORT = {
-    "train_dreambooth_hra.py": ["--num_class_images", "2"],
-    "train_controlnet_hra.py": ["--max_train_samples", "8", "--num_validation_images", "1"],
-}
-EXPECTED_OUTPUT = {"benchmarks/core.py": ("### unet-smoke", "### decoder-smoke", "### growth", "### operations")}
+LAUNCH = re.compile(r"^torchrun --nproc_per_node 2 ")  # pipelines/test_serving.py launches two processes
+# Enough to check that a command works, on the tiny model where the embedded one is slow; benchmarks/default_run.py makes the full run.
 SHORT_RUN = ["--max_train_steps", "2", "--num_inference_steps", "2"]
+TINY_MODEL = ["--model", "stable-diffusion-v1-5/stable-diffusion-v1-5"]
+SHORT = {
+    "train_dreambooth_hra.py": ["--num_class_images", "2", *SHORT_RUN],
+    "train_controlnet_hra.py": ["--max_train_samples", "8", "--num_validation_images", "1", *SHORT_RUN],
+    "benchmarks/methods.py": TINY_MODEL,
+    "benchmarks/composition.py": TINY_MODEL,
+}
+COUNT = re.compile(r"\b(max_train_steps|num_inference_steps|num_class_images)=(?:[3-9]|\d\d+)\b")
+EXPECTED_OUTPUT = {"benchmarks/core.py": ("### unet-smoke", "### decoder-smoke", "### growth", "### operations")}
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -38,14 +43,14 @@ def lines(block: str) -> list[str]:
 def commands(language: str, block: str) -> list[list[str]]:
     """Return a block's commands as arguments of Python, shortened, without installations."""
     if language == "python":
-        return [["-c", block]]
-    words = [shlex.split(INSTALL.sub("", line)) for line in lines(block)]
+        return [["-c", COUNT.sub(r"\1=2", block)]]
+    words = [shlex.split(LAUNCH.sub("python ", INSTALL.sub("", line))) for line in lines(block)]
     programs = [[*_program(Path(program).name), *rest, *_short_flags(rest)] for program, *rest in filter(None, words)]
     return [command for command in programs if Path(command[0]).name != "pytest"]  # pytest would run this test again
 
 
 def _short_flags(arguments: list[str]) -> list[str]:
-    return next(([*flags, *SHORT_RUN] for script, flags in SHORT.items() if script in arguments), [])
+    return next((flags for script, flags in SHORT.items() if script in arguments), [])
 
 
 def _program(name: str) -> list[str]:
