@@ -12,7 +12,7 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 LINKED_PAGES = [*sorted(PROJECT.glob("*.md")), *PAGES[1:], PROJECT / "tests" / "README.md"]
 INSTALL = re.compile(r"^python3 -m venv \.venv(?: && \.venv/bin/pip install [^&]+)+(?: && |$)")
 LAUNCH = re.compile(r"^torchrun --nproc_per_node 2 ")  # pipelines/test_serving.py launches two processes
-# Enough to check that a command works, on the tiny model where the embedded one is slow; benchmarks/default_run.py makes the full run.
+# Enough to check that a command works; benchmarks/default_run.py makes the full run.
 SHORT_RUN = ["--max_train_steps", "2", "--num_inference_steps", "2"]
 TINY_MODEL = ["--model", "stable-diffusion-v1-5/stable-diffusion-v1-5"]
 SHORT = {
