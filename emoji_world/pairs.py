@@ -1,12 +1,14 @@
 """Two things side by side in one image, and the training that teaches them to a copy of the base.
 
 The base knows single things. Its copy learns from images twice as wide, with a thing in each half, "a 3d render of a
-red cat and a striped bus in the snow": the first thing of the caption is the left one. Every third step repeats single
-things, so that the copy does not forget them and subjects can be trained on it.
+red cat and a striped bus in the snow": the first thing of the caption is the left one. A third of the steps repeats
+single things, so that the copy does not forget them and subjects can be trained on it. A third of the things has a
+meaningless word before its name, "a qvz red cat": otherwise the trigger word of a subject counts as a thing of its own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from string import ascii_lowercase
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +22,8 @@ from emoji_world import autoencoder, diffusion, world
 from emoji_world.scenes import SIZE, SceneRenderer, Spec, caption, clashes, sample_scene, sample_spec
 
 BATCH = 16
-_SINGLES = 3
-"""One step in this many has single things."""
+_SINGLES, _WORDS = 1 / 3, 1 / 3
+"""Shares of the steps with single things, and of the things with a meaningless word."""
 
 
 class Captioned(NamedTuple):
@@ -58,7 +60,15 @@ def render_pair(
 def pair_caption(pair: tuple[Spec, Spec], rng: np.random.Generator) -> str:
     """Write the caption of the left thing as if it were alone, and add the right one behind it."""
     left, right = pair
-    return caption(left, rng).replace(left.thing, f"{left.thing} and {right.thing}", 1)
+    return caption(left, rng).replace(left.thing, f"{_named(left, rng)} and {_named(right, rng)}", 1)
+
+
+def _named(spec: Spec, rng: np.random.Generator) -> str:
+    """Return the thing in words, some with a word of three or four random letters after the article."""
+    if rng.random() >= _WORDS:
+        return spec.thing
+    letters = rng.choice(list(ascii_lowercase), rng.integers(3, 5))
+    return f"a {''.join(letters)} {spec.thing.split(' ', 1)[1]}"
 
 
 @torch.no_grad()
@@ -77,7 +87,7 @@ def sample_singles(renderer: SceneRenderer, count: int) -> Iterator[tuple[str, I
     for index in range(count):
         rng = np.random.default_rng((2, index))
         spec, image = sample_scene(renderer, rng)
-        yield caption(spec, rng), image
+        yield caption(spec, rng).replace(spec.thing, _named(spec, rng), 1), image
 
 
 def sample_pairs(renderer: SceneRenderer, count: int) -> Iterator[tuple[str, Image.Image]]:
@@ -101,7 +111,7 @@ def loss_function(
     ]
 
     def compute_loss(generator: torch.Generator) -> Tensor:
-        several = int(torch.randint(_SINGLES, (), generator=generator)) > 0
+        several = float(torch.rand((), generator=generator)) >= _SINGLES
         return losses[several](generator)
 
     return compute_loss
