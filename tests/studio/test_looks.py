@@ -28,6 +28,10 @@ _TOO_NEAR = """() => [...document.querySelectorAll(
     return false;
   }).map((card) => card.className)"""
 """Returns the classes of cards whose text touches an edge."""
+_TOO_WIDE = """() => [...document.querySelectorAll('.tabitem label')]
+  .filter((label) => label.checkVisibility() && label.clientWidth && label.scrollWidth > label.clientWidth + 1)
+  .map((label) => label.textContent)"""
+"""Returns the texts of labels that do not fit into their place."""
 
 
 def open_sections(page) -> None:
@@ -83,6 +87,11 @@ def test_no_tab_violates_axe_in_light_or_dark_and_no_text_touches_an_edge(stoppe
             ]
             assert tab.evaluate(_TOO_NEAR) == [], title
     assert violations == []
+    tab.set_viewport_size({"width": 390, "height": 844})
+    for title in dict.fromkeys(filter(None, titles)):
+        tab.get_by_role("tab", name=title).first.click()
+        tab.wait_for_timeout(300)
+        assert tab.evaluate(_TOO_WIDE) == [], title
 
 
 def test_the_page_loads_without_shifts_and_errors_and_from_this_machine_alone(page, address):
