@@ -37,10 +37,25 @@ def set_strength(tab, name: str, value: float) -> None:
     )
 
 
-def generate(tab, session) -> Path:
-    """Press Generate; return the studio's file of the image."""
+class Effort:
+    """Counts the clicks, and the fields filled in, on the way to an image of one's own subject."""
+
+    def __init__(self) -> None:
+        self.clicks = self.fields = 0
+
+    def click(self, locator) -> None:
+        self.clicks += 1
+        locator.click()
+
+    def fill(self, locator, text: str) -> None:
+        self.fields += 1
+        locator.fill(text)
+
+
+def generate(tab, session, press=None) -> Path:
+    """Press Generate, by default with the keyboard; return the studio's file of the image."""
     before = set(session.images.rglob("[!.]*.png"))
-    tab.keyboard.press("Control+Enter")
+    press() if press else tab.keyboard.press("Control+Enter")
     for _ in range(600):
         tab.wait_for_timeout(100)
         if new := set(session.images.rglob("[!.]*.png")) - before:
@@ -100,15 +115,18 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
         assert image.width > 64
 
     # train
-    tab.get_by_role("tab", name="Train").click()
+    effort = Effort()
+    effort.click(tab.get_by_role("tab", name="Train"))
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
-    tab.locator("#training-images input[type=file]").set_input_files([*subject[:3], broken])
+    with tab.expect_file_chooser() as chooser:
+        effort.click(tab.locator("#training-images button").first)
+    chooser.value.set_files([*subject[:3], broken])
     tab.locator("#image-report img").nth(2).wait_for()
     assert "broken.png" in tab.locator("#image-report .problem").inner_text()
     tab.get_by_label(f"Caption of {subject[1].name}").wait_for()
-    tab.locator("#job-name input, #job-name textarea").fill("hatted cat")
-    tab.locator("#subject input, #subject textarea").fill("cat")
+    effort.fill(tab.locator("#job-name input, #job-name textarea"), "hatted cat")
+    effort.fill(tab.locator("#subject input, #subject textarea"), "cat")
     tab.locator("#advanced .label-wrap").click()
     for name, value in {
         "train-steps": 3,
@@ -120,7 +138,7 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
         "train-validation_prompts": "{instance_prompt}\na red hat",
     }.items():
         tab.locator(f"#{name} :is(input, textarea)").fill(str(value))
-    tab.locator("#train").click()
+    effort.click(tab.locator("#train"))
     tab.get_by_text("Training in progress").wait_for()
 
     # after a reload, the page displays the job
@@ -139,9 +157,13 @@ def test_a_session_from_the_first_image_to_an_exported_adapter(tab, session, sub
     tab.get_by_role("option", name="1", exact=True).click()
     tab.locator("#use-checkpoint").click()
     tab.get_by_text("The library has the checkpoint of step 1 as “hatted cat step 1”").wait_for()
-    tab.locator("#try-job").click()
+    effort.click(tab.locator("#try-job"))
     tab.locator("#adapters .card.selected", has_text="hatted cat").wait_for()
     assert tab.locator("#prompt textarea").input_value() == "a photo of a sks cat"
+    image = generate(tab, session, lambda: effort.click(tab.locator("#generate")))
+    assert [use.name for use in read_request(image).adapters] == ["hatted cat"]
+    assert effort.clicks <= 5
+    assert effort.fields <= 2
     select_adapter(tab, "hatted cat")
     tab.locator("#prompt textarea").fill("a 3d render of a cat on the beach")
 
