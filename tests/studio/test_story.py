@@ -17,7 +17,8 @@ _NAMELESS = """() => {
   const visible = (node) => node.checkVisibility() && node.getBoundingClientRect().width > 1;
   const named = (node) => node.ariaLabel || node.title || node.labels?.length || node.innerText?.trim()
     || node.getAttribute('aria-labelledby') || node.querySelector('[aria-label], img[alt]') || node.type === 'file';
-  const images = [...document.querySelectorAll('img')].filter((node) => visible(node) && !node.alt);
+  const images = [...document.querySelectorAll('img')].filter(
+    (node) => visible(node) && !node.alt && !named(node.closest('button') ?? node));
   const controls = [...document.querySelectorAll('button, input, textarea, select')].filter(
     (node) => visible(node) && !named(node));
   return [...images, ...controls].map((node) => node.outerHTML.slice(0, 200));
