@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from measure import describe_machine, print_table
-from methods import SUBJECTS, balance, cached, instruments, plan_for
+from methods import SUBJECTS, balance, cached, held_out, instruments, plan_for
 from PIL import Image
 
 from hra_diffusion.metrics import EvaluationPlan, Generations, measure_subject
@@ -98,10 +98,7 @@ class Training:
         generations = Generations(plan=plan, images={"base": base_images(self.subject, plan, pipe)})
         for _ in generations.generate_mode("adapter", pipe):
             pass
-        held_out = [
-            Image.open(path).convert("RGB") for path in sorted((SUBJECTS / self.subject / "held_out").glob("*"))
-        ]
-        report = measure_subject(generations, held_out, instruments())
+        report = measure_subject(generations, held_out(self.subject), instruments())
         return {
             "gap closed": report.value("gap closed"),
             "backgrounds": report.value("background accuracy"),

@@ -17,13 +17,22 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from math import sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from measure import describe_machine, print_table
-from methods import cached, methods, plan_for, prepare_subject, prepared_run, scores_of, subject_parser, train_method
+from methods import (
+    cached,
+    methods,
+    plan_for,
+    prepare_subject,
+    prepared_run,
+    radians,
+    scores_of,
+    subject_parser,
+    train_method,
+)
 from peft import PeftModel
 from PIL import Image
 
@@ -128,7 +137,7 @@ class Composition:
             self.options,
             instance_prompt=self._prompt(subject),
             slot=f"{subjects.index(subject) + 1}/{len(subjects)}",
-            learning_rate=rate * 4 * sqrt(self.options.rank),
+            learning_rate=radians(rate, self.options.rank),
         )
         for _ in run.start().trainer.steps(self.options.steps):
             pass

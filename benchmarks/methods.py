@@ -117,11 +117,15 @@ def _with_weights(model: nn.Module, weights: Sequence[torch.Tensor]) -> Generato
             parameter.data = weight
 
 
+def radians(rate: float, rank: int) -> float:
+    """Return the rotation of a layer of a rank in one step, given AdamW's change of an entry."""
+    return rate * 4 * sqrt(rank)
+
+
 def make_optimizer(components: Components, rate: float, rank: int) -> torch.optim.Optimizer:
     """Build the project's optimizer for reflections, AdamW without weight decay for other methods."""
     if all(isinstance(component, HRAModel) for component in components.values()):
-        radians = dict.fromkeys(components, rate * 4 * sqrt(rank))
-        return build_optimizer(components, radians, OptimizerConfig())
+        return build_optimizer(components, dict.fromkeys(components, radians(rate, rank)), OptimizerConfig())
     groups = [
         {"params": [p for p in component.parameters() if p.requires_grad], "component": name, "lr_per_radian": 1.0}
         for name, component in components.items()
@@ -240,10 +244,14 @@ def make_trainer(
     return components, trainer
 
 
+def held_out(subject: str) -> list[Image.Image]:
+    """Return the real images of a subject that no method trains on."""
+    return [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
+
+
 def scores_of(generations: Generations, subject: str) -> dict[str, float]:
     """Return the scores of a subject's images of both modes."""
-    held_out = [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / subject / "held_out").glob("*.png"))]
-    report = measure_subject(generations, held_out, instruments())
+    report = measure_subject(generations, held_out(subject), instruments())
     return {
         "gap closed": report.value("gap closed"),
         "backgrounds": report.value("background accuracy"),

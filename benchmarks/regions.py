@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from composition import Composition
 from measure import describe_machine, print_table
-from methods import SUBJECTS, instruments, subject_parser
+from methods import held_out, instruments, subject_parser
 from PIL import Image
 
 from emoji_world import subjects
@@ -103,10 +103,6 @@ def judge(images: Sequence[Image.Image], names: Sequence[str]) -> dict[str, list
                 found.setdefault(attribute, []).extend(label == target for label in labels)
         found.setdefault(SCORES[-1], []).extend(vectors @ real[half] > vectors @ real[1 - half])
     return found
-
-
-def held_out(name: str) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in sorted((SUBJECTS / name / "held_out").glob("*.png"))]
 
 
 def parse() -> argparse.Namespace:

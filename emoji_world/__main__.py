@@ -5,13 +5,14 @@ In order: data, autoencoder, diffusion, export, subjects, judge, score. Then pai
 
 import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 from safetensors import safe_open
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from emoji_world import (
@@ -69,18 +70,7 @@ def _train_autoencoder(options: argparse.Namespace) -> None:
     folder: Path = options.work_dir
     images, _ = data.load_scenes(folder)
     vae = autoencoder.build()
-    compute_loss = autoencoder.loss_function(vae, images)
-    _log_progress(
-        fit(
-            {"vae": vae},
-            compute_loss,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            checkpoint=folder / "autoencoder.safetensors",
-        ),
-        options.steps,
-        folder / "autoencoder.jsonl",
-    )
+    _train("autoencoder", {"vae": vae}, autoencoder.loss_function(vae, images), options)
     autoencoder.normalize_latents(vae, images[:512])
     vae.save_pretrained(folder / "vae")
     held_out = data.held_out_scenes(scenes.SceneRenderer(icons.load(folder)), 64)
@@ -97,19 +87,8 @@ def _train_diffusion(options: argparse.Namespace) -> None:
     unet, text_encoder = diffusion.build_unet(), diffusion.build_text_encoder(tokenizer)
     token_ids = diffusion.tokenize(tokenizer, ["", *captions])
     compute_loss = diffusion.loss_function(unet, text_encoder, latents, token_ids[1:], token_ids[0])
-    _log_progress(
-        fit(
-            {"unet": unet, "text_encoder": text_encoder},
-            compute_loss,
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            checkpoint=folder / "diffusion.safetensors",
-            average=0.998,
-            save_every=100,
-        ),
-        options.steps,
-        folder / "diffusion.jsonl",
-    )
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    _train("diffusion", modules, compute_loss, options, average=0.998, save_every=100)
     unet.save_pretrained(folder / "unet")
     text_encoder.save_pretrained(folder / "text_encoder")
 
@@ -132,19 +111,9 @@ def _train_pairs(options: argparse.Namespace) -> None:
         for name, sample in (("single things", pairs.sample_singles), ("pairs", pairs.sample_pairs))
     )
     empty = diffusion.tokenize(pipe.tokenizer, [""])[0]
-    _log_progress(
-        fit(
-            {"unet": unet, "text_encoder": text_encoder},
-            pairs.loss_function(unet, text_encoder, singles, two, empty),
-            steps=options.steps,
-            learning_rate=options.learning_rate,
-            checkpoint=folder / "pairs.safetensors",
-            average=0.995,
-            save_every=100,
-        ),
-        options.steps,
-        folder / "pairs.jsonl",
-    )
+    compute_loss = pairs.loss_function(unet, text_encoder, singles, two, empty)
+    modules = {"unet": unet, "text_encoder": text_encoder}
+    _train("pairs", modules, compute_loss, options, average=0.995, save_every=100)
     pipe.to(torch.float16).save_pretrained(folder / "emoji-sd-pairs", safe_serialization=True)
     export.complete(folder / "emoji-sd-pairs")
 
@@ -168,14 +137,8 @@ def _train_judge(options: argparse.Namespace) -> None:
     renderer = scenes.SceneRenderer(icons.load(folder))
     tokenizer = train_tokenizer(data.load_scenes(folder)[1], folder / "tokenizer")
     clip = judge.build(tokenizer)
-    records = fit(
-        {"judge": clip},
-        judge.loss_function(clip, tokenizer, judge.Composer(renderer)),
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        checkpoint=folder / "judge.safetensors",
-    )
-    _log_progress(records, options.steps, folder / "judge.jsonl")
+    compute_loss = judge.loss_function(clip, tokenizer, judge.Composer(renderer))
+    _train("judge", {"judge": clip}, compute_loss, options)
     with safe_open(folder / "judge.safetensors", "pt") as checkpoint:
         minutes = float(checkpoint.metadata()["seconds"]) / 60
     threads = torch.get_num_threads()
@@ -199,6 +162,26 @@ def _score(options: argparse.Namespace) -> None:
     scores = {mode: score.accuracy(clip, vocabulary, images[mode], specs) for mode in images}
     rows = {row: {mode: scores[mode][row] for mode in scores} for row in scores["real"]}
     print(score.write_report(base, base.name, unseen, generated, rows))
+
+
+def _train(
+    part: str,
+    modules: dict[str, nn.Module],
+    compute_loss: Callable[[torch.Generator], Tensor],
+    options: argparse.Namespace,
+    **settings: Any,
+) -> None:
+    """Train the modules of a part, with its checkpoint and log in the work directory; see `fit` for the settings."""
+    folder: Path = options.work_dir
+    records = fit(
+        modules,
+        compute_loss,
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        checkpoint=folder / f"{part}.safetensors",
+        **settings,
+    )
+    _log_progress(records, options.steps, folder / f"{part}.jsonl")
 
 
 def _log_progress(records: Iterable[Progress], steps: int, log: Path) -> None:

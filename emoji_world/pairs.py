@@ -41,20 +41,14 @@ def sample_pair(renderer: SceneRenderer, rng: np.random.Generator) -> tuple[tupl
         if left.kind == right.kind or background.kind in world.BACKDROPS:
             continue
         right = replace(right, style=left.style, background=background)
-        backdrop = renderer.backdrop(background, rng)
-        if not any(clashes(renderer.thing(spec), backdrop) for spec in (left, right)):
-            return (left, right), render_pair(renderer, (left, right), backdrop, rng)
-
-
-def render_pair(
-    renderer: SceneRenderer, pair: tuple[Spec, Spec], backdrop: Image.Image, rng: np.random.Generator
-) -> Image.Image:
-    """Render a pair on a background and its mirror image, so that the halves meet without a seam."""
-    image = Image.new("RGB", (2 * SIZE, SIZE))
-    backdrops = backdrop, backdrop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for half, (spec, behind) in enumerate(zip(pair, backdrops, strict=True)):
-        image.paste(renderer.compose(renderer.thing(spec), behind, rng), (half * SIZE, 0))
-    return image
+        things, backdrop = [renderer.thing(left), renderer.thing(right)], renderer.backdrop(background, rng)
+        if any(clashes(thing, backdrop) for thing in things):
+            continue
+        image = Image.new("RGB", (2 * SIZE, SIZE))
+        mirrored = backdrop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)  # the halves meet without a seam
+        for half, (thing, behind) in enumerate(zip(things, (backdrop, mirrored), strict=True)):
+            image.paste(renderer.compose(thing, behind, rng), (half * SIZE, 0))
+        return (left, right), image
 
 
 def pair_caption(pair: tuple[Spec, Spec], rng: np.random.Generator) -> str:

@@ -7,6 +7,7 @@ import gradio as gr
 
 from hra_diffusion.studio.engine.generation.requests import MAX_SCALE, GenerateRequest
 from hra_diffusion.studio.engine.session import Session
+from hra_diffusion.studio.tabs.base_field import base_field
 from hra_diffusion.studio.tabs.common import heading, skip_preprocessing
 from hra_diffusion.studio.tabs.control import control_panel
 from hra_diffusion.studio.tabs.events import listen
@@ -33,7 +34,9 @@ class SettingsPanel:
 def settings_panel(session: Session) -> SettingsPanel:
     """Build the settings panel."""
     default = session.default_request
-    base = _base_model(session)
+    base = base_field(
+        session, info="Loaded for the next image; adapters of another base are marked", elem_id="base-model"
+    )
     prompts = prompt_fields(default)
     with gr.Row(elem_classes="actions"):
         generate = gr.Button("Generate", variant="primary", elem_id="generate", scale=3)
@@ -178,18 +181,6 @@ def _hires_fix(default: GenerateRequest) -> dict[str, Any]:
                 elem_id="hires-strength",
             )
     return {"hires_scale": scale, "hires_steps": steps, "hires_strength": strength}
-
-
-def _base_model(session: Session) -> gr.Dropdown:
-    names = session.worker.bases.names
-    return gr.Dropdown(
-        names,
-        value=names[0],
-        label=LABELS["base"],
-        info="Loaded for the next image; adapters of another base are marked",
-        visible=len(names) > 1,
-        elem_id="base-model",
-    )
 
 
 def _follow_base(session: Session, settings: Settings) -> None:

@@ -10,6 +10,7 @@ import gradio as gr
 from hra_diffusion.studio.engine.adapters.subject_prompts import subject_prompt
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.engine.training.control_job import GIVEN, TRAINING_ANNOTATORS
+from hra_diffusion.studio.tabs.base_field import base_field
 from hra_diffusion.studio.tabs.caption_section import caption_section
 from hra_diffusion.studio.tabs.common import heading, note
 from hra_diffusion.studio.tabs.events import listen, listen_busy
@@ -43,7 +44,12 @@ class TrainingForm:
 def training_form(session: Session) -> TrainingForm:
     """Build the form."""
     kind, annotator, conditions = _kind_fields()
-    base = _base_field(session)
+    base = base_field(
+        session,
+        info="Empty fields take its settings",
+        allow_custom_value=True,  # a browser may remember one that is not here
+        elem_id="train-base",
+    )
     files, captions, show_captions = _image_fields()
     prompts = _prompt_fields(session)
     listen(base.change, _base_prefix(session), [base, prompts["prompt_prefix"]], prompts["prompt_prefix"], queue=False)
@@ -104,19 +110,6 @@ def _kind_fields() -> tuple[gr.Radio, gr.Dropdown, gr.File]:
 
     listen(kind.change, show_fields, kind, [annotator, conditions], queue=False)
     return kind, annotator, conditions
-
-
-def _base_field(session: Session) -> gr.Dropdown:
-    names = session.worker.bases.names
-    return gr.Dropdown(
-        names,
-        value=names[0],
-        label=LABELS["base"],
-        info="Empty fields take its settings",
-        visible=len(names) > 1,
-        allow_custom_value=True,  # a browser may remember one that is not here
-        elem_id="train-base",
-    )
 
 
 def _image_fields() -> tuple[gr.File, gr.Dataframe, Callable[[Any], Any]]:
