@@ -80,7 +80,7 @@ def _results(session: Session, items: Any) -> list[Any]:
 
 
 def _cached_files(session: Session, files: Any) -> str | list[str] | None:
-    """Return the path of a file, or those of a list, without files that are not in the cache."""
+    """Return the path of one file, or the paths of a list of files; files outside of the cache are left out."""
     if isinstance(files, list):
         return [path for file in files if (path := cached_file(session, file))]
     return cached_file(session, files)

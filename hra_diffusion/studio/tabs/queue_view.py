@@ -18,7 +18,7 @@ _MAX_ROWS = 120
 
 
 def build_queue(session: Session) -> None:
-    """Build the section; it is updated while it is open."""
+    """Build the section, whose open list is updated every two seconds."""
     with gr.Accordion("Queue", open=False, elem_id="queue-section") as section:
         queue = gr.HTML(_EMPTY, label="queue", elem_id="queue", js_on_load=_SCRIPT)
     timer = gr.Timer(_SECONDS, active=False)

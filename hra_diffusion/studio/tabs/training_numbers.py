@@ -71,7 +71,7 @@ def preset_choices(session: Session, kind: str | None = None, base: str | None =
 
 
 def _placeholders(session: Session, kind: str | None, base: str | None, preset: str) -> dict[str, str]:
-    """Return what empty numbers stand for, by name: those of the preset, and of the base's settings."""
+    """Return the placeholders of empty fields by name: the numbers of the preset, and of the base's settings."""
     presets = KINDS.get(kind or "subject", PRESETS)
     numbers = presets.get(preset, presets[DEFAULT_PRESET])
     known = session.worker.bases.get(base or None)

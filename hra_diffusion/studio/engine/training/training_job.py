@@ -81,7 +81,7 @@ class TrainingJob:
 
     @classmethod
     def defaults(cls, *, embedded: bool, text_encoders_train: bool) -> TrainingConfig:
-        """Return the settings with which a job starts: those for the embedded base, or the general ones.
+        """Return the initial settings of a job: for the embedded base, or for other bases.
 
         Args:
             embedded: whether the base is the embedded one.
