@@ -136,8 +136,9 @@ def test_captions_stay_when_an_image_is_added(tab, subject):
     tab.locator("#caption-table .label-wrap").click()
     cell = tab.locator("#captions [data-row='1'][data-col='1']").first
     cell.dblclick()
-    tab.keyboard.type("asleep")
-    tab.keyboard.press("Enter")
+    editor = tab.locator("#captions textarea:focus, #captions input:focus").first
+    editor.fill("asleep")
+    editor.press("Enter")
     tab.locator("#training-images input[type=file]").last.set_input_files(subject[2])
     tab.locator("#image-report img").nth(2).wait_for()
     assert "asleep" in cell.inner_text()
