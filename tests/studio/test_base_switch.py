@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hra_diffusion.errors import ConfigError, HRAError
+from hra_diffusion import HRAConfig, HRAModel, pipelines
+from hra_diffusion.errors import AdapterFileError, ConfigError, HRAError
 from hra_diffusion.studio.engine.config import StudioConfig
+from hra_diffusion.studio.engine.exporting import import_adapter, write_lora, write_merged_model, zip_folder
 from hra_diffusion.studio.engine.generation.events import Loading
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.image_store import SavedImage
@@ -19,6 +21,7 @@ from hra_diffusion.studio.engine.training.control_job import ControlJob
 from hra_diffusion.studio.engine.training.job_settings import form_values
 from hra_diffusion.studio.engine.training.training_images import TrainingImage
 from hra_diffusion.studio.engine.training.training_job import TrainingJob, read_settings
+from hra_diffusion.studio.tabs.presets import preset_values
 from hra_diffusion.studio.tabs.settings import SETTINGS, request_from_settings, settings_from_request
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig, TrainingConfig
 
@@ -91,8 +94,9 @@ def test_the_page_offers_the_settings_of_the_chosen_base(studio, tiny_sdxl):
     from hra_diffusion.studio.page import build_page
 
     handlers = {function.api_name: function.fn for function in build_page(studio).fns.values()}
-    schedulers, width, _, cards = handlers["page_offer_settings"](tiny_sdxl.name)
+    schedulers, width, _, outpaint, cards = handlers["page_offer_settings"](tiny_sdxl.name)
     base = studio.worker.bases.get(tiny_sdxl.name)
+    assert outpaint["step"] == base.multiple
     assert schedulers["choices"] == list(base.schedulers)
     assert (width["step"], "value" in width, "value" in schedulers) == (base.multiple, False, False)
     marks = {card["name"]: card["fits"] for card in cards["entries"]}
@@ -101,6 +105,20 @@ def test_the_page_offers_the_settings_of_the_chosen_base(studio, tiny_sdxl):
     assert start == [base.schedulers[0], base.size, base.size, base.guidance_scale]
     numbers = handlers["page_update_placeholders"]("subject", tiny_sdxl.name, "Usual")
     assert numbers[0]["placeholder"] == "200"
+    examples = handlers["page_example_values"]("scheduler", [], tiny_sdxl.name)
+    assert examples and set(examples.split(", ")) <= set(base.schedulers)
+
+
+def test_a_preset_is_loaded_with_the_settings_of_its_base(studio, tiny_sdxl):
+    base = studio.worker.bases.get(tiny_sdxl.name)
+    request = replace(REQUEST, base=base.name, scheduler=base.schedulers[-1])
+    studio.presets.save_preset("large", request, prompts=False)
+    values, _, changes = preset_values(studio, "large")
+    assert (values["base"], values["scheduler"], changes) == (base.name, base.schedulers[-1], [])
+    studio.presets.save_preset("lost", replace(REQUEST, base="sd3"), prompts=False)
+    values, _, changes = preset_values(studio, "lost")
+    assert values["base"] == studio.worker.base.name
+    assert changes == ["The preset is of the base model 'sd3', which is not here: tiny-sd takes its place."]
 
 
 def test_a_training_job_starts_with_the_settings_of_its_base(tiny_sd_v, tmp_path, monkeypatch):
@@ -141,6 +159,24 @@ def test_an_adapter_of_another_base_is_refused_by_name_and_the_next_request_work
     generate(studio, replace(request, base=None))
     with pytest.raises(ConfigError, match="no base model 'none'"):
         studio.worker.check(replace(REQUEST, base="none"))
+
+
+@pytest.mark.slow
+def test_adapters_are_imported_and_exported_with_their_own_base(studio, tiny_sdxl, tmp_path):
+    worker, library = studio.worker, studio.library
+    pipe = pipelines.load_pipeline(str(tiny_sdxl))
+    config = HRAConfig(r=2, target_modules=["to_q"], init_weights=False, base_model_name_or_path=str(tiny_sdxl))
+    pipe.unet = HRAModel(pipe.unet, config)
+    pipelines.save_hra_weights(pipe, tmp_path / "large")
+    entry, _ = import_adapter(worker, library, [zip_folder(tmp_path / "large")], "large")
+    assert entry.base == tiny_sdxl.name
+    lora = write_lora(worker, entry, tmp_path, "diffusers", 1.0, "fp32")
+    with pytest.raises(AdapterFileError):
+        import_adapter(worker, library, [lora], "fitted")  # the first base has other widths
+    fitted, lost = import_adapter(worker, library, [lora], "fitted", base=tiny_sdxl.name)
+    assert (fitted.base, lost < 1e-4) == (tiny_sdxl.name, True)
+    model = write_merged_model(worker, [AdapterUse(name="large")], tmp_path, "mean", "fp32")
+    assert model.name.startswith(tiny_sdxl.name)
 
 
 @pytest.mark.slow

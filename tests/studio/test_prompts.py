@@ -11,7 +11,8 @@ from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.generation.events import Generated
 from hra_diffusion.studio.engine.generation.requests import AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.images.restoring import restore_request
+from hra_diffusion.studio.engine.images.metadata import read_png_settings
+from hra_diffusion.studio.engine.images.restoring import restore_settings
 from hra_diffusion.studio.engine.models.base import Base
 from hra_diffusion.studio.engine.uploads import read_upload
 
@@ -82,5 +83,6 @@ def test_the_clip_skip_of_a1111_is_restored_except_for_sdxl_where_a1111_ignores_
     info.add_text("parameters", "a cat\nSteps: 20, Size: 64x64, Clip skip: 2")
     Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
     base = Base(source="sd", name="sd", size=64, multiple=8, schedulers=("DDIM",), text_encoders=text_encoders)
-    request, changes = restore_request(tmp_path / "a.png", base, Library(tmp_path), GenerateRequest())
+    settings = read_png_settings(tmp_path / "a.png")
+    request, changes = restore_settings(settings, base, Library(tmp_path), GenerateRequest())
     assert (request.clip_skip, request.prompt_syntax, changes) == (clip_skip, "a1111", [])

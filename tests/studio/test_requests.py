@@ -15,8 +15,14 @@ from hra_diffusion.errors import ConfigError, HRAError, ImageError
 from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.generation.requests import MAX_SEED, AdapterUse, GenerateRequest
 from hra_diffusion.studio.engine.images.grid import Axis, Grid
-from hra_diffusion.studio.engine.images.metadata import parameters, parse_parameters, png_info, read_request
-from hra_diffusion.studio.engine.images.restoring import restore_request
+from hra_diffusion.studio.engine.images.metadata import (
+    parameters,
+    parse_parameters,
+    png_info,
+    read_png_settings,
+    read_request,
+)
+from hra_diffusion.studio.engine.images.restoring import restore_settings
 from hra_diffusion.studio.engine.models.base import Base
 
 NAMED = {"adapters": "adapter|strength", "guidance_scale": "guidance_scale"}
@@ -172,7 +178,7 @@ def test_settings_unsuitable_for_the_model_are_left_out_by_name(tmp_path):
         for name, text in texts.items():
             info.add_text(name, text)
         Image.new("RGB", (2, 2)).save(tmp_path / "a.png", pnginfo=info)
-        request, changes = restore_request(tmp_path / "a.png", base, Library(tmp_path), default)
+        request, changes = restore_settings(read_png_settings(tmp_path / "a.png"), base, Library(tmp_path), default)
         return request, "\n".join(changes)
 
     request, changes = restore(parameters="a cat\nSteps: 20, CFG scale: 40, Seed: -1, Size: 513x64")

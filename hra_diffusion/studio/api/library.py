@@ -53,9 +53,10 @@ def expose_library(session: Session, settings: Settings) -> None:
 def _expose_files(session: Session, settings: Settings) -> None:
     """Add the endpoints that take or return files."""
 
-    def import_files(files: list[str] | None, name: str) -> tuple[str, float]:
+    def import_files(files: list[str] | None, name: str, base: str) -> tuple[str, float]:
         """Import an adapter, or a LoRA as the nearest adapter. Returns its name, and the lost share of a LoRA."""
-        entry, lost = import_adapter(session.worker, session.library, [Path(file) for file in files or []], name)
+        paths = [Path(file) for file in files or []]
+        entry, lost = import_adapter(session.worker, session.library, paths, name, base or None)
         return entry.name, lost
 
     def export_lora(name: str, layout: str, strength: float, dtype: str) -> str:
@@ -73,7 +74,8 @@ def _expose_files(session: Session, settings: Settings) -> None:
     name = gr.Textbox(label="name")
     strength, dtype = gr.Number(1.0, label="strength"), gr.Textbox("fp16", label="dtype")
     imported = [gr.Textbox(label="name"), gr.Number(label="lost share")]
-    expose("import_adapter", import_files, [gr.File(label="files", file_count="multiple"), name], imported)
+    files, base = gr.File(label="files", file_count="multiple"), gr.Textbox("", label="base")
+    expose("import_adapter", import_files, [files, name, base], imported)
     layout = gr.Textbox("kohya", label="layout")
     expose("export_lora", export_lora, [name, layout, strength, dtype], gr.File(label="LoRA"))
     inputs = [name, strength, dtype, gr.Checkbox(False, label="several"), settings.adapters, settings.combine]

@@ -40,7 +40,7 @@ _COMPONENT = re.compile(r"(unet|transformer|text_encoder)(_\d)?")
 
 
 def write_lora(worker: ModelWorker, entry: Entry, folder: Path, layout: str, strength: float, dtype: str) -> Path:
-    """Write an adapter as a LoRA: a safetensors file, or a zip of folders for PEFT's layout.
+    """Write an adapter as a LoRA of its base model: a safetensors file, or a zip of folders for PEFT's layout.
 
     Raises:
         ConfigError: the strength, layout or dtype is invalid, or no LoRA can hold the adapter.
@@ -53,13 +53,18 @@ def write_lora(worker: ModelWorker, entry: Entry, folder: Path, layout: str, str
         raise ConfigError(f"layout must be one of {', '.join(LAYOUTS)}; found {str(layout)[:40]!r}.")
     file = new_folder(folder) / (entry.name if layout == "peft" else f"{entry.name}.safetensors")
     worker.run(
-        lambda pipe: pipelines.export_lora(entry.folder, file, base=pipe, layout=layout, strength=strength, dtype=dtype)
+        lambda pipe: pipelines.export_lora(
+            entry.folder, file, base=pipe, layout=layout, strength=strength, dtype=dtype
+        ),
+        worker.bases.find(entry.base),
     )
     return zip_folder(file) if file.is_dir() else file
 
 
 def write_merged_model(worker: ModelWorker, uses: Sequence[AdapterUse], folder: Path, combine: str, dtype: str) -> Path:
-    """Write the base model with merged adapters, as a zip of a diffusers folder.
+    """Write the adapters' base model with the adapters merged, as a zip of a diffusers folder.
+
+    The base is the one that the first adapter records, if the studio has it, or else the studio's first one.
 
     Raises:
         ConfigError: combine or dtype is invalid, or an adapter is a control.
@@ -72,16 +77,18 @@ def write_merged_model(worker: ModelWorker, uses: Sequence[AdapterUse], folder: 
     for entry in entries:
         _check_no_control(entry)
     strengths = {entry.folder: use.strength for entry, use in zip(entries, uses, strict=True)}
-    output = new_folder(folder) / f"{worker.base.name}-{'-'.join(use.name for use in uses)}"[:80]
+    base = worker.bases.find(entries[0].base)
+    output = new_folder(folder) / f"{base.name}-{'-'.join(use.name for use in uses)}"[:80]
     worker.run(
         lambda _: pipelines.merge_hra(
             strengths,
             output,
-            base=worker.base.source,
-            base_options=worker.base.options,
+            base=base.source,
+            base_options=base.options,
             combine=combine,
             dtype=dtype,
-        )
+        ),
+        base,
     )
     return zip_folder(output)
 
@@ -108,8 +115,17 @@ def _check_no_control(entry: Entry) -> None:
         raise ConfigError(f"{entry.name!r} is a control: no LoRA and no merged model can hold its encoder.")
 
 
-def import_adapter(worker: ModelWorker, library: Library, files: Sequence[Path], name: str) -> tuple[Entry, float]:
+def import_adapter(
+    worker: ModelWorker, library: Library, files: Sequence[Path], name: str, base: str | None = None
+) -> tuple[Entry, float]:
     """Add an adapter to the library: a zip of its folder, its two files, or a LoRA to be fitted.
+
+    Args:
+        worker: loads the base model, which has to fit.
+        library: the library.
+        files: the uploaded files.
+        name: the adapter's name in the library.
+        base: the base model of a LoRA or of an adapter that records none; by default the studio's first one.
 
     Returns:
         The entry, and the lost share of a LoRA, from 0 to 1; 0 for an adapter.
@@ -129,7 +145,8 @@ def import_adapter(worker: ModelWorker, library: Library, files: Sequence[Path],
         if len(files) == 1 and files[0].suffix.lower() == ".zip":
             _unpack(files[0], folder)
         elif len(files) == 1 and files[0].suffix.lower() == ".safetensors":
-            lost = worker.run(lambda pipe: pipelines.fit_lora(files[0], folder, base=pipe)).lost
+            of_base = worker.bases.get(base)
+            lost = worker.run(lambda pipe: pipelines.fit_lora(files[0], folder, base=pipe), of_base).lost
         elif {file.name for file in files} - {CARD} == set(FILES):
             for file in (file for file in files if file.name in FILES):
                 shutil.copyfile(file, folder / file.name)
@@ -139,7 +156,7 @@ def import_adapter(worker: ModelWorker, library: Library, files: Sequence[Path],
         _check_sizes(folder)
         _check_names(folder)
         _shrink_thumbnails(folder)
-        components = _check_fits(worker, folder)
+        components = _check_fits(worker, folder, base)
         if (folder / CONFIG_FILE).exists():
             (folder / components[0]).mkdir()
             for file in FILES:
@@ -188,8 +205,8 @@ def _shrink_thumbnails(folder: Path) -> None:
             write_file(path, image.save)
 
 
-def _check_fits(worker: ModelWorker, folder: Path) -> tuple[str, ...]:
-    """Load an adapter, unload it again, and return the names of its components."""
+def _check_fits(worker: ModelWorker, folder: Path, base: str | None) -> tuple[str, ...]:
+    """Load an adapter into its base, or else the given one, unload it again, and return its components' names."""
     load = hra_diffusion.load_hra_control if find_encoder(folder) else pipelines.load_hra_weights
 
     def load_and_unload(pipe: Pipeline) -> tuple[str, ...]:
@@ -203,7 +220,7 @@ def _check_fits(worker: ModelWorker, folder: Path) -> tuple[str, ...]:
         pipelines.unload_hra_weights(pipe, "trial")
         return components
 
-    return worker.run(load_and_unload)
+    return worker.run(load_and_unload, worker.bases.find(read_entry(folder, built_in=False).base or base))
 
 
 def _unpack(archive: Path, folder: Path) -> None:

@@ -163,7 +163,7 @@ class Session:
         return request.base or self.worker.base.name
 
     def restore(self, png: str | Path | None) -> tuple[GenerateRequest, list[str]]:
-        """Read the request of a PNG for this model and library: see `restoring.restore_request`; None is an error."""
+        """Read the request of a PNG for this model and library: see `restoring.restore_png`; None is an error."""
         if not isinstance(png, str | Path):
             raise ConfigError("There is no image to read settings from: choose a PNG file.")
         return restore_png(Path(png), self.worker.bases, self.library, self.default_request)

@@ -77,11 +77,11 @@ def build_compare_tab(session: Session, generate: GenerateTab, tab: gr.Tab) -> N
     listen(panel.stop.click, stop_handler(session), queue=False)
     listen(tab.select, _shared_settings, [settings.prompt, settings.adapters], panel.prompt, queue=False)
 
-    def example_values(kind: str, adapters: list[dict[str, Any]] | None) -> str:
-        return _example_values(session, kind, adapters)
+    def example_values(kind: str, adapters: list[dict[str, Any]] | None, base: str | None) -> str:
+        return _example_values(session, kind, adapters, base)
 
     for axis, values in ((panel.x_axis, panel.x_values), (panel.y_axis, panel.y_values)):
-        listen(axis.input, example_values, [axis, settings.adapters], values, queue=False)
+        listen(axis.input, example_values, [axis, settings.adapters, settings.base], values, queue=False)
     _connect_cells(session, generate, panel)
 
 
@@ -99,12 +99,12 @@ def _connect_cells(session: Session, generate: GenerateTab, panel: _GridPanel) -
     load_settings(session, generate, panel.use_settings.click, selected_png, panel.selected)
 
 
-def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] | None) -> str:
-    """Return example values of an axis, with the names of existing adapters, checkpoints and schedulers."""
+def _example_values(session: Session, kind: str, adapters: list[dict[str, Any]] | None, base: str | None) -> str:
+    """Return example values of an axis: existing adapters and checkpoints, and schedulers of the chosen base."""
     if kind == "adapter":
         return ", ".join([NO_ADAPTER, *(entry.name for entry in session.library.entries()[:_MAX_EXAMPLES])])
     if kind == "scheduler":
-        return ", ".join(session.worker.base.schedulers[: _MAX_EXAMPLES + 1])
+        return ", ".join(session.worker.bases.get(base).schedulers[: _MAX_EXAMPLES + 1])
     if kind == "checkpoint":
         uses = parse_adapter_uses(adapters or [])
         steps = session.library.checkpoints.steps(uses[0].name) if uses else []

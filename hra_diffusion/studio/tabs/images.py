@@ -195,15 +195,15 @@ def _connect_use(session: Session, browser: _Browser, viewer: _Viewer, generate:
     def selected_png(names: list[str] | None) -> Path:
         return _selected(session, names).path
 
-    def use_as_start_image(names: list[str] | None) -> list[Any]:
+    def use_as_start_image(names: list[str] | None, base: str | None) -> list[Any]:
         image = _selected(session, names)
-        width, height = image.nearest_size(session.worker.base.multiple)
+        width, height = image.nearest_size(session.worker.bases.get(base).multiple)
         return [served_copy(session, image.path), width, height, None, 0, gr.update(selected="generate")]
 
     load_settings(session, generate, viewer.use_settings.click, selected_png, browser.images)
     settings = generate.settings
     outputs = [settings.image, settings.width, settings.height, settings.mask_image, settings.outpaint, generate.tabs]
-    listen(viewer.use_as_start.click, use_as_start_image, browser.images, outputs)
+    listen(viewer.use_as_start.click, use_as_start_image, [browser.images, settings.base], outputs)
 
 
 def _selected(session: Session, names: Any) -> StoredImage:

@@ -71,14 +71,14 @@ def _import_panel(session: Session, settings: Settings, picker: gr.HTML) -> None
         name = gr.Textbox(label="Name", elem_id="import-name")
         button = gr.Button("Import", elem_id="import-button")
 
-    def import_files(files: list[str] | None, name: str) -> Any:
-        entry, lost = import_adapter(session.worker, session.library, [Path(file) for file in files or []], name)
+    def import_files(files: list[str] | None, name: str, base: str | None) -> Any:
+        entry, lost = import_adapter(session.worker, session.library, [Path(file) for file in files or []], name, base)
         if lost > 0.01:
             gr.Warning(f"{lost:.0%} of this LoRA is not a rotation and was lost.")
         return [*_update_cards(session, entry.name), None, ""]
 
     outputs = [picker, settings.adapters, files, name]
-    listen_busy(button, "Importing…", import_files, [files, name], outputs)
+    listen_busy(button, "Importing…", import_files, [files, name, settings.base], outputs)
 
 
 def _export_panel(session: Session, settings: Settings, picker: gr.HTML) -> gr.Column:

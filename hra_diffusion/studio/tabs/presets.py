@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from hra_diffusion.studio.engine.generation.requests import GenerateRequest
-from hra_diffusion.studio.engine.images.restoring import restore_settings
+from hra_diffusion.studio.engine.images.restoring import restore_preset
 from hra_diffusion.studio.engine.session import Session
 from hra_diffusion.studio.tabs.common import named_parameters, note
 from hra_diffusion.studio.tabs.deletion import deletion
@@ -84,7 +84,7 @@ def build_presets(session: Session, settings: Settings, restored: gr.HTML) -> No
 def preset_values(session: Session, name: object) -> tuple[dict[str, Any], GenerateRequest, list[str]]:
     """Return the values of a preset by setting, its request, and a sentence for every setting left out."""
     settings = session.presets.settings(name)
-    request, changes = restore_settings(settings, session.worker.base, session.library, session.default_request)
+    request, changes = restore_preset(settings, session.worker.bases, session.library, session.default_request)
     values = dict(zip(SETTINGS, settings_from_request(session, request), strict=True)) | {"count": request.count}
     kept = _OF_ONE_IMAGE if settings.keys() >= _PROMPTS else _OF_ONE_IMAGE | _PROMPTS
     return {setting: value for setting, value in values.items() if setting not in kept}, request, changes

@@ -190,14 +190,15 @@ def _follow_base(session: Session, settings: Settings) -> None:
         base = session.worker.bases.get(name)
         sides = gr.update(step=base.multiple, minimum=8 * base.multiple)
         cards = gr.update(entries=card_entries(session, base.name))
-        return [gr.update(choices=list(base.schedulers)), sides, sides, cards]
+        return [gr.update(choices=list(base.schedulers)), sides, sides, gr.update(step=base.multiple), cards]
 
     def default_settings(name: str) -> list[Any]:
         base = session.worker.bases.get(name)
         return [base.schedulers[0], base.size, base.size, base.guidance_scale]
 
     sizes = [settings.scheduler, settings.width, settings.height]
-    listen(settings.base.change, offer_settings, settings.base, [*sizes, settings.adapters], queue=False)
+    offered = [*sizes, settings.outpaint, settings.adapters]
+    listen(settings.base.change, offer_settings, settings.base, offered, queue=False)
     listen(settings.base.input, default_settings, settings.base, [*sizes, settings.guidance_scale], queue=False)
 
 

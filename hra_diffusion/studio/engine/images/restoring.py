@@ -17,25 +17,11 @@ from hra_diffusion.studio.engine.models.bases import Bases
 def restore_png(
     path: Path, bases: Bases, library: Library, default: GenerateRequest
 ) -> tuple[GenerateRequest, list[str]]:
-    """Read the request of a PNG for its base, or else the default one: see `restore_request`."""
-    name, changes = read_model(path), list[str]()
-    base = bases.default
-    if name in bases.names:
-        base = bases.get(name)
-    elif name:
-        changes.append(f"The image is of the base model {name!r}, which is not here: {base.name} takes its place.")
-    request, others = restore_request(path, base, library, default)
-    return replace(request, base=None if base == bases.default else base.name), [*changes, *others]
-
-
-def restore_request(
-    path: Path, base: Base, library: Library, default: GenerateRequest
-) -> tuple[GenerateRequest, list[str]]:
-    """Read the request of a PNG, limited to this model and library.
+    """Read the request of a PNG, limited to its base model and the library.
 
     Args:
         path: a PNG.
-        base: the model.
+        bases: the models to choose from; the default one takes the place of a missing one.
         library: the available adapters.
         default: the request for missing and invalid settings.
 
@@ -44,14 +30,37 @@ def restore_request(
 
     Raises:
         ImageError: the file is no PNG, or has no settings.
+        ModelError: the files of its model are incomplete.
     """
-    return restore_settings(read_png_settings(path), base, library, default)
+    return _restore_for_base("image", read_png_settings(path), read_model(path), bases, library, default)
+
+
+def restore_preset(
+    settings: Mapping[str, Any], bases: Bases, library: Library, default: GenerateRequest
+) -> tuple[GenerateRequest, list[str]]:
+    """Make the request of a preset, limited to its base model and the library: see `restore_png`."""
+    return _restore_for_base("preset", settings, settings.get("base"), bases, library, default)
+
+
+def _restore_for_base(
+    kind: str,
+    settings: Mapping[str, Any],
+    name: str | None,
+    bases: Bases,
+    library: Library,
+    default: GenerateRequest,
+) -> tuple[GenerateRequest, list[str]]:
+    base, changes = bases.find(name), list[str]()
+    if name and name != base.name:
+        changes.append(f"The {kind} is of the base model {name!r}, which is not here: {base.name} takes its place.")
+    request, others = restore_settings(settings, base, library, default)
+    return replace(request, base=None if base == bases.default else base.name), [*changes, *others]
 
 
 def restore_settings(
     settings: Mapping[str, Any], base: Base, library: Library, default: GenerateRequest
 ) -> tuple[GenerateRequest, list[str]]:
-    """Make a request of the settings of a PNG or of a preset: see `restore_request`."""
+    """Make a request of settings, limited to a base model and the library: see `restore_png`."""
     values, changes = dict(settings), []
     if "prompt_syntax" not in values and base.text_encoders > 1:  # A1111, which skips no layers of SDXL
         values.pop("clip_skip", None)

@@ -71,6 +71,14 @@ class Bases:
             self._known[name] = read_base(row["source"], row["options"])
         return self._known[name]
 
+    def find(self, name: str | None) -> Base:
+        """Return a base by name, or the default for None and unknown names, such as those that files record.
+
+        Raises:
+            ModelError: its files are missing or incomplete.
+        """
+        return self.get(name if name in self.names else None)
+
 
 def _read_rows(file: Path | None) -> list[dict[str, Any]]:
     """Read the bases of earlier starts, the most recent first; without those of damaged or missing files."""

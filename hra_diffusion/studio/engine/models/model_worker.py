@@ -177,14 +177,14 @@ class ModelWorker:
         finally:
             stop.set()
 
-    def run(self, work: Callable[[Pipeline], Result]) -> Result:
-        """Call a function with the default base's pipeline, without adapters and without concurrent requests.
+    def run(self, work: Callable[[Pipeline], Result], base: Base | None = None) -> Result:
+        """Call a function with the pipeline of a base, by default the first one, without adapters and other requests.
 
         Raises:
             BusyError: the queue is full.
             ModelError: the model cannot be loaded.
         """
-        return self._submit(lambda: work(self.generator_of(self.base).base_pipeline())).result()
+        return self._submit(lambda: work(self.generator_of(base or self.base).base_pipeline())).result()
 
     def close(self) -> None:
         """End the thread after the current request."""
