@@ -57,7 +57,11 @@ def save_adapter(
 
 
 def adapter_files(
-    model: AdaptedModel, adapter_name: str = "default", metadata: Mapping[str, str] | None = None
+    model: AdaptedModel,
+    adapter_name: str = "default",
+    metadata: Mapping[str, str] | None = None,
+    *,
+    base: str | None = None,
 ) -> dict[str, bytes]:
     """Return the files of one adapter of a model, by name.
 
@@ -65,6 +69,7 @@ def adapter_files(
         model: the model.
         adapter_name: the adapter.
         metadata: those of the safetensors file; by default those of the file that the adapter was loaded from.
+        base: name of the base model for an adapter that records none; by default the model's own name.
 
     Raises:
         ConfigError: the adapter is unknown.
@@ -72,7 +77,7 @@ def adapter_files(
     """
     config, tensors = model.adapter_state_dict(adapter_name)
     check_finite(tensors, f"The adapter {adapter_name!r}")
-    base = config.base_model_name_or_path or getattr(model, "name_or_path", None) or None
+    base = config.base_model_name_or_path or base or getattr(model, "name_or_path", None) or None
     names = tuple(key.removesuffix(COLUMNS) for key in tensors if key.endswith(COLUMNS))
     if not _selects(model, config, names):  # the modules were chosen by a state_dict
         config = replace(config, target_modules=names, **dict.fromkeys(_CHOICES))

@@ -88,12 +88,11 @@ def export_lora(
     updates = _updates(pipe, adapter, strength, **hub)
     for name, words in tokens_beside(component_folders(adapter, **hub)).items():
         logger.warning("The LoRA needs its words %s for %s beside it, as embeddings.", ", ".join(words), name)
-    two_text_encoders = getattr(pipe, "text_encoder_2", None) is not None
     training = run_settings(adapter)
     metadata = lora.describe(
         title=output.stem,
         rank=len(updates[0].A),
-        family=_family(pipe, two_text_encoders),
+        family=_family(pipe),
         base_model=named_base and public_name(named_base),
         strength=strength,
         is_dora=any(update.magnitude is not None for update in updates),
@@ -106,16 +105,10 @@ def export_lora(
     if layout == "peft":
         files = lora.peft_files(updates, dtype, named_base, metadata)
         write_together({output / name: content for name, content in files.items()})
-    elif layout == "kohya":
-        modules, transformer = module_names(pipe), transformer_class(pipe)
-        names = lora.kohya_names(modules, two_text_encoders=two_text_encoders, transformer=transformer)
-        swapped = lora.swapped_layers(modules, transformer)
-        tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe), swapped)
-        if any(name.endswith(lora.KOHYA_MAGNITUDE) for name in tensors):
-            logger.warning("diffusers ignores the magnitudes in kohya's layout (dora_scale): use its own layout there.")
-        write_together({output: lora.file_bytes(tensors, metadata)})
-    else:
-        write_together({output: lora.file_bytes(lora.diffusers_tensors(updates, dtype), metadata)})
+        return output
+    kohya = layout == "kohya"
+    tensors = _kohya_tensors(pipe, updates, dtype) if kohya else lora.diffusers_tensors(updates, dtype)
+    write_together({output: lora.file_bytes(tensors, metadata)})
     return output
 
 
@@ -157,11 +150,25 @@ def _updates(pipe: Pipeline, adapter: str | Path, strength: float | StrengthTabl
     return [lora.with_rank(update, rank) for update in updates]
 
 
-def _family(pipe: Pipeline, two_text_encoders: bool) -> str:
+def _kohya_tensors(pipe: Pipeline, updates: list[lora.Update], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    modules, transformer = module_names(pipe), transformer_class(pipe)
+    names = lora.kohya_names(modules, two_text_encoders=_has_two_text_encoders(pipe), transformer=transformer)
+    swapped = lora.swapped_layers(modules, transformer)
+    tensors = lora.kohya_tensors(updates, dtype, names, output_widths(pipe), swapped)
+    if any(name.endswith(lora.KOHYA_MAGNITUDE) for name in tensors):
+        logger.warning("diffusers ignores the magnitudes in kohya's layout (dora_scale): use its own layout there.")
+    return tensors
+
+
+def _has_two_text_encoders(pipe: Pipeline) -> bool:
+    return getattr(pipe, "text_encoder_2", None) is not None
+
+
+def _family(pipe: Pipeline) -> str:
     if "unet" not in pipe.components:
         return type(pipe).__name__
     width = pipe.unet.config.get("cross_attention_dim")
-    return "sdxl" if two_text_encoders else "sd2" if width == 1024 else "sd1"
+    return "sdxl" if _has_two_text_encoders(pipe) else "sd2" if width == 1024 else "sd1"
 
 
 def _thumbnail(path: str | Path | None, adapter: str | Path) -> str | None:

@@ -27,6 +27,8 @@ def save_hra_weights(
 ) -> Path:
     """Write an adapter into a folder, one sub-folder a component, all of them or none; return the folder.
 
+    An adapter without a base model records the pipeline's.
+
     Args:
         pipe: a pipeline with the adapter.
         folder: the folder to write; it is created if need be.
@@ -52,11 +54,12 @@ def save_hra_weights(
     foreign += [ENCODER] if (folder / ENCODER).is_dir() else []
     if foreign:
         raise OutputError(f"{folder} holds an adapter of {', '.join(foreign)} already: save into another folder.")
+    base = getattr(pipe, "name_or_path", None)
     with offloading_suspended(pipe):
         contents = {
             folder / component / name: data
             for component, model in components.items()
-            for name, data in adapter_files(model, adapter_name).items()
+            for name, data in adapter_files(model, adapter_name, base=base).items()
         }
         contents |= {folder / path: data for path, data in tokens.items()}
     if record := base_files_of(pipe) or ({BASE_FILE: b"{}"} if (folder / BASE_FILE).exists() else {}):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from hra_diffusion import list_hra_adapters, save_hra_weights, set_hra_adapters
+from hra_diffusion import HRAConfig, HRAModel, list_hra_adapters, save_hra_weights, set_hra_adapters
 from hra_diffusion.errors import AdapterFileError, ConfigError, OutputError
 from hra_diffusion.formats.peft import CONFIG_FILE, WEIGHTS_FILE
 from hra_diffusion.pipelines import (
@@ -260,5 +260,8 @@ def test_a_model_stored_in_half_precision_generates_in_float32(make_model, tmp_p
     assert generate_image(pipe, PROMPT, 0, **OPTIONS).shape == (32, 32, 3)
 
 
-def test_an_adapter_knows_its_base_model(trained, tiny_sd):
+def test_an_adapter_knows_its_base_model(trained, tiny_sd, tmp_path):
     assert base_model(trained) == base_model(trained / "adapter") == str(tiny_sd)
+    pipe = load_pipeline(str(tiny_sd))
+    pipe.text_encoder = HRAModel(pipe.text_encoder, HRAConfig(r=2, target_modules=["q_proj"]))
+    assert base_model(save_hra_weights(pipe, tmp_path / "own")) == str(tiny_sd)
