@@ -11,9 +11,10 @@
 
 Each subject is trained alone, on its own five images, with a trigger word of its own. The images are twice as wide as
 those, so that each half has their size. The first subject belongs into the left half, the second one into the right
-half. The judge classifies the halves: the object, its color and, of a subject with a pattern, its pattern; and whether
-the half is nearer to the real images of its own subject than to those of the other. Adapters and images are kept, so a
-second call resumes the benchmark.
+half. The judge classifies the halves: the object, its color and, of a subject with a pattern, its pattern; whether the
+half is nearer to the real images of its own subject than to those of the other; and the mean cosine to its own ones,
+for the subject that the prompt names first and for the second. Adapters and images are kept, so a second call resumes
+the benchmark.
 """
 
 import argparse
@@ -37,7 +38,8 @@ from hra_diffusion.pipelines import disable_hra
 from hra_diffusion.training.config.defaults import EMBEDDED_BASE
 
 SIDE = 128
-SCORES = ("object", "color", "pattern", "nearer to its own subject")
+SCORES = ("object", "color", "pattern", "nearer to its own subject", "cosine of the first", "cosine of the second")
+PROMPT = "a 3d render of {} on a white background"
 
 Mode = tuple[str, Callable[[], AbstractContextManager[Any]]]
 """A method of composition.py and an activation."""
@@ -48,6 +50,8 @@ def modes(composition: Composition, names: Sequence[str]) -> dict[str, Mode]:
     left = torch.zeros(SIDE, 2 * SIDE)
     left[:, :SIDE] = 1
     masks = dict(zip(names, (left, 1 - left), strict=True))
+
+    prompts = {name: PROMPT.format(f"a {composition.phrase(name)}") for name in names}
 
     def hra(**binding: Any) -> Mode:
         return "HRA", lambda: composition.activated("HRA", names, **binding)
@@ -60,6 +64,7 @@ def modes(composition: Composition, names: Sequence[str]) -> dict[str, Mode]:
         "bound to tokens": hra(bind="tokens"),
         "bound to regions": hra(bind="region", masks=masks),
         "bound to attention": hra(bind="region"),
+        "regions with prompts": hra(bind="region", masks=masks, prompts=prompts),
     }
 
 
@@ -69,7 +74,7 @@ def generate(
     """Yield the images of a pair of subjects, in one folder for each mode."""
     method, activate = modes(composition, names)[mode]
     things = names if mode == "base" else [composition.phrase(name) for name in names]
-    prompt = "a 3d render of a {} and a {} on a white background".format(*things)
+    prompt = PROMPT.format("a {} and a {}".format(*things))
     for seed in range(options.images):
         path = options.output_dir / "images" / mode / f"{' and '.join(names)}, {seed}.png"
         if not path.exists():
@@ -87,11 +92,11 @@ def generate(
         yield Image.open(path).convert("RGB")
 
 
-def judge(images: Sequence[Image.Image], names: Sequence[str]) -> dict[str, list[bool]]:
-    """Return for each half of each image whether the judge finds the attributes of its subject."""
+def judge(images: Sequence[Image.Image], names: Sequence[str]) -> dict[str, list[float]]:
+    """Return for each half of each image whether the judge finds its subject, and its mean cosine to real images."""
     models = instruments()
     assert models.vocabulary
-    known, found = models.vocabulary.attributes, dict[str, list[bool]]()
+    known, found = models.vocabulary.attributes, dict[str, list[float]]()
     real = [models.clip.encode_images(held_out(name)).mean(axis=0) for name in names]
     for half, name in enumerate(names):
         subject = subjects.SUBJECTS[name]
@@ -101,7 +106,8 @@ def judge(images: Sequence[Image.Image], names: Sequence[str]) -> dict[str, list
             if target:
                 labels = classify(models.clip, vectors, known[attribute])
                 found.setdefault(attribute, []).extend(label == target for label in labels)
-        found.setdefault(SCORES[-1], []).extend(vectors @ real[half] > vectors @ real[1 - half])
+        found.setdefault(SCORES[3], []).extend(vectors @ real[half] > vectors @ real[1 - half])
+        found.setdefault(SCORES[4 + half], []).extend(vectors @ real[half])
     return found
 
 
@@ -126,7 +132,7 @@ def main() -> None:
     pairs = list(zip(options.subjects[::2], options.subjects[1::2], strict=False))
     table: list[list[Any]] = []
     for mode in options.modes or modes(composition, pairs[0]):
-        found: dict[str, list[bool]] = {}
+        found: dict[str, list[float]] = {}
         for names in pairs:
             for score, values in judge(list(generate(composition, mode, names, options)), names).items():
                 found.setdefault(score, []).extend(values)

@@ -42,6 +42,9 @@ class GenerateConfig(BaseConfig, PlacementConfig):
     masks: tuple[str, ...] = ()
     """Regions for --bind region, ADAPTER=IMAGE for each adapter by its folder's name, white inside. By default, the
     cross-attention to the trigger word finds them."""
+    region_prompts: tuple[str, ...] = ()
+    """Prompts of the regions of --masks, ADAPTER=PROMPT for each adapter, with its trigger word: several subjects come
+    out right. By default, all regions read --prompt."""
     control: Path | None = None
     """Control (ControlNet): its folder, or the output folder of its training run. It needs --image."""
     image: Path | None = None
@@ -99,6 +102,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigError("--bind needs adapters: name a folder with --adapter.")
     if config.masks and config.bind != "region":
         raise ConfigError("--masks are the regions of --bind region: add it, or leave out --masks.")
+    if config.region_prompts and not config.masks:
+        raise ConfigError("--region_prompts are those of the regions of --masks: add them, or leave it out.")
     if config.strength != GenerateConfig.strength and config.adapter is None:
         raise ConfigError("--strength is that of adapters: name a folder with --adapter, or give --control_strength.")
     parse_strength(config.strength)
@@ -126,7 +131,7 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     from hra_diffusion.formats.files import check_writable, write_file
     from hra_diffusion.pipelines import find_base, generate_image, load_base, load_hra_weights, prompt_options
     from hra_diffusion.pipelines.activation import set_hra_adapters
-    from hra_diffusion.pipelines.adapter_folders import load_named_adapters, read_masks
+    from hra_diffusion.pipelines.adapter_folders import load_named_adapters, read_masks, read_region_prompts
     from hra_diffusion.pipelines.kinds import size_multiple
     from hra_diffusion.pipelines.models import image_name
 
@@ -134,12 +139,12 @@ def generate_images(config: GenerateConfig) -> list[Path]:
     start_images = _start_images(config)
     strength = parse_strength(config.strength)
     source, named = _sources(config)
-    masks = read_masks(config.masks, named)
+    masks, prompts = read_masks(config.masks, named), read_region_prompts(config.region_prompts, named)
     base = find_base([source], config.pretrained_model_name_or_path, config.base_options)
     run, side = _training_run(source, is_control=config.adapter is None)
     pipe = load_base(base, **config.placement)
     if config.bind:
-        load_named_adapters(pipe, named, config.bind, strength, masks)
+        load_named_adapters(pipe, named, config.bind, strength, masks, prompts)
     elif config.adapter:
         load_hra_weights(pipe, config.adapter)
         set_hra_adapters(pipe, "default", strength)

@@ -57,6 +57,7 @@ def set_hra_adapters(
     bind: Bind | None = None,
     triggers: Triggers | None = None,
     masks: Mapping[str, RegionMask] | None = None,
+    prompts: Mapping[str, str] | None = None,
 ) -> None:
     """Activate adapters with their strengths, and deactivate the others.
 
@@ -71,6 +72,8 @@ def set_hra_adapters(
             tokens alone, in text encoders and cross-attention; "region" for these and the image inside of a mask.
         masks: the region of each adapter, for "region": an image, white inside, or values (height, width) from 0 to 1;
             by default the cross-attention to its words makes it, see `attention_masks`.
+        prompts: a prompt for the region of each adapter with a mask, see `region_prompts`; by default regions read the
+            call's prompt.
         triggers: the trigger words of bound adapters, one or several each; by default those of their files.
 
     Raises:
@@ -80,8 +83,8 @@ def set_hra_adapters(
     names = (adapter_names,) if isinstance(adapter_names, str) else tuple(adapter_names)
     holders(pipe, *names)
     chosen = read_strengths(pipe, names, strengths)
-    _check_bind(pipe, chosen, bind, triggers or masks)
-    binding = None if bind is None else make_binding(pipe, bind, chosen, combine, triggers, masks)
+    _check_bind(pipe, chosen, bind, triggers or masks or prompts)
+    binding = None if bind is None else make_binding(pipe, bind, chosen, combine, triggers, masks, prompts)
     with offloading_suspended(pipe), ExitStack() as undo:
         for component_name, component in adapted_components(pipe).items():
             present = [name for name in names if name in component.peft_config and binding is None]
@@ -98,7 +101,7 @@ def _check_bind(
     if bind not in (None, *get_args(Bind)):
         raise ConfigError(f"bind is {bind!r}: give {' or '.join(map(repr, get_args(Bind)))}, or None.")
     if options and bind is None:
-        raise ConfigError("triggers and masks are for bound adapters: add bind='prompt', or 'region' with masks.")
+        raise ConfigError("triggers, masks and prompts are for bound adapters: add bind='prompt', or 'region'.")
     for component_name, component in adapted_components(pipe).items() if bind else ():
         for name in chosen.keys() & component.peft_config.keys():
             check_strength(name, chosen[name][component_name], component.peft_config[name])
@@ -114,6 +117,7 @@ def using_hra_adapters(
     bind: Bind | None = None,
     triggers: Triggers | None = None,
     masks: Mapping[str, RegionMask] | None = None,
+    prompts: Mapping[str, str] | None = None,
 ) -> Iterator[None]:
     """Activate adapters within a ``with`` block; the arguments are those of `set_hra_adapters`.
 
@@ -129,7 +133,8 @@ def using_hra_adapters(
             with offloading_suspended(pipe):
                 for component in adapted_components(pipe).values():
                     component.unmerge_adapter()
-                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, triggers=triggers, masks=masks)
+                binding_options: dict[str, Any] = {"triggers": triggers, "masks": masks, "prompts": prompts}
+                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, **binding_options)
             yield
         finally:
             set_binding(pipe, binding)

@@ -68,17 +68,28 @@ def read_masks(given: Sequence[str], named: Named) -> dict[Path, Image.Image]:
         ConfigError: a text has another form, or names an adapter that the prompt does not.
         ImageError: a file is no image.
     """
+    files = _by_adapter("--masks", "IMAGE", given, named)
+    return {folder: read_image(Path(file), _OUTSIDE) for folder, file in files.items()}
+
+
+def read_region_prompts(given: Sequence[str], named: Named) -> dict[Path, str]:
+    """Read the prompts of adapters' regions, ADAPTER=PROMPT; return them by folder. Errors as of `read_masks`."""
+    return _by_adapter("--region_prompts", "PROMPT", given, named)
+
+
+def _by_adapter(flag: str, value: str, given: Sequence[str], named: Named) -> dict[Path, str]:
+    """Return the values of a flag, ADAPTER=VALUE for each adapter or for none, by the adapters' folders."""
     folders = {path.name: path for path in named}
-    masks: dict[Path, Image.Image] = {}
+    values: dict[Path, str] = {}
     for text in given:
-        name, _, file = text.partition("=")
+        name, _, found = text.partition("=")
         if name not in folders:
             known = f"those of the prompt are {shorten(folders)}" if folders else "the prompt holds no trigger word"
-            raise ConfigError(f"--masks has {text!r}: write ADAPTER=IMAGE with the name of an adapter; {known}.")
-        masks[folders[name]] = read_image(Path(file), _OUTSIDE)
-    if masks and (missing := [name for name, path in folders.items() if path not in masks]):
-        raise ConfigError(f"--masks lacks the region of {shorten(missing)}: add {missing[0]}=IMAGE, or give no masks.")
-    return masks
+            raise ConfigError(f"{flag} has {text!r}: write ADAPTER={value} with the name of an adapter; {known}.")
+        values[folders[name]] = found
+    if values and (missing := [name for name, path in folders.items() if path not in values]):
+        raise ConfigError(f"{flag} lacks the region of {shorten(missing)}: add {missing[0]}={value}, or leave it out.")
+    return values
 
 
 def load_named_adapters(
@@ -87,6 +98,7 @@ def load_named_adapters(
     bind: Bind = "prompt",
     strength: float | StrengthTable = 1.0,
     masks: Mapping[Path, RegionMask] | None = None,
+    prompts: Mapping[Path, str] | None = None,
 ) -> None:
     """Load the adapters of `adapters_of_prompt` and bind them to their trigger words.
 
@@ -96,6 +108,7 @@ def load_named_adapters(
         bind: see `set_hra_adapters`.
         strength: their strength.
         masks: their regions, by folder.
+        prompts: the prompts of the regions, by folder.
     """
     names: dict[str, Path] = {}
     for path in named:
@@ -106,6 +119,7 @@ def load_named_adapters(
     # of adapters with the same word, the prompt may name one alone; tokens and regions have the noun anyway
     words = {name: [" ".join(phrase) for phrase in named[path]] for name, path in names.items()}
     regions = {name: masks[path] for name, path in names.items()} if masks else None
+    texts = {name: prompts[path] for name, path in names.items()} if prompts else None
     if names:
         triggers = words if bind == "prompt" else None
-        set_hra_adapters(pipe, list(names), strength, bind=bind, triggers=triggers, masks=regions)
+        set_hra_adapters(pipe, list(names), strength, bind=bind, triggers=triggers, masks=regions, prompts=texts)

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -45,7 +46,8 @@ from hra_diffusion.pipelines.components import (
     shared_model,
 )
 from hra_diffusion.pipelines.protocol import Pipeline
-from hra_diffusion.pipelines.regions import RegionMask, activate_masks, check_size, read_mask
+from hra_diffusion.pipelines.region_prompts import check_prompts, encode_prompts
+from hra_diffusion.pipelines.regions import RegionMask, activate_masks, check_size, check_unet, read_mask
 from hra_diffusion.pipelines.strengths import ComponentStrengths
 from hra_diffusion.pipelines.trigger_phrases import bound_phrases, phrases_after_swap
 from hra_diffusion.text import shorten
@@ -66,6 +68,7 @@ class Binding:
         given: the adapters whose trigger words are not those of their files.
         masks: the regions of the adapters, of shape (height, width), from 0 to 1; none with bind="region" for those
             of cross-attention.
+        prompts: the prompts of the regions, see `region_prompts`; none for regions that read the call's prompt.
     """
 
     bind: Bind
@@ -74,6 +77,7 @@ class Binding:
     phrases: Mapping[str, tuple[Phrase, ...]]
     given: frozenset[str] = frozenset()
     masks: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    prompts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass
@@ -135,7 +139,9 @@ def forget_adapters(pipe: Pipeline, adapter_names: Sequence[str]) -> None:
         left = {name: value for name, value in state.binding.strengths.items() if name not in adapter_names}
         phrases = {name: state.binding.phrases[name] for name in left}
         masks = {name: mask for name, mask in state.binding.masks.items() if name in left}
-        state.binding = replace(state.binding, strengths=left, phrases=phrases, masks=masks) if left else None
+        prompts = {name: prompt for name, prompt in state.binding.prompts.items() if name in left}
+        changes = {"strengths": left, "phrases": phrases, "masks": masks, "prompts": prompts}
+        state.binding = replace(state.binding, **changes) if left else None
 
 
 def make_binding(
@@ -145,6 +151,7 @@ def make_binding(
     combine: Combine,
     triggers: Triggers | None = None,
     masks: Mapping[str, RegionMask] | None = None,
+    prompts: Mapping[str, str] | None = None,
 ) -> Binding:
     """Return a binding of adapters to their trigger words.
 
@@ -155,11 +162,13 @@ def make_binding(
         combine: see `Binding`.
         triggers: the trigger words of some adapters, one or several each; by default those of their files.
         masks: the regions of the adapters, for "region" alone; by default their attention makes them.
+        prompts: the prompts of the regions; by default they read that of the call.
 
     Raises:
-        ConfigError: an adapter has no trigger word or that of another one, or no mask or one of no use.
+        ConfigError: an adapter has no trigger word or that of another one, or no mask or one of no use, or a prompt
+            without its trigger word.
     """
-    masks = masks or {}
+    masks, prompts = masks or {}, prompts or {}
     if wrong := set(masks) ^ (set(strengths) if bind == "region" and masks else set()):
         raise ConfigError(
             "masks are for bind='region', one for each adapter or none at all: "
@@ -168,6 +177,7 @@ def make_binding(
     texts = {name: (words,) if isinstance(words, str) else tuple(words) for name, words in (triggers or {}).items()}
     given = {name: tuple(tuple(prompt_words(text)) for text in words) for name, words in texts.items()}
     phrases = bound_phrases(list(strengths), _state(pipe).triggers, given, with_noun=bind != "prompt")
+    check_prompts(prompts, masks, phrases)
     return Binding(
         bind=bind,
         strengths=dict(strengths),
@@ -175,6 +185,7 @@ def make_binding(
         phrases=phrases,
         given=frozenset(given),
         masks={name: read_mask(name, mask) for name, mask in masks.items()},
+        prompts=dict(prompts),
     )
 
 
@@ -200,7 +211,11 @@ def prompts_of(embeddings: Any) -> list[str]:
 
 @contextmanager
 def bound_to(
-    pipe: Pipeline, prompts: Sequence[str], images: int = 1, size: tuple[int, int] | None = None
+    pipe: Pipeline,
+    prompts: Sequence[str],
+    images: int = 1,
+    size: tuple[int, int] | None = None,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[None]:
     """Activate the bound adapters of some prompts within a ``with`` block; nothing without bound adapters.
 
@@ -209,6 +224,7 @@ def bound_to(
         prompts: the prompts of a batch.
         images: number of images for each prompt.
         size: height and width of the images in pixels, if known.
+        options: the call's negative_prompt and clip_skip, where it has them.
 
     Raises:
         ConfigError: the mean of a prompt's adapters is impossible, or a mixed batch is: see `adapter.rows`.
@@ -224,7 +240,7 @@ def bound_to(
             yield
             return
         if binding.bind != "prompt":
-            _mask(undo, pipe, binding, prompts, images, size)
+            _mask(undo, pipe, binding, prompts, images, size, options)
             yield
             return
         named = [named_in(prompt, binding.phrases) for prompt in prompts]
@@ -255,6 +271,7 @@ def _mask(
     prompts: Sequence[str],
     images: int,
     size: tuple[int, int] | None,
+    options: Mapping[str, Any],
 ) -> None:
     """Activate adapters inside of their masks; nothing without a prompt."""
     if len(set(prompts)) > 1:
@@ -268,10 +285,13 @@ def _mask(
         check_size(binding.masks, *size)
     state = _state(pipe)
     if prompts:
-        attending = len(prompts) * images if binding.bind == "region" and not binding.masks else 0
-        undo.push(activate_masks(pipe, prompts[0], binding.strengths, binding.phrases, binding.masks, attending))
+        check_unet(pipe)
         state.in_call = True
         undo.callback(setattr, state, "in_call", False)
+        encoded = encode_prompts(pipe, binding.prompts, binding.strengths, options)
+        masks = None if binding.bind == "region" and not binding.masks else binding.masks
+        count = len(prompts) * images
+        undo.push(activate_masks(pipe, prompts[0], binding.strengths, binding.phrases, masks, count, encoded))
 
 
 def _activate(component: str, model: HRAModel, binding: Binding, names: Sequence[str]) -> None:

@@ -44,7 +44,9 @@ def _bound(method: Callable[..., Any]) -> Callable[..., Any]:
         prompts = _prompts(given)
         count = given.get("num_images_per_prompt") or given.get("num_videos_per_prompt") or 1
         images = 1 if method.__name__ == "encode_prompt" else count
-        with bound_to(self, prompts, images, _size(self, given) if "height" in signature.parameters else None):
+        size = _size(self, given) if "height" in signature.parameters else None
+        options = {name: given[name] for name in ("negative_prompt", "clip_skip") if given.get(name) is not None}
+        with bound_to(self, prompts, images, size, options):
             result = method(self, *args, **kwargs)
         if method.__name__ == "encode_prompt":
             remember_prompts(result[0] if isinstance(result, tuple) else result, prompts)

@@ -31,6 +31,7 @@ from hra_diffusion.pipelines.components import (
     tokenizer_of,
 )
 from hra_diffusion.pipelines.protocol import Pipeline
+from hra_diffusion.pipelines.region_prompts import Encoded, RegionPrompts
 from hra_diffusion.pipelines.strengths import ComponentStrengths
 
 RegionMask = Image.Image | Tensor | np.ndarray[Any, Any]
@@ -70,13 +71,22 @@ def check_size(masks: Mapping[str, Tensor], height: int, width: int) -> None:
             )
 
 
+def check_unet(pipe: Pipeline) -> None:
+    """Raise ConfigError for a pipeline without a UNet."""
+    if denoiser_name(pipe) != "unet":
+        raise ConfigError(
+            f"A {type(pipe).__name__} has no UNet, which adapters bound to tokens or regions need: use bind='prompt'."
+        )
+
+
 def activate_masks(
     pipe: Pipeline,
     prompt: str,
     strengths: Mapping[str, ComponentStrengths],
     phrases: Mapping[str, tuple[Phrase, ...]],
-    masks: Mapping[str, Tensor],
-    attending: int = 0,
+    masks: Mapping[str, Tensor] | None,
+    images: int = 1,
+    encoded: Mapping[str, Encoded] | None = None,
 ) -> ExitStack:
     """Activate adapters inside of their masks; closing the result ends it.
 
@@ -85,43 +95,45 @@ def activate_masks(
         prompt: the prompt of all images.
         strengths: the strengths of the adapters by component.
         phrases: the trigger words of each.
-        masks: the regions of the image, of shape (height, width), from 0 to 1; none for adapters bound to tokens.
-        attending: number of images whose attention to the trigger words makes the regions; 0 for the masks.
+        masks: the regions of the image, of shape (height, width), from 0 to 1; none for adapters bound to tokens, and
+            None for regions that attention to the trigger words makes.
+        images: number of images.
+        encoded: the prompts of the regions, if they have prompts.
 
     Raises:
-        ConfigError: the pipeline has no UNet, or the prompt does not hold a trigger word.
+        ConfigError: the prompt does not hold a trigger word.
     """
-    if denoiser_name(pipe) != "unet":
-        raise ConfigError(
-            f"A {type(pipe).__name__} has no UNet, which adapters bound to tokens or regions need: use bind='prompt'."
-        )
     encoders = list(text_encoders(pipe))
-    tokens = {
-        encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in strengths}
-        for encoder in encoders
-    }
-    images: Mapping[str, Mask]
+    regions: Mapping[str, Mask] = {name: ImageMask(mask) for name, mask in (masks or {}).items()}
+    tokens: dict[str, Mapping[str, Mask]]
     with ExitStack() as undo:
-        if attending:
-            inside = {name: mask.inside for name, mask in tokens[encoders[0]].items()}
-            attention = AttentionMasks(inside, attending)
-            undo.push(attention.record(bare_model(pipe.unet)))
-            images = attention.masks
+        if encoded:
+            prompts = RegionPrompts(encoded, regions, images)
+            undo.push(prompts.attach(bare_model(pipe.unet)))
+            tokens = {encoder: {} for encoder in encoders} | {"unet": prompts.tokens}
         else:
-            images = {name: ImageMask(mask) for name, mask in masks.items()}
+            found = {
+                encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in strengths}
+                for encoder in encoders
+            }
+            tokens = {**found, "unet": found[encoders[0]]}
+            if masks is None:
+                attention = AttentionMasks({name: mask.inside for name, mask in found[encoders[0]].items()}, images)
+                undo.push(attention.record(bare_model(pipe.unet)))
+                regions = attention.masks
         for component, model in adapted_components(pipe).items():
             present = {
                 name: by_component[component] for name, by_component in strengths.items() if name in model.peft_config
             }
-            choose = partial(_rows_of, present, tokens.get(component, tokens[encoders[0]]))
-            layers: Callable[[str], MaskedRows] = partial(choose, images if component == "unet" else None)
+            choose = partial(_rows_of, present, tokens[component])
+            layers: Callable[[str], MaskedRows] = partial(choose, regions if component == "unet" else None)
             undo.enter_context(model._activation.masked(layers, list(present)))
         return undo.pop_all()
 
 
 def _rows_of(
     strengths: Mapping[str, Strength],
-    tokens: Mapping[str, TokenMask],
+    tokens: Mapping[str, Mask],
     images: Mapping[str, Mask] | None,
     layer: str,
 ) -> MaskedRows:

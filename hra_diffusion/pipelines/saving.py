@@ -54,7 +54,7 @@ def save_hra_weights(
     foreign += [ENCODER] if (folder / ENCODER).is_dir() else []
     if foreign:
         raise OutputError(f"{folder} holds an adapter of {', '.join(foreign)} already: save into another folder.")
-    base = getattr(pipe, "name_or_path", None)
+    base = str(getattr(pipe, "name_or_path", None) or "") or None  # from_pretrained(Path) leaves a path
     with offloading_suspended(pipe):
         contents = {
             folder / component / name: data

@@ -127,7 +127,7 @@ def test_image_to_image_has_the_masks(pipe):
         ({"bind": "tokens", "masks": {"left": LEFT}}, "leave out that of left"),
         ({"bind": "region", "masks": {"left": LEFT[0]}}, "has the shape"),
         ({"bind": "region", "masks": {"left": torch.zeros(8, 8)}}, "nothing inside"),
-        ({"bind": None, "masks": {"left": LEFT}}, "masks are for bound adapters"),
+        ({"bind": None, "masks": {"left": LEFT}}, "triggers, masks and prompts are for bound adapters"),
     ],
 )
 def test_masks_of_no_use_are_refused(pipe, options, complaint):
@@ -238,7 +238,12 @@ def test_the_command_binds_to_tokens_and_regions(adapters, tiny_sd, tmp_path, ca
 
     region = ("--bind", "region", "--masks", f"low={tmp_path / 'left.png'}", f"a={tmp_path / 'right.png'}")
     images = [command("--bind", bind) for bind in ("prompt", "tokens")] + [command(*region)]
-    assert len(set(images)) == 3
+    prompts = ("--region_prompts", "low=a sks dog", "a=a sks cat")
+    images.append(command(*region, *prompts))
+    assert len(set(images)) == 4
+    assert "--region_prompts lacks the region of a: add a=PROMPT" in command(*region, *prompts[:-1])
+    assert "lacks its trigger word, 'sks cat'" in command(*region, *prompts[:-1], "a=a cat")
+    assert "--region_prompts are those of the regions of --masks" in command("--bind", "region", *prompts)
     wide = [flag.replace("right", "wide") for flag in region]
     assert "The mask of 'a' is 64 × 32, and the image 32 × 32" in command(*wide)
     assert "--masks lacks the region of a: add a=IMAGE" in command(*region[:-1])
