@@ -105,7 +105,7 @@ def activate_masks(
     """
     encoders = list(text_encoders(pipe))
     regions: Mapping[str, Mask] = {name: ImageMask(mask) for name, mask in (masks or {}).items()}
-    tokens: dict[str, Mapping[str, Mask]]
+    tokens: Mapping[str, Mapping[str, Mask]]
     with ExitStack() as undo:
         if encoded:
             prompts = RegionPrompts(encoded, regions, images)
