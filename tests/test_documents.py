@@ -20,6 +20,7 @@ SHORT = {
     "train_controlnet_hra.py": ["--max_train_samples", "8", "--num_validation_images", "1", *SHORT_RUN],
     "benchmarks/methods.py": TINY_MODEL,
     "benchmarks/composition.py": TINY_MODEL,
+    "benchmarks/frontier.py": TINY_MODEL,
 }
 COUNT = re.compile(r"\b(max_train_steps|num_inference_steps|num_class_images)=(?:[3-9]|\d\d+)\b")
 EXPECTED_OUTPUT = {"benchmarks/core.py": ("### unet-smoke", "### decoder-smoke", "### growth", "### operations")}
