@@ -276,7 +276,7 @@ HOSTILE_FILES = [
 FILE_ENDPOINTS = {
     "restore": lambda file: [file],
     "check": lambda file: [[file], {"headers": [], "data": []}],
-    "import_adapter": lambda file: [[file], "x"],
+    "import_adapter": lambda file: [[file], "x", ""],
     "annotate": lambda file: [[{"name": "edges"}], file, "own", 32, 32],
 }
 
@@ -423,7 +423,7 @@ def test_unreadable_parameters_are_refused_with_a_message(address, subject):
         "annotate": [[], {"path": None, "url": "/etc/passwd"}],
     }.items():
         assert f"/{endpoint} cannot read" in call_endpoint(address, endpoint, data)
-    for endpoint, data in {"import_adapter": [[], None], "rename": ["amber", None]}.items():
+    for endpoint, data in {"import_adapter": [[], None, ""], "rename": ["amber", None]}.items():
         assert "is no name" in call_endpoint(address, endpoint, data)
     assert "choose a PNG file" in call_endpoint(address, "restore", [None])
 
