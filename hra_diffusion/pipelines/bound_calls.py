@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from hra_diffusion.pipelines.binding import binding_of, bound_to, prompts_of, remember_prompts
+from hra_diffusion.pipelines.binding import binding_of, prompts_of, remember_prompts
+from hra_diffusion.pipelines.bound_activation import bound_to
 from hra_diffusion.pipelines.kinds import default_size
 
 _METHODS = ("__call__", "encode_prompt")

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.pipelines.binding import binding_of, bound_to, remember_prompts
+from hra_diffusion.pipelines.binding import binding_of, remember_prompts
+from hra_diffusion.pipelines.bound_activation import bound_to
 from hra_diffusion.pipelines.components import denoiser_name, text_encoders, tokenizer_of
 from hra_diffusion.pipelines.prompt_weights import MAX_CHARACTERS, Fragment, PromptSyntax, parse_weights
 from hra_diffusion.pipelines.protocol import Pipeline
