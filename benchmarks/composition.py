@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from measure import describe_machine, print_table
 from methods import (
+    SCORES,
     cached,
     methods,
     plan_for,
@@ -176,12 +177,9 @@ def rows(composition: Composition, options: argparse.Namespace) -> list[list[Any
         results = [composition.measure(method, subject, count, bound=bound) for subject in options.subjects]
         means = {key: float(np.mean([result[key] for result in results])) for key in results[0]}
         label = f"{method}, bound to prompts" if bound else f"{method}, {'sum' if method == 'LoRA' else 'product'}"
-        table.append([composition.words, label, count, *(means[key] for key in COLUMNS)])
+        table.append([composition.words, label, count, *(means[key] for key in SCORES)])
         print(*table[-1], flush=True)
     return table
-
-
-COLUMNS = ("gap closed", "backgrounds", "class drift", "other drift")
 
 
 def main() -> None:
@@ -196,7 +194,7 @@ def main() -> None:
     table = [row for words in options.words for row in rows(Composition(words, options), options)]
     print_table(
         f"{len(options.subjects)} subjects, {options.steps} steps, r = {options.rank}",
-        ["words", "", "active", *COLUMNS],
+        ["words", "", "active", *SCORES],
         table,
     )
 

@@ -19,9 +19,7 @@ from typing import Any
 
 import numpy as np
 from measure import describe_machine, print_table, trained
-from methods import Base, cached, plan_for, prepared_run, scores_of, subject_parser
-
-from hra_diffusion.metrics import Generations
+from methods import SCORES, Base, cached, prepared_run, scores_of_run, subject_parser
 
 CHANGES: Mapping[str, Mapping[str, Any]] = {
     "the defaults": {},
@@ -35,7 +33,6 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
     "class images as targets": {"prior_target": "image"},
 }
 """Settings of the command by the name of a row."""
-SCORES = ("gap closed", "backgrounds", "class drift", "other drift")
 
 
 def measure(subject: str, change: str, base: Base, options: argparse.Namespace) -> dict[str, float]:
@@ -44,10 +41,7 @@ def measure(subject: str, change: str, base: Base, options: argparse.Namespace) 
     trainer = run.start().trainer
     for _ in trainer.steps(options.steps):
         pass
-    generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
-    for _ in generations.generate_mode("adapter", run.pipe):
-        pass
-    return {"parameters": float(trained(trainer.loss)), **scores_of(generations, subject)}
+    return {"parameters": float(trained(trainer.loss)), **scores_of_run(run, subject, base, options)}
 
 
 def main() -> None:

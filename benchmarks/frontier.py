@@ -35,18 +35,15 @@ from methods import (
     cached,
     make_trainer,
     methods,
-    plan_for,
     prepared_run,
-    scores_of,
+    scores_of_run,
     subject_parser,
 )
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from hra_diffusion import HRAModel
-from hra_diffusion.metrics import Generations
 from hra_diffusion.metrics.bootstrap import bootstrap
-from hra_diffusion.training.run import Run
 
 RATES: Mapping[str, float] = {
     "HRA, λ = 0": 7e-3,
@@ -122,15 +119,8 @@ def measure(
         if record.step in options.at:
             for strength in strengths_of(method, options.strengths):
                 with at_strength(components, first, strength):
-                    scores[key(record.step, strength)] = _generate(run, subject, base, options)
+                    scores[key(record.step, strength)] = scores_of_run(run, subject, base, options)
     return scores
-
-
-def _generate(run: Run, subject: str, base: Base, options: argparse.Namespace) -> dict[str, float]:
-    generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
-    for _ in generations.generate_mode("adapter", run.pipe):
-        pass
-    return scores_of(generations, subject)
 
 
 def strengths_of(method: str, strengths: Iterable[float]) -> list[float]:

@@ -53,6 +53,8 @@ from hra_diffusion.training.prepare import prepare_run
 from hra_diffusion.training.run import Run
 
 SUBJECTS = DATA / "assets" / "subjects"
+SCORES = ("gap closed", "backgrounds", "class drift", "other drift")
+"""Columns of tables, of the scores of `scores_of`."""
 Components = Mapping[str, nn.Module]
 
 
@@ -201,10 +203,15 @@ def measure(subject: str, method: Method, rate: float, base: Base, options: argp
     """Train a method on a subject, and measure its images."""
     run = prepared_run(subject, options)
     _, loss, duration = train_method(run, method, rate, options)
+    return {"parameters": float(trained(loss)), **scores_of_run(run, subject, base, options), "seconds": duration}
+
+
+def scores_of_run(run: Run, subject: str, base: Base, options: argparse.Namespace) -> dict[str, float]:
+    """Generate a subject's images with the adapter of a run, and return their scores."""
     generations = Generations(plan=plan_for(run, options), images={"base": base.images(subject)})
     for _ in generations.generate_mode("adapter", run.pipe):
         pass
-    return {"parameters": float(trained(loss)), **scores_of(generations, subject), "seconds": duration}
+    return scores_of(generations, subject)
 
 
 def train_method(

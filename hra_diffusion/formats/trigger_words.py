@@ -81,6 +81,11 @@ def named_in(prompt: str, phrases: Mapping[str, tuple[Phrase, ...]]) -> tuple[st
     return tuple(name for name, choices in phrases.items() if any(holds_phrase(words, phrase) for phrase in choices))
 
 
+def quoted_choices(phrases: Sequence[Phrase]) -> str:
+    """Return the phrases that a message offers: 'sks dog' or 'hta dog'."""
+    return " or ".join(repr(" ".join(phrase)) for phrase in phrases)
+
+
 def holds_phrase(words: Sequence[str], phrase: Phrase) -> bool:
     """Whether the words of a phrase follow each other among the words of a prompt."""
     return any(tuple(words[start : start + len(phrase)]) == phrase for start in range(len(words)))

@@ -133,8 +133,16 @@ def using_hra_adapters(
             with offloading_suspended(pipe):
                 for component in adapted_components(pipe).values():
                     component.unmerge_adapter()
-                binding_options: dict[str, Any] = {"triggers": triggers, "masks": masks, "prompts": prompts}
-                set_hra_adapters(pipe, adapter_names, strengths, combine, bind=bind, **binding_options)
+                set_hra_adapters(
+                    pipe,
+                    adapter_names,
+                    strengths,
+                    combine,
+                    bind=bind,
+                    triggers=triggers,
+                    masks=masks,
+                    prompts=prompts,
+                )
             yield
         finally:
             set_binding(pipe, binding)

@@ -82,11 +82,11 @@ def _by_adapter(flag: str, value: str, given: Sequence[str], named: Named) -> di
     folders = {path.name: path for path in named}
     values: dict[Path, str] = {}
     for text in given:
-        name, _, found = text.partition("=")
+        name, _, content = text.partition("=")
         if name not in folders:
             known = f"those of the prompt are {shorten(folders)}" if folders else "the prompt holds no trigger word"
             raise ConfigError(f"{flag} has {text!r}: write ADAPTER={value} with the name of an adapter; {known}.")
-        values[folders[name]] = found
+        values[folders[name]] = content
     if values and (missing := [name for name, path in folders.items() if path not in values]):
         raise ConfigError(f"{flag} lacks the region of {shorten(missing)}: add {missing[0]}={value}, or leave it out.")
     return values

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hra_diffusion.adapter.masks import Mask
+from hra_diffusion.adapter.masks import Mask, TokenMask
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.trigger_words import Phrase, named_in
+from hra_diffusion.formats.trigger_words import Phrase, named_in, quoted_choices
 from hra_diffusion.pipelines.components import adapted_components, offloading_suspended, text_encoders
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.strengths import ComponentStrengths
@@ -45,7 +45,7 @@ def check_prompts(
         )
     for name, prompt in prompts.items():
         if not named_in(prompt, {name: phrases[name]}):
-            words = " or ".join(repr(" ".join(phrase)) for phrase in phrases[name])
+            words = quoted_choices(phrases[name])
             raise ConfigError(f"The prompt for the region of {name!r} lacks its trigger word, {words}: write it.")
 
 
@@ -106,13 +106,9 @@ class RegionPrompts:
 
     def __init__(self, encoded: Mapping[str, Encoded], masks: Mapping[str, Mask], images: int) -> None:
         self._encoded, self._masks, self._images = encoded, masks, images
-        counts = {name: embeds.prompt.shape[1] for name, embeds in encoded.items()}
-        following = sum(counts.values())
-        self._regions_tokens = following
-        self.tokens: dict[str, OwnTokens] = {}
-        for name, count in counts.items():
-            self.tokens[name] = OwnTokens(following, count)
-            following -= count
+        self._length = next(iter(encoded.values())).prompt.shape[1]  # of all prompts: that of the text encoder
+        text = torch.arange(self._length * (1 + len(encoded))) // self._length
+        self.tokens = {name: TokenMask(text == number) for number, name in enumerate(encoded, start=1)}
         self._biases: dict[Any, Tensor] = {}
 
     def attach(self, unet: nn.Module) -> ExitStack:
@@ -156,30 +152,7 @@ class RegionPrompts:
                 inside = mask.tokens(pixels.shape[1], pixels.device)
                 is_read |= inside & self.tokens[name].tokens(tokens, pixels.device).mT
                 outside &= ~inside
-            is_read[:, : tokens - self._regions_tokens] |= outside
+            is_read[:, : self._length] |= outside
             bias = torch.zeros(is_read.shape, dtype=pixels.dtype, device=pixels.device)
             self._biases[key] = bias.masked_fill_(~is_read, float("-inf")).expand(len(pixels), -1, -1)
         return self._biases[key]
-
-
-class OwnTokens(Mask):
-    """The tokens of one of the prompts in a text.
-
-    Args:
-        end: how many tokens before the text's end they begin.
-        count: number of the tokens.
-    """
-
-    def __init__(self, end: int, count: int) -> None:
-        self._end, self._count, self.version = end, count, 0
-
-    def tokens(self, count: int, device: torch.device) -> Tensor:
-        """Return whether each of `count` tokens is inside, of shape (count, 1)."""
-        inside = torch.zeros(count, 1, dtype=torch.bool, device=device)
-        start = count - self._end
-        inside[start : start + self._count] = True
-        return inside
-
-    def pixels(self, height: int, width: int, device: torch.device) -> Tensor:
-        """Return False for each pixel: a text has none."""
-        return torch.zeros(height, width, dtype=torch.bool, device=device)

@@ -21,7 +21,7 @@ from torch import Tensor
 from hra_diffusion.adapter.masks import ImageMask, Mask, MaskedRows, TokenMask
 from hra_diffusion.adapter.strengths import Strength, strength_in
 from hra_diffusion.errors import ConfigError
-from hra_diffusion.formats.trigger_words import Phrase
+from hra_diffusion.formats.trigger_words import Phrase, quoted_choices
 from hra_diffusion.pipelines.attention_masks import AttentionMasks
 from hra_diffusion.pipelines.components import (
     adapted_components,
@@ -112,13 +112,15 @@ def activate_masks(
             undo.push(prompts.attach(bare_model(pipe.unet)))
             tokens = {encoder: {} for encoder in encoders} | {"unet": prompts.tokens}
         else:
-            found = {
+            own_tokens = {
                 encoder: {name: _token_mask(pipe, encoder, prompt, name, phrases[name]) for name in strengths}
                 for encoder in encoders
             }
-            tokens = {**found, "unet": found[encoders[0]]}
+            tokens = {**own_tokens, "unet": own_tokens[encoders[0]]}
             if masks is None:
-                attention = AttentionMasks({name: mask.inside for name, mask in found[encoders[0]].items()}, images)
+                attention = AttentionMasks(
+                    {name: mask.inside for name, mask in own_tokens[encoders[0]].items()}, images
+                )
                 undo.push(attention.record(bare_model(pipe.unet)))
                 regions = attention.masks
         for component, model in adapted_components(pipe).items():
@@ -162,9 +164,8 @@ def _token_mask(pipe: Pipeline, encoder: str, prompt: str, name: str, phrases: t
             if ids[start : start + len(phrase_ids)] == phrase_ids:
                 inside[start : start + len(phrase_ids)] = True
     if not inside.any():
-        words = " or ".join(repr(" ".join(phrase)) for phrase in phrases)
         raise ConfigError(
-            f"The prompt does not hold the trigger word of the adapter {name!r}, {words}, within the {length} tokens "
-            "that are read: write it, or leave the adapter out."
+            f"The prompt does not hold the trigger word of the adapter {name!r}, {quoted_choices(phrases)}, within the "
+            f"{length} tokens that are read: write it, or leave the adapter out."
         )
     return TokenMask(inside)

@@ -72,7 +72,7 @@ class Bases:
         return self._known[name]
 
     def find(self, name: str | None) -> Base:
-        """Return a base by name, or the default for None and unknown names, such as those that files record.
+        """Return the base that a file records, or the default one for None and for a name that is not here.
 
         Raises:
             ModelError: its files are missing or incomplete.
