@@ -31,7 +31,7 @@ from hra_diffusion.studio.theme import CSS, HEAD, make_theme
 logger = logging.getLogger(__name__)
 
 SESSIONS = 500
-"""Limit of the tabs and API clients whose state is kept, some 0.3 MB each; a client without a session is one more."""
+"""Limit of the tabs and API clients whose state is kept, some 0.7 MB each; a client without a session is one more."""
 _LOGO = Path(__file__).parent / "logo.svg"
 
 
