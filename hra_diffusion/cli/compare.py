@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     expected = 1 if config.search_dir else 2
     if len(config.adapters) != expected:
         raise ConfigError(
-            f"compare has {len(config.adapters)} adapters: name two, or one with --search_dir for a folder of others."
+            "compare takes two adapters, or one with --search_dir for a folder of others, and not "
+            f"{len(config.adapters)}."
         )
     adapters = [find_data(adapter) for adapter in config.adapters]
     lines = _search(adapters[0], config.search_dir) if config.search_dir else _pair(adapters[0], adapters[1], config)

@@ -18,9 +18,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hra_diffusion.adapter.mixture import Combine
 from hra_diffusion.errors import ConfigError
 from hra_diffusion.formats.trigger_words import Phrase, Trigger, prompt_words
-from hra_diffusion.pipelines.components import (
-    shared_model,
-)
+from hra_diffusion.pipelines.components import shared_model
 from hra_diffusion.pipelines.protocol import Pipeline
 from hra_diffusion.pipelines.region_prompts import check_prompts
 from hra_diffusion.pipelines.regions import RegionMask, read_mask

@@ -110,7 +110,7 @@ def test_an_odd_rank_is_refused(adapters, tmp_path):
 def test_wrong_numbers_of_adapters_and_empty_folders_are_refused(adapters, tmp_path, capsys):
     for arguments in (["a"], [], ["a", "b", "c"], ["a", "b", "--search_dir", "c"]):
         assert main(["compare", *arguments]) == 2
-        assert "adapters: name two, or one with --search_dir" in capsys.readouterr().err
+        assert "takes two adapters, or one with --search_dir" in capsys.readouterr().err
     assert main(["compare", str(adapters / "a"), "--search_dir", str(tmp_path / "nowhere")]) == 2
     assert main(["compare", str(adapters / "a"), "--search_dir", str(adapters / "a" / "unet")]) == 2
     assert "has no sub-folder with another adapter" in capsys.readouterr().err
