@@ -1,7 +1,8 @@
-"""The default run of a subject with one setting changed: `python benchmarks/defaults.py`, an hour on a core.
+"""The default run of a subject with one setting changed: `python benchmarks/defaults.py`, hours on a core.
 
     --subjects tiger robot …    folders in assets/subjects; all by default
     --changes "rank 4" …        names in CHANGES; all by default
+    --training_seeds 0 1 2      a run for each
     --steps 150
     --contexts 4 --seeds 2      images for each measurement: contexts · seeds of the subject
     --num_inference_steps 15
@@ -15,6 +16,7 @@ benchmark.
 import argparse
 from collections.abc import Mapping
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -35,9 +37,9 @@ CHANGES: Mapping[str, Mapping[str, Any]] = {
 """Settings of the command by the name of a row."""
 
 
-def measure(subject: str, change: str, base: Base, options: argparse.Namespace) -> dict[str, float]:
+def measure(change: str, subject: str, seed: int, base: Base, options: argparse.Namespace) -> dict[str, float]:
     """Train the run with a change on a subject, and measure its images."""
-    run = prepared_run(subject, options, **CHANGES[change])
+    run = prepared_run(subject, options, seed=seed, **CHANGES[change])
     trainer = run.start().trainer
     for _ in trainer.steps(options.steps):
         pass
@@ -48,21 +50,22 @@ def main() -> None:
     parser = subject_parser(__doc__, "outputs/defaults")
     parser.set_defaults(steps=150, contexts=4, num_inference_steps=15)
     parser.add_argument("--changes", nargs="*", choices=list(CHANGES), default=list(CHANGES))
+    parser.add_argument("--training_seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.smoke:
-        options.subjects, options.changes = ["tiger"], ["rank 4"]
+        options.subjects, options.changes, options.training_seeds = ["tiger"], ["rank 4"], [0]
         options.steps = options.contexts = options.seeds = 1
     print(describe_machine())
     base, rows = Base(options), []
     for change in options.changes:
         results: list[dict[str, float]] = []
-        for subject in options.subjects:
-            path = options.output_dir / subject / f"{change}.json"
-            results.append(cached(path, partial(measure, subject, change, base, options)))
-            print(f"{change}, {subject}", flush=True)
+        for seed, subject in product(options.training_seeds, options.subjects):
+            path = options.output_dir / subject / f"{change}, seed {seed}.json"
+            results.append(cached(path, partial(measure, change, subject, seed, base, options)))
+            print(f"{change}, {subject}, seed {seed}", flush=True)
         means = [float(np.mean([result[name] for result in results])) for name in SCORES]
         rows.append([change, f"{results[0]['parameters']:,.0f}", *means])
-    size = f"{len(options.subjects)} subjects, {options.steps} steps"
+    size = f"{len(options.subjects)} subjects, {len(options.training_seeds)} training seeds, {options.steps} steps"
     print_table(f"One setting changed: {size}", ["", "parameters", *SCORES], rows)
 
 
