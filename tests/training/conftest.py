@@ -9,12 +9,18 @@ from hra_diffusion.training.config.file import with_values
 from tests import models
 
 
-@pytest.fixture
-def fresh_accelerate():
-    """Reset accelerate's state after a test: a process has one state, and runs differ in precision."""
-    yield
+def reset_accelerate() -> None:
+    """Forget accelerate's state: a process has one, and runs differ in precision."""
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Reset accelerate's state before a test, for tests of other folders leave one, and after it."""
+    reset_accelerate()
+    yield
+    reset_accelerate()
 
 
 @pytest.fixture
