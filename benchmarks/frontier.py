@@ -50,12 +50,12 @@ RATES: Mapping[str, float] = {
     "HRA, λ = 1e-3": 7e-3,
     "HRA with magnitudes": 7e-3,
     "LoRA, same rank": 1.5e-3,
-    "LoRA, same parameters": 3e-4,
+    "LoRA, same parameters": 1.5e-3,
     "DoRA, same rank": 1.5e-3,
     "OFT": 1.5e-3,
     "full fine-tuning": 3e-4,
 }
-"""The best rates of methods.py; those of magnitudes and DoRA are HRA's and LoRA's."""
+"""The best rates of methods.py; those of magnitudes are HRA's, of DoRA and the smaller LoRA LoRA's."""
 
 FIDELITIES = (0.8, 0.9)
 """Shares of the gap closed at which the drift is compared."""
