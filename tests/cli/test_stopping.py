@@ -7,19 +7,18 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 
 from hra_diffusion.cli.main import main
 from hra_diffusion.cli.stopping import stop_request
 from hra_diffusion.training.data.batches import Batches
 from hra_diffusion.training.outputs.checkpoint import checkpoints
+from tests.accelerate_state import reset_accelerate
 
 
 @pytest.fixture
 def flags(tiny_sd, images, tmp_path):
     """A command that trains for five steps."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     values = {
         "pretrained_model_name_or_path": tiny_sd,
         "instance_data_dir": images,

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from diffusers import DiffusionPipeline
 from peft import PeftModel
 from safetensors.torch import save_file
@@ -23,6 +22,7 @@ from hra_diffusion.pipelines.models import generate_image
 from hra_diffusion.resources import recorded_path
 from hra_diffusion.studio.engine.adapters.library import Library
 from hra_diffusion.studio.engine.models.base import read_base
+from tests.accelerate_state import reset_accelerate
 from tests.conftest import save_images
 from tests.pipelines.test_single_files import original_tensors
 from tests.versions import offloads_groups
@@ -34,13 +34,11 @@ SMALL = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 
 def train(*flags: str) -> None:
     """Train on the images in dog, into run; accelerate has one state a process, and runs differ in precision."""
     images = ["--instance_data_dir", "dog", "--num_validation_images", "1", "--num_inference_steps", "2"]
-    for state in (AcceleratorState, GradientState):
-        state._reset_state()
+    reset_accelerate()
     try:
         assert main(["train", *flags, *images, "--max_train_steps", "2", "--output_dir", "run"]) == 0
     finally:
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        reset_accelerate()
 
 
 @pytest.fixture(scope="module")

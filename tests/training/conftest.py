@@ -1,18 +1,12 @@
 """The settings of a short run on the tiny model, a reset of accelerate's state, and a tiny Stable Diffusion 3."""
 
 import pytest
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image, ImageDraw
 
 from hra_diffusion.training.config import ControlNetConfig, DreamBoothConfig
 from hra_diffusion.training.config.file import with_values
 from tests import models
-
-
-def reset_accelerate() -> None:
-    """Forget accelerate's state: a process has one, and runs differ in precision."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+from tests.accelerate_state import reset_accelerate
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import logging
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hra_diffusion.errors import ImageError, OutputError
@@ -16,6 +15,7 @@ from hra_diffusion.training.data.subjects import Subject, read_examples
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.families import load
 from hra_diffusion.training.prepare import prepare_run
+from tests.accelerate_state import reset_accelerate
 
 
 class Counting:
@@ -150,8 +150,7 @@ def files(folder):
 
 
 def train(config, **changes):
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     run = prepare_run(DreamBooth(with_values(config, changes)))
     list(run.generate_class_images())
     list(run.steps())

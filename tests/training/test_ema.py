@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
 from hra_diffusion.householder.chain import chain_matrix
@@ -17,6 +16,7 @@ from hra_diffusion.training.loop.ema import EMA
 from hra_diffusion.training.loop.optimizers import retract
 from hra_diffusion.training.prepare import prepare_run
 from hra_diffusion.training.run import Run
+from tests.accelerate_state import reset_accelerate
 
 COLUMNS, OTHER = "layer.hra_u_default", "tokens"
 WEIGHTS = Path("unet") / "adapter_model.safetensors"
@@ -63,8 +63,7 @@ def test_zero_columns_stay_zero():
 
 
 def train(config, folder: Path, stop_after: int | None = None, **changes) -> Run:
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     run = prepare_run(DreamBooth(with_values(config, {"output_dir": folder, **changes})))
     for record in run.steps():
         if record.step == stop_after:

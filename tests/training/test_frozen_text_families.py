@@ -15,7 +15,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import nn
 
@@ -277,7 +276,6 @@ def test_each_adapted_layer_learns(trained):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_training_in_half_precision_with_swapped_blocks_has_finite_losses(base, images, tmp_path):
-    AcceleratorState._reset_state(True)  # of the runs before, in float32
     flags = run_flags(base, images, tmp_path / "run", mixed_precision="bf16", max_train_steps=2, blocks_to_swap=1)
     assert main([*flags, "--gradient_checkpointing"]) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
@@ -527,7 +525,6 @@ def test_guidance_of_qwen_image_is_true_cfg_with_a_negative_prompt(tiny_qwen_ima
 def test_the_config_of_qwen_image_trains_a_tiny_model(tiny_qwen_image, images, tmp_path):
     """Weights in int8, of which a block is in main memory, with recomputed blocks in bfloat16."""
     pytest.importorskip("torchao")
-    AcceleratorState._reset_state(True)  # of the runs before, in float32
     command, *flags = run_flags(tiny_qwen_image, images, tmp_path / "run", max_train_steps=2, blocks_to_swap=1)
     assert main([command, "--config", "subject-qwen-image", *flags]) == 0
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from hra_diffusion.errors import AdapterFileError, ConfigError
@@ -19,6 +18,7 @@ from hra_diffusion.training.outputs.checkpoint import REST, checkpoints
 from hra_diffusion.training.outputs.log import read_log
 from hra_diffusion.training.outputs.resuming import FREE, FREE_WITHOUT_PRIOR, check_fingerprint
 from hra_diffusion.training.prepare import prepare_run
+from tests.accelerate_state import reset_accelerate
 
 
 @pytest.fixture
@@ -40,8 +40,7 @@ def config(config):
 
 def train(config: DreamBoothConfig, stop_after: int | None = None, **changes) -> Path:
     """Run to the end, or save after a step and stop; returns the run's folder."""
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     run = prepare_run(DreamBooth(with_values(config, changes)))
     for record in run.steps():
         if record.step == stop_after:
@@ -226,8 +225,7 @@ def test_a_new_run_removes_the_images_and_measurements_of_the_previous_one(confi
     run.save()
     assert not any((folder / name).exists() for name in results)  # of the previous adapter
     assert (folder / "validation" / "step-2").exists()
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     next(prepare_run(DreamBooth(config)).steps())
     assert [path.name for path in (folder / "validation").iterdir()] == ["mine.png"]
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 
 from hra_diffusion.training.data.batches import Batch
 from hra_diffusion.training.loop.steps import train
+from tests.accelerate_state import reset_accelerate
 
 
 @pytest.fixture
@@ -15,13 +15,11 @@ def make_accelerator():
     """Return a function that makes an Accelerator without the state shared in this process."""
 
     def make(**options):
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        reset_accelerate()
         return Accelerator(cpu=True, **options)
 
     yield make
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
 
 
 class Distance(nn.Module):

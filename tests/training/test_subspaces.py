@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from peft import HRAConfig as PeftHRAConfig
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -19,6 +18,7 @@ from hra_diffusion.training.config import DreamBoothConfig
 from hra_diffusion.training.config.file import read_run, with_values
 from hra_diffusion.training.dreambooth import DreamBooth
 from hra_diffusion.training.prepare import prepare_run
+from tests.accelerate_state import reset_accelerate
 from tests.conftest import save_images
 
 RATE = 0.3
@@ -42,8 +42,7 @@ def slots(tiny_sd, tmp_path_factory):
     values = {"instance_data_dir": save_images(folder / "dog"), "num_inference_steps": 1, "train_text_encoder": True}
     config = with_values(DreamBoothConfig(), {"pretrained_model_name_or_path": str(tiny_sd), **values})
     trained = [train(settings(config, folder / f"slot-{i}", slot=f"{i}/2")) for i in (1, 2)]
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()
+    reset_accelerate()
     return trained
 
 

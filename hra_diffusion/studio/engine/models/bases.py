@@ -72,7 +72,7 @@ class Bases:
         return self._known[name]
 
     def find(self, name: str | None) -> Base:
-        """Return the base that a file records, or the default one for None and for a name that is not here.
+        """Return the base of a recorded name; the default base for None and for a name that is not offered.
 
         Raises:
             ModelError: its files are missing or incomplete.
